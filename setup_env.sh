@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Make ./venv with Python 3.11 or newer and install the exact pins of requirements.txt.
+#
+#   ./setup_env.sh                      # uses python3.11, else a python3 of at least 3.11
+#   PYTHON=/path/to/python ./setup_env.sh
+#
+# Safe to run again: it returns in a moment when nothing changed, installs after a change of
+# requirements.txt, and repairs a half-made venv. No sudo; nothing outside this folder is touched.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+readonly VENV=venv
+readonly STAMP=$VENV/.requirements.installed
+
+fail() { printf 'setup_env.sh: %s\n' "$1" >&2; exit 1; }
+
+is_recent_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+
+find_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        is_recent_enough "$PYTHON" || fail "PYTHON=$PYTHON is not a Python of at least 3.11"
+        printf '%s' "$PYTHON"
+        return
+    fi
+    local candidate
+    for candidate in python3.11 python3; do
+        if is_recent_enough "$candidate"; then printf '%s' "$candidate"; return; fi
+    done
+    fail "Python 3.11 or newer is needed and was not found. Install it (Debian/Ubuntu: apt install python3.11 python3.11-venv; macOS: brew install python@3.11) or name one: PYTHON=/path/to/python ./setup_env.sh"
+}
+
+is_complete() { cmp -s requirements.txt "$STAMP" && "$VENV/bin/python" -c '' >/dev/null 2>&1; }
+has_working_pip() { "$VENV/bin/python" -m pip --version >/dev/null 2>&1; }
+
+make_venv() {
+    local python
+    python=$(find_python)
+    echo "Making ./$VENV with $("$python" --version)"
+    "$python" -m venv --clear "$VENV" ||
+        fail "'$python -m venv' failed. On Debian/Ubuntu the module comes separately: apt install python3-venv"
+}
+
+if is_complete; then
+    echo "./$VENV is up to date"
+    exit 0
+fi
+has_working_pip || make_venv
+# A stamp from before must not vouch for an installation that is interrupted now.
+rm -f "$STAMP"
+echo "Installing requirements.txt into ./$VENV (a few minutes the first time)"
+# --no-cache-dir: pip's cache lies outside this folder.
+"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir -r requirements.txt ||
+    fail "pip could not install requirements.txt; its message is above. Check the network and run ./setup_env.sh again"
+cp requirements.txt "$STAMP.part"
+mv "$STAMP.part" "$STAMP"
+echo "Done. Next: ./$VENV/bin/python verify_project.py"
