@@ -1,0 +1,208 @@
+"""The instrument: pitch and loudness curves in, sound out (DDSP, Engel et al., ICLR 2020).
+
+    f0, loudness [B, T, 2] -> decoder -> 166 = 101 + 65
+        101: softmax over the harmonics that can sound, times the loudness as an amplitude, times a
+             learned gain -> harmonic oscillator bank
+         65: sigmoid -> noise-band magnitudes -> filtered noise
+    audio = harmonic part + noise part
+
+The decoder is a GRU (Cho et al., EMNLP 2014) or, as a preset, a causal Transformer with windowed
+attention. ``NeuralGuitar`` and ``Vox2Trumpet`` are two names for one implementation; what makes a
+guitar or a trumpet is the training data.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from config import AudioConfig, Config, ModelConfig
+from synth import FilteredNoiseSynthesizer, HarmonicSynthesizer, harmonics_below_nyquist
+
+_LOUDNESS_RANGE = 80.0  # dB that are scaled to 0..1
+_F0_REFERENCE = 32.7  # Hz, scaled to 0: C1, CREPE's lowest pitch
+_F0_OCTAVES = 6.0  # scaled to 1, up to about CREPE's highest
+
+
+class Controls(NamedTuple):
+    """What the synthesizers play, 100 times a second."""
+
+    harmonic_amplitudes: Tensor  # [B, T, H], linear; zero at and above Nyquist
+    noise_magnitudes: Tensor  # [B, T, K], linear gain of each band
+
+
+class Sound(NamedTuple):
+    harmonic: Tensor  # [B, N]
+    noise: Tensor  # [B, N]
+
+    @property
+    def audio(self) -> Tensor:
+        """The sum, [B, N]."""
+        return self.harmonic + self.noise
+
+
+def scale_f0(f0: Tensor) -> Tensor:
+    """Scale Hz to about 0..1, linear in pitch."""
+    return torch.log2(f0 / _F0_REFERENCE) / _F0_OCTAVES
+
+
+def scale_loudness(loudness: Tensor) -> Tensor:
+    """Scale dB to 0..1 for -80..0 dB."""
+    return loudness / _LOUDNESS_RANGE + 1
+
+
+class GruDecoder(nn.Module):
+    """[B, T, 2] -> [B, T, hidden_size]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dropout = config.dropout if config.num_layers > 1 else 0.0
+        self.gru = nn.GRU(2, config.hidden_size, config.num_layers, batch_first=True, dropout=dropout)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.gru(inputs)[0]
+
+
+class TransformerDecoder(nn.Module):
+    """[B, T, 2] -> [B, T, hidden_size] by causal self-attention; time and memory grow linearly with T."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed = nn.Linear(2, config.hidden_size)
+        self.layers = nn.ModuleList(_TransformerLayer(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.embed(inputs)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.norm(hidden)
+
+
+class _TransformerLayer(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.attention_norm = nn.LayerNorm(size)
+        self.attention = _WindowedAttention(size, config.num_heads, config.attention_window)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(size), nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden)))
+        return hidden + self.dropout(self.feed_forward(hidden))
+
+
+class _WindowedAttention(nn.Module):
+    """Causal attention over the frame's own window and the one before it.
+
+    Time is cut into windows of W frames, so a frame sees W to 2 W frames back whatever the length.
+    Distance enters as a learned bias, which knows no absolute position: a minute sounds like a second.
+    """
+
+    def __init__(self, size: int, num_heads: int, window: int) -> None:
+        super().__init__()
+        if size % num_heads:
+            raise ValueError(f"hidden_size {size} cannot be shared by {num_heads} heads")
+        self.num_heads = num_heads
+        self.window = window
+        self.project_in = nn.Linear(size, 3 * size)
+        self.project_out = nn.Linear(size, size)
+        self.distance_bias = nn.Parameter(torch.zeros(num_heads, 2 * window))
+        distance = torch.arange(window, 2 * window)[:, None] - torch.arange(2 * window)  # (W, 2W) frames back
+        self.register_buffer("distance", distance.clamp(min=0), persistent=False)
+        self.register_buffer("future", distance < 0, persistent=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        n_frames = hidden.shape[1]
+        hidden = nn.functional.pad(hidden, (0, 0, 0, -n_frames % self.window))
+        query, key, value = self.project_in(hidden).chunk(3, dim=-1)
+        attended = nn.functional.scaled_dot_product_attention(
+            self._windows(query), self._with_previous(key), self._with_previous(value), attn_mask=self._mask(hidden)
+        )  # (B, windows, heads, W, head size)
+        return self.project_out(attended.transpose(2, 3).flatten(3).flatten(1, 2)[:, :n_frames])
+
+    def _windows(self, frames: Tensor) -> Tensor:
+        """[B, T, C] -> [B, windows, heads, W, C / heads]."""
+        return frames.unflatten(1, (-1, self.window)).unflatten(-1, (self.num_heads, -1)).transpose(2, 3)
+
+    def _with_previous(self, frames: Tensor) -> Tensor:
+        here = self._windows(frames)
+        before = torch.cat([torch.zeros_like(here[:, :1]), here[:, :-1]], dim=1)
+        return torch.cat([before, here], dim=3)  # (B, windows, heads, 2W, head size)
+
+    def _mask(self, hidden: Tensor) -> Tensor:
+        """Return the distance bias, minus infinity for the future and for what lies before the first frame."""
+        bias = self.distance_bias[:, self.distance].masked_fill(self.future, -math.inf)  # (heads, W, 2W)
+        n_windows = hidden.shape[1] // self.window
+        mask = bias.expand(n_windows, -1, -1, -1).clone()
+        mask[0, :, :, : self.window] = -math.inf
+        return mask
+
+
+_DECODERS = {"gru": GruDecoder, "transformer": TransformerDecoder}
+
+
+class NeuralGuitar(nn.Module):
+    """Decoder, harmonic bank and filtered noise.
+
+    ``settings``, ``instrument`` and ``statistics`` say what a trained model was trained with and on;
+    they are filled when a checkpoint is loaded.
+    """
+
+    def __init__(self, config: ModelConfig, audio: AudioConfig) -> None:
+        super().__init__()
+        if config.decoder not in _DECODERS:
+            raise ValueError(f"unknown decoder '{config.decoder}'; there are {', '.join(_DECODERS)}")
+        self.config = config
+        self.audio = audio
+        self.settings: Config | None = None
+        self.instrument: str | None = None
+        self.statistics: dict[str, list[float]] | None = None
+        self.decoder = _DECODERS[config.decoder](config)
+        self.harmonic_head = nn.Linear(config.hidden_size, config.n_harmonics)
+        self.noise_head = nn.Linear(config.hidden_size, config.n_noise_bands)
+        nn.init.constant_(self.noise_head.bias, config.noise_bias)
+        self.log_gain = nn.Parameter(torch.tensor(math.log(config.initial_gain)))
+        self.harmonic_synthesizer = HarmonicSynthesizer(config.n_harmonics, audio.sample_rate, audio.hop_length)
+        self.noise_synthesizer = FilteredNoiseSynthesizer(config.n_noise_bands, audio.hop_length)
+
+    def controls(self, f0: Tensor, loudness: Tensor) -> Controls:
+        """Decide what the synthesizers play.
+
+        Args:
+            f0: [B, T, 1] in Hz, positive.
+            loudness: [B, T, 1] in dB re full scale.
+        """
+        assert f0.shape == loudness.shape and f0.shape[-1] == 1, f"{tuple(f0.shape)} and {tuple(loudness.shape)}"
+        hidden = self.decoder(torch.cat([scale_f0(f0), scale_loudness(loudness)], dim=-1))
+        # Masked before the softmax: what is left still sums to one, no energy is lost.
+        audible = harmonics_below_nyquist(f0, self.config.n_harmonics, self.audio.sample_rate)
+        logits = self.harmonic_head(hidden).masked_fill(~audible, -math.inf)
+        harmonic_distribution = torch.softmax(logits, dim=-1)
+        amplitude = 10 ** (loudness / 20) * self.log_gain.exp()
+        return Controls(harmonic_distribution * amplitude, torch.sigmoid(self.noise_head(hidden)))
+
+    def synthesize(self, f0: Tensor, controls: Controls, generator: torch.Generator | None = None) -> Sound:
+        """Play controls at f0 [B, T, 1]; ``generator`` is the source of the noise."""
+        harmonic = self.harmonic_synthesizer(f0, controls.harmonic_amplitudes)
+        return Sound(harmonic, self.noise_synthesizer(controls.noise_magnitudes, generator))
+
+    def forward(self, f0: Tensor, loudness: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Turn f0 [B, T, 1] in Hz and loudness [B, T, 1] in dB into audio [B, T * hop_length]."""
+        return self.synthesize(f0, self.controls(f0, loudness), generator).audio
+
+
+class Vox2Trumpet(NeuralGuitar):
+    """The same model, for the trumpet and the other winds."""
+
+
+_MODELS = {"NeuralGuitar": NeuralGuitar, "Vox2Trumpet": Vox2Trumpet}
+
+
+def build_model(config: Config, instrument: str) -> NeuralGuitar:
+    """Build an untrained model of the class that ``config.json`` names for the instrument."""
+    return _MODELS[config.instrument(instrument).model](config.model, config.audio)
