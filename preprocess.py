@@ -1,0 +1,168 @@
+"""Turn a folder of recordings into a folder of processed files, one for each.
+
+    ./venv/bin/python preprocess.py --input_dir data/raw/rendered/trumpet --output_dir data/processed/trumpet
+
+Each recording is read as mono, measured (pitch, loudness) and stored with its sound. What is done
+already with the same settings is skipped, what is stale is redone. The instrument is guessed from
+the names that the data sets use, or given by ``--instrument``; training inherits it.
+"""
+
+import argparse
+import hashlib
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from config import Config, load_config
+from data import Recording, extractor_settings, load_recording, save_recording
+from features import extract_features, load_audio, pad_to_frames
+
+_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
+log = logging.getLogger("preprocess")
+
+
+class Job(NamedTuple):
+    source: Path
+    target: Path
+    instrument: str
+
+
+class Outcome(NamedTuple):
+    job: Job
+    status: str  # "written", "skipped" or "failed"
+    message: str = ""
+
+
+def plan_jobs(input_dir: Path, output_dir: Path, instrument: str | None, config: Config) -> list[Job]:
+    """List what is to be made of the recordings in a folder and its subfolders.
+
+    Raises:
+        ValueError: no recordings, or one whose instrument is neither given nor known by its name.
+    """
+    sources = sorted(path for path in input_dir.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    if not sources:
+        raise ValueError(f"{input_dir} holds no recordings ({', '.join(sorted(_SUFFIXES))})")
+    jobs = []
+    for source in sources:
+        played_by = instrument or config.guess_instrument(source.name)
+        if played_by is None:
+            raise ValueError(f"which instrument plays in {source}? Give --instrument ({', '.join(config.instruments)})")
+        # The suffix stays in the name: take.wav and take.flac are two recordings.
+        relative = source.relative_to(input_dir)
+        jobs.append(Job(source, output_dir / relative.with_name(relative.name + ".pt"), played_by))
+    return jobs
+
+
+def process_recording(job: Job, config: Config) -> Outcome:
+    """Make one processed file, unless it is there and up to date."""
+    try:
+        digest = hashlib.sha256(job.source.read_bytes()).hexdigest()
+        if _is_up_to_date(job, digest, config):
+            return Outcome(job, "skipped")
+        recording = measure_recording(job, digest, config)
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        save_recording(job.target, recording)
+    except (ValueError, OSError, RuntimeError) as error:
+        return Outcome(job, "failed", str(error))
+    return Outcome(job, "written")
+
+
+def measure_recording(job: Job, digest: str, config: Config) -> Recording:
+    """Read and measure one recording."""
+    audio = load_audio(job.source, config.audio.feature_rate)
+    features = extract_features(audio, config)
+    sound = audio
+    if config.audio.sample_rate != config.audio.feature_rate:
+        sound = load_audio(job.source, config.audio.sample_rate)
+    n_samples = config.audio.frames_to_samples(len(features.f0))
+    sound = torch.from_numpy(pad_to_frames(sound, config.audio.hop_length))
+    sound = torch.nn.functional.pad(sound, (0, n_samples - len(sound)))  # the two rates may round differently
+    frames = {name: values[None, :, None] for name, values in features._asdict().items()}
+    source = {"file": job.source.name, "sha256": digest}
+    return Recording(
+        job.instrument, **frames, audio=sound[None], source=source, extractor=extractor_settings(config)
+    )
+
+
+def _is_up_to_date(job: Job, digest: str, config: Config) -> bool:
+    try:
+        existing = load_recording(job.target, config)
+    except (FileNotFoundError, ValueError):
+        return False
+    return existing.source["sha256"] == digest and existing.instrument == job.instrument
+
+
+def run_jobs(jobs: list[Job], config: Config, num_workers: int) -> Iterator[Outcome]:
+    """Process recordings in ``num_workers`` processes, yielding outcomes as they come.
+
+    Raises:
+        ValueError: a worker process died (of memory, most likely).
+    """
+    if num_workers <= 1:
+        yield from (process_recording(job, config) for job in jobs)
+        return
+    # "spawn": a forked copy of torch's thread pool can hang.
+    context = get_context("spawn")
+    pool = ProcessPoolExecutor(num_workers, context, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        futures = [pool.submit(process_recording, job, config) for job in jobs]
+        yield from (future.result() for future in as_completed(futures))
+    except BrokenProcessPool as error:
+        raise ValueError("a worker died, probably for want of memory; try --num_workers 1") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def report(outcomes: Iterable[Outcome], total: int) -> dict[str, int]:
+    """Show progress, name each failed file, and return how many were written, skipped and failed."""
+    counts = {"written": 0, "skipped": 0, "failed": 0}
+    for outcome in tqdm(outcomes, total=total, unit="file", desc="preprocess"):
+        counts[outcome.status] += 1
+        if outcome.status == "failed":
+            tqdm.write(f"failed: {outcome.job.source}: {outcome.message}", file=sys.stderr)
+    return counts
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure a folder of recordings for training.")
+    parser.add_argument("--input_dir", type=Path, required=True, help="recordings; subfolders too")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where the .pt files go")
+    parser.add_argument("--instrument", help="who plays; guessed from the data sets' own file names if not given")
+    parser.add_argument("--num_workers", type=int, default=2, help="processes (default 2)")
+    args = parser.parse_args(argv)
+    if not args.input_dir.is_dir():
+        parser.error(f"--input_dir {args.input_dir} is not a folder")
+    if args.num_workers < 1:
+        parser.error("--num_workers must be at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        config = load_config()
+        if args.instrument is not None:
+            config.instrument(args.instrument)
+        jobs = plan_jobs(args.input_dir, args.output_dir, args.instrument, config)
+        counts = report(run_jobs(jobs, config, min(args.num_workers, len(jobs))), len(jobs))
+    except (ValueError, OSError) as error:
+        log.error("preprocess.py: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.error("preprocess.py: stopped; what is written stays, the same command goes on from here")
+        return 130
+    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    return 1 if counts["failed"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
