@@ -1,0 +1,278 @@
+"""Composition is deterministic, monophonic and covers the instrument; the rendered sound is what was composed."""
+
+import importlib.util
+import io
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import mido
+import numpy as np
+import pytest
+import soundfile as sf
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "render_dataset.py"
+N_FILES = 30  # the default set, five rounds of the six pairings of register and level
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("render_dataset", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+rd = load_script()
+
+
+def why_no_render() -> str:
+    try:
+        rd.find_program()
+        rd.find_soundfont(None)
+    except FileNotFoundError as error:
+        return str(error)
+    return ""
+
+
+needs_fluidsynth = pytest.mark.skipif(bool(why_no_render()), reason=why_no_render() or "FluidSynth is here")
+both = pytest.mark.parametrize("name", sorted(rd.INSTRUMENTS))
+
+
+@pytest.fixture(scope="module")
+def compositions():
+    return {name: [rd.compose_file(np.random.default_rng((0, i)), ins, i) for i in range(N_FILES)]
+            for name, ins in rd.INSTRUMENTS.items()}
+
+
+def make_tone(key, start=0.0, seconds=0.9, velocity=100, offset=0.0, moves=(), vibrato=(0, 5, 0, 0), levels=None):
+    levels = levels or [(0.0, 0.0), (seconds - 0.05, 0.0), (seconds, rd.SILENT)]
+    return rd.Tone(start, seconds, key, velocity, offset, list(moves), vibrato, levels)
+
+
+def render(tones, program, seconds):
+    midi = rd.write_midi(tones, program, seconds, "")
+    return rd.render_midi(midi, seconds, rd.find_program(), rd.find_soundfont(None))
+
+
+def cut(audio, start, stop):
+    return audio[round(start * rd.SAMPLE_RATE) : round(stop * rd.SAMPLE_RATE)]
+
+
+def measure_pitch(audio):
+    """Return the MIDI pitch of a steady sound: its autocorrelation's first high peak, by a parabola."""
+    spectrum = np.fft.rfft(audio - audio.mean(), 2 * len(audio))
+    n_lags = rd.SAMPLE_RATE // 60
+    acf = np.fft.irfft(np.abs(spectrum) ** 2)[:n_lags] / np.arange(len(audio), len(audio) - n_lags, -1)
+    peaks = [i for i in range(20, n_lags - 1) if acf[i - 1] < acf[i] >= acf[i + 1]]
+    lag = next(i for i in peaks if acf[i] > 0.9 * max(acf[peaks]))
+    left, middle, right = acf[lag - 1 : lag + 2]
+    lag += 0.5 * (left - right) / (left - 2 * middle + right)
+    return 69 + 12 * np.log2(rd.SAMPLE_RATE / lag / 440)
+
+
+def level_db(audio):
+    return 20 * np.log10(np.sqrt(np.mean(audio**2)) + 1e-10)
+
+
+@both
+def test_composition_is_a_function_of_seed_and_index(compositions, name):
+    ins = rd.INSTRUMENTS[name]
+    again = rd.compose_file(np.random.default_rng((0, 1)), ins, 1)
+    assert again == compositions[name][1]
+    first, second = (rd.write_midi(tones, ins.program, 30.0, "x") for tones in (again, compositions[name][1]))
+    assert first == second
+    assert compositions[name][0] != compositions[name][1] != rd.compose_file(np.random.default_rng((1, 1)), ins, 1)
+
+
+@both
+def test_midi_is_monophonic_and_muted_before_each_note(compositions, name):
+    for tones in compositions[name][:4]:
+        midi = rd.write_midi(tones, rd.INSTRUMENTS[name].program, rd.FILE_SECONDS, "")
+        now, sounding, muted_at, n_notes = 0.0, None, -1.0, 0
+        for message in mido.MidiFile(file=io.BytesIO(midi)):
+            now += message.time
+            if message.type == "note_on":
+                assert sounding is None and now - muted_at > 0.002  # more than a block of FluidSynth
+                sounding, n_notes = message.note, n_notes + 1
+            elif message.type == "note_off":
+                assert message.note == sounding
+                sounding = None
+            elif message.is_cc(120):
+                muted_at = now
+        assert sounding is None and n_notes == len(tones) and now == pytest.approx(rd.FILE_SECONDS, abs=1e-3)
+
+
+@both
+def test_pitch_stays_in_range(compositions, name):
+    ins = rd.INSTRUMENTS[name]
+    for tone in (tone for tones in compositions[name] for tone in tones):
+        pitch = rd.compute_curves(tone)[1]
+        # half a semitone below for vibrato and tuning; above also for the one-sided vibrato of a bent string
+        assert ins.low - 0.7 < pitch.min() and pitch.max() < ins.high + 0.7
+        assert 0 < tone.velocity < 128 and abs(pitch - tone.key).max() < rd.WHEEL_RANGE
+
+
+@both
+def test_coverage_of_range_and_dynamics(compositions, name):
+    ins, seconds, registers = rd.INSTRUMENTS[name], Counter(), np.zeros((3, rd.N_LEVELS))
+    for tone in (tone for tones in compositions[name] for tone in tones):
+        pitches = np.round(rd.compute_curves(tone)[1]).astype(int)
+        seconds.update({int(p): rd.CONTROL_SECONDS * n for p, n in zip(*np.unique(pitches, return_counts=True))})
+        third = min(3 * (tone.key - ins.low) // (ins.high - ins.low), 2)
+        level = -40 * np.log10(tone.velocity / 127) / rd.LEVEL_STEP
+        registers[third, min(round(level), rd.N_LEVELS - 1)] += tone.seconds
+    mean = sum(seconds.values()) / (ins.high - ins.low + 1)
+    assert all(seconds[p] > 0.1 * mean for p in range(ins.low, ins.high + 1)), "a pitch is all but missing"
+    assert max(seconds.values()) < 4 * mean
+    assert registers.min() > 0.2 * registers.mean(), "some dynamic level is missing in a register"
+
+
+@both
+def test_rests_long_notes_and_short_ones(compositions, name):
+    for tones in compositions[name]:
+        ends = [tone.start + tone.seconds for tone in tones]
+        rests = np.append([tone.start for tone in tones[1:]], rd.FILE_SECONDS) - ends
+        assert rests.min() >= 0 and tones[0].start > 0.1
+        assert 0.1 < 1 - sum(tone.seconds for tone in tones) / rd.FILE_SECONDS < 0.5
+    lengths = [tone.seconds for tones in compositions[name] for tone in tones]
+    assert max(lengths) > 2.0 and np.quantile(lengths, 0.2) < 0.3
+
+
+def test_expression_is_what_the_instrument_can_do(compositions):
+    swells, bends = {}, {}
+    for name, files in compositions.items():
+        tones = [tone for tones in files for tone in tones]
+        depths = np.array([tone.vibrato[2] for tone in tones])
+        rates = np.array([tone.vibrato[1] for tone in tones])[depths > 0]
+        assert len(rates) > 20 and rates.min() < 5.0 and rates.max() > 6.0
+        swells[name] = sum(max(lv for _, lv in tone.levels[:-1]) - tone.levels[0][1] > 10 for tone in tones)
+        bends[name] = sum(any(abs(semitones) >= 1 for _, semitones, _ in tone.moves[1:]) for tone in tones)
+    assert swells["trumpet"] > 10 and swells["guitar"] == 0  # a plucked string cannot swell
+    assert min(bends.values()) > 50
+
+
+def test_curves_of_a_known_tone():
+    tone = make_tone(60, seconds=3.0, offset=-2.0, moves=[(0.5, 2.0, 0.2)], vibrato=(1.0, 5.0, 0.5, 0.0),
+                     levels=[(0.0, -20.0), (1.0, 0.0), (3.0, 0.0)])
+    times, pitch, level = rd.compute_curves(tone)
+    assert np.allclose(pitch[times < 0.39], 58) and np.allclose(pitch[(times > 0.61) & (times < 1)], 60)
+    swing = pitch[times >= 1.4] - 60
+    assert np.abs(swing).max() == pytest.approx(0.5, abs=0.01)
+    assert np.sum(np.diff(swing > 1e-9)) == pytest.approx(2 * 5 * 1.6, abs=1)  # two crossings a cycle
+    assert level[np.searchsorted(times, 0.5)] == pytest.approx(-10, abs=0.1)
+
+
+@needs_fluidsynth
+@both
+def test_sound_has_the_composed_pitch_and_silent_rests(name):
+    ins = rd.INSTRUMENTS[name]
+    tones = [make_tone(58, 0.1), make_tone(64, 1.1, moves=[(0.45, 3.0, 0.03)]), make_tone(69, 2.1, offset=0.5)]
+    audio = render(tones, ins.program, 3.2)
+    heard = [measure_pitch(cut(audio, *span)) for span in ((0.4, 0.7), (1.3, 1.5), (1.65, 1.9), (2.4, 2.7))]
+    # 15 cents: the font's own samples are up to 5 out of tune here, a semitone's wheel error would be 100
+    assert heard == pytest.approx([58, 64, 67, 69.5], abs=0.15)
+    assert max(level_db(cut(audio, *span)) for span in ((0, 0.09), (1.01, 1.09), (2.01, 2.09), (3.01, 3.2))) < -100
+
+
+@needs_fluidsynth
+@both
+def test_no_note_rings_into_the_next(name):
+    first, second = make_tone(60, 0.1, levels=[(0.0, 0.0), (0.9, 0.0)]), make_tone(66, 1.0 + rd.GAP)
+    program = rd.INSTRUMENTS[name].program
+    audio, alone = (render(tones, program, 2.0) for tones in ([first, second], [second]))
+    after = 1.0 + rd.GAP + 5 * 64 / rd.SAMPLE_RATE  # the attack's first blocks take the level over from before
+    assert level_db(cut(audio, 0.9, 0.99)) > -50 and level_db(cut(audio, after, 1.8)) > -50
+    assert np.array_equal(cut(audio, after, 2.0), cut(alone, after, 2.0))
+
+
+@needs_fluidsynth
+@both
+def test_dynamics_span_over_25_db_and_peak_is_3_db_down(name):
+    ins = rd.INSTRUMENTS[name]
+    gain = rd.measure_gain(ins, rd.find_program(), rd.find_soundfont(None))
+    quiet = round(127 * 10 ** (-(rd.N_LEVELS - 1) * rd.LEVEL_STEP / 40))
+    audio = gain * render([make_tone(67, 0.1, velocity=quiet), make_tone(67, 1.1, velocity=127)], ins.program, 2.2)
+    assert level_db(cut(audio, 1.1, 1.9)) - level_db(cut(audio, 0.1, 0.9)) > 25
+    assert 20 * np.log10(np.abs(audio).max()) < rd.PEAK + 0.1
+    loudest = [make_tone(ins.low + i, 0.3 * i, 0.25, velocity=127) for i in range(ins.high - ins.low + 1)]
+    everything = gain * render(loudest, ins.program, 0.3 * len(loudest))
+    assert 20 * np.log10(np.abs(everything).max()) == pytest.approx(rd.PEAK, abs=0.2)
+
+
+@needs_fluidsynth
+def test_command_writes_skips_and_repeats_to_the_bit(tmp_path, capsys):
+    def run(folder, seed="0"):
+        where = ["--output_dir", str(tmp_path / folder)]
+        assert rd.main(["--instrument", "trumpet", "--minutes", "0.5", "--seed", seed, *where]) == 0
+        return capsys.readouterr().out
+
+    assert run("a").startswith("1 written, 0 skipped: 0.5 minutes of trumpet")
+    wav, mid = tmp_path / "a/rendered_trumpet_000.wav", tmp_path / "a/rendered_trumpet_000.mid"
+    assert sorted((tmp_path / "a").iterdir()) == [mid, wav]
+    info, audio = sf.info(wav), sf.read(wav)[0]
+    assert (info.channels, info.samplerate, info.frames) == (1, rd.SAMPLE_RATE, round(30 * rd.SAMPLE_RATE))
+    assert 0.1 < np.abs(audio).max() < 0.75
+    before = (wav.stat().st_mtime_ns, mid.stat().st_mtime_ns)
+    assert run("a").startswith("0 written, 1 skipped")
+    assert before == (wav.stat().st_mtime_ns, mid.stat().st_mtime_ns)
+    run("b")
+    assert wav.read_bytes() == (tmp_path / "b" / wav.name).read_bytes()
+    assert mid.read_bytes() == (tmp_path / "b" / mid.name).read_bytes()
+    assert run("b", seed="1").startswith("1 written")  # other settings: not taken for done
+    assert wav.read_bytes() != (tmp_path / "b" / wav.name).read_bytes()
+
+
+def test_interruption_leaves_no_half_file(tmp_path, monkeypatch, caplog):
+    def write_half(path, *_args, **_kwargs):
+        Path(path).write_bytes(b"RIFF")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rd, "find_program", lambda: "unused")
+    monkeypatch.setattr(rd, "find_soundfont", lambda _: SCRIPT)
+    monkeypatch.setattr(rd, "measure_gain", lambda *_: 1.0)
+    monkeypatch.setattr(rd, "render_midi", lambda *_: np.zeros(10))
+    monkeypatch.setattr(rd.sf, "write", write_half)
+    assert rd.main(["--instrument", "guitar", "--minutes", "1", "--output_dir", str(tmp_path)]) == 130
+    assert list(tmp_path.iterdir()) == [] and "run again" in caplog.text
+
+
+def test_missing_program_is_said_in_one_sentence(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert rd.main(["--instrument", "trumpet", "--output_dir", str(tmp_path / "out")]) == 1
+    assert "fluidsynth is missing" in caplog.text and "apt install fluidsynth" in caplog.text
+    assert "Traceback" not in caplog.text and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--soundfont", "nowhere/my.sf2"]])
+def test_missing_soundfont_is_said_in_one_sentence(tmp_path, monkeypatch, caplog, flags):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(rd, "SOUNDFONT_DIRS", (str(tmp_path),))
+    assert rd.main(["--instrument", "trumpet", "--output_dir", str(tmp_path / "out"), *flags]) == 1
+    assert (flags[-1] if flags else "FluidR3_GM.sf2") in caplog.text
+    assert "apt install fluid-soundfont-gm" in caplog.text and "Traceback" not in caplog.text
+
+
+def test_failing_program_is_named_with_its_sound_font(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(shutil, "which", lambda _: "/bin/false")
+    font = tmp_path / "my.sf2"
+    font.write_bytes(b"RIFF")
+    assert rd.main(["--instrument", "guitar", "--output_dir", str(tmp_path / "out"), "--soundfont", str(font)]) == 1
+    assert "fluidsynth failed with" in caplog.text and str(font) in caplog.text
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@needs_fluidsynth
+def test_file_that_is_no_sound_font_is_refused(tmp_path, caplog):
+    font = tmp_path / "junk.sf2"
+    font.write_bytes(b"not a sound font")
+    assert rd.main(["--instrument", "guitar", "--output_dir", str(tmp_path / "out"), "--soundfont", str(font)]) == 1
+    assert "makes no sound" in caplog.text
+
+
+@pytest.mark.parametrize("flags", [["--minutes", "0"], ["--minutes", "nan"], ["--seed", "-1"], ["--num_workers", "0"]])
+def test_bad_flags_are_refused(tmp_path, capsys, flags):
+    with pytest.raises(SystemExit, match="2"):
+        rd.parse_args(["--instrument", "guitar", "--output_dir", str(tmp_path), *flags])
+    assert "must be" in capsys.readouterr().err
