@@ -180,9 +180,13 @@ class Trainer:
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         self.training.set_epoch(self.progress.epoch)
-        batch_size = self.config.train.batch_size
-        rest = self.training.order()[self.progress.position_in_epoch * batch_size :]
-        for batch in DataLoader(self.training, batch_size, sampler=rest):
+        rest = self.training.order()[self.progress.position_in_epoch * self.config.train.batch_size :]
+        yield from self._load(self.training, rest)
+
+    def _load(self, crops: CropDataset, order: list[int] | None = None) -> Iterator[dict[str, Tensor]]:
+        # A generator of its own: without one the loader draws from torch's, and a resumed training would differ.
+        loader = DataLoader(crops, self.config.train.batch_size, sampler=order, generator=torch.Generator())
+        for batch in loader:
             yield {name: value.to(self.device) for name, value in batch.items()}
 
     def _noise_source(self) -> torch.Generator:
@@ -193,8 +197,7 @@ class Trainer:
         """Return the mean loss over the held-out recordings; NaN if there are none."""
         self.model.eval()
         total, generator = 0.0, torch.Generator(self.device).manual_seed(self.seed)
-        for batch in DataLoader(self.validation, self.config.train.batch_size):
-            batch = {name: value.to(self.device) for name, value in batch.items()}
+        for batch in self._load(self.validation):
             loss = self.loss_function(self.model(batch["f0"], batch["loudness"], generator), batch["audio"])
             total += loss.total.item() * len(batch["audio"])
         return total / len(self.validation) if len(self.validation) else float("nan")

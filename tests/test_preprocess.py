@@ -1,0 +1,169 @@
+"""preprocess.py: what users do to it, from a folder of odd files to a kill in the middle."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import preprocess
+from config import load_config
+from data import load_recording
+
+ROOT = Path(__file__).parent.parent
+
+
+def tone(seconds: float = 1.0, rate: int = 16000, f0: float = 440.0) -> np.ndarray:
+    time_axis = np.arange(int(seconds * rate)) / rate
+    return 0.3 * sum(np.sin(2 * np.pi * f0 * k * time_axis) / k for k in range(1, 6)).astype(np.float32) / 2
+
+
+def run(*argv: object) -> int:
+    return preprocess.main([str(value) for value in argv] + ["--num_workers", "1"])
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    soundfile.write(folder / "rendered_trumpet_0.wav", tone(), 16000)
+    return folder
+
+
+def test_measures_a_tone(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run("--input_dir", raw, "--output_dir", tmp_path / "out") == 0
+    assert capsys.readouterr().out.strip() == "1 written, 0 skipped, 0 failed"
+    recording = load_recording(tmp_path / "out" / "rendered_trumpet_0.wav.pt", load_config())
+    assert recording.instrument == "trumpet"
+    assert recording.f0.shape == (1, 100, 1) and recording.audio.shape == (1, 16000)
+    cents = 1200 * torch.log2(recording.f0[0, 10:90, 0] / 440)
+    assert cents.abs().max() < 15  # CREPE tiny: its bins are 20 cents wide
+    assert recording.periodicity[0, 10:90].min() > 0.8
+
+
+@pytest.mark.parametrize(("suffix", "rate"), [(".flac", 44100), (".ogg", 48000), (".mp3", 44100), (".wav", 192000)])
+def test_reads_formats_rates_and_stereo(tmp_path: Path, suffix: str, rate: int) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    sound = tone(rate=rate)
+    soundfile.write(raw / f"take{suffix}", np.stack([sound, 0 * sound], axis=1), rate)
+    assert run("--input_dir", raw, "--output_dir", tmp_path / "out", "--instrument", "oboe") == 0
+    recording = load_recording(tmp_path / "out" / f"take{suffix}.pt")
+    assert recording.instrument == "oboe"
+    # Lossy encoders pad by up to some thousand samples.
+    assert abs(recording.n_frames - 100) <= (15 if suffix == ".mp3" else 1)
+    assert abs(1200 * np.log2(float(recording.f0[0, 50, 0]) / 440)) < 15
+
+
+def test_files_of_one_name_do_not_overwrite_each_other(raw: Path, tmp_path: Path) -> None:
+    (raw / "more").mkdir()
+    soundfile.write(raw / "more" / "rendered_trumpet_0.wav", tone(f0=330), 16000)
+    soundfile.write(raw / "rendered_trumpet_0.flac", tone(f0=220), 16000)
+    assert run("--input_dir", raw, "--output_dir", tmp_path / "out") == 0
+    pitches = sorted(float(load_recording(path).f0[0, 50, 0]) for path in (tmp_path / "out").rglob("*.pt"))
+    assert np.allclose(pitches, [220, 330, 440], rtol=0.01)
+
+
+def test_skips_what_is_done_and_redoes_what_is_stale(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--input_dir", raw, "--output_dir", tmp_path / "out")
+    run(*arguments)
+    target = tmp_path / "out" / "rendered_trumpet_0.wav.pt"
+    first = target.read_bytes()
+    run(*arguments)
+    assert "0 written, 1 skipped, 0 failed" in capsys.readouterr().out
+    run(*arguments, "--instrument", "horn")
+    assert load_recording(target).instrument == "horn"
+    soundfile.write(raw / "rendered_trumpet_0.wav", tone(f0=660), 16000)  # the recording itself changed
+    run(*arguments)
+    assert abs(load_recording(target).f0[0, 50, 0] - 660) < 6
+    target.write_bytes(first[: len(first) // 2])  # a half file, as an older tool may have left
+    run(*arguments)
+    assert load_recording(target).n_frames == 100
+    config = load_config()
+    quieter = dataclasses.replace(config, features=dataclasses.replace(config.features, loudness_floor=-70.0))
+    monkeypatch.setattr(preprocess, "load_config", lambda: quieter)
+    capsys.readouterr()
+    run(*arguments)
+    assert "1 written, 0 skipped, 0 failed" in capsys.readouterr().out
+
+
+def test_is_deterministic(raw: Path, tmp_path: Path) -> None:
+    run("--input_dir", raw, "--output_dir", tmp_path / "a")
+    run("--input_dir", raw, "--output_dir", tmp_path / "b")
+    name = "rendered_trumpet_0.wav.pt"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_bad_file_is_named_and_the_rest_go_on(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (raw / "rendered_trumpet_1.wav").write_text("this is not sound")
+    soundfile.write(raw / "rendered_trumpet_2.wav", np.zeros(0, np.float32), 16000)
+    bad = tone()
+    bad[5] = np.nan
+    soundfile.write(raw / "rendered_trumpet_3.wav", bad, 16000, subtype="FLOAT")
+    assert run("--input_dir", raw, "--output_dir", tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    assert captured.out.strip() == "1 written, 0 skipped, 3 failed"
+    for number, reason in ((1, "cannot be read as sound"), (2, "no samples"), (3, "not finite")):
+        assert f"rendered_trumpet_{number}.wav" in captured.err and reason in captured.err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rendered_trumpet_0.wav.pt"]
+
+
+def test_silence_and_short_files_work(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    soundfile.write(raw / "silent.wav", np.zeros(16000, np.float32), 16000)
+    soundfile.write(raw / "short.wav", tone(0.01), 16000)
+    assert run("--input_dir", raw, "--output_dir", tmp_path / "out", "--instrument", "tuba") == 0
+    silent = load_recording(tmp_path / "out" / "silent.wav.pt")
+    assert silent.periodicity.max() == 0 and silent.loudness.max() == -80 and (silent.f0 > 0).all()
+    assert load_recording(tmp_path / "out" / "short.wav.pt").n_frames == 1
+
+
+def test_asks_who_plays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    soundfile.write(raw / "mystery.wav", tone(), 16000)
+    assert run("--input_dir", raw, "--output_dir", tmp_path / "out") == 1
+    assert "mystery.wav" in caplog.text and "--instrument" in caplog.text and "trumpet" in caplog.text
+    assert run("--input_dir", raw, "--output_dir", tmp_path / "out", "--instrument", "kazoo") == 1
+    assert "unknown instrument 'kazoo'" in caplog.text
+
+
+def test_an_empty_or_missing_folder_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert run("--input_dir", tmp_path, "--output_dir", tmp_path / "out") == 1
+    assert "holds no recordings" in caplog.text
+    with pytest.raises(SystemExit) as exit_info:
+        run("--input_dir", tmp_path / "nowhere", "--output_dir", tmp_path / "out")
+    assert exit_info.value.code == 2
+
+
+def test_two_workers_give_the_same_bits_and_a_kill_leaves_no_half_file(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for number in range(6):
+        soundfile.write(raw / f"rendered_trumpet_{number}.wav", tone(2.0, f0=200 + 40 * number), 16000)
+    run("--input_dir", raw, "--output_dir", tmp_path / "undisturbed")
+    command = [sys.executable, "preprocess.py", "--input_dir", raw, "--output_dir", tmp_path / "out"]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "out").rglob("*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for path in (tmp_path / "out").rglob("*.pt"):
+        load_recording(path)  # raises if it is half a file
+    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0
+    names = [f"rendered_trumpet_{number}.wav.pt" for number in range(6)]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.pt")) == names
+    for name in names:
+        one, other = load_recording(tmp_path / "out" / name), load_recording(tmp_path / "undisturbed" / name)
+        assert torch.equal(one.f0, other.f0) and torch.equal(one.loudness, other.loudness)

@@ -1,0 +1,207 @@
+"""train.py: the script that users run, on a small corpus that is made here."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from checkpoint import load_model, read_checkpoint
+from config import DEFAULT_CONFIG_PATH, load_config
+from data import Recording, extractor_settings, save_recording
+
+ROOT = Path(__file__).parent.parent
+
+
+def make_recording(path: Path, seconds: float, f0: float, instrument: str = "trumpet") -> None:
+    """Write a processed file of a tone that swells and dies away."""
+    config = load_config()
+    n_frames = config.audio.seconds_to_frames(seconds)
+    level = np.interp(np.arange(n_frames), [0, n_frames / 3, n_frames], [-50, -15, -60]).astype(np.float32)
+    time_axis = np.arange(config.audio.frames_to_samples(n_frames)) / config.audio.sample_rate
+    gain = 10 ** (np.repeat(level, config.audio.hop_length) / 20)
+    audio = gain * sum(np.sin(2 * np.pi * f0 * k * time_axis) / k for k in range(1, 8))
+    recording = Recording(
+        instrument,
+        f0=torch.full((1, n_frames, 1), f0),
+        loudness=torch.from_numpy(level)[None, :, None],
+        periodicity=torch.ones(1, n_frames, 1),
+        audio=torch.from_numpy(audio.astype(np.float32))[None],
+        source={"file": path.name, "sha256": f"{f0}"},
+        extractor=extractor_settings(config),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_recording(path, recording)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    for number in range(6):
+        make_recording(tmp_path / "data" / f"{number}.pt", 2.0, 200.0 + 50 * number)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def small_config(tmp_path: Path) -> Path:
+    """A config.json whose tiny preset is a good deal tinier, so that the tests are quick."""
+    content = json.loads(DEFAULT_CONFIG_PATH.read_text())
+    content["base"]["model"]["hidden_size"] = 32
+    content["base"]["train"] |= {"batch_size": 4, "learning_rate": 0.01}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def arguments(corpus: Path, config: Path, checkpoint_dir: Path, *more: object) -> list[str]:
+    values = ["--data_dir", corpus, "--config", config, "--checkpoint_dir", checkpoint_dir, "--device", "cpu", *more]
+    return [str(value) for value in values]
+
+
+def test_trains_saves_and_the_loss_falls(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    assert train.main(arguments(corpus, small_config, tmp_path / "out", "--epochs", 6)) == 0
+    losses = [float(line.split("train_loss ")[1].split()[0]) for line in caplog.messages if "train_loss" in line]
+    assert len(losses) == 6 and losses[-1] < 0.8 * losses[0]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["best.pth", "latest.pth", "model_epoch_4.pth", "model_epoch_5.pth", "model_epoch_6.pth"]
+    model = load_model(tmp_path / "out" / "latest.pth")
+    assert model.instrument == "trumpet" and not model.training
+    # 5 takes of 2 s are trained on, one is held out: 10 crops, 3 steps an epoch.
+    assert read_checkpoint(tmp_path / "out" / "latest.pth")["step"] == 18
+    assert len(model.statistics["f0_quantiles"]) == 101
+
+
+def test_epochs_is_a_total(corpus: Path, small_config: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert train.main(arguments(corpus, small_config, tmp_path / "out", "--epochs", 1)) == 0
+    assert read_checkpoint(tmp_path / "out" / "latest.pth")["epoch"] == 1
+
+
+def test_resumed_training_is_the_same_training_to_the_bit(corpus: Path, small_config: Path, tmp_path: Path) -> None:
+    assert train.main(arguments(corpus, small_config, tmp_path / "straight", "--epochs", 4)) == 0
+    for epochs in (2, 4):
+        assert train.main(arguments(corpus, small_config, tmp_path / "resumed", "--epochs", epochs)) == 0
+    _assert_same_state(tmp_path / "straight" / "latest.pth", tmp_path / "resumed" / "latest.pth")
+
+
+def test_stopping_in_the_middle_of_an_epoch_changes_nothing(corpus: Path, small_config: Path, tmp_path: Path) -> None:
+    assert train.main(arguments(corpus, small_config, tmp_path / "straight", "--epochs", 2)) == 0
+    args = train.parse_args(arguments(corpus, small_config, tmp_path / "stopped", "--epochs", 2))
+    trainer = train.prepare(args)
+    trainer.stopping = True  # as the signal handler sets it
+    with pytest.raises(train.Stopped):
+        trainer.run(2)
+    trainer.save("latest.pth")
+    assert (trainer.progress.step, trainer.progress.position_in_epoch) == (1, 1)
+    assert train.main(arguments(corpus, small_config, tmp_path / "stopped", "--epochs", 2)) == 0
+    _assert_same_state(tmp_path / "straight" / "latest.pth", tmp_path / "stopped" / "latest.pth")
+
+
+def _assert_same_state(one_path: Path, other_path: Path) -> None:
+    one, other = read_checkpoint(one_path), read_checkpoint(other_path)
+    for key in ("epoch", "step", "position_in_epoch", "metrics", "statistics"):
+        assert one[key] == other[key], key
+    for name, value in one["model"].items():
+        assert torch.equal(value, other["model"][name]), name
+    for number, state in one["optimizer"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, other["optimizer"]["state"][number][name]), name
+    assert torch.equal(one["rng"]["torch"], other["rng"]["torch"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves(corpus: Path, small_config: Path, tmp_path: Path, number: int) -> None:
+    command = [sys.executable, "train.py", *arguments(corpus, small_config, tmp_path / "out", "--epochs", 10**6)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "latest.pth").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    messages = process.communicate(timeout=60)[1]
+    assert process.returncode in (0, 130)  # 0 if it came between two epochs
+    assert "Traceback" not in messages
+    step = read_checkpoint(tmp_path / "out" / "latest.pth")["step"]
+    if process.returncode == 130:
+        assert f"stopped at step {step} and saved" in messages
+    assert not list((tmp_path / "out").glob("*.part"))
+
+
+def test_another_architecture_or_instrument_is_refused_and_nothing_lost(
+    corpus: Path, small_config: Path, tmp_path: Path, caplog
+) -> None:
+    out = tmp_path / "out"
+    train.main(arguments(corpus, small_config, out, "--epochs", 1))
+    before = (out / "latest.pth").read_bytes()
+    assert train.main(arguments(corpus, small_config, out, "--epochs", 2, "--config_name", "transformer")) == 1
+    assert "model.decoder gru -> transformer" in caplog.text
+    assert "--no_resume" in caplog.text and "--checkpoint_dir" in caplog.text
+    for number in range(6):
+        make_recording(tmp_path / "oboes" / f"{number}.pt", 2.0, 300.0 + number, instrument="oboe")
+    assert train.main(arguments(tmp_path / "oboes", small_config, out, "--epochs", 2)) == 1
+    assert "instrument trumpet -> oboe" in caplog.text
+    (out / "latest.pth").write_bytes(before[: len(before) // 2])
+    assert train.main(arguments(corpus, small_config, out, "--epochs", 2)) == 1
+    assert "damaged" in caplog.text
+    assert (out / "latest.pth").read_bytes() == before[: len(before) // 2]
+
+
+def test_no_resume_keeps_the_old_checkpoint(corpus: Path, small_config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train.main(arguments(corpus, small_config, out, "--epochs", 2))
+    before = (out / "latest.pth").read_bytes()
+    assert train.main(arguments(corpus, small_config, out, "--epochs", 1, "--no_resume")) == 0
+    assert read_checkpoint(out / "latest.pth")["epoch"] == 1
+    assert (out / "previous.pth").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_intact(
+    corpus: Path, small_config: Path, tmp_path: Path, caplog, monkeypatch
+) -> None:
+    out = tmp_path / "out"
+    train.main(arguments(corpus, small_config, out, "--epochs", 1))
+    before = (out / "latest.pth").read_bytes()
+    monkeypatch.setattr(train, "train_step", lambda *_: {"total_loss": torch.tensor(float("nan"))})
+    assert train.main(arguments(corpus, small_config, out, "--epochs", 2)) == 1
+    assert "the loss is nan at epoch 2, step 4" in caplog.text
+    assert (out / "latest.pth").read_bytes() == before
+
+
+def test_learning_rate_depends_on_the_step_and_has_a_floor() -> None:
+    settings = load_config().train
+    assert train.learning_rate_at(0, settings) == settings.learning_rate
+    assert train.learning_rate_at(settings.learning_rate_half_life, settings) == settings.learning_rate / 2
+    assert train.learning_rate_at(10**9, settings) == settings.min_learning_rate
+
+
+def test_one_crop_a_recording_is_a_choice(corpus: Path, small_config: Path, tmp_path: Path) -> None:
+    content = json.loads(small_config.read_text())
+    content["base"]["train"]["crops_per_recording"] = 1
+    small_config.write_text(json.dumps(content))
+    trainer = train.prepare(train.parse_args(arguments(corpus, small_config, tmp_path / "out")))
+    assert len(trainer.training) == 5  # six takes, one held out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--batch_size", "0"], "--batch_size"), (["--epochs", "0"], "--epochs"), (["--seed", "-1"], "--seed")],
+)
+def test_flags_are_checked(flags: list[str], message: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        train.parse_args(["--data_dir", "x", *flags])
+    assert message in capsys.readouterr().err
+
+
+def test_user_errors_are_one_sentence(small_config: Path, tmp_path: Path, caplog) -> None:
+    assert train.main(arguments(tmp_path / "nowhere", small_config, tmp_path / "out")) == 1
+    assert "holds no .pt files; run preprocess.py first" in caplog.text
+    assert train.main(["--data_dir", str(tmp_path), "--config_name", "huge"]) == 1
+    assert "unknown preset 'huge'; config.json has tiny, standard, deep, transformer" in caplog.text
+    assert train.main(["--data_dir", str(tmp_path), "--config", str(tmp_path / "none.json")]) == 1
+    assert "none.json" in caplog.text

@@ -1,0 +1,278 @@
+"""transfer.py: the fitting of a voice, and the command line with good and bad input."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import transfer
+from checkpoint import make_checkpoint, save_checkpoint
+from config import load_config
+from features import Features, extract_features
+from model import build_model
+
+ROOT = Path(__file__).parent.parent
+RATE = 16000
+
+
+def sing(f0: np.ndarray | float, seconds: float = 1.0, level: float = -20.0, rate: int = RATE) -> np.ndarray:
+    """Return a buzzy tone of a given pitch (Hz, one value or one a sample) and RMS level (dBFS)."""
+    n_samples = int(seconds * rate)
+    phase = 2 * np.pi * np.cumsum(np.broadcast_to(f0, n_samples)) / rate
+    tone = sum(np.sin(k * phase) / k for k in range(1, 13))
+    return (tone / np.sqrt(np.mean(tone**2)) * 10 ** (level / 20)).astype(np.float32)
+
+
+def pause(seconds: float, level: float = -75.0, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).standard_normal(int(seconds * RATE))
+    return (noise * 10 ** (level / 20)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained trumpet with the statistics of a trained one."""
+    torch.manual_seed(0)
+    config = load_config()
+    statistics = {
+        "f0_quantiles": np.geomspace(165, 1046, 101).tolist(),
+        "loudness_quantiles": np.linspace(-50, -12, 101).tolist(),
+    }
+    model = build_model(config, "trumpet")
+    path = tmp_path_factory.mktemp("model") / "trumpet.pth"
+    save_checkpoint(path, make_checkpoint(config, "trumpet", model=model.state_dict(), statistics=statistics))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint_path: Path):
+    return transfer.load_model(checkpoint_path)
+
+
+@pytest.fixture(scope="module")
+def song() -> np.ndarray:
+    """Three notes of 1 s with rests of 0.5 s over a quiet noise floor; the second is 12 dB softer."""
+    return np.concatenate(
+        [pause(0.5), sing(220.0), pause(0.5), sing(247.0, level=-32), pause(0.5), sing(196.0), pause(0.5)]
+    )
+
+
+def test_the_result_follows_the_tune(model, song: np.ndarray) -> None:
+    result = transfer.transfer(song, RATE, model)
+    assert len(result.audio) == len(song) and result.sample_rate == RATE
+    played = result.curves.gate == 1
+    heard = extract_features(result.audio, model.settings)
+    cents = 1200 * np.log2(heard.f0.numpy()[played] / result.curves.f0[played])
+    assert np.median(np.abs(cents)) < 10  # the oscillator is exact; what is left is CREPE's own error
+    for first, f0 in ((0.5, 220), (2.0, 247), (3.5, 196)):
+        middle = result.curves.f0[int((first + 0.5) * 100)]
+        octaves = result.report["semitones"] / 12
+        assert abs(1200 * np.log2(middle / (f0 * 2**octaves))) < 15
+    loud, soft = result.curves.loudness[100], result.curves.loudness[250]
+    assert 7 < loud - soft < 17  # 12 dB in the voice, the slope lies between 0.7 and 1.3
+
+
+def test_rests_are_silent(model, song: np.ndarray) -> None:
+    result = transfer.transfer(song, RATE, model)
+    for rest in (slice(0, 45), slice(155, 195), slice(305, 345)):
+        assert np.abs(result.audio.reshape(-1, 160)[rest]).max() < 1e-4
+    assert 0.3 < result.report["share_gated"] < 0.5  # 2 s of 5
+
+
+def test_same_input_same_bits(model, song: np.ndarray) -> None:
+    one, other = transfer.transfer(song, RATE, model), transfer.transfer(song, RATE, model)
+    assert np.array_equal(one.audio, other.audio)
+    assert not np.array_equal(one.noise, transfer.transfer(song, RATE, model, seed=1).noise)
+
+
+def test_the_stems_add_up(model, song: np.ndarray) -> None:
+    result = transfer.transfer(song, RATE, model)
+    assert np.allclose(result.harmonic + result.noise, result.audio, atol=1e-6)
+    assert np.abs(result.noise).max() > 0
+
+
+@pytest.mark.parametrize("f0", [65.0, 110.0, 220.0, 440.0, 880.0, 1760.0])
+def test_any_register_lands_in_the_range_by_whole_octaves(model, f0: float) -> None:
+    result = transfer.transfer(np.concatenate([pause(0.3), sing(f0), pause(0.3)]), RATE, model)
+    assert result.report["semitones"] % 12 == 0
+    instrument = model.settings.instrument("trumpet")
+    assert instrument.f0_min < np.median(result.curves.f0) < instrument.f0_max
+    assert result.report["share_out_of_range"] < 0.05
+
+
+def test_semitones_and_no_fit_are_obeyed(model, song: np.ndarray) -> None:
+    result = transfer.transfer(song, RATE, model, semitones=7)
+    assert result.report["semitones"] == 7
+    assert abs(1200 * np.log2(result.curves.f0[100] / (220 * 2 ** (7 / 12)))) < 15
+    plain = transfer.transfer(song, RATE, model, fit=False)
+    played = plain.curves.gate > 0
+    assert plain.report["semitones"] == 0
+    assert np.allclose(plain.curves.loudness[played], plain.features.loudness.numpy()[played])
+
+
+def test_a_whisper_quiet_recording_plays_at_the_same_level(model, song: np.ndarray) -> None:
+    loud, quiet = transfer.transfer(song, RATE, model), transfer.transfer(song * 0.05, RATE, model)
+    played = (loud.curves.gate == 1) & (quiet.curves.gate == 1)
+    assert played.sum() > 200
+    assert np.abs(loud.curves.loudness - quiet.curves.loudness)[played].max() < 1.0
+
+
+def test_noise_before_and_after_is_not_played(model) -> None:
+    hiss = pause(1.0, level=-45)
+    result = transfer.transfer(np.concatenate([hiss, sing(300.0, level=-20), hiss]), RATE, model)
+    assert result.curves.gate[:90].max() == 0 and result.curves.gate[215:].max() == 0
+    assert result.curves.gate[115:185].min() == 1
+
+
+def test_clicks_are_dropped_and_short_gaps_closed() -> None:
+    settings = load_config().transfer
+    gate = np.zeros(100, dtype=bool)
+    gate[10:13] = True  # 30 ms: a click
+    gate[40:60] = True
+    gate[64:80] = True  # 40 ms after: the same note
+    cleaned = transfer._clean_runs(gate, settings, 100.0)
+    assert np.flatnonzero(cleaned).tolist() == list(range(40, 80))
+
+
+def test_pitches_over_crepes_range_are_said(model) -> None:
+    whistle = (0.3 * np.sin(2 * np.pi * 2600 * np.arange(RATE) / RATE)).astype(np.float32)
+    with pytest.raises(ValueError, match="higher than CREPE can hear"):
+        transfer.transfer(np.concatenate([pause(0.3), whistle]), RATE, model)
+    mixed = transfer.transfer(np.concatenate([sing(300.0), pause(0.3), whistle]), RATE, model)
+    assert mixed.report["share_too_high"] > 0.3 and "too high" in transfer.describe(mixed.report)
+    assert mixed.curves.gate[150:].max() == 0
+    # A low voice with strong overtones is not a whistle.
+    assert transfer.transfer(sing(300.0), RATE, model).report["share_too_high"] == 0
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (np.zeros(0, np.float32), "no samples"),
+        (np.zeros(RATE, np.float32), "silent"),
+        (np.full(RATE, np.nan, np.float32), "not finite"),
+        (sing(220.0, seconds=0.01), "no melody"),
+        (pause(2.0, level=-30), "no melody"),
+    ],
+)
+def test_what_cannot_be_played_is_one_sentence(model, audio: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        transfer.transfer(audio, RATE, model)
+
+
+def test_clipped_stereo_192_khz_and_8_channels_work(model) -> None:
+    clipped = np.clip(20 * sing(220.0), -1, 1)
+    assert transfer.transfer(clipped, RATE, model).report["share_gated"] < 0.2
+    wide = np.stack([sing(220.0, rate=192000)] * 8, axis=1)
+    result = transfer.transfer(wide, 192000, model)
+    assert len(result.audio) == RATE and np.isfinite(result.audio).all()
+
+
+def test_the_output_never_clips(model) -> None:
+    loud = transfer.Curves(np.full(100, 300, np.float32), np.full(100, 10, np.float32), np.ones(100, np.float32))
+    harmonic, noise, gain = transfer._limit_peak(transfer.play(model, loud, 0)[0], RATE)
+    assert np.abs(harmonic + noise).max() <= 10 ** (-1 / 20) + 1e-6 and gain < 0
+
+
+def test_loudness_fit_keeps_the_order(model) -> None:
+    rng = np.random.default_rng(0)
+    loudness = rng.uniform(-70, -30, 500).astype(np.float32)
+    fitted = transfer.fit_loudness(loudness, np.ones(500, bool), model)
+    order = np.argsort(loudness)
+    assert (np.diff(fitted[order]) >= 0).all()
+    assert np.corrcoef(fitted, loudness)[0, 1] > 0.99
+
+
+def test_a_gate_with_nothing_sure_is_empty() -> None:
+    unsure = Features(torch.full((50,), 200.0), torch.full((50,), -20.0), torch.full((50,), 0.1))
+    with pytest.raises(ValueError, match="no melody"):
+        transfer.find_notes(sing(200.0, 0.5), unsure, load_config())
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def run(*argv: object) -> int:
+    return transfer.main([str(value) for value in argv] + ["--device", "cpu"])
+
+
+def test_a_file_with_stems_and_report(checkpoint_path: Path, song: np.ndarray, tmp_path: Path, capsys) -> None:
+    soundfile.write(tmp_path / "in.wav", song, RATE)
+    out = tmp_path / "out" / "result.wav"
+    report = tmp_path / "report.json"
+    flags = ("--input", tmp_path / "in.wav", "--checkpoint", checkpoint_path, "--output", out)
+    assert run(*flags, "--stems", "--report", report) == 0
+    assert sorted(path.name for path in out.parent.iterdir()) == [
+        "result.wav", "result_harmonic.wav", "result_noise.wav"
+    ]
+    line = capsys.readouterr().out
+    assert "shifted +" in line and "% gated" in line and "x faster than real time" in line
+    (entry,) = json.loads(report.read_text())
+    assert entry["instrument"] == "trumpet" and entry["seconds"] == pytest.approx(len(song) / RATE, abs=0.01)
+    audio, rate = soundfile.read(out)
+    assert rate == RATE and len(audio) == len(song)
+
+
+def test_a_folder_does_them_all_and_names_what_failed(
+    checkpoint_path: Path, song: np.ndarray, tmp_path: Path, caplog
+) -> None:
+    source = tmp_path / "in"
+    (source / "sub").mkdir(parents=True)
+    soundfile.write(source / "a.wav", song, RATE)
+    soundfile.write(source / "a.flac", song, RATE)
+    soundfile.write(source / "sub" / "a.wav", song, RATE)
+    (source / "broken.wav").write_text("no sound")
+    assert run("--input", source, "--checkpoint", checkpoint_path, "--output", tmp_path / "out") == 1
+    assert "broken.wav cannot be read as sound" in caplog.text
+    written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.wav"))
+    assert written == ["a.flac_trumpet.wav", "a.wav_trumpet.wav", "sub/a.wav_trumpet.wav"]
+
+
+def test_bad_input_is_one_sentence_and_exit_1(checkpoint_path: Path, tmp_path: Path, caplog) -> None:
+    (tmp_path / "text.wav").write_text("hello")
+    soundfile.write(tmp_path / "good.wav", sing(220.0), RATE)
+    (tmp_path / "half.pth").write_bytes(checkpoint_path.read_bytes()[:5000])
+    (tmp_path / "empty").mkdir()
+    good, out = tmp_path / "good.wav", tmp_path / "out.wav"
+    cases = [
+        (("--input", tmp_path / "none.wav"), "there is no file"),
+        (("--input", tmp_path / "text.wav"), "cannot be read as sound"),
+        (("--input", tmp_path / "empty"), "holds no sound files"),
+        (("--input", good, "--checkpoint", tmp_path / "half.pth"), "is damaged"),
+        (("--input", good, "--checkpoint", tmp_path / "none.pth"), "there is no checkpoint"),
+        (("--input", good, "--instrument", "kazoo"), "no model of 'kazoo' is shipped"),
+    ]
+    for flags, message in cases:
+        caplog.clear()
+        if "--checkpoint" not in flags and "--instrument" not in flags:
+            flags = (*flags, "--checkpoint", checkpoint_path)
+        assert run(*flags, "--output", out) == 1
+        assert message in caplog.text and len(caplog.messages) == 1
+    assert run("--input", good, "--checkpoint", checkpoint_path, "--output", tmp_path / "out.xyz") == 1
+    assert not out.exists()
+
+
+def test_a_failing_write_leaves_what_was_there(checkpoint_path: Path, tmp_path: Path) -> None:
+    """A file-size limit stands for a full disk: the write fails half way."""
+    soundfile.write(tmp_path / "in.wav", sing(220.0, 5.0), RATE)
+    out = tmp_path / "out.wav"
+    out.write_bytes(b"precious")
+    flags = ["--input", tmp_path / "in.wav", "--checkpoint", checkpoint_path, "--output", out, "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "transfer.py", *map(str, flags)], cwd=ROOT, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "out.wav could not be written" in done.stderr
+    assert out.read_bytes() == b"precious" and [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_checkpoint_and_instrument_exclude_each_other(checkpoint_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        run("--input", "a", "--output", "b", "--instrument", "trumpet", "--checkpoint", checkpoint_path)
+    assert "not both" in capsys.readouterr().err
