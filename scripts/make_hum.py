@@ -1,0 +1,299 @@
+"""Sing the example: a short tune of our own, hummed by a synthetic voice, as a phone in a quiet room records it.
+
+The source is the Liljencrants-Fant flow derivative, rendered at four times the sample rate so that its corners do not
+alias; each pulse has its own period (jitter), strength (shimmer) and shape: a soft voice is lax and its spectrum steep.
+Aspiration noise passes while the glottis is open. The filter is a cascade of formants with a nasal pole and zero, which
+glides from syllable to syllable; lip radiation is the derivative in the source. Before each phrase the singer inhales:
+noise through the open mouth. To the score the singer adds scoops, portamento, overshoot, late vibrato and drift.
+
+    python scripts/make_hum.py --output examples/hum.wav
+
+References: Fant, Liljencrants, Lin, STL-QPSR 4/1985 (LF model); Fant, STL-QPSR 2-3/1995 (its shape Rd); Klatt, JASA 67,
+1980, and Klatt and Klatt, JASA 87, 1990 (formant synthesis, aspiration); Fujimura, JASA 34, 1962 (the antiformant of
+/m/); Sundberg, The Science of the Singing Voice, 1987 (vibrato, onsets, intonation).
+"""
+
+import argparse
+import io
+import os
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile as sf
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.signal import butter, fftconvolve, resample_poly, sosfilt
+
+SAMPLE_RATE, OVERSAMPLING = 44_100, 4  # Hz; the source is rendered this many times finer
+FRAME_HOP = 441  # samples between two shapes of the vocal tract
+N_FFT = 4096  # a frame and the 83 ms ring of its formants
+EIGHTH, REST = 0.22, 0.75  # s: an eighth note; the pause between two phrases, in which the singer breathes
+LEAD_IN, TAIL = 0.85, 0.70  # s before the first note and after the last
+JITTER, SHIMMER = 0.0045, 0.03  # standard deviation of a pulse's instant (in periods) and of its strength (relative)
+ASPIRATION = 0.12  # standard deviation of the noise, against a pulse of 1
+PEAK_DB, NOISE_FLOOR_DB = -10.0, -62.0  # dBFS: highest sample of the voice; RMS of the noise
+
+
+class Note(NamedTuple):  # one sung note
+    midi: int
+    start: float  # s
+    end: float  # s
+    onset: str  # a key of ONSET_DURATION; "" is legato
+    vowel: str  # a key of SHAPES
+    level: float  # dB below the loudest
+    glide: float  # s taken to arrive from the note before
+    scoop: float  # semitones below, where the note begins
+    first: bool  # of its phrase
+    last: bool
+    is_long: bool  # swells and has vibrato
+
+
+# Three phrases: midi, eighths, onset, vowel, level, glide, scoop. A lullaby in A major, E3 to E4.
+SCORE = (
+    ((52, 1, "m", "m", -7, 0.10, 0.8), (57, 2, "m", "oo", -4, 0.12, 0.0), (61, 1, "", "oo", -4, 0.09, 0.0),
+     (59, 2, "d", "oo", -3, 0.08, 0.4), (57, 1, "", "oh", -5, 0.10, 0.0), (64, 5, "", "ah", -1, 0.22, 0.0)),
+    ((61, 1, "m", "oo", -5, 0.10, 1.6), (62, 2, "", "oh", -2, 0.08, 0.0), (64, 1, "d", "ah", 0, 0.08, 0.0),
+     (61, 2, "d", "ah", -2, 0.08, 0.5), (57, 1, "", "oh", -4, 0.12, 0.0), (59, 5, "m", "oh", -3, 0.09, 0.9)),
+    ((52, 1, "m", "m", -7, 0.10, 1.0), (57, 2, "d", "oh", -3, 0.12, 0.0), (61, 1, "", "ah", -2, 0.09, 0.0),
+     (59, 2, "d", "oh", -4, 0.08, 0.0), (56, 1, "", "oo", -6, 0.14, 0.0), (57, 6, "m", "oo", -4, 0.10, 0.5)),
+)  # fmt: skip
+# Vocal tract: F1..F4 (Hz), their bandwidths (Hz), the nasal zero (Hz; on NASAL_POLE it cancels), gain (dB).
+SHAPES = {
+    "oo": (340, 820, 2250, 3250, 65, 85, 130, 190, 960, 0),
+    "oh": (460, 900, 2380, 3300, 85, 90, 130, 190, 970, -2),
+    "ah": (620, 1080, 2520, 3400, 95, 100, 140, 200, 970, -5),
+    "m": (280, 1080, 2150, 3050, 85, 280, 260, 300, 840, 0),
+    "d": (240, 1650, 2600, 3400, 110, 130, 170, 250, 1000, -14),
+    "breath": (560, 1350, 2500, 3500, 250, 220, 260, 300, 1000, 0),
+}
+HIGH_FORMANTS = np.arange(4300, 20_000, 1000) + np.resize((-50, -200), 16)  # Hz: the rest of the tube, up to Nyquist
+NASAL_POLE = (1000.0, 150.0)  # Hz: centre, bandwidth
+ONSET_DURATION = {"": 0.0, "m": 0.07, "d": 0.035}  # s with the mouth shut
+
+
+def schedule() -> list[Note]:
+    """Turn the score into notes with times; phrases are REST apart."""
+    notes, now = [], LEAD_IN
+    for phrase in SCORE:
+        for i, (midi, eighths, *how) in enumerate(phrase):
+            notes.append(Note(midi, now, now + eighths * EIGHTH, *how, i == 0, i == len(phrase) - 1, eighths > 3))
+            now += eighths * EIGHTH
+        now += REST
+    return notes
+
+
+def smoothstep(x: np.ndarray) -> np.ndarray:
+    """Rise smoothly from 0 (x <= 0) to 1 (x >= 1)."""
+    x = np.clip(x, 0.0, 1.0)
+    return x * x * (3.0 - 2.0 * x)
+
+
+def wander(rng: np.random.Generator, n_samples: int, cutoff: float, deviation: float) -> np.ndarray:
+    """Draw slow noise below `cutoff` Hz with the given standard deviation."""
+    low_pass = butter(2, cutoff, fs=SAMPLE_RATE, output="sos")
+    noise = sosfilt(low_pass, rng.standard_normal(n_samples + 2 * SAMPLE_RATE))[2 * SAMPLE_RATE :]
+    return deviation * noise / np.sqrt(np.mean(noise**2))
+
+
+def melody(notes: list[Note], time: np.ndarray) -> np.ndarray:
+    """Glide from note to note a little too far and back, scoop into some, fall off the last. Semitones (MIDI)."""
+    step = np.zeros(time.size)
+    for before, note in pairwise(notes):
+        step += (note.midi - before.midi) * smoothstep((time - note.start) / note.glide + 0.6)
+    late = round(0.028 * SAMPLE_RATE)  # the delay of the larynx, which the singer anticipates
+    larynx = butter(2, 8.0, fs=SAMPLE_RATE, output="sos")  # overshoots by 4 %
+    semitones = notes[0].midi + sosfilt(larynx, np.pad(step, (0, late), mode="edge"))[late:]
+    for note in notes:
+        since = time - note.start
+        semitones -= note.scoop * np.exp(-np.where(since < 0, -since / 0.03, since / 0.06))
+        semitones -= 1.2 * note.last * smoothstep((time - note.end + 0.07) / 0.18) * (time < note.end + 0.3)
+    return semitones
+
+
+def pitch_curve(notes: list[Note], time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Sing the melody with drift, and vibrato 0.3 s into long notes: f0 in Hz, before the jitter of single cycles."""
+    semitones = melody(notes, time) + wander(rng, time.size, 0.8, 0.08) + wander(rng, time.size, 12.0, 0.035)
+    for note in notes:
+        since, rate, extent = time - note.start, rng.uniform(5.2, 5.8), note.is_long * rng.uniform(0.35, 0.50)
+        depth = extent * smoothstep((since - 0.30) / 0.35) * smoothstep((note.end - time) / 0.12 + 0.5)
+        semitones += depth * np.sin(2 * np.pi * rate * since * (1 + 0.02 * since))
+    return 440.0 * 2.0 ** ((semitones - 69.0) / 12.0)
+
+
+def level_curve(notes: list[Note], time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Follow the dynamics, through the rests too: dB below the loudest. Long notes swell and fade."""
+    nodes = [(note.start + 0.04, note.level) for note in notes]
+    nodes += [(0.5 * (note.start + note.end), note.level + 2.0) for note in notes if note.is_long]
+    nodes += [(note.end, note.level - 6.0) for note in notes if note.is_long]
+    return np.interp(time, *zip(*sorted(nodes), strict=True)) + wander(rng, time.size, 3.0, 0.6)
+
+
+def voicing(notes: list[Note], time: np.ndarray) -> np.ndarray:
+    """Open and close the voice: linear gain, 1 within a phrase and 0 in the rests."""
+    gain = np.zeros(time.size)
+    for note in notes:
+        gain += note.first * smoothstep((time - note.start) / 0.06)
+        gain -= note.last * smoothstep((time - note.end + 0.12) / 0.16)
+    return gain
+
+
+def solve_lf(rd: np.ndarray) -> np.ndarray:
+    """Find the LF pulse of unit period for each Rd (Fant 1995): closure, omega, growth, decay of lf_pulse. [4, n]."""
+    ra, rk = (4.8 * rd - 1) / 100, (22.4 + 11.8 * rd) / 100
+    rg = rk / (4 * (0.11 * rd / (0.5 + 1.2 * rk) - ra))
+    closure, omega = (1 + rk) / (2 * rg), 2 * np.pi * rg
+    rest, decay = 1 - closure, 1 / ra
+    for _ in range(60):
+        decay = (1 - np.exp(-decay * rest)) / ra
+    returned = ((1 - np.exp(-decay * rest)) / decay - rest * np.exp(-decay * rest)) / (decay * ra)
+    sine, cosine = np.sin(omega * closure), np.cos(omega * closure)
+    low, high = np.full_like(rd, -30.0), np.full_like(rd, 80.0)
+    for _ in range(60):  # bisect for a growth that gives no net flow
+        growth = (low + high) / 2
+        opened = -(growth * sine - omega * cosine + omega * np.exp(-growth * closure)) / (sine * (growth**2 + omega**2))
+        low, high = np.where(opened > returned, growth, low), np.where(opened > returned, high, growth)
+    return np.stack([closure, omega, growth, decay])
+
+
+def lf_pulse(u: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """Evaluate the flow derivative at the fraction u of its cycle; -1 at closure. [n], [4, n] -> [n]."""
+    closure, omega, growth, decay = shape
+    opening = -np.exp(growth * (np.minimum(u, closure) - closure)) * np.sin(omega * u) / np.sin(omega * closure)
+    rest = np.exp(-decay * (1 - closure))
+    closing = -(np.exp(-decay * np.maximum(u - closure, 0)) - rest) / (1 - rest)
+    return np.where(u <= closure, opening, closing)
+
+
+def glottal_source(f0: np.ndarray, amplitude: np.ndarray, rd: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Pulse the glottis once a cycle, with jitter and shimmer, and breathe while it is open. All [n_samples]."""
+    samples, phase = np.arange(f0.size), np.cumsum(f0) / SAMPLE_RATE
+    marks = np.interp(np.arange(1, int(phase[-1])), phase, samples)
+    marks += JITTER * rng.standard_normal(marks.size) * SAMPLE_RATE / np.interp(marks, samples, f0)
+    strength = np.interp(marks, samples, amplitude) * (1 + SHIMMER * rng.standard_normal(marks.size))
+    shape = solve_lf(np.interp(marks, samples, rd))
+    fine = np.arange(f0.size * OVERSAMPLING) / OVERSAMPLING
+    cycle = np.clip(np.searchsorted(marks, fine, side="right") - 1, 0, marks.size - 2)
+    u = np.clip((fine - marks[cycle]) / np.diff(marks)[cycle], 0.0, 1.0)
+    flow = resample_poly(strength[cycle] * lf_pulse(u, shape[:, cycle]), 1, OVERSAMPLING)
+    opened = np.sin(np.pi * np.minimum(u / shape[0, cycle], 1.0))[::OVERSAMPLING] ** 2
+    return flow + ASPIRATION * np.sqrt(amplitude) * rd * (0.25 + 0.75 * opened) * rng.standard_normal(f0.size)
+
+
+def breath_curve(notes: list[Note], time: np.ndarray) -> np.ndarray:
+    """Inhale before each phrase, and let go of a little air at each soft "d": linear gain of the noise."""
+    gain = np.zeros(time.size)
+    for note in notes:
+        until = note.start - time
+        gain += 0.055 * note.first * smoothstep((0.52 - until) / 0.30) * smoothstep((until - 0.08) / 0.09)
+        if note.onset == "d":
+            since = np.maximum(time - note.start - ONSET_DURATION["d"] + 0.012, 0.0)
+            gain += 0.5 * smoothstep(since / 0.003) * np.exp(-since / 0.007)
+    return gain
+
+
+def articulate(notes: list[Note], n_frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Move the vocal tract from syllable to syllable. Rows of SHAPES, [n_frames, 10]."""
+    nodes = [(LEAD_IN - 0.30, "breath")]
+    for note in notes:
+        opens = note.start + ONSET_DURATION[note.onset]
+        if note.onset:
+            nodes += [(note.start - 0.01, note.onset), (opens - 0.01, note.onset)]
+        nodes += [(opens + 0.04, note.vowel), (note.end - (0.35 if note.last else 0.05), note.vowel)]
+        if note.last:
+            nodes += [(note.end, "m"), (note.end + 0.12, "breath"), (note.end + REST - 0.30, "breath")]
+    times, shapes = [time for time, _ in nodes], np.transpose([SHAPES[name] for _, name in nodes])
+    tract = np.stack([np.interp(np.arange(n_frames) * FRAME_HOP / SAMPLE_RATE, times, row) for row in shapes], axis=1)
+    sway = wander(rng, n_frames * FRAME_HOP, 2.0, 0.015)[::FRAME_HOP]
+    tract[:, :4] *= 1 + sway[:, None] * np.array([1.0, -0.8, 0.5, 0.3])
+    return tract
+
+
+def resonance(centre: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
+    """Respond like Klatt's digital resonator, gain 1 at 0 Hz. [n_frames] each -> complex [n_frames, F]."""
+    centre, bandwidth = np.atleast_1d(centre)[:, None], np.atleast_1d(bandwidth)[:, None]
+    delay = np.exp(-2j * np.pi * np.arange(N_FFT // 2 + 1) / N_FFT)
+    radius = np.exp(-np.pi * bandwidth / SAMPLE_RATE)
+    first, second = 2 * radius * np.cos(2 * np.pi * centre / SAMPLE_RATE), -(radius**2)
+    return (1 - first - second) / (1 - first * delay - second * delay**2)
+
+
+def vocal_tract(excitation: np.ndarray, tract: np.ndarray) -> np.ndarray:
+    """Filter frame by frame and cross-fade: Hann frames of 20 ms, each through its own formants."""
+    n_frames, size = len(tract), 2 * FRAME_HOP
+    response = resonance(*NASAL_POLE) / resonance(tract[:, 8], NASAL_POLE[1]) * 10 ** (tract[:, 9:] / 20)
+    for formant in range(4):
+        response = response * resonance(tract[:, formant], tract[:, 4 + formant])
+    response = response * np.prod(resonance(HIGH_FORMANTS, 0.06 * HIGH_FORMANTS), axis=0)
+    frames = sliding_window_view(np.pad(excitation, (FRAME_HOP, size)), size)[::FRAME_HOP][:n_frames]
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
+    rings = np.fft.irfft(np.fft.rfft(frames * window, N_FFT) * response, N_FFT)
+    audio = np.zeros(n_frames * FRAME_HOP + N_FFT)
+    for index, ring in enumerate(rings):
+        audio[index * FRAME_HOP : index * FRAME_HOP + N_FFT] += ring
+    return audio[FRAME_HOP : FRAME_HOP + excitation.size]
+
+
+def sing(notes: list[Note], rng: np.random.Generator) -> np.ndarray:
+    """Sing the notes in a dry room without noise. [n_samples], unscaled."""
+    n_frames = round((notes[-1].end + TAIL) * SAMPLE_RATE / FRAME_HOP)
+    time = np.arange(n_frames * FRAME_HOP) / SAMPLE_RATE
+    f0 = pitch_curve(notes, time, rng)  # drawn first, so that the truth can be had without the sound
+    level, voice = level_curve(notes, time, rng), voicing(notes, time)
+    rd = np.clip(0.8 - 0.11 * level + 0.6 * (1 - voice), 0.7, 2.6)  # soft is lax
+    source = glottal_source(f0, voice * 10 ** (level / 20), rd, rng)
+    breath = breath_curve(notes, time) * rng.standard_normal(time.size)
+    return vocal_tract(source + breath, articulate(notes, n_frames, rng))
+
+
+def record(voice: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Put the singer in a small room before a phone: reflections, no lows, PEAK_DB, a noise floor."""
+    time = np.arange(SAMPLE_RATE // 4) / SAMPLE_RATE
+    room = 0.012 * rng.standard_normal(time.size) * np.exp(-time / 0.03) * smoothstep((time - 0.002) / 0.01)
+    heard = voice + fftconvolve(voice, room)[: voice.size]
+    audio = sosfilt(butter(2, 70.0, "high", fs=SAMPLE_RATE, output="sos"), heard)
+    hiss = wander(rng, voice.size, 1200.0, 10 ** (NOISE_FLOOR_DB / 20))
+    return audio * 10 ** (PEAK_DB / 20) / np.abs(audio).max() + hiss
+
+
+def make_hum(seed: int = 0) -> np.ndarray:
+    """Render the hum; the same seed gives the same samples. int16 [n_samples] at SAMPLE_RATE."""
+    rng = np.random.default_rng(seed)
+    return np.round(record(sing(schedule(), rng), rng) * 32_767).astype(np.int16)
+
+
+def save_wav(path: Path, audio: np.ndarray) -> None:
+    """Write 16-bit mono to a temporary name, then rename."""
+    buffer = io.BytesIO()
+    sf.write(buffer, audio, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(buffer.getvalue())
+    os.replace(part, path)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="the .wav file to write")
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another take of the same tune")
+    args = parser.parse_args(argv)
+    if args.output.suffix.lower() != ".wav" or args.output.is_dir() or args.seed < 0:
+        parser.error(f"--output must name a .wav file and --seed be 0 or more, not {args.output} and {args.seed}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the hum and save it."""
+    args = parse_args(argv)
+    try:
+        save_wav(args.output, make_hum(args.seed))
+    except OSError as error:
+        print(f"make_hum.py: cannot write {args.output}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
