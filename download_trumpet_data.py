@@ -1,0 +1,213 @@
+"""Download the trumpet, or another instrument, of URMP to data/raw/urmp/<instrument>_only.
+
+    ./venv/bin/python download_trumpet_data.py                                   # trumpet
+    ./venv/bin/python download_trumpet_data.py --instruments trumpet,sax,oboe
+    ./venv/bin/python download_trumpet_data.py --local_archive ~/Downloads/Dataset.tar.gz
+    ./venv/bin/python download_trumpet_data.py --source_dir ~/Dataset            # already unpacked
+
+URMP (Li, Liu, Dinesh, Duan, Sharma, IEEE TMM 2019; CC0) is one archive of 12 GB, mostly video, on Dryad, doi
+10.5061/dryad.ng3r749. Its separated tracks are AuSep_<track>_<code>_<piece number>_<piece>.wav at 48 kHz, their
+annotated pitches F0s_<same>.txt. One pass over the archive takes out only these, so the rest is never unpacked.
+"""
+
+import argparse
+import gzip
+import logging
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import requests
+from tqdm import tqdm
+
+from download_data import (
+    CHUNK,
+    DamagedError,
+    DataError,
+    Gate,
+    Place,
+    Source,
+    install,
+    is_done,
+    md5_text,
+    progress,
+    require_space,
+    run_command,
+    write_member,
+)
+
+log = logging.getLogger(__name__)
+
+PAGE = "https://datadryad.org/dataset/doi:10.5061/dryad.ng3r749"
+ARCHIVE = "Dataset.tar.gz"
+URL = "https://datadryad.org/downloads/file_stream/99348"
+FACTS_URL = "https://datadryad.org/api/v2/files/99348"  # Dryad's public API: name, size and digest of that file
+INSTRUMENTS = {
+    "trumpet": "tpt",
+    "saxophone": "sax",
+    "oboe": "ob",
+    "bassoon": "bn",
+    "trombone": "tbn",
+    "horn": "hn",
+    "tuba": "tba",
+    "clarinet": "cl",
+    "flute": "fl",
+    "violin": "vn",
+    "viola": "va",
+    "cello": "vc",
+    "double_bass": "db",
+}
+TRACK_FILE = re.compile(r"(?:AuSep_(\d+)_([a-z]+)_(\d+)_\w+\.wav|F0s_(\d+)_([a-z]+)_(\d+)_\w+\.txt)", re.ASCII)
+# The third track of piece 15 is named tpt, its folder says tbn, and its annotated pitches (MIDI 51 to 65) lie mostly
+# below a trumpet's range: it belongs to neither until somebody has listened to it.
+DOUBTFUL = {(15, 3)}  # piece, track
+RATIO = 0.05  # of the archive, for one instrument: at most 34 tracks of about 2 minutes at 48 kHz and 24 bit
+HEADER_LIMIT = 1 << 20  # bytes that the headers between two members may take
+
+
+def place_track(name: str) -> Path | None:
+    """trumpet/trumpet_only/AuSep_1_tpt_05_Entertainer.wav, or None for what is no track of a known instrument."""
+    match = TRACK_FILE.fullmatch(re.split(r"[/\\]", name)[-1])
+    if not match:
+        return None
+    track, code, piece = (group for group in match.groups() if group)
+    if (int(piece), int(track)) in DOUBTFUL:
+        return None
+    instrument = next((key for key, value in INSTRUMENTS.items() if value == code), None)
+    return Path(instrument, f"{instrument}_only", match[0]) if instrument else None
+
+
+class Meter:
+    """A stream that hands out no more than `allowance` bytes: neither headers nor the tail may be the bomb."""
+
+    def __init__(self, stream: BinaryIO):
+        self.stream = stream
+        self.allow("", 0, HEADER_LIMIT)
+
+    def allow(self, member: str, size: int, more: int) -> None:
+        self.member, self.allowance = member, size + more
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.allowance -= len(data)
+        if self.allowance < 0:
+            raise DataError(f"the archive is refused: what follows its member {self.member!r} unpacks to far too much")
+        return data
+
+
+@contextmanager
+def opened(archive: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The archive's file, for progress, and the tar stream inside; some browsers save the .tar.gz as a .tar."""
+    with archive.open("rb") as file:
+        magic = file.read(2)
+        file.seek(0)
+        if magic == b"PK":
+            raise DataError(f"{archive} is a zip: unpack it and name the {ARCHIVE} inside")
+        if magic != b"\x1f\x8b":
+            yield file, file
+            return
+        with gzip.GzipFile(fileobj=file) as stream:
+            yield file, stream
+
+
+def unpack_tar(archive: Path, stage: Path, place: Place) -> None:
+    """Take the wanted members out in one pass; the CRC of the gzip stream is checked at its end."""
+    gate = Gate(archive)
+    try:
+        with opened(archive) as (file, stream), progress("unpacking", archive.stat().st_size) as bar:
+            meter = Meter(stream)
+            with tarfile.open(fileobj=meter, mode="r|", bufsize=CHUNK) as tar:
+                for member in tar:
+                    plain = member.isreg() and not member.issparse()
+                    gate.admit(member.name, member.size, plain, member.isdir())
+                    meter.allow(member.name, member.size, HEADER_LIMIT)
+                    take_member(tar, member, stage, place)
+                    bar.update(file.tell() - bar.n)
+            meter.allow(meter.member, 0, gate.room)
+            while meter.read(CHUNK):
+                bar.update(file.tell() - bar.n)
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, RecursionError) as error:
+        raise DamagedError(f"{archive} cannot be unpacked: {error}") from error
+
+
+def take_member(tar: tarfile.TarFile, member: tarfile.TarInfo, stage: Path, place: Place) -> None:
+    target = place(member.name) if member.isreg() else None
+    if target:
+        require_space(stage.parent, member.size)
+        write_member(tar.extractfile(member), stage / target, member.size)
+
+
+def copy_folder(folder: Path, stage: Path, place: Place) -> None:
+    """Copy the wanted files of an unpacked URMP, however it is nested."""
+    found = {path: place(path.name) for path in sorted(folder.rglob("*")) if path.is_file()}
+    wanted = {path: target for path, target in found.items() if target}
+    require_space(stage.parent, sum(path.stat().st_size for path in wanted))
+    for path, target in tqdm(wanted.items(), "copying", disable=not log.isEnabledFor(logging.INFO)):
+        with path.open("rb") as stream:
+            write_member(stream, stage / target, path.stat().st_size)
+
+
+def published_md5() -> str | None:
+    """The md5 that Dryad's API states for the archive, None where it does not answer in the documented form."""
+    try:
+        facts = requests.get(FACTS_URL, timeout=10).json()
+        return md5_text(facts["digest"]) if (facts["path"], facts["digestType"]) == (ARCHIVE, "md5") else None
+    except (requests.RequestException, argparse.ArgumentTypeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def download_urmp(args: argparse.Namespace) -> None:
+    by_hand = (
+        f"Dryad refuses many scripts: open {PAGE} in a browser, save {ARCHIVE} (12 GB) and run this again with "
+        "--local_archive PATH, or name a mirror by --url."
+    )
+    local, md5 = args.local_archive or args.source_dir, args.md5
+    waiting = not all(is_done(args.output_dir, instrument) for instrument in args.instruments)
+    if waiting and not (md5 or local) and args.url == URL:
+        md5 = published_md5()
+    if waiting and not (md5 or args.source_dir):
+        log.info("No md5 of this archive is known (--md5 names one); its own CRC is checked when it is unpacked")
+    unpack = copy_folder if args.source_dir else unpack_tar
+    ratio = 0.0 if args.source_dir else RATIO * min(len(args.instruments), 5)
+    source = Source(args.url, ARCHIVE, md5, ratio, by_hand)
+    install(source, args.output_dir, args.instruments, place_track, unpack, local, args.keep_archive)
+
+
+def instruments_text(text: str) -> tuple[str, ...]:
+    """Names out of "trumpet,sax" or "all"; the codes of the file names are understood too."""
+    names = {code: name for name, code in INSTRUMENTS.items()} | {name: name for name in INSTRUMENTS}
+    asked = list(INSTRUMENTS) if text == "all" else [word.strip() for word in text.split(",")]
+    for word in (word for word in asked if word not in names):
+        raise argparse.ArgumentTypeError(f"unknown instrument {word!r}; there are {', '.join(INSTRUMENTS)} and all")
+    return tuple(dict.fromkeys(names[word] for word in asked))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Download instruments of URMP (Dryad, 12 GB, CC0).")
+    add = parser.add_argument
+    add("--instruments", type=instruments_text, default=("trumpet",), metavar="trumpet,sax,...|all")
+    add("--output_dir", type=Path, default=Path("data/raw/urmp"), help="gets trumpet_only, saxophone_only, ...")
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument("--url", default=URL, help=f"a mirror of {ARCHIVE}")
+    origin.add_argument("--local_archive", type=Path, metavar="PATH", help=f"{ARCHIVE} that you already have")
+    origin.add_argument("--source_dir", type=Path, metavar="DIR", help="an unpacked URMP that you already have")
+    add("--md5", type=md5_text, help="md5 that the archive must have")
+    add("--keep_archive", action="store_true", help="do not delete the downloaded archive when it is unpacked")
+    args = parser.parse_args(argv)
+    for path, is_right, kind in ((args.local_archive, Path.is_file, "file"), (args.source_dir, Path.is_dir, "folder")):
+        if path and not is_right(path):
+            parser.error(f"{path} is no {kind}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    return run_command(lambda: download_urmp(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
