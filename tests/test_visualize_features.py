@@ -1,0 +1,367 @@
+"""Pictures: what is drawn is what was measured, in the right place, readable in both themes; and the command line."""
+
+import io
+import itertools
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from PIL import Image
+
+import visualize_features
+from config import load_config
+from data import save_recording
+from visualize_features import DPI, THEMES, note_name, plot_features, plot_recording, save_figure
+
+RATE, FRAME_RATE = 16000, 100
+SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
+both_themes = pytest.mark.parametrize("theme", THEMES)
+
+
+def sound(n_frames=50, **changes):
+    """Return arguments of plot_features: half a second of A4, voiced throughout."""
+    audio = 0.5 * np.sin(2 * np.pi * 440 * np.arange(n_frames * RATE // FRAME_RATE) / RATE)
+    values = {"f0": np.full(n_frames, 440.0), "loudness": np.full(n_frames, -20.0), "frame_rate": FRAME_RATE}
+    return {"audio": audio, "sample_rate": RATE, **values, **changes}
+
+
+def panel(figure, name):
+    """Return the axes under a heading."""
+    return next(axis for axis in figure.axes if name in [text.get_text() for text in axis.texts])
+
+
+def drawn_line(figure, name, colour):
+    """Return the x and y of a panel's line of a colour."""
+    (line,) = (line for line in panel(figure, name).lines if line.get_color() == colour and line.get_linestyle() == "-")
+    return line.get_xdata(), line.get_ydata()
+
+
+def all_text(figure):
+    return " ".join(text.get_text() for text in [*figure.texts, *(text for axis in figure.axes for text in axis.texts)])
+
+
+def hertz_of(name):
+    """Read a note's name back, by the definition of equal temperament."""
+    letter, sharp, octave = re.fullmatch(r"([A-G])(♯?)(-?\d+)", name).groups()
+    return 440 * 2 ** ((SEMITONES[letter] + len(sharp) + 12 * (int(octave) + 1) - 69) / 12)
+
+
+# --- the picture ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("f0", "name"), [(440, "A4"), (261.63, "C4"), (246.9, "B3"), (277.2, "C♯4"), (16.35, "C0"), (452, "A4")]
+)
+def test_notes_have_their_names(f0, name):
+    assert note_name(f0) == name
+
+
+def test_pitch_has_gaps_exactly_where_it_is_not_believed():
+    periodicity = np.r_[np.full(10, 0.9), np.full(10, 0.49), np.full(30, 0.5)]
+    figure = plot_features(**sound(periodicity=periodicity, periodicity_threshold=0.5))
+    seconds, f0 = drawn_line(figure, "Pitch", THEMES["light"].pitch)
+    assert np.array_equal(np.isnan(f0), periodicity < 0.5)
+    assert np.all(f0[periodicity >= 0.5] == 440)
+    assert np.allclose(seconds, np.arange(50) / FRAME_RATE)
+    assert "80 % voiced" in all_text(figure)
+
+
+def test_a_mask_overrules_the_threshold_and_hides_both_curves():
+    voiced = np.arange(50) < 25
+    curves = sound(voiced=voiced, periodicity=np.zeros(50), periodicity_threshold=0.5, second_f0=np.full(50, 220.0))
+    figure = plot_features(**curves)
+    for colour, hertz in ((THEMES["light"].pitch, 440), (THEMES["light"].second, 220)):
+        _, f0 = drawn_line(figure, "Pitch", colour)
+        assert np.array_equal(np.isfinite(f0), voiced)
+        assert np.all(f0[:25] == hertz)
+
+
+def test_a_frame_alone_between_gaps_is_a_visible_dot():
+    voiced = np.zeros(50, dtype=bool)
+    voiced[[7, 20, 21]] = True
+    axis = panel(plot_features(**sound(voiced=voiced)), "Pitch")
+    dots = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [np.flatnonzero(np.isfinite(line.get_ydata())).tolist() for line in dots] == [[7]]
+
+
+def test_pitch_axis_is_logarithmic():
+    figure = plot_features(**sound(f0=np.geomspace(110, 880, 50)))
+    heights = panel(figure, "Pitch").transData.transform([(0, f0) for f0 in (110, 220, 440, 880)])[:, 1]
+    assert np.diff(heights) == pytest.approx(np.diff(heights)[0])
+
+
+@pytest.mark.parametrize("semitones", [0, 12, 17, 31, 40, 71])
+def test_note_names_lie_at_their_notes_and_never_overlap(semitones):
+    f0 = 33 * 2 ** (np.linspace(0, semitones, 50) / 12)
+    figure = plot_features(**sound(f0=f0))
+    labels = panel(figure, "Pitch").get_yticklabels()
+    for label in labels:
+        assert label.get_position()[1] == pytest.approx(hertz_of(label.get_text()), rel=1e-4)
+    low, high = panel(figure, "Pitch").get_ylim()
+    assert low < f0.min() and f0.max() < high
+    boxes = [label.get_window_extent() for label in labels if low <= label.get_position()[1] <= high]
+    assert len(boxes) >= 4
+    assert all(upper.y0 - lower.y1 > 2 for lower, upper in itertools.pairwise(boxes))  # pixels
+
+
+def test_a_steady_note_does_not_fill_the_axis():
+    figure = plot_features(**sound(f0=440 * 2 ** (0.2 / 12 * np.sin(np.arange(50)))))
+    low, high = panel(figure, "Pitch").get_ylim()
+    assert high / low >= 1.99
+
+
+def test_all_panels_share_the_time_axis():
+    figure = plot_features(**sound(300, periodicity=np.ones(300)))
+    names = ("Waveform", "Pitch", "Periodicity", "Loudness")
+    assert {panel(figure, name).get_xlim() for name in names} == {(0, 3)}
+    edges = {(panel(figure, name).get_position().x0, panel(figure, name).get_position().x1) for name in names}
+    assert len(edges) == 1
+
+
+def test_without_periodicity_its_panel_is_left_out():
+    assert "Periodicity" not in all_text(plot_features(**sound()))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "labels"),
+    [
+        (2, ["0 s", "0.2 s", "0.4 s"]),
+        (30, ["0 s", "5 s", "10 s"]),
+        (59, ["0 s", "5 s", "10 s"]),
+        (100, ["0:00", "0:10", "0:20"]),
+        (600, ["0:00", "1:00", "2:00"]),
+        (0.01, ["0 s", "0.001 s", "0.002 s"]),
+    ],
+)
+def test_times_are_round(seconds, labels):
+    figure = plot_features(**sound(1, frame_rate=1 / seconds))
+    found = [label.get_text() for label in panel(figure, "Loudness").get_xticklabels()]
+    assert found[:3] == labels
+    assert len(found) <= 13
+
+
+def test_no_peak_is_lost_in_a_long_waveform():
+    audio = np.zeros(30 * RATE)
+    audio[123_457] = -0.5
+    figure = plot_features(**sound(3000, audio=audio))
+    outline = panel(figure, "Waveform").collections[0].get_paths()[0].vertices
+    lowest = outline[outline[:, 1].argmin()]
+    assert lowest[1] == -0.5
+    assert lowest[0] == pytest.approx(123_457 / RATE, abs=30 / 1600)  # within one of its columns
+    assert "peak −6.0 dBFS" in all_text(figure)
+
+
+def test_loudness_is_drawn_as_it_is():
+    loudness = np.linspace(-80, 0, 50)
+    figure = plot_features(**sound(loudness=loudness))
+    seconds, drawn = drawn_line(figure, "Loudness", THEMES["light"].loudness)
+    assert np.allclose(drawn, loudness) and np.allclose(seconds, np.arange(50) / FRAME_RATE)
+    assert panel(figure, "Loudness").get_ylim() == (-80, 3)
+
+
+def test_two_curves_are_named():
+    figure = plot_features(**sound(second_f0=np.full(50, 220.0), f0_labels=("trumpet", "voice of $5")))
+    legend = panel(figure, "Pitch").get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["trumpet", "voice of $5"]
+    assert panel(plot_features(**sound()), "Pitch").get_legend() is None
+
+
+def test_a_recordings_tensors_give_the_picture_of_their_arrays(counting_recording):
+    recording = counting_recording(50)
+    figure = plot_recording(recording, 0.5, "take.wav")
+    seconds, f0 = drawn_line(figure, "Pitch", THEMES["light"].pitch)
+    assert np.array_equal(f0, 100 + np.arange(50)) and seconds[-1] == pytest.approx(0.49)
+    text = all_text(figure)
+    assert "take.wav" in text and "trumpet" in text and "0.5 s" in text and "16 kHz" in text
+
+
+@both_themes
+def test_colours_can_be_told_from_the_background(theme):
+    """WCAG 2.1: 4.5 to 1 for text, 3 to 1 for what a picture is read by."""
+    colours = THEMES[theme]
+    for name in ("text", "muted"):
+        assert contrast(getattr(colours, name), colours.background) >= 4.5, name
+    for name in ("waveform", "pitch", "second", "loudness"):
+        assert contrast(getattr(colours, name), colours.background) >= 3, name
+
+
+def contrast(one, other):
+    lights = []
+    for colour in (one, other):
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(colour)]
+        lights.append(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+@both_themes
+def test_the_saved_picture_has_the_themes_colours(theme, tmp_path):
+    save_figure(plot_features(**sound(title="A4", theme=theme)), tmp_path / "a4.png")
+    with Image.open(tmp_path / "a4.png") as picture:
+        assert picture.size == (round(12 * DPI), round(7.2 * DPI))
+        pixels = np.asarray(picture.convert("RGB"))
+    assert to_hex(pixels[2, 2] / 255) == THEMES[theme].background
+    for name in ("pitch", "loudness", "waveform"):
+        wanted = np.round(255 * np.array(to_rgb(getattr(THEMES[theme], name))))
+        assert (np.abs(pixels - wanted).max(axis=-1) <= 1).any(), name
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_frames": 0},
+        {"n_frames": 1},
+        {"audio": np.zeros(8000), "periodicity": np.zeros(50), "periodicity_threshold": 0.5},
+        {"audio": np.full(8000, np.nan), **dict.fromkeys(("f0", "loudness", "periodicity"), np.full(50, np.nan))},
+        {"f0": np.zeros(50)},
+        {"title": r"$\frac{ _ ^ $", "subtitle": "$x", "second_f0": np.full(50, 220.0), "f0_labels": (r"$\bad{$", "b")},
+        {"title": "long " * 100},
+    ],
+    ids=["empty", "one frame", "silence", "not finite", "no f0", "mathematical title", "long title"],
+)
+def test_odd_input_gives_a_picture(changes):
+    figure = plot_features(**sound(**changes))
+    figure.canvas.draw()
+    right = figure.bbox.x1
+    assert all(text.get_window_extent().x1 < right for text in figure.texts)
+
+
+def test_what_is_odd_is_said():
+    broken = np.zeros(8000)
+    broken[5] = np.nan
+    assert "not finite" in all_text(plot_features(**sound(audio=broken)))
+    assert "silent" in all_text(plot_features(**sound(audio=np.zeros(8000))))
+    assert "no pitch found" in all_text(plot_features(**sound(voiced=np.zeros(50))))
+
+
+def test_unknown_theme_is_refused():
+    with pytest.raises(ValueError, match="unknown theme 'blue'; there are light, dark"):
+        plot_features(**sound(theme="blue"))
+
+
+def test_curves_of_different_lengths_are_refused():
+    with pytest.raises(ValueError, match="'loudness': 49"):
+        plot_features(**sound(loudness=np.zeros(49)))
+
+
+def test_global_state_is_left_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import of it would now fail
+    before = matplotlib.rcParams.copy()
+    figure = plot_features(**sound(theme="dark"))
+    figure.canvas.draw()
+    assert isinstance(figure.canvas, FigureCanvasAgg)
+    changed = [key for key in before if key != "backend" and before[key] != matplotlib.rcParams[key]]
+    assert not changed  # the backend itself is chosen by pyplot, at its first use
+
+
+def test_pictures_drawn_in_threads_are_those_drawn_alone():
+    def draw(number):
+        theme = ["light", "dark"][number % 2]
+        figure = plot_features(**sound(f0=np.geomspace(110, 220 + 100 * number, 50), title=str(number), theme=theme))
+        file = io.BytesIO()
+        figure.savefig(file, dpi=30)
+        return file.getvalue()
+
+    alone = [draw(number) for number in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(draw, range(2))) == alone
+    assert len(set(alone)) == 2
+
+
+# --- files and the command line -------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_pictures(monkeypatch):
+    monkeypatch.setattr(visualize_features, "DPI", 30)
+
+
+def run(*argv):
+    return visualize_features.main([str(value) for value in argv])
+
+
+def pictures(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.usefixtures("small_pictures")
+def test_file_is_drawn_under_its_name(tmp_path, counting_recording, capsys):
+    save_recording(tmp_path / "take.wav.pt", counting_recording())
+    assert run("--file", tmp_path / "take.wav.pt", "--output_dir", tmp_path / "out", "--theme", "dark") == 0
+    assert pictures(tmp_path / "out") == ["take.wav.png"]
+    assert capsys.readouterr().out == f"{tmp_path / 'out' / 'take.wav.png'}\n"
+
+
+@pytest.mark.usefixtures("small_pictures")
+def test_pitch_is_shown_by_the_threshold_of_the_configuration(tmp_path, counting_recording, monkeypatch):
+    recording = counting_recording(50)
+    recording.periodicity[:] = torch.linspace(0, 1, 50)[None, :, None]
+    save_recording(tmp_path / "take.pt", recording)
+    figures = []
+    monkeypatch.setattr(visualize_features, "save_figure", lambda figure, path: figures.append(figure))
+    assert run("--file", tmp_path / "take.pt") == 0
+    _, f0 = drawn_line(figures[0], "Pitch", THEMES["light"].pitch)
+    threshold = load_config().features.periodicity_threshold
+    assert np.array_equal(np.isfinite(f0), np.linspace(0, 1, 50) >= threshold)
+
+
+@pytest.mark.usefixtures("small_pictures")
+def test_all_keeps_equal_names_apart_and_names_what_failed(tmp_path, counting_recording, capsys):
+    data_dir = tmp_path / "processed"
+    for name in ("a/take.wav.pt", "b/take.wav.pt", "take.flac.pt"):
+        (data_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        save_recording(data_dir / name, counting_recording())
+    (data_dir / "b" / "other.wav.pt").write_bytes(b"damaged")
+    assert run("--all", "--data_dir", data_dir, "--output_dir", tmp_path / "out") == 1
+    output = capsys.readouterr()
+    assert output.out == "3 written, 1 failed\n"
+    assert str(data_dir / "b" / "other.wav.pt") in output.err
+    assert pictures(tmp_path / "out") == ["a/take.wav.png", "b/take.wav.png", "take.flac.png"]
+    assert run("--all", "--data_dir", data_dir / "a", "--output_dir", tmp_path / "out") == 0
+    assert capsys.readouterr().out == "1 written, 0 failed\n"
+
+
+@pytest.mark.usefixtures("small_pictures")
+def test_a_hostile_file_is_refused_unrun(tmp_path, bomb, caplog):
+    payload, target = bomb
+    torch.save(payload, tmp_path / "hostile.pt")
+    assert run("--file", tmp_path / "hostile.pt", "--output_dir", tmp_path / "out") == 1
+    assert "hostile.pt" in caplog.text and not target.exists()
+
+
+def test_missing_file_and_empty_folder_get_one_sentence(tmp_path, caplog):
+    assert run("--file", tmp_path / "none.pt") == 1
+    assert "there is no file" in caplog.text
+    assert run("--all", "--data_dir", tmp_path) == 1
+    assert "holds no .pt files" in caplog.text
+
+
+def test_a_picture_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch):
+    figure = plot_features(**sound())
+    target = tmp_path / "a4.png"
+    target.write_bytes(b"old")
+
+    def fill_the_disk(path, **_):
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(figure, "savefig", fill_the_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_figure(figure, target)
+    assert target.read_bytes() == b"old"
+    assert pictures(tmp_path) == ["a4.png"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [[], ["--file", "a.pt", "--all"], ["--all", "--data_dir", "no/such/folder"], ["--file", "a.pt", "--theme", "blue"]],
+)
+def test_command_lines_that_cannot_be_meant_are_refused(argv):
+    with pytest.raises(SystemExit, match="2"):
+        run(*argv)
