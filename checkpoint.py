@@ -8,6 +8,8 @@ never costs the checkpoint that was there.
 
 import os
 import pickle
+import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,12 @@ FORMAT_VERSION = 1
 LATEST = "latest.pth"
 BEST = "best.pth"
 PRETRAINED_DIR = Path(__file__).parent / "checkpoints" / "pretrained"
+
+# What torch's unpickler raises on bytes that are no checkpoint.
+_UNREADABLE = (
+    RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
+    struct.error,
+)
 
 _KEYS = (
     "format_version",
@@ -86,12 +94,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{path} is damaged or not a checkpoint; nothing in it was run") from error
     if not isinstance(checkpoint, dict) or "format_version" not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this project")
-    if checkpoint["format_version"] != FORMAT_VERSION or set(checkpoint) != set(_KEYS):
+    if checkpoint["format_version"] != FORMAT_VERSION:
         raise ValueError(f"{path} has format {checkpoint['format_version']}, this version reads {FORMAT_VERSION}")
+    if differing := sorted(set(_KEYS) ^ set(checkpoint), key=str):
+        raise ValueError(f"{path} lacks or adds {', '.join(map(str, differing))}; it is not whole")
     return checkpoint
 
 
@@ -131,7 +141,10 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> NeuralGu
     path = Path(path)
     checkpoint = read_checkpoint(path)
     settings = settings_of(checkpoint, path)
-    model = build_model(settings, checkpoint["instrument"])
+    try:
+        model = build_model(settings, checkpoint["instrument"])
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} describes a model that cannot be built: {error}") from error
     load_weights(model, checkpoint, path)
     model.settings = settings
     model.instrument = checkpoint["instrument"]
@@ -154,6 +167,7 @@ def pretrained_path(instrument: str) -> Path:
 
 def keep_newest(checkpoint_dir: Path, count: int) -> None:
     """Delete all but the newest ``count`` files ``model_epoch_N.pth``."""
-    paths = sorted(checkpoint_dir.glob("model_epoch_*.pth"), key=lambda path: int(path.stem.rpartition("_")[2]))
+    numbered = [path for path in checkpoint_dir.iterdir() if re.fullmatch(r"model_epoch_\d+\.pth", path.name)]
+    paths = sorted(numbered, key=lambda path: int(path.stem.rpartition("_")[2]))
     for path in paths[: max(0, len(paths) - count)]:
         path.unlink()

@@ -8,6 +8,7 @@ mistake can never train the wrong model.
 
 import dataclasses
 import json
+import typing
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -28,6 +29,9 @@ class AudioConfig:
     feature_rate: int  # Hz, at which f0 and loudness are measured (CREPE: 16,000)
 
     def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}, it must be at least 1")
         if self.hop_length * self.feature_rate % self.sample_rate:
             raise ValueError(
                 f"hop_length {self.hop_length} at {self.sample_rate} Hz is not a whole number of samples "
@@ -175,6 +179,8 @@ def load_config(path: str | Path = DEFAULT_CONFIG_PATH, preset: str = DEFAULT_PR
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     _require_keys(str(path), content, ("base", "presets", "instruments"))
+    for name in ("base", "presets", "instruments"):
+        _require_object(f"'{name}' of {path}", content[name])
     if preset not in content["presets"]:
         raise ValueError(f"unknown preset '{preset}'; {path.name} has {_listed(content['presets'])}")
     sections = _overlay(content["base"], content["presets"][preset], f"preset '{preset}'")
@@ -204,6 +210,9 @@ def adopt_settings(saved: dict[str, Any], current: Config) -> Config:
     Raises:
         ValueError: a saved setting is unknown to this version.
     """
+    _require_object("the saved configuration", saved)
+    for name in ARCHITECTURE:
+        _require_object(f"section '{name}'", saved.get(name))
     sections = {name: {**dataclasses.asdict(getattr(current, name)), **saved[name]} for name in ARCHITECTURE}
     adopted = {name: _build(_SECTIONS[name], name, values) for name, values in sections.items()}
     return dataclasses.replace(current, preset=saved["preset"], **adopted)
@@ -230,12 +239,14 @@ def get_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device '{name}' cannot be used here ({reason}); try auto or cpu") from error
+        raise ValueError(f"device '{name}' cannot be used here; try auto or cpu") from error
     return device
 
 
 def _overlay(base: dict, changes: dict, origin: str) -> dict:
+    _require_object(origin, changes)
+    for name, values in (*base.items(), *changes.items()):
+        _require_object(f"section '{name}' of {origin}", values)
     unknown = [name for name in changes if name not in base]
     if unknown:
         raise ValueError(f"{origin} has unknown section {_listed(unknown)}; known are {_listed(base)}")
@@ -248,7 +259,24 @@ def _overlay(base: dict, changes: dict, origin: str) -> dict:
 def _build(kind: type, section: str, values: dict) -> Any:
     names = tuple(field.name for field in dataclasses.fields(kind))
     _require_keys(f"section '{section}'", values, names)
+    for name, expected in typing.get_type_hints(kind).items():
+        if not _fits(values[name], expected):
+            wanted = expected.__name__ if isinstance(expected, type) else expected
+            raise ValueError(f"{section}.{name} is {values[name]!r}, but should be of the kind {wanted}")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, (list, tuple)) and all(_fits(entry, typing.get_args(kind)[0]) for entry in value)
+    if typing.get_args(kind):  # int | None
+        return any(_fits(value, each) for each in typing.get_args(kind))
+    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+
+
+def _require_object(where: str, values: Any) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} should be an object {{...}}, but is {str(values)[:40]}")
 
 
 def _require_keys(where: str, values: Any, allowed: tuple[str, ...]) -> None:

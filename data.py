@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import os
 import pickle
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,11 @@ from config import AudioConfig, Config
 FORMAT_VERSION = 1
 _FRAME_KEYS = ("f0", "loudness", "periodicity")
 _KEYS = ("format_version", "instrument", *_FRAME_KEYS, "audio", "source", "extractor")
+# What torch's unpickler raises on bytes that are no processed file.
+_UNREADABLE = (
+    RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
+    struct.error,
+)
 _OPEN_FILES = 128  # memory maps that stay open
 
 
@@ -76,30 +82,42 @@ def load_recording(path: Path, config: Config | None = None) -> Recording:
         raise FileNotFoundError(f"there is no file {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{path} is not a readable processed file; run preprocess.py again") from error
     if not isinstance(content, dict) or set(content) != set(_KEYS):
         raise ValueError(f"{path} is not a processed file; preprocess.py makes them")
     if content.pop("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path} has another format than version {FORMAT_VERSION}; run preprocess.py again")
     recording = Recording(**content)
+    _check_description(path, recording)
     _check_shapes(path, recording)
     if config is not None and recording.extractor != extractor_settings(config):
         raise ValueError(f"{path} was made with other settings than config.json has now; run preprocess.py again")
     return recording
 
 
+def _check_description(path: Path, recording: Recording) -> None:
+    source, extractor = recording.source, recording.extractor
+    described = (
+        isinstance(recording.instrument, str)
+        and isinstance(source, dict)
+        and isinstance(source.get("sha256"), str)
+        and isinstance(extractor, dict)
+        and isinstance(extractor.get("audio"), dict)
+        and isinstance(extractor["audio"].get("hop_length"), int)
+    )
+    if not described:
+        raise ValueError(f"{path} does not say what it was made from; run preprocess.py again")
+
+
 def _check_shapes(path: Path, recording: Recording) -> None:
     tensors = [getattr(recording, key) for key in (*_FRAME_KEYS, "audio")]
-    try:
-        hop_length = int(recording.extractor["audio"]["hop_length"])
-        str(recording.source["sha256"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not say what it was made from; run preprocess.py again") from error
     if not all(isinstance(tensor, Tensor) and tensor.dtype == torch.float32 for tensor in tensors):
         raise ValueError(f"{path} does not hold float32 tensors; run preprocess.py again")
     n_frames = tensors[0].numel()
-    n_samples = n_frames * hop_length
+    n_samples = n_frames * recording.extractor["audio"]["hop_length"]
+    if n_frames == 0:
+        raise ValueError(f"{path} holds no frames; run preprocess.py again")
     if any(tensor.shape != (1, n_frames, 1) for tensor in tensors[:3]) or tensors[3].shape != (1, n_samples):
         shapes = [tuple(tensor.shape) for tensor in tensors]
         raise ValueError(f"{path} holds shapes {shapes} that do not fit together; run preprocess.py again")
@@ -208,6 +226,8 @@ class CropDataset(Dataset):
         return np.random.default_rng([self.seed or 0, self.epoch]).permutation(len(self)).tolist()
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"crop {index} of {len(self)}")
         number = int(np.searchsorted(self._ends, index, side="right"))
         span = self.spans[number]
         return self._crop(self._open(span.path), span, self._first_frame(span, index, number))

