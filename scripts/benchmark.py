@@ -1,0 +1,406 @@
+"""Measure speed and memory beside the textbook implementation, in one run.
+
+    ./venv/bin/python scripts/benchmark.py --json out/benchmark.json
+    ./venv/bin/python scripts/benchmark.py --quick --threads 2
+
+Ours and the reference take turns (A B A B ...) in one process, so that a busy machine slows both. A
+ratio is the median of the ratios of neighbours, with the smallest and the largest behind it. Where
+there is a floor (PyTorch's own GRU of the model's size, alone) it takes its turn too.
+
+Memory is the growth of the resident set up to its peak, over what the imports, the inputs and a
+miniature run left there. Each variant is measured in a fresh process of its own, on Linux.
+
+To measure one thing more, add a ``Part`` to ``PARTS``.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # textbook.py
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import textbook
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from config import DEFAULT_PRESET, Config, load_config
+from model import Vox2Trumpet, scale_f0, scale_loudness
+from synth import harmonic_bank
+from train import build_loss, train_step
+
+log = logging.getLogger("benchmark")
+Work = Callable[[], Tensor]  # does the thing once; what it returns shows that two variants do the same
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How much is done at once; the goals hold for the defaults."""
+
+    config_name: str = DEFAULT_PRESET
+    batch_size: int = 16
+    crop_seconds: float = 1.0  # of each item of the batch
+    render_seconds: float = 10.0  # of inference
+
+    @property
+    def config(self) -> Config:
+        return load_config(preset=self.config_name)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row of the table."""
+
+    key: str  # on the command line
+    name: str
+    reference: str  # what "reference" is
+    build: Callable[[Workload], dict[str, Work]]  # "ours", "reference" and, where there is one, "floor"
+    goal: float  # times faster than the reference
+    memory_goal: float | None = None  # times less
+
+
+class TextbookBank(nn.Module):
+    """The textbook bank in the place of HarmonicSynthesizer."""
+
+    def __init__(self, sample_rate: int, hop_length: int) -> None:
+        super().__init__()
+        self.sample_rate = sample_rate
+        self.hop_length = hop_length
+
+    def forward(self, f0: Tensor, harmonic_amplitudes: Tensor) -> Tensor:
+        return textbook.harmonic_bank(f0, harmonic_amplitudes, self.sample_rate, self.hop_length)
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+def build_bank(load: Workload) -> dict[str, Work]:
+    """Forward and backward through the harmonic bank; as in training, f0 needs no gradient."""
+    config = load.config
+    f0, _ = make_curves(load.batch_size, load.crop_seconds, config)
+    amplitudes = torch.rand(*f0.shape[:2], config.model.n_harmonics).softmax(dim=-1).requires_grad_()
+    gradient = torch.randn(load.batch_size, f0.shape[1] * config.audio.hop_length)
+
+    def run(bank: Callable[..., Tensor]) -> Tensor:
+        amplitudes.grad = None
+        audio = bank(f0, amplitudes, config.audio.sample_rate, config.audio.hop_length)
+        audio.backward(gradient)
+        return audio.detach()
+
+    return {"ours": lambda: run(harmonic_bank), "reference": lambda: run(textbook.harmonic_bank)}
+
+
+def build_step(load: Workload) -> dict[str, Work]:
+    """One whole training step; the floor is forward and backward through the GRU alone."""
+    config = load.config
+    f0, loudness = make_curves(load.batch_size, load.crop_seconds, config)
+    audio = 0.1 * torch.randn(load.batch_size, f0.shape[1] * config.audio.hop_length)
+    batch = {"f0": f0, "loudness": loudness, "audio": audio}
+
+    def step_of(model: Vox2Trumpet) -> Work:
+        loss_function = build_loss(config)
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.train.learning_rate)
+
+        def step() -> Tensor:
+            noise = torch.Generator().manual_seed(0)
+            return train_step(model, loss_function, optimizer, batch, config.train.max_grad_norm, noise)["total_loss"]
+
+        return step
+
+    gru = build_gru(config)
+
+    def floor() -> Tensor:
+        gru.zero_grad(set_to_none=True)
+        hidden, _ = gru(_decoder_inputs(f0, loudness))
+        hidden.sum().backward()
+        return hidden.detach()
+
+    works = {name: step_of(model) for name, model in build_models(config).items()}
+    return works | ({"floor": floor} if gru else {})
+
+
+def build_inference(load: Workload) -> dict[str, Work]:
+    """Curves in, sound out, as transfer.py plays them; the floor is the GRU alone."""
+    config = load.config
+    f0, loudness = make_curves(1, load.render_seconds, config)
+    gru = build_gru(config)
+
+    def play(model: Vox2Trumpet) -> Work:
+        return torch.inference_mode()(lambda: model(f0, loudness, torch.Generator().manual_seed(0)))
+
+    works = {name: play(model.eval()) for name, model in build_models(config).items()}
+    floor = torch.inference_mode()(lambda: gru(_decoder_inputs(f0, loudness))[0])
+    return works | ({"floor": floor} if gru else {})
+
+
+def build_models(config: Config) -> dict[str, Vox2Trumpet]:
+    """Return the model and its twin of the same weights that sounds through the textbook bank."""
+    models = {}
+    for name in ("ours", "reference"):
+        torch.manual_seed(0)
+        models[name] = Vox2Trumpet(config.model, config.audio)
+    models["reference"].harmonic_synthesizer = TextbookBank(config.audio.sample_rate, config.audio.hop_length)
+    return models
+
+
+def build_gru(config: Config) -> nn.GRU | None:
+    """Return PyTorch's own GRU of the decoder's size, or None where the decoder is no GRU."""
+    if config.model.decoder != "gru":
+        return None
+    return nn.GRU(2, config.model.hidden_size, config.model.num_layers, batch_first=True)
+
+
+def make_curves(n_batch: int, seconds: float, config: Config) -> tuple[Tensor, Tensor]:
+    """Return f0 in Hz and loudness in dB (-40 to -10), [B, T, 1] each.
+
+    Each item, or each second of a single one, is a note with vibrato, anywhere between the lowest
+    and the highest of a guitar. The higher it is, the fewer harmonics lie below Nyquist.
+    """
+    generator = torch.Generator().manual_seed(0)
+    n_frames, lowest, highest = config.audio.seconds_to_frames(seconds), *_range(config)
+    n_notes = 1 + n_frames // round(config.audio.frame_rate) if n_batch == 1 else 1
+    note = lowest * (highest / lowest) ** torch.rand(n_batch, n_notes, 1, generator=generator)
+    note = note.repeat_interleave(-(-n_frames // n_notes), dim=1)[:, :n_frames]
+    beat = torch.arange(n_frames)[:, None] / config.audio.frame_rate  # (T, 1) in seconds
+    f0 = note * (1 + 0.01 * torch.sin(2 * torch.pi * 5.5 * beat))
+    return f0, -40 + 30 * torch.rand(n_batch, n_frames, 1, generator=generator)
+
+
+def _range(config: Config) -> tuple[float, float]:
+    guitar = config.instrument("guitar")
+    return guitar.f0_min, guitar.f0_max
+
+
+def _decoder_inputs(f0: Tensor, loudness: Tensor) -> Tensor:
+    return torch.cat([scale_f0(f0), scale_loudness(loudness)], dim=-1)
+
+
+PARTS = (
+    Part("bank", "harmonic bank, forward + backward", "textbook bank", build_bank, goal=8, memory_goal=3),
+    Part("step", "training step", "step with textbook bank", build_step, goal=4),
+    Part("inference", "model inference", "model with textbook bank", build_inference, goal=3),
+)
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def measure(part: Part, load: Workload, n_rounds: int) -> dict[str, Any]:
+    """Let the variants of a part take turns for ``n_rounds`` rounds.
+
+    Returns:
+        Seconds of every round and their summary for each variant, the ratios, whether the goal is met
+        (None away from the default workload), and the largest difference between the two results.
+    """
+    works = part.build(load)
+    first = {name: work() for name, work in works.items()}  # warms up, and shows that both do the same
+    seconds = {name: [] for name in works}
+    for _ in tqdm(range(n_rounds), desc=part.key, unit="round", leave=False):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - started)
+    ratio = _summary([theirs / ours for ours, theirs in zip(seconds["ours"], seconds["reference"])])
+    result = {
+        "key": part.key,
+        "name": part.name,
+        "reference": part.reference,
+        "seconds": {name: {**_summary(values), "rounds": values} for name, values in seconds.items()},
+        "ratio": ratio,
+        **_judge("goal", part.goal, ratio["median"], load),
+        "difference": (first["ours"] - first["reference"]).abs().max().item(),
+    }
+    if "floor" in seconds:
+        result["over_floor"] = _summary([ours / floor for ours, floor in zip(seconds["ours"], seconds["floor"])])
+    return result
+
+
+def measure_memory(part: Part, load: Workload, threads: int) -> dict[str, Any]:
+    """Return the bytes by which each variant makes a fresh process grow at its peak, and their ratio."""
+    grown = {}
+    for name in ("ours", "reference"):
+        command = [sys.executable, __file__, "--grow", name, "--only", part.key, "--threads", str(threads)]
+        flags = [f"--{field}={value}" for field, value in dataclasses.asdict(load).items()]
+        answer = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
+        grown[name] = int(answer.stdout)
+    ratio = grown["reference"] / max(grown["ours"], 1)
+    return {"bytes": grown, "memory_ratio": ratio, **_judge("memory_goal", part.memory_goal, ratio, load)}
+
+
+def grow(part: Part, variant: str, load: Workload) -> int:
+    """Run one variant twice in this process and return by how many bytes its resident set grew at its peak."""
+    part.build(dataclasses.replace(load, batch_size=1, crop_seconds=0.1, render_seconds=0.1))[variant]()
+    work = part.build(load)[variant]
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak of the imports
+    before = _resident("VmRSS")
+    for _ in range(2):
+        work()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"this kernel does not report {field}")
+
+
+def _summary(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def _judge(name: str, goal: float | None, ratio: float, load: Workload) -> dict[str, Any]:
+    judged = goal is not None and load == Workload()
+    return {name: goal, f"{name}_met": ratio >= goal if judged else None}
+
+
+def describe_machine() -> dict[str, Any]:
+    """Say where and when this was measured."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # others at work before us
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def format_table(report: dict[str, Any]) -> str:
+    """Lay a report out as text."""
+    rows = [("part", "ours", "reference", "ratio", "goal")]
+    for part in report["parts"]:
+        rows += _rows(part)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    machine, load = report["machine"], report["workload"]
+    head = (
+        f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}, "
+        f"{machine['date'][:10]}\n"
+        f"preset {load['config_name']}, batch {load['batch_size']} x {load['crop_seconds']:g} s, "
+        f"inference of {load['render_seconds']:g} s; medians of {report['n_rounds']} rounds (smallest to largest)"
+    )
+    return "\n".join([head, "", lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _rows(part: dict[str, Any]) -> list[tuple[str, ...]]:
+    seconds, ratio = part["seconds"], part["ratio"]
+    theirs = f"{_milliseconds(seconds['reference'])}, {part['reference']}"
+    times = f"{ratio['median']:.1f} x faster ({ratio['min']:.1f} to {ratio['max']:.1f})"
+    rows = [(part["name"], _milliseconds(seconds["ours"]), theirs, times, _verdict(part, "goal"))]
+    if "bytes" in part:
+        ours, theirs = (f"{part['bytes'][name] / 2**20:.0f} MiB" for name in ("ours", "reference"))
+        less = f"{part['memory_ratio']:.1f} x less"
+        rows.append(("  peak memory", ours, theirs, less, _verdict(part, "memory_goal")))
+    if "over_floor" in part:
+        over = f"{part['over_floor']['median']:.2f} x the floor"
+        rows.append(("  floor: its GRU alone", _milliseconds(seconds["floor"]), "", over, ""))
+    return rows
+
+
+def _milliseconds(seconds: dict[str, float]) -> str:
+    low, middle, high = (1000 * seconds[name] for name in ("min", "median", "max"))
+    return f"{middle:.0f} ms ({low:.0f} to {high:.0f})"
+
+
+def _verdict(part: dict[str, Any], name: str) -> str:
+    if part[name] is None:
+        return ""
+    verdict = {True: "met", False: "NOT met", None: "not judged at this size"}[part[f"{name}_met"]]
+    return f"{part[name]:g} x: {verdict}"
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure speed and memory beside the textbook implementation.")
+    parser.add_argument("--quick", action="store_true", help="few rounds, under a minute")
+    parser.add_argument("--rounds", type=int, help="turns of each variant (default 15, with --quick 3)")
+    parser.add_argument("--only", nargs="+", choices=[part.key for part in PARTS], help="only these parts")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--json", type=Path, help="also write everything here")
+    for field in dataclasses.fields(Workload):
+        parser.add_argument(f"--{field.name}", type=field.type, default=field.default, help="default: %(default)s")
+    parser.add_argument("--grow", choices=("ours", "reference"), help=argparse.SUPPRESS)  # the fresh process's job
+    args = parser.parse_args(argv)
+    args.rounds = args.rounds if args.rounds is not None else 3 if args.quick else 15
+    for name in ("rounds", "threads", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    if min(args.crop_seconds, args.render_seconds) < 0.05:
+        parser.error("--crop_seconds and --render_seconds must be at least 0.05")
+    return args
+
+
+def run(args: argparse.Namespace, load: Workload) -> dict[str, Any]:
+    """Measure what the command line asks for."""
+    report = {
+        "machine": describe_machine(),
+        "workload": dataclasses.asdict(load),
+        "n_rounds": args.rounds,
+        "parts": [],
+    }
+    for part in PARTS:
+        if args.only and part.key not in args.only:
+            continue
+        result = measure(part, load, args.rounds)
+        if Path("/proc/self/clear_refs").exists() and (part.memory_goal or not args.quick):
+            result |= measure_memory(part, load, args.threads)
+        report["parts"].append(result)
+    return report
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(args.threads)
+    load = Workload(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Workload)})
+    try:
+        if args.grow:
+            print(grow(next(part for part in PARTS if part.key in args.only), args.grow, load))
+            return 0
+        report = run(args, load)
+        print(format_table(report))
+        if args.json:
+            _write_json(args.json, report)
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+        log.error("benchmark.py: %s", error)
+        return 1
+    return 0
+
+
+def _write_json(path: Path, report: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(json.dumps(report, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

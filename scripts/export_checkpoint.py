@@ -1,0 +1,210 @@
+"""Make a checkpoint fit to be shipped: weights and what loading needs, no optimizer, with a model card beside it.
+
+    ./venv/bin/python scripts/export_checkpoint.py --checkpoint checkpoints/trumpet/best.pth \\
+        --output checkpoints/pretrained/trumpet.pth \\
+        --data "30 minutes rendered by scripts/render_dataset.py from FluidR3 GM" --licence "MIT (Frank Wen)" \\
+        --command "train.py --data_dir data/processed/trumpet --checkpoint_dir checkpoints/trumpet"
+
+The new file is loaded again, and must sound like the source to the bit, before it takes the place of
+an older one. The source itself is never changed.
+"""
+
+import argparse
+import hashlib
+import logging
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from torch import Tensor
+
+from checkpoint import PRETRAINED_DIR, load_model, make_checkpoint, read_checkpoint, save_checkpoint, settings_of
+from model import NeuralGuitar
+
+log = logging.getLogger("export_checkpoint")
+
+_CARD = """# {title}
+
+A model that plays {instrument} from a pitch curve and a loudness curve: harmonic oscillators and filtered noise,
+controlled by a small network (DDSP, Engel et al., ICLR 2020).
+
+| | |
+|---|---|
+| instrument | {instrument} |
+| preset | `{preset}` |
+| parameters | {n_parameters:,} |
+| sound | {sample_rate:,} Hz, {frame_rate:g} frames a second |
+| file | `{file_name}`, {size:,} bytes |
+| sha256 | `{sha256}` |
+| trained for | {epoch} epochs, {step:,} steps |
+| best validation loss | {best_val_loss} |
+
+## Data and licence
+
+- Training data: {data}
+- Licence of the training data: {licence}
+- The model heard pitches from {f0_low:.0f} to {f0_high:.0f} Hz and loudness from {loudness_low:.0f} to \
+{loudness_high:.0f} dB (A-weighted, re full scale; the middle 98 % of its frames).
+
+## Training
+
+{training}
+
+## Use
+
+```bash
+{usage}
+```
+
+It is meant for turning a sung, hummed or whistled melody, or curves of one's own, into {instrument} sound.
+
+## Limits
+
+- One note at a time.
+- Outside the pitches and levels above it extrapolates.
+- Nothing over {nyquist:,} Hz.
+- It sounds like its training data, with the players, the room and the faults that are in it.
+{note}"""
+
+
+def strip(source: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return what loading and judging a model needs of a checkpoint: nothing that only training on would use."""
+    metrics = {"best_val_loss": (source["metrics"] or {}).get("best_val_loss")}
+    stripped = make_checkpoint(
+        settings_of(source, path),
+        source["instrument"],
+        epoch=source["epoch"],
+        step=source["step"],
+        # A copy: a tensor that is a part of a larger one would be saved with all of it.
+        model={name: weight.clone() for name, weight in source["model"].items()},
+        run_name=source["run_name"],
+        statistics=source["statistics"],
+        metrics=metrics,
+    )
+    return {**stripped, "config": source["config"]}  # as it was trained, with the sections that loading passes over
+
+
+def export(source: Path, target: Path) -> NeuralGuitar:
+    """Write the stripped checkpoint to ``target`` and return its model.
+
+    Raises:
+        FileNotFoundError, ValueError: the source cannot be read, or the written file does not equal it.
+        OSError: it cannot be written; what stood at ``target`` stays.
+    """
+    content = read_checkpoint(source)
+    if content["statistics"] is None:
+        raise ValueError(f"{source} has no statistics of its training data, without which no voice can be fitted to it")
+    unproven = target.with_name(f".{target.name}.part")
+    try:
+        save_checkpoint(unproven, strip(content, source))
+        model = load_model(unproven)
+        if not torch.equal(_sample(model), _sample(load_model(source))):
+            raise ValueError(f"the exported model does not equal {source}, which may have changed meanwhile; run again")
+        os.replace(unproven, target)
+    finally:
+        unproven.unlink(missing_ok=True)
+    return model
+
+
+@torch.inference_mode()
+def _sample(model: NeuralGuitar) -> Tensor:
+    """Return 2 s of the model: a glide over the pitches and levels that it has heard."""
+    n_frames = model.audio.seconds_to_frames(2.0)
+    f0, loudness = (
+        torch.linspace(values[0], values[-1], n_frames)[None, :, None]
+        for values in (model.statistics["f0_quantiles"], model.statistics["loudness_quantiles"])
+    )
+    return model(f0, loudness, torch.Generator().manual_seed(0))
+
+
+def format_card(path: Path, model: NeuralGuitar, args: argparse.Namespace) -> str:
+    """Describe the exported model at ``path`` in Markdown."""
+    content = read_checkpoint(path)
+    best = content["metrics"]["best_val_loss"]
+    f0, loudness = model.statistics["f0_quantiles"], model.statistics["loudness_quantiles"]
+    command = f"```bash\n{args.command}\n```" if args.command else "The command was not recorded."
+    return _CARD.format(
+        title=f"{model.instrument.capitalize()}, preset {content['preset']}",
+        instrument=model.instrument,
+        preset=content["preset"],
+        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        sample_rate=model.audio.sample_rate,
+        frame_rate=model.audio.frame_rate,
+        nyquist=model.audio.sample_rate // 2,
+        file_name=path.name,
+        size=path.stat().st_size,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        epoch=content["epoch"],
+        step=content["step"],
+        best_val_loss=f"{best:.4f}" if best is not None and math.isfinite(best) else "not measured",
+        data=args.data,
+        licence=args.licence,
+        f0_low=f0[1],
+        f0_high=f0[-2],
+        loudness_low=loudness[1],
+        loudness_high=loudness[-2],
+        training=command,
+        usage=_usage(path, model.instrument),
+        note=f"\n## Note\n\n{args.card_note}\n" if args.card_note else "",
+    )
+
+
+def _usage(path: Path, instrument: str) -> str:
+    shipped = path.resolve() == (PRETRAINED_DIR / f"{instrument}.pth").resolve()
+    choice = f"--instrument {instrument}" if shipped else f"--checkpoint {path}"
+    return f"./venv/bin/python transfer.py --input examples/hum.wav {choice} --output out/hum_{instrument}.wav"
+
+
+def write_card(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename it."""
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Strip a checkpoint for use and write its model card.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="from train.py, such as best.pth")
+    parser.add_argument("--output", type=Path, required=True, help="such as checkpoints/pretrained/trumpet.pth")
+    parser.add_argument("--data", required=True, help="what it was trained on, for the card")
+    parser.add_argument("--licence", required=True, help="of that data, for the card")
+    parser.add_argument("--command", help="the exact command that trained it, for the card")
+    parser.add_argument("--card_note", help="anything else that a user should know, for the card")
+    args = parser.parse_args(argv)
+    if args.output.suffix != ".pth":
+        parser.error(f"--output should end in .pth, not '{args.output.name}'")
+    if args.output.is_dir():
+        parser.error(f"--output {args.output} is a folder; name a file in it")
+    if args.output.resolve() == args.checkpoint.resolve():
+        parser.error("--output is the checkpoint itself; export it under another name")
+    for name in ("data", "licence"):
+        if not getattr(args, name).strip():
+            parser.error(f"--{name} is empty; a model without it cannot be passed on")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    card, replaced = args.output.with_suffix(".md"), args.output.exists()
+    try:
+        model = export(args.checkpoint, args.output)
+        write_card(card, format_card(args.output, model, args))
+    except (ValueError, OSError) as error:
+        log.error("export_checkpoint.py: %s", error)
+        return 1
+    done, size = "replaced" if replaced else "written", args.output.stat().st_size / 1e6
+    print(f"{args.output} {done}: {size:.1f} MB, sounds equal to {args.checkpoint}; its card is {card}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,207 @@
+"""The benchmark compares equal work, in turns, and takes its ratios from one run. No test here asserts on the clock."""
+
+import importlib.util
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
+MINIATURE = ["--batch_size", "2", "--crop_seconds", "0.1", "--render_seconds", "0.2", "--threads", "1"]
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+bm = load_script()
+on_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux only")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    path = tmp_path_factory.mktemp("out") / "new" / "benchmark.json"
+    assert bm.main([*MINIATURE, "--quick", "--rounds", "3", "--json", str(path)]) == 0
+    assert [file.name for file in path.parent.iterdir()] == [path.name]  # no half file beside it
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def fake_part():
+    """Return a function that makes a part of given work."""
+
+    def make(works, **goals):
+        return bm.Part("fake", "fake work", "other work", lambda load: works, **{"goal": 3, **goals})
+
+    return make
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that advances only when told to."""
+    now = [0.0]
+    monkeypatch.setattr(bm.time, "perf_counter", lambda: now[0])
+
+    def advance(seconds):
+        now[0] += seconds
+        return torch.zeros(1)
+
+    return advance
+
+
+def test_report_describes_machine_and_workload(report):
+    assert set(report["machine"]) == {"cpu", "cores", "threads", "load", "system", "python", "torch", "date"}
+    assert report["machine"]["cpu"] and report["machine"]["threads"] == 1
+    assert report["workload"] == {"config_name": "tiny", "batch_size": 2, "crop_seconds": 0.1, "render_seconds": 0.2}
+    assert [part["key"] for part in report["parts"]] == ["bank", "step", "inference"]
+
+
+def test_ratios_come_from_the_rounds_of_the_same_run(report):
+    for part in report["parts"]:
+        ours, theirs = (part["seconds"][name]["rounds"] for name in ("ours", "reference"))
+        assert len(ours) == len(theirs) == report["n_rounds"] == 3
+        assert min(ours + theirs) > 0
+        ratios = [b / a for a, b in zip(ours, theirs)]
+        assert part["ratio"] == {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+        assert part["seconds"]["ours"]["median"] == statistics.median(ours)
+
+
+def test_floor_is_beside_step_and_inference(report):
+    bank, *others = report["parts"]
+    assert "over_floor" not in bank
+    for part in others:
+        ours, floor = (part["seconds"][name]["rounds"] for name in ("ours", "floor"))
+        assert part["over_floor"]["median"] == statistics.median(a / b for a, b in zip(ours, floor))
+
+
+def test_both_variants_do_the_same(report):
+    """The textbook's float32 phase drifts by 1e-5 in the first tenth of a second; another work would differ by 1e-2."""
+    for part in report["parts"]:
+        assert part["difference"] < 1e-3, part["key"]
+
+
+def test_the_reference_is_the_textbook(config, monkeypatch):
+    calls = []
+    monkeypatch.setattr(bm.textbook, "harmonic_bank", lambda f0, *rest: calls.append(1) or torch.zeros(len(f0), 1600))
+    load = bm.Workload(batch_size=1, crop_seconds=0.1, render_seconds=0.1)
+    for build in (bm.build_step, bm.build_inference):
+        works = build(load)
+        works["ours"]()
+        assert not calls
+        works["reference"]()
+        assert calls.pop()
+
+
+def test_goals_are_judged_at_their_own_size_only(report):
+    assert all(part["goal_met"] is None for part in report["parts"])
+
+
+@on_linux
+def test_memory_is_measured_where_it_has_a_goal(report):
+    bank, *others = report["parts"]
+    assert bank["memory_ratio"] == bank["bytes"]["reference"] / max(bank["bytes"]["ours"], 1)
+    assert all("bytes" not in part for part in others)
+
+
+@on_linux
+def test_growth_is_the_peak_not_what_is_left(fake_part):
+    mebibytes = 2**20
+
+    def work():
+        torch.ones(64 * mebibytes, dtype=torch.uint8)  # freed on return
+        return torch.zeros(1)
+
+    grown = bm.grow(fake_part({"ours": work}), "ours", bm.Workload())
+    assert 60 * mebibytes < grown < 80 * mebibytes
+
+
+def test_variants_take_turns(fake_part):
+    order = []
+    works = {name: lambda name=name: order.append(name) or torch.zeros(1) for name in ("ours", "reference", "floor")}
+    bm.measure(fake_part(works), bm.Workload(), 3)
+    assert order == ["ours", "reference", "floor"] * 4  # the first turn warms up
+
+
+@pytest.mark.parametrize("goal, met", [(3, True), (3.01, False)])
+def test_ratio_and_verdict(fake_part, clock, goal, met):
+    works = {"ours": lambda: clock(1.0), "reference": lambda: clock(3.0), "floor": lambda: clock(0.5)}
+    result = bm.measure(fake_part(works, goal=goal), bm.Workload(), 2)
+    assert result["ratio"] == {"median": 3.0, "min": 3.0, "max": 3.0}
+    assert result["over_floor"]["median"] == 2.0
+    assert result["goal_met"] is met
+
+
+def test_neighbours_are_compared_when_the_machine_slows_down(fake_part, clock):
+    """It slows down tenfold in the middle of the second round: the ratio of the medians would be 40."""
+    pace = {"ours": iter([1, 1, 1, 10]), "reference": iter([1, 1, 10, 10])}
+    works = {"ours": lambda: clock(next(pace["ours"])), "reference": lambda: clock(4 * next(pace["reference"]))}
+    result = bm.measure(fake_part(works, goal=5), bm.Workload(), 3)
+    assert result["ratio"] == {"median": 4.0, "min": 4.0, "max": 40.0}
+    assert result["goal_met"] is False  # the median counts
+    assert result["seconds"]["ours"]["max"] == 10.0
+
+
+def test_table_shows_every_figure(fake_part, clock):
+    works = {"ours": lambda: clock(0.1), "reference": lambda: clock(0.25), "floor": lambda: clock(0.05)}
+    result = bm.measure(fake_part(works), bm.Workload(), 2)
+    memory = {"bytes": {"ours": 2**20, "reference": 7 * 2**20}, "memory_ratio": 7.0, "memory_goal": 3}
+    machine = {"cpu": "A CPU", "threads": 2, "cores": 4, "torch": "2", "date": "2030-01-02T03:04:05"}
+    workload = {"config_name": "tiny", "batch_size": 16, "crop_seconds": 1.0, "render_seconds": 10.0}
+    parts = [{**result, **memory, "memory_goal_met": True}]
+    table = bm.format_table({"machine": machine, "workload": workload, "n_rounds": 2, "parts": parts})
+    head, _, _, _, _, speed, memory, floor = table.splitlines()
+    assert "A CPU" in head and "2030-01-02" in head
+    for text in ("fake work", "100 ms", "250 ms", "other work", "2.5 x faster", "3 x: NOT met"):
+        assert text in speed
+    for text in ("1 MiB", "7 MiB", "7.0 x less", "3 x: met"):
+        assert text in memory
+    assert "50 ms" in floor and "2.00 x" in floor
+
+
+def test_curves_cover_the_range(config):
+    f0, loudness = bm.make_curves(16, 1.0, config)
+    assert f0.shape == loudness.shape == (16, 100, 1)
+    assert f0.min() < 200 and f0.max() > 500
+    single, _ = bm.make_curves(1, 10.0, config)
+    assert single.shape == (1, 1000, 1) and single.max() > 2 * single.min()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--threads", "0"], "--threads must be at least 1"),
+        (["--batch_size", "-1"], "--batch_size must be at least 1"),
+        (["--crop_seconds", "0"], "must be at least 0.05"),
+        (["--only", "everything"], "invalid choice"),
+    ],
+)
+def test_bad_flags(flags, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        bm.main(flags)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_preset_is_one_sentence(caplog):
+    assert bm.main(["--config_name", "huge"]) == 1
+    assert "unknown preset 'huge'" in caplog.text and "Traceback" not in caplog.text
+
+
+def test_json_that_cannot_be_written(tmp_path, caplog, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(bm, "PARTS", ())
+    assert bm.main(["--threads", "1", "--json", str(tmp_path / "file" / "out.json")]) == 1
+    assert "benchmark.py:" in caplog.text
