@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import config as config_module
+import features
 import loss
 import model
 import synth
