@@ -112,12 +112,20 @@ class TrainConfig:
 class TransferConfig:
     voiced_periodicity: float  # a note begins over this periodicity
     sustained_periodicity: float  # and ends under this one
-    gate_above_noise: float  # dB over the recording's own noise floor
-    gate_below_peak: float  # dB under the recording's loud frames: quieter is silence
+    noise_quantile: float  # of the loudness of frames without a pitch: the recording's noise floor
+    peak_quantile: float  # of the loudness of all frames: its loud frames
+    gate_above_noise: float  # dB over the noise floor
+    gate_below_peak: float  # dB under the loud frames: quieter is silence
+    never_gated: float  # dB under the loud frames that are played however high the noise floor
     min_voiced_seconds: float  # shorter notes are clicks
     max_gap_seconds: float  # shorter gaps inside a note are bridged
     gate_fade_seconds: float  # fade at both ends of a note
+    range_tolerance: float  # semitones beyond the instrument's range that still count as inside
+    octave_distance_cost: float  # an octave from the middle of the training data is as bad as this share out of range
+    loudness_anchor: int  # percent: the quantile of loudness that is matched exactly
+    max_loudness_slope: float  # dynamics are stretched, or shrunk, by at most this factor
     max_loudness_gain: float  # dB, the most that a quiet recording is raised
+    max_peak: float  # dBFS of the result
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ from config import Config, TransferConfig, get_device
 from features import Features, bridge_f0, extract_features, load_audio, pad_to_frames, prepare_audio
 from model import Controls, NeuralGuitar, Sound
 
-_PEAK_LIMIT = 10 ** (-1 / 20)  # -1 dBFS
 _SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
 _STEMS = ("harmonic", "noise")
 log = logging.getLogger("transfer")
@@ -87,7 +86,8 @@ def transfer(
     gate, too_high = find_notes(mono, features, config)
     curves, fitting = fit_curves(features, gate, model, semitones, fit)
     sound, controls = play(model, curves, seed)
-    harmonic, noise, gain = _limit_peak(sound, round(len(mono) * config.audio.sample_rate / config.audio.feature_rate))
+    n_samples = round(len(mono) * config.audio.sample_rate / config.audio.feature_rate)
+    harmonic, noise, gain = _limit_peak(sound, n_samples, config.transfer.max_peak)
     report = {
         "instrument": model.instrument,
         "seconds": round(len(harmonic) / config.audio.sample_rate, 3),
@@ -145,11 +145,12 @@ def _hysteresis(values: np.ndarray, begin: float, end: float) -> np.ndarray:
 
 def _gate_threshold(loudness: np.ndarray, periodicity: np.ndarray, settings: TransferConfig, floor: float) -> float:
     """Return the loudness in dB under which nothing is played, from the recording's own noise floor and peak."""
-    peak = float(np.quantile(loudness, 0.95))
+    peak = float(np.quantile(loudness, settings.peak_quantile))
     unpitched = loudness[periodicity < settings.sustained_periodicity]
-    noise = float(np.quantile(unpitched, 0.2)) if len(unpitched) else floor
-    # However noisy, the upper 15 dB are played: a hum over a fan is still a melody.
-    return min(max(noise + settings.gate_above_noise, peak - settings.gate_below_peak), peak - 15.0)
+    noise = float(np.quantile(unpitched, settings.noise_quantile)) if len(unpitched) else floor
+    threshold = max(noise + settings.gate_above_noise, peak - settings.gate_below_peak)
+    # However noisy, what is loud is played: a hum over a fan is still a melody.
+    return min(threshold, peak - settings.never_gated)
 
 
 def _clean_runs(gate: np.ndarray, settings: TransferConfig, frame_rate: float) -> np.ndarray:
@@ -200,7 +201,8 @@ def fit_curves(
     f0 = f0 * 2 ** (semitones / 12)
     loudness = features.loudness.numpy()
     fitted = fit_loudness(loudness, played, model) if fit else loudness
-    out_of_range = (f0[played] < instrument.f0_min * 0.97) | (f0[played] > instrument.f0_max * 1.03)
+    tolerance = 2 ** (config.transfer.range_tolerance / 12)
+    out_of_range = (f0[played] < instrument.f0_min / tolerance) | (f0[played] > instrument.f0_max * tolerance)
     curves = Curves(
         f0=f0.astype(np.float32),
         loudness=np.where(played, fitted, config.features.loudness_floor).astype(np.float32),
@@ -221,11 +223,12 @@ def fit_register(f0: np.ndarray, model: NeuralGuitar) -> float:
     """
     instrument = model.settings.instrument(model.instrument)
     middle = model.statistics["f0_quantiles"][50]
+    distance_cost = model.settings.transfer.octave_distance_cost
 
     def cost(octaves: int) -> float:
         shifted = f0 * 2.0**octaves
         outside = np.mean((shifted < instrument.f0_min) | (shifted > instrument.f0_max))
-        return float(outside + 0.05 * abs(np.log2(np.median(shifted) / middle)))
+        return float(outside + distance_cost * abs(np.log2(np.median(shifted) / middle)))
 
     return 12.0 * min(range(-5, 6), key=cost)
 
@@ -236,14 +239,15 @@ def fit_loudness(loudness: np.ndarray, played: np.ndarray, model: NeuralGuitar) 
     A straight line through the quantiles: it keeps the order and the shape of the dynamics, which a
     full quantile match would bend. Its slope stays near one, so that a steady hum is not torn apart.
     """
+    settings = model.settings.transfer
+    wanted = np.asarray(model.statistics["loudness_quantiles"])  # at 0, 1, ... 100 %
     percent = np.arange(10, 96, 5)
-    wanted = np.asarray(model.statistics["loudness_quantiles"])
     found = np.quantile(loudness[played], percent / 100)
-    slope = np.clip(np.std(wanted[percent]) / max(np.std(found), 1e-3), 0.7, 1.3)
-    # Anchored at the upper quartile: notes, not their fading ends, decide how loud the player seems.
-    gain = np.interp(75, percent, wanted[percent]) - np.quantile(loudness[played], 0.75)
-    anchor = np.quantile(loudness[played], 0.75)
-    gain = min(gain, model.settings.transfer.max_loudness_gain)
+    slope = np.std(wanted[percent]) / max(np.std(found), 1e-3)
+    slope = np.clip(slope, 1 / settings.max_loudness_slope, settings.max_loudness_slope)
+    # Anchored in the upper half: notes, not their fading ends, decide how loud a player seems.
+    anchor = np.quantile(loudness[played], settings.loudness_anchor / 100)
+    gain = min(wanted[settings.loudness_anchor] - anchor, settings.max_loudness_gain)
     fitted = anchor + gain + slope * (loudness - anchor)
     return np.clip(fitted, model.settings.features.loudness_floor, wanted[-1])
 
@@ -270,11 +274,11 @@ def play(model: NeuralGuitar, curves: Curves, seed: int) -> tuple[Sound, Control
     return model.synthesize(f0, controls, torch.Generator(device).manual_seed(seed)), controls
 
 
-def _limit_peak(sound: Sound, n_samples: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return both parts as [N] arrays, turned down together if their sum would exceed -1 dBFS, and the gain in dB."""
+def _limit_peak(sound: Sound, n_samples: int, max_peak: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return both parts as [N] arrays, turned down together if their sum would exceed max_peak, and the gain in dB."""
     parts = [part[0, :n_samples].cpu().numpy() for part in sound]
     peak = float(np.abs(parts[0] + parts[1]).max())
-    scale = min(1.0, _PEAK_LIMIT / max(peak, 1e-9))
+    scale = min(1.0, 10 ** (max_peak / 20) / max(peak, 1e-9))
     return parts[0] * scale, parts[1] * scale, 20 * float(np.log10(scale))
 
 
