@@ -6,10 +6,12 @@ runs no code from the file, and written under a temporary name first, so that a 
 never costs the checkpoint that was there.
 """
 
+import math
 import os
 import pickle
 import re
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +79,10 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise OSError(f"{path} could not be written ({error}); what was there is untouched") from error
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as RuntimeError, in words about its own file format.
+        reason = error if isinstance(error, OSError) else "is the disk full?"
+        raise OSError(f"{path} could not be written ({reason}); what was there is untouched") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -93,13 +97,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch's remarks on foreign pickles
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise ValueError(f"{path} is damaged or not a checkpoint; nothing in it was run") from error
     if not isinstance(checkpoint, dict) or "format_version" not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this project")
-    if checkpoint["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"{path} has format {checkpoint['format_version']}, this version reads {FORMAT_VERSION}")
+    version = checkpoint["format_version"]
+    if not isinstance(version, int) or version != FORMAT_VERSION:
+        raise ValueError(f"{path} has format {version!r}, this version reads {FORMAT_VERSION}")
     if differing := sorted(set(_KEYS) ^ set(checkpoint), key=str):
         raise ValueError(f"{path} lacks or adds {', '.join(map(str, differing))}; it is not whole")
     return checkpoint
@@ -130,6 +136,8 @@ def load_weights(model: NeuralGuitar, checkpoint: dict[str, Any], path: Path) ->
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(f"{path} holds weights of another architecture: {reason}") from error
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise ValueError(f"{path} holds weights that are not finite (NaN or infinity); use an earlier one")
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> NeuralGuitar:
@@ -143,13 +151,26 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> NeuralGu
     settings = settings_of(checkpoint, path)
     try:
         model = build_model(settings, checkpoint["instrument"])
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{path} describes a model that cannot be built: {error}") from error
     load_weights(model, checkpoint, path)
     model.settings = settings
     model.instrument = checkpoint["instrument"]
-    model.statistics = checkpoint["statistics"]
+    model.statistics = _checked_statistics(checkpoint["statistics"], path)
     return model.to(device).eval()
+
+
+def _checked_statistics(statistics: Any, path: Path) -> dict[str, list[float]]:
+    keys = ("f0_quantiles", "loudness_quantiles")
+    entries = [statistics.get(key) for key in keys] if isinstance(statistics, dict) else [None]
+    for values in entries:
+        if not (
+            isinstance(values, list)
+            and len(values) == 101
+            and all(isinstance(value, float) and math.isfinite(value) for value in values)
+        ):
+            raise ValueError(f"{path} lacks the statistics of its training data; train.py writes them")
+    return statistics
 
 
 def pretrained_path(instrument: str) -> Path:
@@ -165,9 +186,27 @@ def pretrained_path(instrument: str) -> Path:
     return path
 
 
+def set_aside(checkpoint_dir: Path) -> Path | None:
+    """Move a training's checkpoints to a new folder ``previous_N``; return it, or None if there are none."""
+    old = [checkpoint_dir / LATEST, checkpoint_dir / BEST, *_numbered(checkpoint_dir)]
+    old = [path for path in old if path.is_file()]
+    if not old:
+        return None
+    number = 1
+    while (folder := checkpoint_dir / f"previous_{number}").exists():
+        number += 1
+    folder.mkdir()
+    for path in old:
+        path.rename(folder / path.name)
+    return folder
+
+
+def _numbered(checkpoint_dir: Path) -> list[Path]:
+    return [path for path in checkpoint_dir.glob("model_epoch_*.pth") if re.fullmatch(r"model_epoch_\d+", path.stem)]
+
+
 def keep_newest(checkpoint_dir: Path, count: int) -> None:
     """Delete all but the newest ``count`` files ``model_epoch_N.pth``."""
-    numbered = [path for path in checkpoint_dir.iterdir() if re.fullmatch(r"model_epoch_\d+\.pth", path.name)]
-    paths = sorted(numbered, key=lambda path: int(path.stem.rpartition("_")[2]))
+    paths = sorted(_numbered(checkpoint_dir), key=lambda path: int(path.stem.rpartition("_")[2]))
     for path in paths[: max(0, len(paths) - count)]:
         path.unlink()

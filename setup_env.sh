@@ -14,7 +14,7 @@ readonly STAMP=$VENV/.requirements.installed
 
 fail() { printf 'setup_env.sh: %s\n' "$1" >&2; exit 1; }
 
-is_recent_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+is_recent_enough() { [ "$("$1" -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null)" = True ]; }
 
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
@@ -44,9 +44,9 @@ if is_complete; then
     echo "./$VENV is up to date"
     exit 0
 fi
-has_working_pip || make_venv
 # A stamp from before must not vouch for an installation that is interrupted now.
 rm -f "$STAMP"
+has_working_pip || make_venv
 echo "Installing requirements.txt into ./$VENV (a few minutes the first time)"
 # --no-cache-dir: pip's cache lies outside this folder.
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir -r requirements.txt ||

@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import logging
 import random
-import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from checkpoint import (
     make_checkpoint,
     read_checkpoint,
     save_checkpoint,
+    set_aside,
     settings_of,
 )
 from config import (
@@ -234,8 +234,8 @@ class Trainer:
                 "epoch %d step %d train_loss %.4f val_loss %.4f%s",
                 self.progress.epoch, self.progress.step, train_loss, val_loss, " (best)" if is_best else "",
             )
-            if self.stopping:
-                return
+            if self.stopping and self.progress.epoch < epochs:
+                raise Stopped
 
 
 def build_loss(config: Config) -> MultiResolutionSTFTLoss:
@@ -297,7 +297,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, help="crops a step (default: config.json)")
     parser.add_argument("--epochs", type=int, help="epochs in all, not further ones (default: config.json)")
     parser.add_argument("--checkpoint_dir", type=Path, default=Path("checkpoints"), help="default: checkpoints")
-    parser.add_argument("--no_resume", action="store_true", help="start afresh; latest.pth is kept as previous.pth")
+    parser.add_argument("--no_resume", action="store_true", help="start afresh; the old checkpoints move to previous_1")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and noise (default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     args = parser.parse_args(argv)
@@ -322,8 +322,8 @@ def prepare(args: argparse.Namespace) -> Trainer:
     corpus = read_corpus(args.data_dir, config)
     trainer = Trainer(config, corpus, args.checkpoint_dir, get_device(args.device), args.seed)
     latest = args.checkpoint_dir / LATEST
-    if args.no_resume and latest.exists():
-        shutil.move(latest, latest.with_name("previous.pth"))
+    if args.no_resume and (kept_in := set_aside(args.checkpoint_dir)):
+        log.info("the old checkpoints are in %s", kept_in)
     resumed = trainer.resume()
     n_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     log.info(
@@ -339,16 +339,28 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        trainer = prepare(args)
-        with stopping_on_signals(trainer):
-            trainer.run(trainer.config.train.epochs)
-    except Stopped:
-        trainer.save(LATEST)
-        log.info("stopped at step %d and saved; the same command goes on from here", trainer.progress.step)
-        return 130
+        return run(prepare(args))
     except (ValueError, OSError) as error:
         log.error("train.py: %s", error)
         return 1
+    except KeyboardInterrupt:
+        log.error("train.py: stopped at once; the last checkpoint is intact")
+        return 130
+
+
+def run(trainer: Trainer) -> int:
+    """Train to the end, or to the signal that stops it; return the exit code."""
+    epochs = trainer.config.train.epochs
+    if trainer.progress.epoch >= epochs:
+        log.info("epoch %d of %d is done already; give more --epochs to go on", trainer.progress.epoch, epochs)
+        return 0
+    with stopping_on_signals(trainer):
+        try:
+            trainer.run(epochs)
+        except Stopped:
+            trainer.save(LATEST)
+            log.info("stopped at step %d and saved; the same command goes on from here", trainer.progress.step)
+            return 130
     return 0
 
 

@@ -82,24 +82,32 @@ def transfer(
     device = next(model.parameters()).device
     mono = np.asarray(audio, dtype=np.float32).reshape(len(audio), -1).mean(axis=1) if len(audio) else np.zeros(0)
     mono = pad_to_frames(prepare_audio(mono, sample_rate, config.audio.feature_rate), config.audio.feature_hop_length)
-    features = extract_features(mono, config, device)
-    gate, too_high = find_notes(mono, features, config)
+    gain = _lift(mono, config.transfer.max_loudness_gain)
+    lifted = extract_features(mono * 10 ** (gain / 20), config, device)
+    gate, too_high = find_notes(mono, lifted, config)
+    features = lifted._replace(loudness=lifted.loudness - gain)
     curves, fitting = fit_curves(features, gate, model, semitones, fit)
     sound, controls = play(model, curves, seed)
     n_samples = round(len(mono) * config.audio.sample_rate / config.audio.feature_rate)
-    harmonic, noise, gain = _limit_peak(sound, n_samples, config.transfer.max_peak)
+    harmonic, noise, peak_gain = _limit_peak(sound, n_samples, config.transfer.max_peak)
     report = {
         "instrument": model.instrument,
         "seconds": round(len(harmonic) / config.audio.sample_rate, 3),
         **fitting,
         "share_gated": float((gate == 0).mean()),
         "share_too_high": float(too_high.mean()),
-        "peak_gain": gain,
+        "peak_gain": peak_gain,
         "times_real_time": len(harmonic) / config.audio.sample_rate / (time.perf_counter() - started),
     }
     return Transfer(
         harmonic + noise, harmonic, noise, config.audio.sample_rate, features, curves, controls, report
     )
+
+
+def _lift(audio: np.ndarray, most: float) -> float:
+    """Return the gain in dB that brings a quiet recording to full scale, so that the loudness floor hides no note."""
+    peak = float(np.abs(audio).max(initial=0.0))
+    return float(np.clip(-20 * np.log10(peak), 0.0, most)) if peak > 0 else 0.0
 
 
 # --- where there are notes ------------------------------------------------------------------------
@@ -329,6 +337,17 @@ def write_audio(path: Path, audio: np.ndarray, sample_rate: int) -> None:
         partial.unlink(missing_ok=True)
 
 
+def refuse_overwriting(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
+    """Raise ValueError if a recording would be replaced by a result, a stem or the report."""
+    sources = {source.resolve() for source, _ in jobs}
+    written = [target for _, target in jobs] + ([args.report] if args.report else [])
+    if args.stems:
+        written += [target.with_stem(f"{target.stem}_{name}") for _, target in jobs for name in _STEMS]
+    for path in written:
+        if path.resolve() in sources:
+            raise ValueError(f"{path} is a recording to be transferred and would be overwritten; name another")
+
+
 def plan_files(source: Path, target: Path, instrument: str) -> list[tuple[Path, Path]]:
     """Pair what is to be transferred with where it goes; a folder gives a folder.
 
@@ -341,6 +360,8 @@ def plan_files(source: Path, target: Path, instrument: str) -> list[tuple[Path, 
         if target.suffix.lower() not in {".wav", ".flac", ".ogg"}:
             raise ValueError(f"--output {target} should end in .wav, .flac or .ogg")
         return [(source, target)]
+    if target.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"--output {target} lies in --input {source}; the next run would play it too")
     found = sorted(path for path in source.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not found:
         raise ValueError(f"{source} holds no sound files ({', '.join(sorted(_SUFFIXES))})")
@@ -391,20 +412,27 @@ def main(argv: list[str] | None = None) -> int:
     try:
         model = load_model(args.checkpoint or pretrained_path(args.instrument or "trumpet"), get_device(args.device))
         jobs = plan_files(args.input, args.output, model.instrument)
+        refuse_overwriting(jobs, args)
         reports = transfer_all(jobs, model, args)
         if args.report:
             _write_report(args.report, reports)
     except (ValueError, OSError) as error:
         log.error("transfer.py: %s", error)
         return 1
+    except KeyboardInterrupt:
+        log.error("transfer.py: stopped; what is written stays")
+        return 130
     return 0 if len(reports) == len(jobs) else 1
 
 
 def _write_report(path: Path, reports: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(reports, indent=2) + "\n")
-    os.replace(partial, path)
+    try:
+        partial.write_text(json.dumps(reports, indent=2) + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -156,9 +156,14 @@ def test_no_resume_keeps_the_old_checkpoint(corpus: Path, small_config: Path, tm
     out = tmp_path / "out"
     train.main(arguments(corpus, small_config, out, "--epochs", 2))
     before = (out / "latest.pth").read_bytes()
+    old = {path.name for path in out.iterdir()}
+    assert {"best.pth", "model_epoch_2.pth"} < old
     assert train.main(arguments(corpus, small_config, out, "--epochs", 1, "--no_resume")) == 0
     assert read_checkpoint(out / "latest.pth")["epoch"] == 1
-    assert (out / "previous.pth").read_bytes() == before
+    assert (out / "previous_1" / "latest.pth").read_bytes() == before
+    assert {path.name for path in (out / "previous_1").iterdir()} == old
+    train.main(arguments(corpus, small_config, out, "--epochs", 1, "--no_resume"))
+    assert (out / "previous_2" / "latest.pth").is_file()
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_intact(
