@@ -1,4 +1,4 @@
-"""Configuration: every tunable number of the project, read from ``config.json``.
+"""Configuration: what there is to tune, read from ``config.json``.
 
 ``config.json`` holds ``base`` (all numbers), ``presets`` (only what differs from the base) and
 ``instruments``. ``load_config`` lays a preset over the base and builds frozen dataclasses; a

@@ -56,15 +56,22 @@ def extractor_settings(config: Config) -> dict[str, Any]:
 
 
 def save_recording(path: Path, recording: Recording) -> None:
-    """Write a processed file; at no moment does a half-written one stand under its name."""
+    """Write a processed file; at no moment does a half-written one stand under its name.
+
+    Raises:
+        OSError: it cannot be written (a full disk, say); what stood there stays.
+    """
     partial = path.with_name(path.name + ".part")
     content = {field.name: getattr(recording, field.name) for field in dataclasses.fields(recording)}
     try:
         torch.save({"format_version": FORMAT_VERSION, **content}, partial)
         os.replace(partial, path)
-    except BaseException:
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as RuntimeError, in words about its own file format.
+        reason = error if isinstance(error, OSError) else "is the disk full?"
+        raise OSError(f"{path} could not be written ({reason})") from error
+    finally:
         partial.unlink(missing_ok=True)
-        raise
 
 
 def load_recording(path: Path, config: Config | None = None) -> Recording:

@@ -19,6 +19,7 @@ import pitch
 from config import Config
 
 _SMALLEST = np.finfo(np.float32).tiny
+_LOUDEST = 1e4  # 80 dB over full scale: whatever is beyond is no sound, and its square may overflow
 
 
 class Features(NamedTuple):
@@ -57,12 +58,14 @@ def prepare_audio(audio: np.ndarray, from_rate: int, to_rate: int, name: str = "
     """Check mono samples [N] and resample them to float32; ``name`` is for the error message.
 
     Raises:
-        ValueError: no samples, or samples that are not finite.
+        ValueError: no samples, or samples that are not finite or no sound.
     """
     if audio.size == 0:
         raise ValueError(f"{name} holds no samples")
     if not np.isfinite(audio).all():
         raise ValueError(f"{name} holds samples that are not finite (NaN or infinity); export it again")
+    if np.abs(audio).max() > _LOUDEST:
+        raise ValueError(f"{name} holds samples of {np.abs(audio).max():.2g}, where sound lies within -1 and 1")
     if from_rate != to_rate:
         audio = librosa.resample(audio.astype(np.float32), orig_sr=from_rate, target_sr=to_rate, res_type="soxr_hq")
     return np.ascontiguousarray(audio, dtype=np.float32)

@@ -332,7 +332,7 @@ def write_audio(path: Path, audio: np.ndarray, sample_rate: int) -> None:
         soundfile.write(partial, audio, sample_rate, format=path.suffix[1:].upper())
         os.replace(partial, path)
     except (soundfile.LibsndfileError, TypeError) as error:
-        raise OSError(f"{path} could not be written ({error})") from error
+        raise OSError(f"{path} could not be written; is the disk full?") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -414,7 +414,7 @@ def main(argv: list[str] | None = None) -> int:
         jobs = plan_files(args.input, args.output, model.instrument)
         refuse_overwriting(jobs, args)
         reports = transfer_all(jobs, model, args)
-        if args.report:
+        if args.report and reports:
             _write_report(args.report, reports)
     except (ValueError, OSError) as error:
         log.error("transfer.py: %s", error)

@@ -325,7 +325,10 @@ def write_file(path: Path, midi: bytes, gain: float, program: str, soundfont: Pa
     audio = gain * render_midi(midi, FILE_SECONDS, program, soundfont)
     assert np.abs(audio).max() < 1, f"{path} clips"
     with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as folder:
-        sf.write(Path(folder, "audio"), audio, SAMPLE_RATE, subtype="PCM_24", format="WAV")
+        try:
+            sf.write(Path(folder, "audio"), audio, SAMPLE_RATE, subtype="PCM_24", format="WAV")
+        except sf.LibsndfileError as error:
+            raise OSError(f"{path} could not be written; is the disk full?") from error
         Path(folder, "midi").write_bytes(midi)
         os.replace(Path(folder, "audio"), path)
         os.replace(Path(folder, "midi"), song)  # last: it vouches for the wav
@@ -375,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         written, skipped = write_set(args)
-    except (OSError, sf.LibsndfileError) as error:
+    except OSError as error:
         logging.error(error)
         return 1
     except KeyboardInterrupt:

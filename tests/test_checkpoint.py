@@ -318,3 +318,25 @@ def test_shipped_model_is_found_or_the_others_are_listed(tmp_path, monkeypatch):
     assert pretrained_path("trumpet") == tmp_path / "trumpet.pth"
     with pytest.raises(ValueError, match=r"no model of 'oboe' is shipped \(there is guitar, trumpet\)"):
         pretrained_path("oboe")
+
+
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        None,
+        {},
+        [],
+        {"f0_quantiles": [1.0] * 101},
+        {"f0_quantiles": [1.0] * 101, "loudness_quantiles": [float("nan")] * 101},
+    ],
+)
+def test_model_without_usable_statistics_is_refused(write_checkpoint, statistics):
+    with pytest.raises(ValueError, match="lacks the statistics of its training data"):
+        load_model(write_checkpoint(statistics=statistics))
+
+
+def test_weights_that_are_not_finite_are_refused(write_checkpoint, small_config):
+    weights = build_model(small_config, "trumpet").state_dict()
+    weights["log_gain"] = torch.tensor(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        load_model(write_checkpoint(model=weights))

@@ -122,6 +122,11 @@ def test_a_whisper_quiet_recording_plays_at_the_same_level(model, song: np.ndarr
     assert np.abs(loud.curves.loudness - quiet.curves.loudness)[played].max() < 1.0
 
 
+def test_a_quiet_recording_loses_no_note(model, song: np.ndarray) -> None:
+    played = [transfer.transfer(song * gain, RATE, model).curves.gate for gain in (1.0, 0.1, 0.01)]
+    assert np.array_equal(played[0], played[1]) and np.array_equal(played[0], played[2])
+
+
 def test_noise_before_and_after_is_not_played(model) -> None:
     hiss = pause(1.0, level=-45)
     result = transfer.transfer(np.concatenate([hiss, sing(300.0, level=-20), hiss]), RATE, model)
@@ -156,6 +161,7 @@ def test_pitches_over_crepes_range_are_said(model) -> None:
         (np.zeros(0, np.float32), "no samples"),
         (np.zeros(RATE, np.float32), "silent"),
         (np.full(RATE, np.nan, np.float32), "not finite"),
+        (np.full(RATE, 1e30, np.float32), "sound lies within"),
         (sing(220.0, seconds=0.01), "no melody"),
         (pause(2.0, level=-30), "no melody"),
     ],
@@ -270,6 +276,22 @@ def test_a_failing_write_leaves_what_was_there(checkpoint_path: Path, tmp_path: 
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "out.wav could not be written" in done.stderr
     assert out.read_bytes() == b"precious" and [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_a_recording_is_never_overwritten(checkpoint_path: Path, tmp_path: Path, caplog) -> None:
+    voice = tmp_path / "s_harmonic.wav"
+    soundfile.write(voice, sing(220.0), RATE)
+    before = voice.read_bytes()
+    for flags in (
+        ("--input", voice, "--output", voice),
+        ("--input", voice, "--output", tmp_path / "s.wav", "--stems"),
+        ("--input", voice, "--output", tmp_path / "s.wav", "--report", voice),
+    ):
+        caplog.clear()
+        assert run(*flags, "--checkpoint", checkpoint_path) == 1
+        assert "would be overwritten" in caplog.text and voice.read_bytes() == before
+    assert run("--input", tmp_path, "--output", tmp_path / "out", "--checkpoint", checkpoint_path) == 1
+    assert "the next run would play it too" in caplog.text
 
 
 def test_checkpoint_and_instrument_exclude_each_other(checkpoint_path: Path, capsys) -> None:
