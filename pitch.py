@@ -75,10 +75,11 @@ class _Layer(nn.Module):
 
     def __init__(self, kernel: Tensor, n_fft: int, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        spectrum = torch.fft.rfft(kernel, n=n_fft).conj().permute(2, 1, 0)  # (F, C, C')
+        # By numpy, in double precision: torch's transform gives other bits with another number of threads.
+        spectrum = torch.from_numpy(np.fft.rfft(kernel.double().numpy(), n=n_fft).conj()).permute(2, 1, 0)  # (F, C, C')
         scale = weights["BN.weight"] / torch.sqrt(weights["BN.running_var"] + 0.0010000000474974513)
         self.n_fft = n_fft
-        self.register_buffer("spectrum", spectrum.contiguous())
+        self.register_buffer("spectrum", spectrum.to(torch.complex64).contiguous())
         self.register_buffer("bias", weights["bias"][:, None])
         self.register_buffer("scale", scale[:, None])
         self.register_buffer("shift", (weights["BN.bias"] - weights["BN.running_mean"] * scale)[:, None])
