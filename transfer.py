@@ -226,8 +226,8 @@ def fit_curves(
 def fit_register(f0: np.ndarray, model: NeuralGuitar) -> float:
     """Return the whole octaves, in semitones, that bring a melody into the instrument's range.
 
-    Among shifts that leave equally few frames outside, the one nearest to the middle of the training
-    data wins.
+    Frames outside count, and so, a little, does the distance of the melody from the middle of the
+    training data: it decides among octaves that leave equally few outside.
     """
     instrument = model.settings.instrument(model.instrument)
     middle = model.statistics["f0_quantiles"][50]
