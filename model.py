@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from config import AudioConfig, Config, ModelConfig
-from synth import FilteredNoiseSynthesizer, HarmonicSynthesizer, harmonics_below_nyquist
+from synth import FilteredNoiseSynthesizer, HarmonicSynthesizer, harmonics_below_nyquist, weighted_level
 
 _LOUDNESS_RANGE = 80.0  # dB that are scaled to 0..1
 _F0_REFERENCE = 32.7  # Hz, scaled to 0: C1, CREPE's lowest pitch
 _F0_OCTAVES = 6.0  # scaled to 1, up to about CREPE's highest
+_LEAST_LEVEL = 1e-2  # -40 dB: a timbre that A-weighting hardly hears is not raised beyond all measure
 
 
 class Controls(NamedTuple):
@@ -52,13 +53,20 @@ def scale_loudness(loudness: Tensor) -> Tensor:
     return loudness / _LOUDNESS_RANGE + 1
 
 
+def build_embedding(size: int) -> nn.Sequential:
+    """Return a network [..., 2] -> [..., size] that bends pitch and loudness before the decoder hears them."""
+    layers = [nn.Linear(2, size), nn.LayerNorm(size), nn.GELU(), nn.Linear(size, size), nn.LayerNorm(size), nn.GELU()]
+    return nn.Sequential(*layers)
+
+
 class GruDecoder(nn.Module):
-    """[B, T, 2] -> [B, T, hidden_size]."""
+    """[B, T, 2] (or embedded) -> [B, T, hidden_size]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dropout = config.dropout if config.num_layers > 1 else 0.0
-        self.gru = nn.GRU(2, config.hidden_size, config.num_layers, batch_first=True, dropout=dropout)
+        n_inputs = config.embed_size or 2
+        self.gru = nn.GRU(n_inputs, config.hidden_size, config.num_layers, batch_first=True, dropout=dropout)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.device.type != "cpu" or not torch.is_grad_enabled():
@@ -120,11 +128,11 @@ class _GruRecurrence(torch.autograd.Function):
 
 
 class TransformerDecoder(nn.Module):
-    """[B, T, 2] -> [B, T, hidden_size] by causal self-attention; time and memory grow linearly with T."""
+    """[B, T, 2] (or embedded) -> [B, T, hidden_size] by causal self-attention; time and memory grow linearly with T."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed = nn.Linear(2, config.hidden_size)
+        self.embed = nn.Linear(config.embed_size or 2, config.hidden_size)
         self.layers = nn.ModuleList(_TransformerLayer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.hidden_size)
 
@@ -199,6 +207,7 @@ class _WindowedAttention(nn.Module):
 
 
 _DECODERS = {"gru": GruDecoder, "transformer": TransformerDecoder}
+_AMPLITUDES = ("gain", "head", "weighted")
 
 
 class NeuralGuitar(nn.Module):
@@ -212,15 +221,22 @@ class NeuralGuitar(nn.Module):
         super().__init__()
         if config.decoder not in _DECODERS:
             raise ValueError(f"unknown decoder '{config.decoder}'; there are {', '.join(_DECODERS)}")
+        if config.amplitude not in _AMPLITUDES:
+            raise ValueError(f"unknown amplitude '{config.amplitude}'; there are {', '.join(_AMPLITUDES)}")
         self.config = config
         self.audio = audio
         self.settings: Config | None = None
         self.instrument: str | None = None
         self.statistics: dict[str, list[float]] | None = None
+        self.embedding = build_embedding(config.embed_size) if config.embed_size else nn.Identity()
         self.decoder = _DECODERS[config.decoder](config)
         self.harmonic_head = nn.Linear(config.hidden_size, config.n_harmonics)
         self.noise_head = nn.Linear(config.hidden_size, config.n_noise_bands)
         nn.init.constant_(self.noise_head.bias, config.noise_bias)
+        if config.amplitude != "gain":
+            self.amplitude_head = nn.Linear(config.hidden_size, 1)
+            nn.init.zeros_(self.amplitude_head.weight)
+            nn.init.zeros_(self.amplitude_head.bias)
         self.log_gain = nn.Parameter(torch.tensor(math.log(config.initial_gain)))
         self.harmonic_synthesizer = HarmonicSynthesizer(config.n_harmonics, audio.sample_rate, audio.hop_length)
         self.noise_synthesizer = FilteredNoiseSynthesizer(config.n_noise_bands, audio.hop_length)
@@ -233,14 +249,26 @@ class NeuralGuitar(nn.Module):
             loudness: [B, T, 1] in dB re full scale.
         """
         assert f0.shape == loudness.shape and f0.shape[-1] == 1, f"{tuple(f0.shape)} and {tuple(loudness.shape)}"
-        hidden = self.decoder(torch.cat([scale_f0(f0), scale_loudness(loudness)], dim=-1))
+        inputs = torch.cat([scale_f0(f0), scale_loudness(loudness)], dim=-1)
+        hidden = self.decoder(self.embedding(inputs))
         # Masked before the softmax: what is left still sums to one, no energy is lost.
         audible = harmonics_below_nyquist(f0, self.config.n_harmonics, self.audio.sample_rate)
         # Not minus infinity: where nothing can sound (f0 above Nyquist), that would be NaN.
         logits = self.harmonic_head(hidden).masked_fill(~audible, -1e9)
         harmonic_distribution = torch.softmax(logits, dim=-1) * audible
-        amplitude = 10 ** (loudness / 20) * self.log_gain.exp()
-        return Controls(harmonic_distribution * amplitude, torch.sigmoid(self.noise_head(hidden)))
+        noise_magnitudes = torch.sigmoid(self.noise_head(hidden))
+        amplitude = 10 ** (loudness / 20) * self.log_gain.exp() * self._learned_factor(hidden)
+        if self.config.amplitude != "weighted":
+            return Controls(harmonic_distribution * amplitude, noise_magnitudes)
+        level = weighted_level(f0, harmonic_distribution, noise_magnitudes, self.audio.sample_rate)
+        amplitude = amplitude / level.clamp(min=_LEAST_LEVEL)
+        return Controls(harmonic_distribution * amplitude, noise_magnitudes * amplitude)
+
+    def _learned_factor(self, hidden: Tensor) -> Tensor | float:
+        """Return what the decoder makes of the amplitude, [B, T, 1], within ``amplitude_range`` dB either way."""
+        if self.config.amplitude == "gain":
+            return 1.0
+        return 10 ** (self.config.amplitude_range / 20 * torch.tanh(self.amplitude_head(hidden)))
 
     def synthesize(self, f0: Tensor, controls: Controls, generator: torch.Generator | None = None) -> Sound:
         """Play controls at f0 [B, T, 1]; ``generator`` is the source of the noise."""

@@ -38,6 +38,34 @@ def harmonics_below_nyquist(f0: Tensor, n_harmonics: int, sample_rate: int) -> T
     return f0 * numbers < sample_rate / 2
 
 
+def a_weighting(frequency: Tensor) -> Tensor:
+    """Return the linear gain of A-weighting (IEC 61672-1) at frequencies in Hz, 1 at 1 kHz, of the same shape."""
+    squared = frequency**2
+    low, first, second, high = (pole**2 for pole in (20.598997, 107.65265, 737.86223, 12194.217))
+    gain = high * squared**2 / ((squared + low) * (squared + high))
+    return 1.2589 * gain / torch.sqrt((squared + first) * (squared + second))  # 1.2589: 2 dB, to be 1 at 1 kHz
+
+
+def weighted_level(f0: Tensor, harmonic_amplitudes: Tensor, noise_magnitudes: Tensor, sample_rate: int) -> Tensor:
+    """Return the A-weighted RMS, linear, of what the synthesizers make of steady controls.
+
+    Args:
+        f0: [B, T, 1] in Hz.
+        harmonic_amplitudes: [B, T, H], linear.
+        noise_magnitudes: [B, T, K], linear gain of each band.
+        sample_rate: Hz.
+
+    Returns:
+        [B, T, 1].
+    """
+    n_harmonics, n_bands = harmonic_amplitudes.shape[-1], noise_magnitudes.shape[-1]
+    numbers = torch.arange(1, n_harmonics + 1, device=f0.device, dtype=f0.dtype)
+    harmonics = (a_weighting(f0 * numbers) * harmonic_amplitudes).square().sum(dim=-1, keepdim=True) / 2
+    bands = torch.linspace(0, sample_rate / 2, n_bands, device=f0.device, dtype=f0.dtype)
+    noise = (a_weighting(bands) * noise_magnitudes).square().mean(dim=-1, keepdim=True) / 3  # uniform noise: 1/3
+    return torch.sqrt(harmonics + noise)
+
+
 def fundamental_phase(f0: Tensor, sample_rate: int, hop_length: int) -> Tensor:
     """Accumulate the phase of the fundamental in double precision and wrap it.
 

@@ -18,7 +18,7 @@ from config import (
     load_config,
 )
 
-PRESETS = ("tiny", "standard", "deep", "transformer")
+PRESETS = ("tiny", "solo", "standard", "deep", "transformer")
 TIME = AudioConfig(sample_rate=16000, hop_length=160, feature_rate=16000)
 
 
@@ -54,7 +54,8 @@ def test_presets_are_what_they_are_named_for(content):
     assert shapes["standard"] == ("gru", 1024, 1, 0.0)
     assert shapes["deep"] == ("gru", 1024, 3, 0.1)
     assert models["transformer"].decoder == "transformer"
-    assert [models[name].n_noise_bands for name in PRESETS] == [65, 129, 65, 65]
+    assert [models[name].n_noise_bands for name in PRESETS] == [65, 65, 129, 65, 65]
+    assert [models[name].amplitude for name in PRESETS] == ["gain", "weighted", "gain", "gain", "gain"]
 
 
 def test_a_preset_changes_only_what_it_names():
@@ -81,7 +82,7 @@ def test_dict_round_trip_through_json(preset):
 
 
 def test_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown preset 'huge'.*tiny, standard, deep, transformer"):
+    with pytest.raises(ValueError, match=r"unknown preset 'huge'.*tiny, solo, standard, deep, transformer"):
         load_config(preset="huge")
 
 

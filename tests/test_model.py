@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from config import load_config
+from features import extract_loudness
 from loss import MultiResolutionSTFTLoss
 from model import (
     GruDecoder,
@@ -18,7 +19,7 @@ from model import (
     scale_loudness,
 )
 
-PRESETS = pytest.mark.parametrize("preset", ["tiny", "standard", "deep", "transformer"])
+PRESETS = pytest.mark.parametrize("preset", ["tiny", "solo", "standard", "deep", "transformer"])
 
 
 def build(preset="tiny", seed=0, **changes):
@@ -32,6 +33,11 @@ def curves(n_batch=2, n_frames=50, seed=0):
     generator = torch.Generator().manual_seed(seed)
     f0 = 60 * (1900 / 60) ** torch.rand(n_batch, n_frames, 1, generator=generator)
     return f0, -80 * torch.rand(n_batch, n_frames, 1, generator=generator)
+
+
+def loudness_gain(loudness, gain=3.0):
+    """Return the amplitude of the README's baseline: loudness as amplitude, times the gain it starts with."""
+    return 10 ** (loudness / 20) * gain
 
 
 def count_parameters(model):
@@ -114,7 +120,7 @@ def test_distribution_sums_to_one_below_nyquist_and_is_zero_above(preset):
     f0, loudness = curves(2, 80)
     with torch.no_grad():
         amplitudes = model.controls(f0, loudness).harmonic_amplitudes
-        distribution = amplitudes / (10 ** (loudness / 20) * model.log_gain.exp())
+        distribution = amplitudes / (amplitudes.sum(-1, keepdim=True) if preset == "solo" else loudness_gain(loudness))
     assert torch.allclose(distribution.sum(-1), torch.ones(2, 80), rtol=0, atol=1e-5)  # float32 sum of 101 terms
     audible = f0 * torch.arange(1, 102) < 8000
     assert (distribution[~audible] == 0).all()
@@ -130,9 +136,44 @@ def test_amplitude_follows_loudness_and_gain():
     assert total.tolist() == pytest.approx([2.5e-3, 0.25, 2.5], rel=1e-5)  # by definition; float32 rounding
 
 
+@pytest.mark.parametrize("noise_bias", [-8.0, 0.0, 3.0])  # all but no noise, and much
+@pytest.mark.parametrize("f0", [110.0, 440.0, 1200.0])
+def test_weighted_amplitude_sounds_as_loud_as_it_was_told(config, f0, noise_bias):
+    model = build("solo", noise_bias=noise_bias)
+    f0, loudness = torch.full((1, 200, 1), f0), torch.full((1, 200, 1), -23.0)
+    with torch.no_grad():
+        audio = model(f0, loudness, torch.Generator().manual_seed(0))[0].numpy()
+    measured = extract_loudness(audio, config)[20:-20]
+    assert abs(measured.mean() + 23) < 0.15  # 0.05 dB from the filter's design, the rest the noise's chance
+
+
+def test_learned_factor_starts_at_one_and_has_bounds():
+    f0, loudness = curves(1, 20)
+    for amplitude in ("head", "weighted"):
+        model = build(hidden_size=8, amplitude=amplitude)
+        reference = model.controls(f0, loudness).harmonic_amplitudes
+        for bias, decibels in ((1e3, 24), (-1e3, -24)):
+            torch.nn.init.constant_(model.amplitude_head.bias, bias)
+            ratio = model.controls(f0, loudness).harmonic_amplitudes.sum() / reference.sum()
+            assert 20 * math.log10(ratio.item()) == pytest.approx(decibels, abs=1e-3)  # float32 rounding
+
+
+def test_timbre_that_a_weighting_hardly_hears_is_not_raised_without_end():
+    model = build("solo", n_harmonics=1)  # a sine of 20 Hz: A-weighting takes 50 dB
+    with torch.no_grad():
+        audio = model(torch.full((1, 100, 1), 20.0), torch.full((1, 100, 1), -40.0))
+    assert audio.abs().max() < 1.1  # -40 dB raised by at most 40
+
+
+def test_unknown_amplitude_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown amplitude 'loud'; there are gain, head, weighted"):
+        build(amplitude="loud")
+
+
+@pytest.mark.parametrize("preset", ["tiny", "solo"])
 @pytest.mark.parametrize("f0", [7999.0, 8000.0, 15000.0])
-def test_pitch_at_or_above_nyquist_is_silent_not_nan(f0):
-    model = build(hidden_size=8)
+def test_pitch_at_or_above_nyquist_is_silent_not_nan(f0, preset):
+    model = build(preset, hidden_size=8)
     f0, loudness = torch.full((1, 10, 1), f0), torch.zeros(1, 10, 1)
     controls = model.controls(f0, loudness)
     assert torch.isfinite(controls.harmonic_amplitudes).all()
@@ -202,7 +243,7 @@ def test_an_item_does_not_depend_on_its_batch(preset):
 # --- causality ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["tiny", "transformer"])
+@pytest.mark.parametrize("preset", ["tiny", "solo", "transformer"])
 @pytest.mark.parametrize("changed", [1, 63, 64, 65, 130, 199])
 def test_the_future_changes_no_past_control(preset, changed):
     model = build(preset)

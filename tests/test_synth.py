@@ -304,3 +304,23 @@ def test_noise_gradient_is_the_textbooks():
     noise = torch.rand(1, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     synthesizer = FilteredNoiseSynthesizer(5, 8).double()
     assert torch.autograd.gradcheck(lambda values: synthesizer.filter(noise, values), (magnitudes,))
+
+
+# --- A-weighting --------------------------------------------------------------------------------
+
+
+def test_a_weighting_is_the_standards():
+    # IEC 61672-1, table of A-weightings in dB, rounded there to 0.1.
+    table = {31.5: -39.4, 63: -26.2, 125: -16.1, 250: -8.6, 500: -3.2, 1000: 0.0, 2000: 1.2, 4000: 1.0, 8000: -1.1}
+    gains = synth.a_weighting(torch.tensor([10 ** (round(10 * math.log10(f)) / 10) for f in table]))
+    assert (20 * gains.log10()).tolist() == pytest.approx(list(table.values()), abs=0.06)
+
+
+def test_weighted_level_of_a_sine_and_of_noise():
+    f0, silence = torch.full((1, 1, 1), 1000.0), torch.zeros(1, 1, 3)
+    assert synth.weighted_level(f0, torch.tensor([[[0.0, 1.0]]]), silence, SAMPLE_RATE).item() == pytest.approx(
+        10 ** (1.2 / 20) / math.sqrt(2), rel=1e-3  # a sine of 2 kHz, weighted by 1.2 dB
+    )
+    flat = torch.ones(1, 1, 501)
+    weighted = synth.a_weighting(torch.linspace(0, 8000, 501)).square().mean().sqrt() / math.sqrt(3)
+    assert synth.weighted_level(f0, torch.zeros(1, 1, 1), flat, SAMPLE_RATE).item() == pytest.approx(weighted.item())
