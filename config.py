@@ -81,7 +81,8 @@ class ModelConfig:
     attention_window: int  # frames a Transformer layer looks back, at least
     n_harmonics: int
     n_noise_bands: int
-    embed_size: int  # width of a small network before the decoder's own; 0 for none
+    embed_size: int  # width of a small network before the decoder; 0 for none
+    projection_size: int  # width of one behind it, which sees decoder and inputs; 0 for none
     amplitude: str  # "gain": loudness times a gain; "head": and a learned factor; "weighted": exact by A-weighting
     amplitude_range: float  # dB, the most that the learned factor adds or takes
     initial_gain: float  # of the harmonic amplitudes, before training

@@ -53,10 +53,10 @@ def scale_loudness(loudness: Tensor) -> Tensor:
     return loudness / _LOUDNESS_RANGE + 1
 
 
-def build_embedding(size: int) -> nn.Sequential:
-    """Return a network [..., 2] -> [..., size] that bends pitch and loudness before the decoder hears them."""
-    layers = [nn.Linear(2, size), nn.LayerNorm(size), nn.GELU(), nn.Linear(size, size), nn.LayerNorm(size), nn.GELU()]
-    return nn.Sequential(*layers)
+def build_mlp(n_inputs: int, size: int) -> nn.Sequential:
+    """Return a network of two layers, [..., n_inputs] -> [..., size]."""
+    layers = [[nn.Linear(n, size), nn.LayerNorm(size), nn.GELU()] for n in (n_inputs, size)]
+    return nn.Sequential(*layers[0], *layers[1])
 
 
 class GruDecoder(nn.Module):
@@ -228,13 +228,16 @@ class NeuralGuitar(nn.Module):
         self.settings: Config | None = None
         self.instrument: str | None = None
         self.statistics: dict[str, list[float]] | None = None
-        self.embedding = build_embedding(config.embed_size) if config.embed_size else nn.Identity()
+        n_inputs, n_hidden = config.embed_size or 2, config.projection_size or config.hidden_size
+        self.embedding = build_mlp(2, n_inputs) if config.embed_size else nn.Identity()
         self.decoder = _DECODERS[config.decoder](config)
-        self.harmonic_head = nn.Linear(config.hidden_size, config.n_harmonics)
-        self.noise_head = nn.Linear(config.hidden_size, config.n_noise_bands)
+        if config.projection_size:
+            self.projection = build_mlp(config.hidden_size + n_inputs, n_hidden)
+        self.harmonic_head = nn.Linear(n_hidden, config.n_harmonics)
+        self.noise_head = nn.Linear(n_hidden, config.n_noise_bands)
         nn.init.constant_(self.noise_head.bias, config.noise_bias)
         if config.amplitude != "gain":
-            self.amplitude_head = nn.Linear(config.hidden_size, 1)
+            self.amplitude_head = nn.Linear(n_hidden, 1)
             nn.init.zeros_(self.amplitude_head.weight)
             nn.init.zeros_(self.amplitude_head.bias)
         self.log_gain = nn.Parameter(torch.tensor(math.log(config.initial_gain)))
@@ -249,8 +252,7 @@ class NeuralGuitar(nn.Module):
             loudness: [B, T, 1] in dB re full scale.
         """
         assert f0.shape == loudness.shape and f0.shape[-1] == 1, f"{tuple(f0.shape)} and {tuple(loudness.shape)}"
-        inputs = torch.cat([scale_f0(f0), scale_loudness(loudness)], dim=-1)
-        hidden = self.decoder(self.embedding(inputs))
+        hidden = self._decode(torch.cat([scale_f0(f0), scale_loudness(loudness)], dim=-1))
         # Masked before the softmax: what is left still sums to one, no energy is lost.
         audible = harmonics_below_nyquist(f0, self.config.n_harmonics, self.audio.sample_rate)
         # Not minus infinity: where nothing can sound (f0 above Nyquist), that would be NaN.
@@ -263,6 +265,12 @@ class NeuralGuitar(nn.Module):
         level = weighted_level(f0, harmonic_distribution, noise_magnitudes, self.audio.sample_rate)
         amplitude = amplitude / level.clamp(min=_LEAST_LEVEL)
         return Controls(harmonic_distribution * amplitude, noise_magnitudes * amplitude)
+
+    def _decode(self, inputs: Tensor) -> Tensor:
+        """[B, T, 2] -> what the heads see, [B, T, hidden_size or projection_size]."""
+        embedded = self.embedding(inputs)
+        hidden = self.decoder(embedded)
+        return self.projection(torch.cat([hidden, embedded], dim=-1)) if self.config.projection_size else hidden
 
     def _learned_factor(self, hidden: Tensor) -> Tensor | float:
         """Return what the decoder makes of the amplitude, [B, T, 1], within ``amplitude_range`` dB either way."""
