@@ -2,9 +2,10 @@
 
 Range and dynamics are covered by construction: a file of 30 s holds one phrase in each of six registers and one at
 each of six dynamic levels, and six files in a row pair every register with every level. A slur, hammer-on, slide,
-bend, scoop, fall or vibrato is the pitch wheel moving under one struck note; a swell and every note's end is the
-expression controller. So one pitch sounds at a time, and a rest is digital silence. The MIDI file stays beside each
-wav: it tells what was played, and of which settings.
+bend, scoop, fall or vibrato is the pitch wheel moving under one struck note; a swell, a palm-muted or ringing note and
+every note's end is the expression controller. So one pitch sounds at a time, and a rest is digital silence. timbre.py
+then makes the tone as bright as it is loud, which a sound font is not. The MIDI file stays beside each wav: it tells
+what was played, and of which settings.
 
     python scripts/render_dataset.py --instrument trumpet --minutes 15 --output_dir data/raw/rendered/trumpet
 """
@@ -17,8 +18,9 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,10 @@ import mido
 import numpy as np
 import soundfile as sf
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent))  # for timbre.py, where this file is loaded by its path
+
+import timbre
 
 SAMPLE_RATE = 44_100  # Hz, that of the samples in the usual sound fonts
 FILE_SECONDS = 30.0
@@ -38,6 +44,8 @@ CONTROL_SECONDS = 0.0025  # grid of wheel and expression
 GAP = 0.006  # s from a tone's end to the next, four of FluidSynth's blocks: within one the old note gets the new level
 TICKS_PER_SECOND = 2000
 WHEEL_RANGE = 12  # semitones either way
+RING = 2.0  # s, a last note that rings is at least so long
+VIBRATO_LEVEL = 4.0  # dB a semitone: a vibrato's high side is the loud and bright one
 SLUR_SPAN = 6  # semitones that one struck note may be moved over before its timbre suffers
 SOUNDFONT = "FluidR3_GM.sf2"
 SOUNDFONT_DIRS = (  # Debian, Fedora and Arch, Homebrew, NixOS, one's own
@@ -80,13 +88,20 @@ class Instrument:
     scoops: float  # share of notes that come from below
     falls: float  # share of last notes that drop away
     bends: float  # share of long notes bent up, half of them back again
+    mutes: float  # share of phrases that are palm-muted
+    rings: float  # share of last notes that ring until they are silent
+    noise: float  # dB from the tone's peak, of breath at its start or of the finger that leaves the string
+    noise_at_end: bool
+    brightness: timbre.Brightness
 
 
 INSTRUMENTS = {
     "trumpet": Instrument(56, 52, 84, 1.0, (0.02, 0.045), (0.1, 0.25), 0.08, 3.0, (0.08, 0.3), (0.08, 0.4), 0.0,
-                          2.0, 0.7, 0.1, 0.2, 0.0),
+                          2.0, 0.7, 0.1, 0.2, 0.0, 0.0, 0.0, -36.0, False,
+                          timbre.Brightness((-60, -30, -9, 0), (-60, -47, -40, -29))),
     "guitar": Instrument(25, 40, 79, 0.5, (0.006, 0.012), (0.05, 0.16), 0.35, 0.0, (0.03, 0.12), (0.05, 0.14), 1.0,
-                         0.0, 0.0, 0.06, 0.0, 0.2),
+                         0.0, 0.0, 0.06, 0.0, 0.2, 0.2, 0.6, -36.0, True,
+                         timbre.Brightness((-60, -30, 0), (-54, -40, -17))),
 }
 
 
@@ -102,6 +117,8 @@ class Tone:
     moves: Moves
     vibrato: tuple[float, float, float, float]  # onset in s, rate in Hz, depth in semitones, centre
     levels: Points
+    dark: float = 0.0  # dB, as if it were softer by so much, in its brightness only
+    noise: tuple[float, float, float] | None = None  # start in s from the tone's, length in s, dB from the tone's peak
 
 
 def compute_curves(tone: Tone) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -113,17 +130,18 @@ def compute_curves(tone: Tone) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         pitch += semitones * u * u * (3 - 2 * u)
     onset, rate, depth, centre = tone.vibrato
     swing = np.sin(2 * np.pi * rate * (times - onset) - centre * np.pi / 2) + centre
-    pitch += depth * np.clip((times - onset) / 0.3, 0, 1) * swing
-    return times, pitch, np.interp(times, *zip(*tone.levels, strict=True))
+    depths = depth * np.clip((times - onset) / 0.3, 0, 1)
+    level = np.interp(times, *zip(*tone.levels, strict=True))
+    return times, pitch + depths * swing, level + VIBRATO_LEVEL * depths * (swing - centre - 1)
 
 
-def draw_rhythm(rng: Rng, seconds: float, style: str) -> list[float]:
-    """Return durations in s that add up to `seconds`; the last note takes what is left."""
+def draw_rhythm(rng: Rng, seconds: float, style: str, shortest_end: float = 0.3) -> list[float]:
+    """Return durations in s that add up to `seconds`; the last note takes what is left, `shortest_end` or more."""
     beat, durations, left = 60 / rng.uniform(60, 132), [], seconds
     while left:
         cell = (rng.uniform(1.2, 3.5) / beat,) if style == "long" else RHYTHMS[rng.integers(len(RHYTHMS))]
         for duration in (beats * beat for beats in cell if left):
-            durations.append(left if left < duration + 0.3 else duration)
+            durations.append(left if left < duration + shortest_end else duration)
             left -= durations[-1]
     return durations
 
@@ -154,16 +172,33 @@ def draw_runs(rng: Rng, melody: Sequence[int], joined: float) -> list[slice]:
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(melody)], strict=True)]
 
 
-def draw_levels(rng: Rng, ins: Instrument, held: float, joins: Sequence[float]) -> Points:
-    """Return the level up to `held`: a shape if the note is long, and a dip at each join."""
-    shaped = held > 0.7 and rng.random() < ins.swells
-    shape = SHAPES[rng.integers(len(SHAPES))] if shaped else ((0, 0), (1, -ins.droop))
+def draw_levels(rng: Rng, ins: Instrument, held: float, joins: Sequence[float], decay: float) -> Points:
+    """Return the level up to `held`: a shape if it is long, a dip at each join, `decay` dB lost after the last."""
+    shaped = not decay and held > 0.7 and rng.random() < ins.swells
+    plain = ((0, 0), (joins[-1] / held if joins else 0, 0), (1, -ins.droop - decay))
+    shape = SHAPES[rng.integers(len(SHAPES))] if shaped else plain
     times, levels = [share * held for share, _ in shape], [level for _, level in shape]
     points = dict(zip(times, levels, strict=True))
     for join in joins:
         for t, drop in ((join - 0.025, 0), (join, ins.dip), (join + 0.03, 0)):
             points[t] = float(np.interp(t, times, levels)) - drop
     return sorted((t, level) for t, level in {**points, held: levels[-1]}.items() if t <= held)
+
+
+def draw_decay(rng: Rng, ins: Instrument, seconds: float, last: bool, muted: bool) -> float:
+    """Return the dB that a note of `seconds` loses before it ends, beside what its samples lose."""
+    if muted:  # a palm takes 60 dB in some 0.4 to 1 s
+        return min(rng.uniform(60, 150) * seconds, 60.0)
+    return rng.uniform(45, 60) if last and seconds > 1 and rng.random() < ins.rings else 0.0
+
+
+def draw_noise(rng: Rng, ins: Instrument, held: float, release: float, parted: bool
+               ) -> tuple[float, float, float] | None:
+    """Return breath noise at the start of a blown tone, a finger's at the end of a stopped string, or none."""
+    level = ins.noise + rng.uniform(-6, 3)
+    if ins.noise_at_end:
+        return (held, release, level) if parted else None
+    return (0.0, min(rng.uniform(0.03, 0.08), held), level)
 
 
 def draw_ornament(rng: Rng, ins: Instrument, pitch: int, onset: float, held: float, last: bool) -> Moves:
@@ -187,7 +222,7 @@ def draw_joins(rng: Rng, ins: Instrument, pitches: Sequence[int], joins: Sequenc
 
 
 def play_run(rng: Rng, ins: Instrument, pitches: Sequence[int], durations: Sequence[float], start: float,
-             level: float, short: float, last: bool) -> Tone:
+             level: float, short: float, last: bool, muted: bool) -> Tone:
     """Return the tone that plays `pitches` with one stroke, `level` dB from the loudest; a share `short` is cut."""
     joins, total = np.cumsum(durations)[:-1].tolist(), float(sum(durations)) - GAP
     onset = joins[-1] if joins else 0.0
@@ -195,7 +230,8 @@ def play_run(rng: Rng, ins: Instrument, pitches: Sequence[int], durations: Seque
     held = onset + (total - onset) * (rng.uniform(0.4, 0.75) if parted and not last else 1.0)
     release = min(rng.uniform(*ins.release), 0.4 * (held - onset)) if parted else 0.03
     held = min(held, total - release)
-    levels = draw_levels(rng, ins, held, joins)
+    decay = draw_decay(rng, ins, held - onset, last, muted)
+    levels = draw_levels(rng, ins, held, joins, decay)
     levels.append((held + release, SILENT if parted else levels[-1][1] - 18))
     depth = rng.uniform(*ins.vibrato_depth) if held - onset > 0.6 and rng.random() < 0.7 else 0.0
     vibrato = (onset + rng.uniform(0.15, 0.45), rng.uniform(4.5, 6.5), depth, ins.vibrato_centre)
@@ -205,7 +241,9 @@ def play_run(rng: Rng, ins: Instrument, pitches: Sequence[int], durations: Seque
     key = (max(pitches) + min(pitches) + 1) // 2
     offset = pitches[0] - key - scoop + 0.06 * rng.standard_normal()  # nobody plays perfectly in tune
     velocity = round(127 * 10 ** (level / 40))  # sound fonts have 40 log10
-    return Tone(start, held + release, key, velocity, offset, moves, vibrato, levels)
+    dark = rng.uniform(6, 14) if muted else 0.0
+    noise = draw_noise(rng, ins, held, release, parted and not decay)
+    return Tone(start, held + release, key, velocity, offset, moves, vibrato, levels, dark, noise)
 
 
 def compose_phrase(rng: Rng, ins: Instrument, style: str, register: int, level: float, start: float, seconds: float
@@ -213,14 +251,15 @@ def compose_phrase(rng: Rng, ins: Instrument, style: str, register: int, level: 
     """Compose a phrase in one of the registers 0 to 5 that sounds from `start` for at most `seconds`."""
     edges = np.linspace(ins.low, ins.high, N_LEVELS + 1)
     low, high = max(edges[register] - 3, ins.low), min(edges[register + 1] + 3, ins.high)
-    durations = draw_rhythm(rng, seconds, style)
+    muted = rng.random() < ins.mutes
+    durations = draw_rhythm(rng, seconds, style, RING if ins.rings and not muted else 0.3)
     melody = draw_melody(rng, math.ceil(low), math.floor(high), len(durations))
     joined, short = STYLES[style]
     tones = []
-    for run in draw_runs(rng, melody, joined * ins.slurs):
+    for run in draw_runs(rng, melody, 0.0 if muted else joined * ins.slurs):
         onset, accent = start + sum(durations[: run.start]), min(level + rng.uniform(-2, 2), 0.0)
         last = run.stop == len(melody)
-        tones.append(play_run(rng, ins, melody[run], durations[run], onset, accent, short, last))
+        tones.append(play_run(rng, ins, melody[run], durations[run], onset, accent, short, last, muted))
     return tones
 
 
@@ -305,24 +344,41 @@ def render_midi(midi: bytes, seconds: float, program: str, soundfont: Path) -> n
     return audio.mean(axis=1)
 
 
+def shape_tones(audio: np.ndarray, tones: Sequence[Tone], ins: Instrument, rng: Rng) -> np.ndarray:
+    """Return the sound of `tones`, [n] at SAMPLE_RATE, with the brightness and noises of a played instrument."""
+    shaped = np.zeros_like(audio)
+    for tone in tones:
+        begin, end = (round(t * SAMPLE_RATE) for t in (tone.start, tone.start + tone.seconds + 0.9 * GAP))
+        level = compute_curves(tone)[2] + 40 * math.log10(tone.velocity / 127) - tone.dark
+        sound = timbre.shape_tone(audio[begin:end], level, tone.key, ins.brightness, SAMPLE_RATE)
+        shaped[begin:end] = sound
+        if tone.noise:
+            start, seconds, noise_level = tone.noise
+            burst = timbre.make_burst(rng, seconds, SAMPLE_RATE)
+            at = begin + round(start * SAMPLE_RATE)
+            shaped[at : at + len(burst)] += 10 ** (noise_level / 20) * np.abs(sound).max() * burst
+    return shaped
+
+
 def measure_gain(ins: Instrument, program: str, soundfont: Path) -> float:
     """Return the gain that puts the loudest note of the range at PEAK: one for all sets of an instrument."""
     held = [(0.0, 0.0), (0.4, 0.0), (0.44, SILENT)]
     tones = [Tone(0.5 * i, 0.44, ins.low + i, 127, 0.0, [], (0.0, 5.0, 0.0, 0.0), held)
              for i in range(ins.high - ins.low + 1)]
     seconds = 0.5 * len(tones)
-    peak = np.abs(render_midi(write_midi(tones, ins.program, seconds, ""), seconds, program, soundfont)).max()
+    audio = render_midi(write_midi(tones, ins.program, seconds, ""), seconds, program, soundfont)
+    peak = np.abs(shape_tones(audio, tones, ins, np.random.default_rng(0))).max()
     if peak < 1e-4:
         raise OSError(f"{soundfont} makes no sound for program {ins.program}; name a General MIDI sound font")
     return float(10 ** (PEAK / 20) / peak)
 
 
-def write_file(path: Path, midi: bytes, gain: float, program: str, soundfont: Path) -> bool:
+def write_file(path: Path, midi: bytes, render: Callable[[bytes], np.ndarray]) -> bool:
     """Render `midi` to the wav `path` and keep it beside; False where both are there from the same MIDI already."""
     song = path.with_suffix(".mid")
     if path.is_file() and song.is_file() and song.read_bytes() == midi:
         return False
-    audio = gain * render_midi(midi, FILE_SECONDS, program, soundfont)
+    audio = render(midi)
     assert np.abs(audio).max() < 1, f"{path} clips"
     with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as folder:
         try:
@@ -340,13 +396,17 @@ def write_set(args: argparse.Namespace) -> tuple[int, int]:
     ins, program, soundfont = INSTRUMENTS[args.instrument], find_program(), find_soundfont(args.soundfont)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     gain, digest = measure_gain(ins, program, soundfont), hashlib.sha256(soundfont.read_bytes()).hexdigest()
-    settings = f"seed {args.seed}, {soundfont.name} sha256 {digest[:16]}, gain {gain:.6f}, {SAMPLE_RATE} Hz"
+    code = hashlib.sha256(Path(__file__).read_bytes() + Path(timbre.__file__).read_bytes()).hexdigest()
+    settings = (f"seed {args.seed}, {soundfont.name} sha256 {digest[:16]}, gain {gain:.6f}, {SAMPLE_RATE} Hz, "
+                f"scripts sha256 {code[:16]}")  # the MIDI vouches for the wav, but does not say how it was shaped
 
     def write(index: int) -> bool:
-        tones = compose_file(np.random.default_rng((args.seed, index)), ins, index)
+        rng = np.random.default_rng((args.seed, index))
+        tones = compose_file(rng, ins, index)
         midi = write_midi(tones, ins.program, FILE_SECONDS, settings)
         path = args.output_dir / f"rendered_{args.instrument}_{index:03d}.wav"
-        return write_file(path, midi, gain, program, soundfont)
+        return write_file(path, midi, lambda midi: gain * shape_tones(
+            render_midi(midi, FILE_SECONDS, program, soundfont), tones, ins, rng))
 
     pool = ThreadPoolExecutor(args.num_workers)  # each thread waits for a FluidSynth of its own
     try:
