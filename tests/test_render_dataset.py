@@ -1,5 +1,6 @@
 """Composition is deterministic, monophonic and covers the instrument; the rendered sound is what was composed."""
 
+import dataclasses
 import importlib.util
 import io
 import shutil
@@ -7,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import librosa
 import mido
 import numpy as np
 import pytest
@@ -49,6 +51,28 @@ def compositions():
 def make_tone(key, start=0.0, seconds=0.9, velocity=100, offset=0.0, moves=(), vibrato=(0, 5, 0, 0), levels=None):
     levels = levels or [(0.0, 0.0), (seconds - 0.05, 0.0), (seconds, rd.SILENT)]
     return rd.Tone(start, seconds, key, velocity, offset, list(moves), vibrato, levels)
+
+
+def shape(audio, tones, name):
+    return rd.shape_tones(audio, tones, rd.INSTRUMENTS[name], np.random.default_rng(0))
+
+
+def make_string(level, f0=220.0):
+    """Return one tone of 40 harmonics that fall by 6 dB an octave, its level in dB given at each sample."""
+    t = np.arange(len(level)) / rd.SAMPLE_RATE
+    return 10 ** (level / 20) * sum(np.sin(2 * np.pi * f0 * k * t) / k for k in range(1, 41)) / 10
+
+
+def share_above_4k(audio):
+    """Return the share of energy above 4 kHz in dB."""
+    power = np.abs(np.fft.rfft(audio * np.hanning(len(audio)))) ** 2
+    return 10 * np.log10(power[np.fft.rfftfreq(len(audio), 1 / rd.SAMPLE_RATE) > 4000].sum() / power.sum())
+
+
+def a_weighted_db(audio):
+    frequencies = np.fft.rfftfreq(len(audio), 1 / rd.SAMPLE_RATE)[1:]
+    power = np.abs(np.fft.rfft(audio * np.hanning(len(audio)))[1:]) ** 2
+    return 10 * np.log10((power * 10 ** (librosa.A_weighting(frequencies, min_db=None) / 10)).sum())
 
 
 def render(tones, program, seconds):
@@ -162,6 +186,82 @@ def test_curves_of_a_known_tone():
     assert np.abs(swing).max() == pytest.approx(0.5, abs=0.01)
     assert np.sum(np.diff(swing > 1e-9)) == pytest.approx(2 * 5 * 1.6, abs=1)  # two crossings a cycle
     assert level[np.searchsorted(times, 0.5)] == pytest.approx(-10, abs=0.1)
+    late = times >= 1.4  # a vibrato's high side is the loud one, and reaches what is written
+    assert np.corrcoef(swing, level[late])[0, 1] > 0.99
+    assert level[late].max() == pytest.approx(0, abs=0.05) and np.ptp(level[late]) == pytest.approx(4, abs=0.1)
+
+
+@both
+def test_crescendo_inside_a_tone_brightens_as_asked_and_stays_as_loud(name):
+    level = np.linspace(-36, 0, 3 * rd.SAMPLE_RATE)
+    audio, brightness = make_string(level), rd.INSTRUMENTS[name].brightness
+    shaped = rd.timbre.shape_tone(audio, level, rd.timbre.MIDDLE, brightness, rd.SAMPLE_RATE)
+    spans = [(a, a + 0.25) for a in np.arange(0, 3, 0.25)]
+    shares = [share_above_4k(cut(shaped, *span)) for span in spans]
+    asked = np.interp([np.mean(cut(level, *span)) for span in spans], brightness.levels, brightness.shares)
+    assert (np.diff(shares) > 0).all() and shares == pytest.approx(asked, abs=1.5)
+    steps = [a_weighted_db(cut(shaped, *span)) - a_weighted_db(cut(audio, *span)) for span in spans]
+    assert steps == pytest.approx([0] * len(spans), abs=0.5)
+
+
+def test_dull_sample_starts_from_as_bright_as_it_gets_and_falls_as_far():
+    brightness = rd.timbre.Brightness((-60.0, 0.0), (-50.0, -20.0))
+    shares = np.linspace(-30.0, -108.0, len(rd.timbre.SLOPES))  # a dB for each dB an octave
+    slopes = rd.timbre.choose_slopes(np.array([0.0, -20.0, -40.0]), shares, rd.timbre.MIDDLE, brightness)
+    assert slopes == pytest.approx([-6, 4, 14])
+    higher = rd.timbre.choose_slopes(np.array([0.0]), shares + 30, rd.timbre.MIDDLE + 12, brightness)
+    assert higher == pytest.approx([20 - rd.timbre.PITCH_SLOPE - 6])
+
+
+def test_silence_stays_silence_and_noise_stays_inside_its_tone():
+    tone = dataclasses.replace(make_tone(60, 0.5, 0.9), noise=(0.0, 0.05, -36.0))
+    assert not shape(np.zeros(2 * rd.SAMPLE_RATE), [tone], "trumpet").any()
+    level = np.zeros(2 * rd.SAMPLE_RATE)
+    shaped = shape(make_string(level), [tone], "trumpet")
+    assert not cut(shaped, 0, 0.5).any() and not cut(shaped, 1.41, 2).any() and cut(shaped, 0.5, 1.4).all()
+
+
+def test_breath_is_drawn_from_the_seed_and_is_as_loud_as_asked():
+    plain = make_tone(60, 0.0, 0.9)
+    blown = dataclasses.replace(plain, noise=(0.1, 0.05, -36.0))
+    audio = make_string(np.zeros(rd.SAMPLE_RATE))
+    without, breath, again = (shape(audio, [tone], "trumpet") for tone in (plain, blown, blown))
+    assert np.array_equal(breath, again)
+    assert np.abs(breath - without).max() / np.abs(without).max() == pytest.approx(10 ** (-36 / 20))
+    assert np.array_equal(cut(breath, 0.15, 1), cut(without, 0.15, 1)) and share_above_4k(breath - without) < -6
+    other = rd.shape_tones(audio, [blown], rd.INSTRUMENTS["trumpet"], np.random.default_rng(1))
+    assert not np.array_equal(breath, other)
+
+
+def test_guitar_mutes_rings_and_squeaks_and_trumpet_breathes(compositions):
+    guitar = [tone for tones in compositions["guitar"] for tone in tones]
+    muted = [tone for tone in guitar if tone.dark]
+    assert 0.05 < len(muted) / len(guitar) < 0.5
+    for tone in muted:  # one stroke, and 60 dB in a second or less
+        (_, first), (held, last) = tone.levels[0], tone.levels[-2]
+        assert (first - last) > min(55 * held, 59)
+    ringing = [tone for tone in guitar if not tone.dark and tone.levels[-2][1] < -44]
+    assert len(ringing) > 20 and np.mean([tone.seconds for tone in ringing]) > 1.5
+    squeaks = [tone for tone in guitar if tone.noise]
+    assert len(squeaks) > 100 and all(tone.noise[0] == tone.levels[-2][0] for tone in squeaks)
+    trumpet = [tone for tones in compositions["trumpet"] for tone in tones]
+    assert all(tone.noise[0] == 0 and not tone.dark for tone in trumpet)
+
+
+@needs_fluidsynth
+@both
+def test_louder_is_brighter_at_each_pitch_and_in_tune(name):
+    ins = rd.INSTRUMENTS[name]
+    for key in np.linspace(ins.low, ins.high, 4).round().astype(int).tolist():
+        tones = [make_tone(key, i, velocity=round(127 * 10 ** (db / 40))) for i, db in enumerate((-30, -20, -10, 0))]
+        raw = render(tones, ins.program, 4.0)
+        shaped = shape(raw, tones, name)
+        shares = [share_above_4k(cut(shaped, i, i + 0.85)) for i in range(4)]
+        assert np.diff(shares).min() > 1.5, f"{key}: {shares}"
+        steps = [a_weighted_db(cut(shaped, i, i + 0.85)) - a_weighted_db(cut(raw, i, i + 0.85)) for i in range(4)]
+        assert steps == pytest.approx([0] * 4, abs=1.0)
+        heard = [measure_pitch(cut(audio, 3.3, 3.6)) for audio in (raw, shaped)]
+        assert heard[1] == pytest.approx(heard[0], abs=0.05)  # a string's partials are not quite harmonic
 
 
 @needs_fluidsynth
@@ -193,12 +293,13 @@ def test_dynamics_span_over_25_db_and_peak_is_3_db_down(name):
     ins = rd.INSTRUMENTS[name]
     gain = rd.measure_gain(ins, rd.find_program(), rd.find_soundfont(None))
     quiet = round(127 * 10 ** (-(rd.N_LEVELS - 1) * rd.LEVEL_STEP / 40))
-    audio = gain * render([make_tone(67, 0.1, velocity=quiet), make_tone(67, 1.1, velocity=127)], ins.program, 2.2)
+    pair = [make_tone(67, 0.1, velocity=quiet), make_tone(67, 1.1, velocity=127)]
+    audio = gain * shape(render(pair, ins.program, 2.2), pair, name)
     assert level_db(cut(audio, 1.1, 1.9)) - level_db(cut(audio, 0.1, 0.9)) > 25
     assert 20 * np.log10(np.abs(audio).max()) < rd.PEAK + 0.1
     loudest = [make_tone(ins.low + i, 0.3 * i, 0.25, velocity=127) for i in range(ins.high - ins.low + 1)]
-    everything = gain * render(loudest, ins.program, 0.3 * len(loudest))
-    assert 20 * np.log10(np.abs(everything).max()) == pytest.approx(rd.PEAK, abs=0.2)
+    everything = gain * shape(render(loudest, ins.program, 0.3 * len(loudest)), loudest, name)
+    assert 20 * np.log10(np.abs(everything).max()) == pytest.approx(rd.PEAK, abs=0.4)
 
 
 @needs_fluidsynth
@@ -232,7 +333,7 @@ def test_interruption_leaves_no_half_file(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(rd, "find_program", lambda: "unused")
     monkeypatch.setattr(rd, "find_soundfont", lambda _: SCRIPT)
     monkeypatch.setattr(rd, "measure_gain", lambda *_: 1.0)
-    monkeypatch.setattr(rd, "render_midi", lambda *_: np.zeros(10))
+    monkeypatch.setattr(rd, "render_midi", lambda *_: np.zeros(round(rd.FILE_SECONDS * rd.SAMPLE_RATE)))
     monkeypatch.setattr(rd.sf, "write", write_half)
     assert rd.main(["--instrument", "guitar", "--minutes", "1", "--output_dir", str(tmp_path)]) == 130
     assert list(tmp_path.iterdir()) == [] and "run again" in caplog.text
