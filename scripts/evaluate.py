@@ -1,0 +1,437 @@
+"""Judge a model: how well it copies held-out recordings of its instrument, and how well it plays voices.
+
+    ./venv/bin/python scripts/evaluate.py --checkpoint checkpoints/pretrained/trumpet.pth --input examples \\
+        --data_dir data/processed/trumpet --other_dir data/processed/guitar --snr 20 --html out/trumpet.html
+
+``--data_dir`` holds processed recordings, of which those are taken that train.py holds out, or plain recordings that
+no training has seen, which are all taken. Beside the model stand an untrained one, the recording or voice itself, and,
+with ``--baseline``, another checkpoint. Same files and seed, same figures on one machine.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import likeness
+import scorecard
+from checkpoint import load_model, read_checkpoint
+from config import get_device
+from data import Span, load_recording, read_corpus
+from features import load_audio, prepare_audio
+from likeness import Timbre, describe_timbre
+from loss import MultiResolutionSTFTLoss
+from model import NeuralGuitar, build_model
+from scorecard import Measured, Wanted, measure
+from transfer import Transfer, transfer
+
+log = logging.getLogger("evaluate")
+_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
+MODEL, BASELINE, UNTRAINED = "this model", "baseline", "untrained model"  # rows of the tables
+RECORDING, VOICE = "the recording itself", "the voice itself"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Take:
+    """A recording of an instrument."""
+
+    name: str
+    audio: np.ndarray  # [N] at the rate of the sound
+    sound: Measured
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """What timbre is held against."""
+
+    halves: tuple[Timbre, Timbre]
+    other: Timbre
+
+
+class Track(NamedTuple):
+    """Something to hear."""
+
+    name: str
+    audio: np.ndarray  # [N]
+    sample_rate: int
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """What belongs together on the page."""
+
+    title: str
+    tracks: list[Track]
+    wanted: Wanted | None  # of a voice
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read_takes(data_dir: Path, model: NeuralGuitar, own: bool) -> list[Take]:
+    """Read an instrument's recordings: of processed ones of the model's own instrument, those that are held out.
+
+    Raises:
+        FileNotFoundError, ValueError: none, none held out, damaged ones, or of the wrong instrument.
+    """
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"there is no folder {data_dir}")
+    if not any(data_dir.rglob("*.pt")):
+        return [_read_sound(path, model) for path in find_sounds([data_dir])]
+    corpus = read_corpus(data_dir, model.settings)
+    if (corpus.instrument == model.instrument) != own:
+        wanted = f"{model.instrument} is wanted" if own else f"another instrument than {model.instrument} is wanted"
+        raise ValueError(f"{data_dir} holds {corpus.instrument}, but {wanted}")
+    spans = corpus.validation if own else (*corpus.training, *corpus.validation)
+    if not spans:
+        raise ValueError(f"{data_dir} holds out no recordings; set val_fraction in config.json above 0")
+    return [_read_span(span, model) for span in spans]
+
+
+def _read_sound(path: Path, model: NeuralGuitar) -> Take:
+    audio_settings = model.settings.audio
+    audio = load_audio(path, audio_settings.sample_rate)
+    audio = np.pad(audio, (0, -len(audio) % audio_settings.hop_length))
+    return Take(path.stem, audio, measure(audio, audio_settings.sample_rate, model.settings, _device(model)))
+
+
+def _read_span(span: Span, model: NeuralGuitar) -> Take:
+    recording, settings = load_recording(span.path), model.settings.audio
+    frames = slice(span.first_frame, span.first_frame + span.n_frames)
+    first, last = (settings.frames_to_samples(number) for number in (frames.start, frames.stop))
+    audio = recording.audio[0, first:last].numpy()
+    curves = (getattr(recording, name)[0, frames, 0].numpy() for name in ("f0", "loudness", "periodicity"))
+    heard = measured_audio(audio, model)
+    sound = Measured(heard, *curves, sample_rate=settings.feature_rate, hop_length=settings.feature_hop_length)
+    return Take(span.path.name.removesuffix(".pt"), audio, sound)
+
+
+def measured_audio(audio: np.ndarray, model: NeuralGuitar) -> np.ndarray:
+    """Return sound [N] of the model's rate at the rate of the features."""
+    settings = model.settings.audio
+    if settings.sample_rate == settings.feature_rate:
+        return audio
+    return prepare_audio(audio, settings.sample_rate, settings.feature_rate)
+
+
+def find_sounds(sources: Sequence[Path]) -> list[Path]:
+    """Return sound files, and those in folders.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or a folder without any.
+    """
+    found = []
+    for source in sources:
+        if not source.exists():
+            raise FileNotFoundError(f"there is no file or folder {source}")
+        inside = sorted(path for path in source.rglob("*") if path.suffix.lower() in _SUFFIXES)
+        if source.is_dir() and not inside:
+            raise ValueError(f"{source} holds neither processed files nor sound files")
+        found += inside if source.is_dir() else [source]
+    return found
+
+
+def load_models(args: argparse.Namespace) -> dict[str, NeuralGuitar]:
+    """Return the models of the table by their names in it.
+
+    Raises:
+        FileNotFoundError, ValueError: a checkpoint cannot be read, or the baseline plays another instrument.
+    """
+    device = get_device(args.device)
+    models = {MODEL: load_model(args.checkpoint, device)}
+    if args.baseline:
+        models[BASELINE] = load_model(args.baseline, device)
+        if models[BASELINE].instrument != models[MODEL].instrument:
+            raise ValueError(f"--baseline plays {models[BASELINE].instrument}, --checkpoint {models[MODEL].instrument}")
+    models[UNTRAINED] = build_untrained(models[MODEL], args.seed).to(device)
+    return models
+
+
+def build_untrained(model: NeuralGuitar, seed: int) -> NeuralGuitar:
+    """Return the same model with weights as before training."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        untrained = build_model(model.settings, model.instrument)
+    untrained.settings, untrained.instrument = model.settings, model.instrument
+    untrained.statistics = model.statistics
+    return untrained.eval()
+
+
+def _device(model: NeuralGuitar) -> torch.device:
+    return next(model.parameters()).device
+
+
+# --- copies of recordings -------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def copy_take(take: Take, model: NeuralGuitar, seed: int) -> np.ndarray:
+    """Return what a model makes of a recording's own curves: [N]."""
+    curves = [torch.from_numpy(values)[None, :, None] for values in (take.sound.f0, take.sound.loudness)]
+    curves = [values.to(_device(model)) for values in curves]
+    return model(*curves, torch.Generator(_device(model)).manual_seed(seed))[0].cpu().numpy()
+
+
+def judge_takes(
+    takes: list[Take], models: dict[str, NeuralGuitar], instrument: Instrument | None, seed: int
+) -> tuple[list[Row], list[Exhibit]]:
+    """Judge each model's copies of recordings; return rows, each model's and last the recordings' own, and exhibits."""
+    if not takes:
+        return [], []
+    rows, copies = [], {}
+    for name, model in tqdm(models.items(), desc="copies", unit="model", leave=False):
+        copies[name] = [copy_take(take, model, seed) for take in takes]
+        rows.append({"sound": name, **judge_copies(takes, copies[name], model, instrument, seed)})
+    rows.append({"sound": RECORDING, **judge_originals(takes, instrument, seed)})
+    rate = models[MODEL].settings.audio.sample_rate
+    exhibits = []
+    for number, take in enumerate(takes):
+        tracks = {RECORDING: take.audio, **{name: copies[name][number] for name in copies if name != UNTRAINED}}
+        exhibits.append(Exhibit(take.name, [Track(name, audio, rate) for name, audio in tracks.items()], None))
+    return rows, exhibits
+
+
+def judge_copies(
+    takes: list[Take], copies: list[np.ndarray], model: NeuralGuitar, instrument: Instrument | None, seed: int
+) -> dict[str, Any]:
+    """Return the figures of one model's copies."""
+    rate = model.settings.audio.sample_rate
+    sounds = [measure(copy, rate, model.settings, _device(model)) for copy in copies]
+    halves = likeness.split(likeness.join([describe_timbre(sound) for sound in sounds]))
+    return {
+        "stft_loss": float(np.mean([stft_loss(copy, take.audio, model) for copy, take in zip(copies, takes)])),
+        **scorecard.judge_copies([take.sound for take in takes], sounds),
+        "likeness": _scaled((halves[1], halves[0]), instrument, seed),
+    }
+
+
+def judge_originals(takes: list[Take], instrument: Instrument | None, seed: int) -> dict[str, Any]:
+    """Return the figures of recordings held against themselves: what a perfect copy would reach."""
+    sounds = [take.sound for take in takes]
+    halves = likeness.split(likeness.join([describe_timbre(sound) for sound in sounds]))
+    scaled = _scaled((halves[1], halves[0]), instrument, seed)
+    return {"stft_loss": 0.0, **scorecard.judge_copies(sounds, sounds), "likeness": scaled}
+
+
+@torch.inference_mode()
+def stft_loss(prediction: np.ndarray, target: np.ndarray, model: NeuralGuitar) -> float:
+    """Return the multi-resolution STFT loss of a sound [N] against another."""
+    settings = model.settings.loss
+    function = MultiResolutionSTFTLoss(
+        settings.fft_sizes, settings.hop_sizes, settings.win_lengths, settings.mag_loss_weight, settings.eps
+    )
+    return function(*(torch.from_numpy(audio)[None] for audio in (prediction, target))).total.item()
+
+
+def _scaled(outputs: tuple[Timbre, Timbre], instrument: Instrument | None, seed: int) -> float | None:
+    if instrument is None:
+        return None
+    judged = likeness.judge_likeness(outputs, instrument.halves, instrument.other, seed)
+    return judged.scaled if judged else None
+
+
+def read_instrument(takes: list[Take], others: list[Take]) -> Instrument | None:
+    """Return the timbre of the instrument and of the other one, or None where either is not given."""
+    if not takes or not others:
+        return None
+    own, other = (likeness.join([describe_timbre(take.sound) for take in group]) for group in (takes, others))
+    return Instrument(likeness.split(own), other)
+
+
+# --- voices ---------------------------------------------------------------------------------------
+
+
+def read_voice(path: Path, rate: int, snr: float | None, seed: int) -> dict[str, np.ndarray]:
+    """Return a voice [N] by its name, and with ``snr`` also with white noise so many dB below its mean power."""
+    audio = load_audio(path, rate)
+    noisy = {} if snr is None else {f"{path.stem}, {snr:g} dB SNR": scorecard.add_noise(audio, snr, seed)}
+    return {path.stem: audio, **noisy}
+
+
+def judge_voice(
+    path: Path, models: dict[str, NeuralGuitar], instrument: Instrument | None, snr: float | None, seed: int
+) -> list[tuple[list[Row], Exhibit]]:
+    """Judge a voice on each model, without noise and with it; the notes wanted are those fitted to it without noise.
+
+    Returns:
+        For each version of the voice its rows, each model's and last its own, and what there is to hear and see.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be read, or no melody can be heard in it.
+    """
+    model = models[MODEL]
+    rate = model.settings.audio.feature_rate
+    judged, wanted = [], {}
+    for name, audio in read_voice(path, rate, snr, seed).items():
+        results = {sound: transfer(audio, rate, each) for sound, each in models.items()}
+        wanted = wanted or {sound: what_is_wanted(result) for sound, result in results.items()}
+        figures = {
+            sound: judge_transfer(result, wanted[sound], models[sound], instrument, seed)
+            for sound, result in results.items()
+        }
+        figures[VOICE] = judge_input(audio, results[MODEL], wanted[MODEL], model, instrument, seed)
+        tracks = [Track(VOICE, audio, rate), *(Track(sound, r.audio, r.sample_rate) for sound, r in results.items())]
+        rows = [{"voice": name, "sound": sound, **values} for sound, values in figures.items()]
+        judged.append((rows, Exhibit(name, tracks, wanted[MODEL])))
+    return judged
+
+
+def what_is_wanted(result: Transfer) -> Wanted:
+    """Return what a transfer was to play."""
+    return Wanted(result.curves.f0, result.features.loudness.numpy(), result.curves.gate >= 0.5)
+
+
+def judge_transfer(
+    result: Transfer, wanted: Wanted, model: NeuralGuitar, instrument: Instrument | None, seed: int
+) -> dict[str, Any]:
+    """Return the figures of one voice played by one model."""
+    sound = measure(result.audio, result.sample_rate, model.settings, _device(model))
+    timbre, own = describe_timbre(sound), model.settings.instrument(model.instrument)
+    return {
+        **scorecard.judge_playing(wanted, sound, model.settings.features.periodicity_threshold),
+        **scorecard.judge_level(result.audio),
+        "out_of_range": scorecard.share_out_of_range(what_is_wanted(result), own),
+        "likeness": _scaled((timbre, timbre), instrument, seed),
+    }
+
+
+def judge_input(
+    audio: np.ndarray, result: Transfer, wanted: Wanted, model: NeuralGuitar, instrument: Instrument | None, seed: int
+) -> dict[str, Any]:
+    """Return the same figures of the voice as it is: its pitch in its own register, its timbre at its fitted level."""
+    sound = measure(audio, model.settings.audio.feature_rate, model.settings, _device(model))
+    played = wanted.played
+    ratio = np.median(result.curves.f0[played] / result.features.f0.numpy()[played])
+    in_register = dataclasses.replace(wanted, f0=wanted.f0 / ratio)
+    timbre = describe_timbre(sound, result.curves.f0, result.curves.loudness)
+    return {
+        **scorecard.judge_playing(in_register, sound, model.settings.features.periodicity_threshold),
+        **scorecard.judge_level(audio),
+        "out_of_range": scorecard.share_out_of_range(in_register, model.settings.instrument(model.instrument)),
+        "likeness": _scaled((timbre, timbre), instrument, seed),
+    }
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Judge a model by its copies of recordings and by voices it plays.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the model to judge")
+    parser.add_argument("--input", type=Path, nargs="+", default=[], help="voices: sound files, or folders of them")
+    parser.add_argument("--data_dir", type=Path, help="recordings of the instrument; those held out are copied")
+    parser.add_argument("--other_dir", type=Path, help="recordings of another instrument, the 1 of likeness")
+    parser.add_argument("--baseline", type=Path, help="another checkpoint, to stand in the same tables")
+    parser.add_argument("--snr", type=float, help="judge each voice also with white noise so many dB below it")
+    parser.add_argument("--targets", action="store_true", help="list what is to be reached; exit with 1 on a miss")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--html", type=Path, help="also write a page with players and pictures here")
+    parser.add_argument("--seed", type=int, default=0, help="of noise and drawn frames (default 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
+    args = parser.parse_args(argv)
+    if not args.input and not args.data_dir:
+        parser.error("give voices by --input, recordings by --data_dir, or both")
+    if args.other_dir and not args.data_dir:
+        parser.error("--other_dir needs --data_dir: likeness is measured between the two")
+    if args.snr is not None and not -20 <= args.snr <= 100:
+        parser.error("--snr should be between -20 and 100 dB")
+    return args
+
+
+def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Exhibit], int]:
+    """Judge what the command line asks for.
+
+    Returns:
+        The report, what there is to hear and see, and how many voices failed.
+
+    Raises:
+        FileNotFoundError, ValueError: a model or recording cannot be used.
+    """
+    models = load_models(args)
+    model, voices = models[MODEL], find_sounds(args.input)
+    takes = read_takes(args.data_dir, model, own=True) if args.data_dir else []
+    others = read_takes(args.other_dir, model, own=False) if args.other_dir else []
+    instrument = read_instrument(takes, others)
+    resynthesis, exhibits = judge_takes(takes, models, instrument, args.seed)
+    played, failed = [], 0
+    for path in tqdm(voices, desc="voices", unit="file", leave=False):
+        try:
+            judged = judge_voice(path, models, instrument, args.snr, args.seed)
+        except (ValueError, OSError) as error:
+            log.error("evaluate.py: %s", str(error) if str(path) in str(error) else f"{path}: {error}")
+            failed += 1
+            continue
+        played += [row for rows, _ in judged for row in rows]
+        exhibits += [exhibit for _, exhibit in judged]
+    report = {**describe(args, models), "resynthesis": resynthesis, "transfer": played}
+    return report, exhibits, failed
+
+
+def describe(args: argparse.Namespace, models: dict[str, NeuralGuitar]) -> dict[str, Any]:
+    """Say what was judged, for the report."""
+    content, model = read_checkpoint(args.checkpoint), models[MODEL]
+    return {
+        "checkpoint": args.checkpoint.name,
+        "sha256": hashlib.sha256(args.checkpoint.read_bytes()).hexdigest(),
+        "instrument": model.instrument,
+        "preset": content["preset"],
+        "epoch": content["epoch"],
+        "step": content["step"],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "baseline": args.baseline.name if args.baseline else None,
+        "snr": args.snr,
+        "seed": args.seed,
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        report, _, failed = run(args)
+        report["targets"] = scorecard.judge_targets(report, MODEL)
+        print(scorecard.format_tables(report))
+        if args.targets:
+            print(f"\n{scorecard.format_targets(report['targets'])}")
+        if args.json:
+            write_text(args.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
+    except (ValueError, OSError) as error:
+        log.error("evaluate.py: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.error("evaluate.py: stopped; nothing was written")
+        return 130
+    missed = args.targets and not all(target["met"] for target in report["targets"])
+    return 1 if failed or missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
