@@ -214,12 +214,13 @@ def judge_playing(wanted: Wanted, output: Measured, threshold: float) -> dict[st
     cents = cents_between(output.f0[:n_frames][confident], f0[confident])
     sounding = (output.periodicity[:n_frames] >= threshold) & (output.loudness[:n_frames] > AUDIBLE)
     rests = find_rests(played, output.frame_rate)
+    audible = np.maximum(output.loudness[:n_frames], AUDIBLE)  # a lost soft end costs what is heard, not 20 dB more
     return {
         "f0_median": _quantile(cents, 0.5),
         "f0_p95": _quantile(cents, 0.95),
         "precision": _percent(played[sounding & (played | rests)]),
         "recall": _percent(sounding[played]),
-        "loudness_correlation": _correlation(output.loudness[:n_frames][played], loudness[played]),
+        "loudness_correlation": _correlation(audible[played], loudness[played]),
         "pause_level": _quantile(frame_levels(output)[:n_frames][rests], 0.95),
     }
 
@@ -260,18 +261,22 @@ def tables(report: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
         report: from ``scripts/evaluate.py``: ``resynthesis`` and ``transfer``, lists of rows of figures.
     """
     shown = []
-    for section, labels, figures in _SECTIONS:
+    for section, labels, figures in SECTIONS:
         if rows := report[section]:
             head = [*labels, *(figure.head for figure in figures)]
-            cells = [[row[label] for label in labels] + [_cell(row[f.key], f.digits) for f in figures] for row in rows]
-            shown.append((section.capitalize(), [head, *cells]))
+            shown.append((section.capitalize(), [head, *(_cells(row, labels, figures) for row in rows)]))
     return shown
 
 
-_SECTIONS = (("resynthesis", ("sound",), RESYNTHESIS), ("transfer", ("voice", "sound"), TRANSFER))
+SECTIONS = (("resynthesis", ("sound",), RESYNTHESIS), ("transfer", ("voice", "sound"), TRANSFER))
 
 
-def _cell(value: float | None, digits: int) -> str:
+def _cells(row: dict[str, Any], labels: tuple[str, ...], figures: tuple[Figure, ...]) -> list[str]:
+    return [*(row[label] for label in labels), *(format_value(row[figure.key], figure.digits) for figure in figures)]
+
+
+def format_value(value: float | None, digits: int) -> str:
+    """Return a figure as the tables show it."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
@@ -289,7 +294,7 @@ def _format(rows: list[list[str]]) -> str:
 def judge_targets(report: dict[str, Any], sound: str) -> list[dict[str, Any]]:
     """Hold the worst figure of one model against each target; a figure that was not measured misses it."""
     judged = []
-    for section, _, figures in _SECTIONS:
+    for section, _, figures in SECTIONS:
         rows = [row for row in report[section] if row["sound"] == sound]
         for figure in figures:
             if figure.limit is not None:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -37,6 +37,7 @@ from likeness import Timbre, describe_timbre
 from loss import MultiResolutionSTFTLoss
 from model import NeuralGuitar, build_model
 from scorecard import Measured, Wanted, measure
+from scorecard_page import Exhibit, Track, build_page
 from transfer import Transfer, transfer
 
 log = logging.getLogger("evaluate")
@@ -61,23 +62,6 @@ class Instrument:
 
     halves: tuple[Timbre, Timbre]
     other: Timbre
-
-
-class Track(NamedTuple):
-    """Something to hear."""
-
-    name: str
-    audio: np.ndarray  # [N]
-    sample_rate: int
-
-
-@dataclass(frozen=True)
-class Exhibit:
-    """What belongs together on the page."""
-
-    title: str
-    tracks: list[Track]
-    wanted: Wanted | None  # of a voice
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -193,25 +177,28 @@ def judge_takes(
     """Judge each model's copies of recordings; return rows, each model's and last the recordings' own, and exhibits."""
     if not takes:
         return [], []
-    rows, copies = [], {}
+    rate, rows = models[MODEL].settings.audio.sample_rate, []
+    exhibits = [Exhibit(take.name, [Track(RECORDING, take.audio, rate)], {RECORDING: take.sound}) for take in takes]
     for name, model in tqdm(models.items(), desc="copies", unit="model", leave=False):
-        copies[name] = [copy_take(take, model, seed) for take in takes]
-        rows.append({"sound": name, **judge_copies(takes, copies[name], model, instrument, seed)})
+        copies = [copy_take(take, model, seed) for take in takes]
+        sounds = [measure(copy, rate, model.settings, _device(model)) for copy in copies]
+        rows.append({"sound": name, **judge_copies(takes, copies, sounds, model, instrument, seed)})
+        for exhibit, copy, sound in zip(exhibits, copies, sounds):
+            exhibit.tracks.append(Track(name, copy, rate))
+            exhibit.heard[name] = sound
     rows.append({"sound": RECORDING, **judge_originals(takes, instrument, seed)})
-    rate = models[MODEL].settings.audio.sample_rate
-    exhibits = []
-    for number, take in enumerate(takes):
-        tracks = {RECORDING: take.audio, **{name: copies[name][number] for name in copies if name != UNTRAINED}}
-        exhibits.append(Exhibit(take.name, [Track(name, audio, rate) for name, audio in tracks.items()], None))
     return rows, exhibits
 
 
 def judge_copies(
-    takes: list[Take], copies: list[np.ndarray], model: NeuralGuitar, instrument: Instrument | None, seed: int
+    takes: list[Take],
+    copies: list[np.ndarray],
+    sounds: list[Measured],
+    model: NeuralGuitar,
+    instrument: Instrument | None,
+    seed: int,
 ) -> dict[str, Any]:
-    """Return the figures of one model's copies."""
-    rate = model.settings.audio.sample_rate
-    sounds = [measure(copy, rate, model.settings, _device(model)) for copy in copies]
+    """Return the figures of one model's copies, as sound [N] each and measured."""
     halves = likeness.split(likeness.join([describe_timbre(sound) for sound in sounds]))
     return {
         "stft_loss": float(np.mean([stft_loss(copy, take.audio, model) for copy, take in zip(copies, takes)])),
@@ -280,14 +267,18 @@ def judge_voice(
     for name, audio in read_voice(path, rate, snr, seed).items():
         results = {sound: transfer(audio, rate, each) for sound, each in models.items()}
         wanted = wanted or {sound: what_is_wanted(result) for sound, result in results.items()}
+        heard = {
+            sound: measure(result.audio, result.sample_rate, model.settings, _device(model))
+            for sound, result in results.items()
+        }
         figures = {
-            sound: judge_transfer(result, wanted[sound], models[sound], instrument, seed)
+            sound: judge_transfer(result, heard[sound], wanted[sound], model, instrument, seed)
             for sound, result in results.items()
         }
         figures[VOICE] = judge_input(audio, results[MODEL], wanted[MODEL], model, instrument, seed)
         tracks = [Track(VOICE, audio, rate), *(Track(sound, r.audio, r.sample_rate) for sound, r in results.items())]
         rows = [{"voice": name, "sound": sound, **values} for sound, values in figures.items()]
-        judged.append((rows, Exhibit(name, tracks, wanted[MODEL])))
+        judged.append((rows, Exhibit(name, tracks, heard, wanted[MODEL])))
     return judged
 
 
@@ -297,10 +288,9 @@ def what_is_wanted(result: Transfer) -> Wanted:
 
 
 def judge_transfer(
-    result: Transfer, wanted: Wanted, model: NeuralGuitar, instrument: Instrument | None, seed: int
+    result: Transfer, sound: Measured, wanted: Wanted, model: NeuralGuitar, instrument: Instrument | None, seed: int
 ) -> dict[str, Any]:
-    """Return the figures of one voice played by one model."""
-    sound = measure(result.audio, result.sample_rate, model.settings, _device(model))
+    """Return the figures of one voice played by one model; ``sound`` is the result, measured."""
     timbre, own = describe_timbre(sound), model.settings.instrument(model.instrument)
     return {
         **scorecard.judge_playing(wanted, sound, model.settings.features.periodicity_threshold),
@@ -416,13 +406,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        report, _, failed = run(args)
+        report, exhibits, failed = run(args)
         report["targets"] = scorecard.judge_targets(report, MODEL)
         print(scorecard.format_tables(report))
         if args.targets:
             print(f"\n{scorecard.format_targets(report['targets'])}")
         if args.json:
             write_text(args.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
+        if args.html:
+            write_text(args.html, build_page(report, exhibits))
     except (ValueError, OSError) as error:
         log.error("evaluate.py: %s", error)
         return 1
