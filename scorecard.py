@@ -71,6 +71,7 @@ TRANSFER = (
     Figure("out_of_range", "out of range %", 1, "frames asked for outside the instrument's range"),
     Figure("likeness", "likeness", 2, "timbre: 0 the instrument's own half, 1 the other instrument", 0.25),
 )
+SECTIONS = (("resynthesis", ("sound",), RESYNTHESIS), ("transfer", ("voice", "sound"), TRANSFER))  # of a report
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -254,21 +255,18 @@ def add_noise(audio: np.ndarray, snr: float, seed: int) -> np.ndarray:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def tables(report: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
-    """Return what a report shows as (title, rows of cells), the head of each table first.
+def format_tables(report: dict[str, Any]) -> str:
+    """Lay a report out as Markdown tables that can also be read as they stand.
 
     Args:
         report: from ``scripts/evaluate.py``: ``resynthesis`` and ``transfer``, lists of rows of figures.
     """
-    shown = []
+    parts = []
     for section, labels, figures in SECTIONS:
         if rows := report[section]:
             head = [*labels, *(figure.head for figure in figures)]
-            shown.append((section.capitalize(), [head, *(_cells(row, labels, figures) for row in rows)]))
-    return shown
-
-
-SECTIONS = (("resynthesis", ("sound",), RESYNTHESIS), ("transfer", ("voice", "sound"), TRANSFER))
+            parts.append(f"{section.capitalize()}\n\n{_format([head, *(_cells(row, labels, figures) for row in rows)])}")
+    return "\n\n".join(parts)
 
 
 def _cells(row: dict[str, Any], labels: tuple[str, ...], figures: tuple[Figure, ...]) -> list[str]:
@@ -278,11 +276,6 @@ def _cells(row: dict[str, Any], labels: tuple[str, ...], figures: tuple[Figure, 
 def format_value(value: float | None, digits: int) -> str:
     """Return a figure as the tables show it."""
     return "–" if value is None else f"{value:.{digits}f}"
-
-
-def format_tables(report: dict[str, Any]) -> str:
-    """Lay a report out as Markdown tables that can also be read as they stand."""
-    return "\n\n".join(f"{title}\n\n{_format(rows)}" for title, rows in tables(report))
 
 
 def _format(rows: list[list[str]]) -> str:

@@ -47,10 +47,10 @@ def build_page(report: dict[str, Any], exhibits: list[Exhibit]) -> str:
     copies = [_copies(exhibit) for exhibit in exhibits if not exhibit.wanted]
     sections = [
         ("Targets", "The worst figure of this model, over all voices.", _targets(report["targets"])),
+        ("Figures", "The bold rows are the model that is judged; a dot marks a missed target.", _tables(report)),
         ("Voices", "What was sung, and what the instrument makes of it.", "".join(voices)),
         ("Copies", f"Held-out recordings, and what is made of their pitch and loudness: the first {_EXCERPT:g} s.",
          "".join(copies)),
-        ("Figures", "The bold rows are the model that is judged; a dot marks a missed target.", _tables(report)),
     ]  # fmt: skip
     body = "".join(
         f'<section><h2>{title}</h2><p class="lead">{lead}</p>{content}</section>'
@@ -97,7 +97,7 @@ def _voice(exhibit: Exhibit) -> str:
         figure = plot_features(
             sound.audio, sound.sample_rate, sound.f0[:n_frames], sound.loudness[:n_frames], sound.frame_rate,
             voiced=wanted.played[:n_frames], second_f0=wanted.f0[:n_frames], f0_labels=("heard", "wanted"),
-            title=exhibit.title, subtitle=name, theme=theme,
+            title=f"What {name} plays", theme=theme,
         )  # fmt: skip
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=_DPI)
@@ -111,27 +111,27 @@ def _voice(exhibit: Exhibit) -> str:
 
 
 def _copies(exhibit: Exhibit) -> str:
-    pictures = "".join(
-        f'<figure><img src="{_spectrogram(sound)}" alt="Mel spectrogram of {html.escape(name)}">'
-        f"<figcaption>{html.escape(name)}</figcaption></figure>"
-        for name, sound in exhibit.heard.items()
-    )
     tracks = [track._replace(audio=track.audio[: round(_EXCERPT * track.sample_rate)]) for track in exhibit.tracks]
-    return _card(exhibit.title, _players(tracks), f'<div class="spectrograms">{pictures}</div>')
+    pictures = {
+        name: f'<img src="{_spectrogram(sound)}" alt="Mel spectrogram of {html.escape(name)}">'
+        for name, sound in exhibit.heard.items()
+    }
+    return _card(exhibit.title, _players(tracks, pictures))
 
 
-def _card(title: str, players: str, pictures: str) -> str:
-    return f"<article><h3>{html.escape(title)}</h3>{players}{pictures}</article>"
+def _card(title: str, *parts: str) -> str:
+    return f"<article><h3>{html.escape(title)}</h3>{''.join(parts)}</article>"
 
 
-def _players(tracks: list[Track]) -> str:
+def _players(tracks: list[Track], pictures: dict[str, str] | None = None) -> str:
+    """Return a player for each track, with its picture below it, if any."""
     cells = []
     for track in tracks:
         file = io.BytesIO()
         soundfile.write(file, track.audio, track.sample_rate, format="FLAC")
         name = html.escape(track.name)
-        player = f'<audio controls preload="none" aria-label="{name}" src="{_data(file, "audio/flac")}"></audio>'
-        cells.append(f"<div><span>{name}</span>{player}</div>")
+        player = f'<audio controls preload="metadata" aria-label="{name}" src="{_data(file, "audio/flac")}"></audio>'
+        cells.append(f"<div><span>{name}</span>{player}{(pictures or {}).get(track.name, '')}</div>")
     return f'<div class="players">{"".join(cells)}</div>'
 
 
@@ -201,6 +201,7 @@ main { max-width: 1180px; margin: 0 auto; padding: 40px 20px 80px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; }
 h2 { font-size: 20px; margin: 44px 0 0; }
 h3 { font-size: 15px; margin: 0 0 12px; }
+picture { display: block; margin-top: 14px; }
 .lead { color: var(--muted); margin: 2px 0 16px; }
 .facts { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 0; padding: 0; color: var(--muted); }
 .tiles { list-style: none; display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 12px;
@@ -216,14 +217,11 @@ h3 { font-size: 15px; margin: 0 0 12px; }
 .tiles .name, .tiles .limit { grid-column: 1 / -1; }
 .tiles .limit { color: var(--muted); font-size: 13px; }
 article { padding: 16px; margin-bottom: 16px; }
-.players { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 12px; margin-bottom: 14px; }
+.players { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 12px; }
 .players span { display: block; color: var(--muted); font-size: 13px; margin-bottom: 3px; }
 audio { width: 100%; height: 40px; display: block; }
 img { display: block; width: 100%; height: auto; border-radius: 6px; }
-.spectrograms { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 12px; }
-.spectrograms img { height: 150px; }
-figure { margin: 0; }
-figcaption { color: var(--muted); font-size: 13px; margin-top: 3px; }
+.players img { height: 150px; margin-top: 8px; }
 .table { overflow-x: auto; }
 section > h3 { margin-top: 24px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; }

@@ -11,6 +11,7 @@ an older one. The source itself is never changed.
 
 import argparse
 import hashlib
+import json
 import logging
 import math
 import os
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from checkpoint import PRETRAINED_DIR, load_model, make_checkpoint, read_checkpoint, save_checkpoint, settings_of
 from model import NeuralGuitar
+from scorecard import format_tables, format_targets
 
 log = logging.getLogger("export_checkpoint")
 
@@ -55,7 +57,7 @@ controlled by a small network (DDSP, Engel et al., ICLR 2020).
 
 {training}
 
-## Use
+{scorecard}## Use
 
 ```bash
 {usage}
@@ -70,6 +72,19 @@ It is meant for turning a sung, hummed or whistled melody, or curves of one's ow
 - Nothing over {nyquist:,} Hz.
 - It sounds like its training data, with the players, the room and the faults that are in it.
 {note}"""
+
+
+_SCORECARD = """## Scorecard
+
+Measured by `scripts/evaluate.py` on {date}. The section "Judging a model" of the README says what each figure means.
+
+{tables}
+
+Targets
+
+{targets}
+
+"""
 
 
 def strip(source: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -122,8 +137,26 @@ def _sample(model: NeuralGuitar) -> Tensor:
     return model(f0, loudness, torch.Generator().manual_seed(0))
 
 
-def format_card(path: Path, model: NeuralGuitar, args: argparse.Namespace) -> str:
-    """Describe the exported model at ``path`` in Markdown."""
+def format_scorecard(path: Path, checkpoint: Path) -> str:
+    """Return the card's section with the figures that scripts/evaluate.py wrote to ``path``.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: no such report, or of another checkpoint than this one.
+    """
+    try:
+        report = json.loads(path.read_text())
+        date, judged, name = report["date"][:10], report["sha256"], report["checkpoint"]
+        text = _SCORECARD.format(date=date, tables=format_tables(report), targets=format_targets(report["targets"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a report of scripts/evaluate.py --json") from error
+    if judged != hashlib.sha256(checkpoint.read_bytes()).hexdigest():
+        raise ValueError(f"{path} judges another file ({name}) than {checkpoint}; run scripts/evaluate.py on this one")
+    return text
+
+
+def format_card(path: Path, model: NeuralGuitar, args: argparse.Namespace, scorecard: str = "") -> str:
+    """Describe the exported model at ``path`` in Markdown; ``scorecard`` is the section with its figures."""
     content = read_checkpoint(path)
     best = content["metrics"]["best_val_loss"]
     f0, loudness = model.statistics["f0_quantiles"], model.statistics["loudness_quantiles"]
@@ -149,6 +182,7 @@ def format_card(path: Path, model: NeuralGuitar, args: argparse.Namespace) -> st
         loudness_low=loudness[1],
         loudness_high=loudness[-2],
         training=command,
+        scorecard=scorecard,
         usage=_usage(path, model.instrument),
         note=f"\n## Note\n\n{args.card_note}\n" if args.card_note else "",
     )
@@ -178,6 +212,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--licence", required=True, help="of that data, for the card")
     parser.add_argument("--command", help="the exact command that trained it, for the card")
     parser.add_argument("--card_note", help="anything else that a user should know, for the card")
+    parser.add_argument("--scorecard", type=Path, help="from scripts/evaluate.py --json on this checkpoint, for the card")
     args = parser.parse_args(argv)
     if args.output.suffix != ".pth":
         parser.error(f"--output should end in .pth, not '{args.output.name}'")
@@ -196,8 +231,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     card, replaced = args.output.with_suffix(".md"), args.output.exists()
     try:
+        scorecard = format_scorecard(args.scorecard, args.checkpoint) if args.scorecard else ""
         model = export(args.checkpoint, args.output)
-        write_card(card, format_card(args.output, model, args))
+        write_card(card, format_card(args.output, model, args, scorecard))
     except (ValueError, OSError) as error:
         log.error("export_checkpoint.py: %s", error)
         return 1
