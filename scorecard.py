@@ -264,8 +264,9 @@ def format_tables(report: dict[str, Any]) -> str:
     parts = []
     for section, labels, figures in SECTIONS:
         if rows := report[section]:
-            head = [*labels, *(figure.head for figure in figures)]
-            parts.append(f"{section.capitalize()}\n\n{_format([head, *(_cells(row, labels, figures) for row in rows)])}")
+            cells = [[*labels, *(figure.head for figure in figures)]]
+            cells += [_cells(row, labels, figures) for row in rows]
+            parts.append(f"{section.capitalize()}\n\n{_format(cells)}")
     return "\n\n".join(parts)
 
 

@@ -168,7 +168,8 @@ def _table(rows: list[dict[str, Any]], labels: tuple[str, ...], figures: tuple[F
         names = "".join(f'<th scope="row">{html.escape(row[label])}</th>' for label in labels)
         cells = "".join(_cell(row[figure.key], figure, is_model) for figure in figures)
         lines.append(f"<tr{' class=model' if is_model else ''}>{names}{cells}</tr>")
-    return f'<div class="table" tabindex="0"><table>{"".join(lines)}</table></div>'
+    kind = "voices" if "voice" in labels else "recordings"
+    return f'<div class="table" tabindex="0"><table class="{kind}">{"".join(lines)}</table></div>'
 
 
 def _cell(value: float | None, figure: Figure, is_model: bool) -> str:
@@ -229,7 +230,7 @@ th, td { padding: 8px 12px; text-align: right; white-space: nowrap; border-botto
   font-weight: 400; }
 tr:first-child th { color: var(--muted); font-size: 13px; white-space: normal; vertical-align: bottom; }
 tr:last-child th, tr:last-child td { border-bottom: 0; }
-th[scope=row], th:first-child { text-align: left; }
+th[scope=row], th:first-child, .voices th:nth-child(2) { text-align: left; }
 .model th, .model td { font-weight: 650; }
 .missed { color: var(--miss); }
 .missed::before { content: "● "; font-size: 10px; vertical-align: 1px; }

@@ -125,7 +125,7 @@ def find_sounds(sources: Sequence[Path]) -> list[Path]:
             raise FileNotFoundError(f"there is no file or folder {source}")
         inside = sorted(path for path in source.rglob("*") if path.suffix.lower() in _SUFFIXES)
         if source.is_dir() and not inside:
-            raise ValueError(f"{source} holds neither processed files nor sound files")
+            raise ValueError(f"{source} holds no sound files, nor files made by preprocess.py")
         found += inside if source.is_dir() else [source]
     return found
 
@@ -140,10 +140,17 @@ def load_models(args: argparse.Namespace) -> dict[str, NeuralGuitar]:
     models = {MODEL: load_model(args.checkpoint, device)}
     if args.baseline:
         models[BASELINE] = load_model(args.baseline, device)
-        if models[BASELINE].instrument != models[MODEL].instrument:
-            raise ValueError(f"--baseline plays {models[BASELINE].instrument}, --checkpoint {models[MODEL].instrument}")
+        _check_baseline(models[BASELINE], models[MODEL])
     models[UNTRAINED] = build_untrained(models[MODEL], args.seed).to(device)
     return models
+
+
+def _check_baseline(baseline: NeuralGuitar, model: NeuralGuitar) -> None:
+    if baseline.instrument != model.instrument:
+        raise ValueError(f"--baseline plays {baseline.instrument}, but --checkpoint {model.instrument}")
+    for section in ("audio", "features"):
+        if getattr(baseline.settings, section) != getattr(model.settings, section):
+            raise ValueError(f"--baseline has other {section} settings than --checkpoint; they cannot be compared")
 
 
 def build_untrained(model: NeuralGuitar, seed: int) -> NeuralGuitar:
@@ -368,7 +375,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Exhibit], int]:
             continue
         played += [row for rows, _ in judged for row in rows]
         exhibits += [exhibit for _, exhibit in judged]
-    report = {**describe(args, models), "resynthesis": resynthesis, "transfer": played}
+    recordings = [take.name for take in takes]
+    report = {**describe(args, models), "recordings": recordings, "resynthesis": resynthesis, "transfer": played}
     return report, exhibits, failed
 
 

@@ -212,7 +212,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--licence", required=True, help="of that data, for the card")
     parser.add_argument("--command", help="the exact command that trained it, for the card")
     parser.add_argument("--card_note", help="anything else that a user should know, for the card")
-    parser.add_argument("--scorecard", type=Path, help="from scripts/evaluate.py --json on this checkpoint, for the card")
+    parser.add_argument("--scorecard", type=Path, help="what scripts/evaluate.py --json wrote on this checkpoint")
     args = parser.parse_args(argv)
     if args.output.suffix != ".pth":
         parser.error(f"--output should end in .pth, not '{args.output.name}'")

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +14,7 @@ import transfer
 from checkpoint import load_model, read_checkpoint
 from config import config_to_dict
 from model import build_model
+from scorecard import RESYNTHESIS, TRANSFER
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "export_checkpoint.py"
 TEXTS = ["--data", "20 minutes of Anna's trumpet", "--licence", "CC BY 4.0"]
@@ -139,6 +141,47 @@ def test_card_says_how_to_use_it(trained, tmp_path, monkeypatch, shipped):
     usage = re.search(r"transfer\.py (.*)", target.with_suffix(".md").read_text()).group(1)
     args = transfer.parse_args(shlex.split(usage))
     assert (args.instrument, args.checkpoint) == (("trumpet", None) if shipped else (None, target))
+
+
+def scorecard_of(checkpoint, path):
+    """Write a report as scripts/evaluate.py does, of any figures."""
+    figures = {figure.key: 1.0 for figure in (*RESYNTHESIS, *TRANSFER)}
+    report = {
+        "checkpoint": checkpoint.name,
+        "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "date": "2026-01-02T03:04:05+00:00",
+        "resynthesis": [{"sound": "this model", **figures, "loudness_l1": 1.23}],
+        "transfer": [{"voice": "hum", "sound": "this model", **figures, "f0_p95": 45.6}],
+        "targets": [{"section": "transfer", "figure": "peak", "worst": 2.0, "limit": "at most 1", "met": False}],
+    }
+    path.write_text(json.dumps(report))
+    return path
+
+
+def test_scorecard_stands_in_the_card(trained, tmp_path):
+    score = scorecard_of(trained, tmp_path / "score.json")
+    assert export(trained, tmp_path / "out.pth", "--scorecard", str(score)) == 0
+    card = (tmp_path / "out.md").read_text()
+    section = card[card.index("## Scorecard") : card.index("## Use")]
+    assert all(text in section for text in ("| 1.23 ", "| 45.6 ", "| hum ", "| MISS | transfer: peak", "2026-01-02"))
+    assert "{" not in card
+
+
+def test_scorecard_of_something_else_is_refused(trained, write_checkpoint, tmp_path, caplog):
+    score = scorecard_of(write_checkpoint("other.pth"), tmp_path / "score.json")
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "text.json").write_text("no JSON")
+    cases = [
+        (score, "judges another file (other.pth)"),
+        (tmp_path / "list.json", "is not a report of"),
+        (tmp_path / "text.json", "is not a report of"),
+        (tmp_path / "missing.json", "No such file"),
+    ]
+    for path, message in cases:
+        caplog.clear()
+        assert export(trained, tmp_path / "out.pth", "--scorecard", str(path)) == 1
+        assert message in caplog.text and len(caplog.messages) == 1
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_replaces_an_older_export_and_says_so(trained, exported, capsys):
