@@ -290,8 +290,9 @@ def judge_voice(
 
 
 def what_is_wanted(result: Transfer) -> Wanted:
-    """Return what a transfer was to play."""
-    return Wanted(result.curves.f0, result.features.loudness.numpy(), result.curves.gate >= 0.5)
+    """Return what a transfer was to play: the notes as they are held, without their releases."""
+    held = getattr(result.curves, "voiced", result.curves.gate >= 0.5)
+    return Wanted(result.curves.f0, result.features.loudness.numpy(), held)
 
 
 def judge_transfer(
