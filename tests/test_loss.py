@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import textbook
 import torch
 from scipy import signal
 
+import loss as loss_module
 from loss import MultiResolutionSTFTLoss
 
 FFT_SIZES, HOP_SIZES, WIN_LENGTHS = (512, 1024, 2048, 4096), (128, 256, 512, 1024), (512, 1024, 2048, 4096)
@@ -117,6 +119,28 @@ def test_gradient_is_finite(prediction, target):
     predicted = starts[prediction].requires_grad_()
     make_loss()(predicted, target).total.backward()
     assert torch.isfinite(predicted.grad).all()
+
+
+@pytest.mark.parametrize("block", [1, 10**9])  # one item at a time, all at once
+@pytest.mark.parametrize("resolution", [(512, 128, 512), (1024, 120, 600), (255, 60, 255)])
+@pytest.mark.parametrize("n_samples", [3, 300, 4000])
+def test_gradient_is_the_textbooks(resolution, n_samples, block, monkeypatch):
+    monkeypatch.setattr(loss_module, "_BLOCK_SAMPLES", block)
+    prediction, target = sounds(3, n_samples, seed=0), sounds(3, n_samples, seed=1)
+    target[2] *= 1e-4  # under the floor
+    ours, theirs = prediction.clone().requires_grad_(), prediction.double().requires_grad_()
+    total = make_loss(*([size] for size in resolution), weight=0.7)(ours, target).total
+    exact = textbook.stft_loss(theirs, target.double(), [resolution], 0.7, EPS)
+    (3 * total).backward()
+    (3 * exact).backward()
+    assert total.item() == pytest.approx(exact.item(), rel=1e-4)
+    # Relative to the largest. A magnitude near zero has a steep logarithm, so float32 leaves more than its rounding.
+    assert (ours.grad - theirs.grad).abs().max() <= 1e-3 * theirs.grad.abs().max()
+
+
+def test_only_the_total_carries_a_gradient():
+    result = make_loss()(sounds(seed=1).requires_grad_(), sounds())
+    assert [value.requires_grad for value in result] == [True, False, False]
 
 
 def test_gradient_leads_to_the_target():
