@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from synth import overlap_add
+
 _SILENCE_RMS = 10 ** (-60 / 20)
 _VANISHING = 1e-20  # the square of anything smaller is zero in float32
 _BLOCK_SAMPLES = 2**19  # of windowed sound at once, both sounds together
@@ -138,17 +140,4 @@ def _push_back(slope: Tensor, spectrum: Tensor, magnitude: Tensor, window: Tenso
         slope[..., -1] *= 2
     frames = torch.fft.irfft(spectrum * slope, n_fft, norm="forward").mul_(window)
     start = n_fft // 2
-    return _overlap_add(frames, hop)[:, start : start + n_samples]
-
-
-def _overlap_add(frames: Tensor, hop: int) -> Tensor:
-    """Add frames [B, T, L], each a hop after the one before: [B, N], with zeros up to a whole number of hops."""
-    n_batch, n_frames, length = frames.shape
-    n_parts = -(-length // hop)
-    if length % hop:
-        frames = nn.functional.pad(frames, (0, n_parts * hop - length))
-    parts = frames.unflatten(-1, (n_parts, hop)).unbind(dim=2)
-    total = frames.new_zeros(n_batch, n_frames + n_parts - 1, hop)
-    for number, part in enumerate(parts):
-        total[:, number : number + n_frames] += part
-    return total.flatten(1)
+    return overlap_add(frames, hop)[:, start : start + n_samples]

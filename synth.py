@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 # Harmonics are numbered k = q * _GROUP + p. 16, a power of two, balances the P powers against the Q = H / 16 groups.
 _GROUP = 16
-# Frames rendered at once: on a CPU the powers of one block stay in the cache, on a GPU one block is enough work.
-_BLOCK_FRAMES = 32
+# Frames rendered at once: the powers of this many stay in the cache of a CPU's core, and a GPU is busy with as many.
+_BLOCK_FRAMES = 64
 _BLOCK_FRAMES_GPU = 8192
 
 
@@ -88,7 +88,9 @@ def fundamental_phase(f0: Tensor, sample_rate: int, hop_length: int) -> Tensor:
     # Inclusive sums of a linear ramp: of ones, and of 0, 1/hop, 2/hop, ...
     within = cycles[..., None] * step + rise[..., None] * (step * (step - 1) / (2 * hop_length))  # (B, T, hop)
     before = torch.cumsum(within[..., -1], dim=1) - within[..., -1]
-    return (2 * math.pi * torch.remainder(within + before[..., None], 1.0)).to(f0.device, f0.dtype)
+    within += before[..., None]
+    within -= within.floor()  # remainder() takes ten times as long
+    return within.mul_(2 * math.pi).to(f0.device, f0.dtype)
 
 
 def harmonic_bank(f0: Tensor, harmonic_amplitudes: Tensor, sample_rate: int, hop_length: int) -> Tensor:
@@ -150,10 +152,7 @@ def _sum_harmonics(phase: Tensor, amplitudes: Tensor, n_sounding: Tensor) -> Ten
     for block, powers, step, n_groups in _blocks(phase, n_sounding, amplitudes.shape[-1]):
         weights = grouped[block, :, :n_groups].flatten(1, 2)  # (R, 2Q, P)
         here, there = torch.bmm(weights, torch.view_as_real(powers).flatten(2)).chunk(2, dim=1)  # (R, Q, 2*hop)
-        *groups, value = torch.view_as_complex(torch.lerp(here, there, ramp).unflatten(-1, (-1, 2))).unbind(dim=1)
-        for group in reversed(groups):  # Horner's rule
-            value = value * step + group
-        total[block] = value
+        total[block] = _polynomial(torch.view_as_complex(torch.lerp(here, there, ramp).unflatten(-1, (-1, 2))), step)
     return total.view(phase.shape)
 
 
@@ -166,16 +165,16 @@ def _correlate_harmonics(phase: Tensor, grad: Tensor, n_sounding: Tensor, n_harm
     n_batch, n_frames, hop_length = grad.shape
     ramp = _ramp(hop_length, grad)
     weighted = grad.flatten(0, 1)[:, None] * torch.stack([1 - ramp, ramp])  # (B*T, 2, hop)
-    sums = grad.new_zeros(n_batch * n_frames, 2, n_harmonics // _GROUP + 1, _GROUP)
+    sums = grad.new_zeros(n_batch * n_frames, n_harmonics // _GROUP + 1, 2, _GROUP)
     for block, powers, step, n_groups in _blocks(phase, n_sounding, n_harmonics):
-        rows = [torch.complex(torch.zeros_like(weighted[block]), weighted[block])]
-        step = torch.conj_physical(step)[:, None]
-        for _ in range(n_groups - 1):
-            rows.append(rows[-1] * step)
-        rows = torch.view_as_real(torch.stack(rows, dim=2)).flatten(3).flatten(1, 2)  # (R, 2Q, 2*hop)
+        rows = step.new_empty(len(step), n_groups, 2, hop_length)
+        torch.complex(torch.zeros_like(weighted[block]), weighted[block], out=rows[:, 0])
+        _fill_powers(rows, torch.conj_physical(step)[:, None, None])
+        rows = torch.view_as_real(rows).flatten(3).flatten(1, 2)  # (R, 2Q, 2*hop)
         columns = torch.view_as_real(powers).flatten(2).transpose(1, 2)  # (R, 2*hop, P)
-        sums[block, :, :n_groups] = torch.bmm(rows, columns).unflatten(1, (2, n_groups))
-    here, there = sums.flatten(2)[..., 1 : n_harmonics + 1].unflatten(0, (n_batch, n_frames)).unbind(dim=2)
+        sums[block, :n_groups] = torch.bmm(rows, columns).unflatten(1, (n_groups, 2))
+    sums = sums.transpose(1, 2).flatten(2)[..., 1 : n_harmonics + 1]
+    here, there = sums.unflatten(0, (n_batch, n_frames)).unbind(dim=2)
     result = here.clone()
     result[:, 1:] += there[:, :-1]
     result[:, -1] += there[:, -1]  # the last frame is held
@@ -185,7 +184,7 @@ def _correlate_harmonics(phase: Tensor, grad: Tensor, n_sounding: Tensor, n_harm
 def _blocks(phase: Tensor, n_sounding: Tensor, n_harmonics: int) -> Iterator[tuple[slice, Tensor, Tensor, int]]:
     """Yield rows of B * T as a slice, their z^p for p < P, their z^P and the number of groups that sound in them."""
     on_cpu = phase.device.type == "cpu"
-    size = _BLOCK_FRAMES if on_cpu else _BLOCK_FRAMES_GPU
+    size = _BLOCK_FRAMES * torch.get_num_threads() if on_cpu else _BLOCK_FRAMES_GPU
     phase, n_sounding = phase.flatten(0, 1), n_sounding.flatten()
     for start in range(0, len(phase), size):
         block = slice(start, start + size)
@@ -196,12 +195,32 @@ def _blocks(phase: Tensor, n_sounding: Tensor, n_harmonics: int) -> Iterator[tup
 
 def _powers(phase: Tensor) -> tuple[Tensor, Tensor]:
     """Return z^p for p < P, [R, P, hop], and z^P, [R, hop], of z = exp(i phase) by repeated doubling."""
+    powers = phase.new_empty(len(phase), _GROUP, phase.shape[-1], dtype=phase.dtype.to_complex())
+    powers[:, 0] = 1
     step = torch.complex(torch.cos(phase), torch.sin(phase))
-    powers = torch.ones_like(step)[:, None]
-    while powers.shape[1] < _GROUP:
-        powers = torch.cat([powers, powers * step[:, None]], dim=1)
-        step = step * step
-    return powers, step
+    return powers, _fill_powers(powers, step[:, None])[:, 0]
+
+
+def _fill_powers(rows: Tensor, step: Tensor) -> Tensor:
+    """Set rows[:, q] to rows[:, 0] * step ** q by repeated doubling.
+
+    Returns:
+        step to the power of the number of rows, rounded up to a power of two.
+    """
+    done, n_rows = 1, rows.shape[1]
+    while done < n_rows:
+        torch.mul(rows[:, : min(done, n_rows - done)], step, out=rows[:, done : 2 * done])
+        step, done = step * step, 2 * done
+    return step
+
+
+def _polynomial(coefficients: Tensor, step: Tensor) -> Tensor:
+    """Return sum_q coefficients[:, q] * step ** q of [R, Q, hop] and [R, hop] by pairs; overwrites the first."""
+    while coefficients.shape[1] > 1:
+        odd = coefficients[:, 1::2]
+        coefficients[:, : 2 * odd.shape[1] : 2] += odd * step[:, None]
+        coefficients, step = coefficients[:, ::2], step * step
+    return coefficients[:, 0]
 
 
 def _grouped(amplitudes: Tensor) -> Tensor:
@@ -260,6 +279,13 @@ class FilteredNoiseSynthesizer(nn.Module):
         # A frame's filter fades in over one hop and out over the next: neighbours sum to one.
         fade = torch.arange(hop_length) / hop_length
         self.register_buffer("fades", torch.cat([fade, 1 - fade]), persistent=False)
+        # The filter is linear in the magnitudes: one band alone has one of these K responses. Undone its delay
+        # of K - 1 samples it is symmetric, so its transform is real.
+        n_taps, n_bands = 2 * (n_noise_bands - 1), n_noise_bands
+        self.n_fft = 64 * math.ceil((2 * hop_length + n_taps) / 64)  # only small prime factors: a fast transform
+        responses = nn.functional.pad(noise_filters(torch.eye(n_bands)), (0, self.n_fft - n_taps))
+        spectra = torch.fft.rfft(torch.roll(responses, 1 - n_bands, dims=-1)).real.contiguous()
+        self.register_buffer("band_spectra", spectra, persistent=False)  # (K, n_fft / 2 + 1)
 
     def forward(self, noise_magnitudes: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Render noise.
@@ -281,27 +307,24 @@ class FilteredNoiseSynthesizer(nn.Module):
 
     def filter(self, noise: Tensor, noise_magnitudes: Tensor) -> Tensor:
         """Filter given noise [B, N] by magnitudes [B, T, K] into audio [B, N]."""
-        n_samples, hop_length = noise.shape[-1], self.hop_length
+        n_samples, hop_length, reach = noise.shape[-1], self.hop_length, self.n_noise_bands - 1
         # One frame more, a copy of the last, so that it is held over the last hop.
-        filters = noise_filters(torch.cat([noise_magnitudes, noise_magnitudes[:, -1:]], dim=1))  # (B, T+1, taps)
+        magnitudes = torch.cat([noise_magnitudes, noise_magnitudes[:, -1:]], dim=1)  # (B, T+1, K)
         padded = nn.functional.pad(noise, (hop_length, hop_length))
         grains = padded.unfold(-1, 2 * hop_length, hop_length) * self.fades  # (B, T+1, 2*hop)
-        delay = self.n_noise_bands - 1
-        filtered = _convolve(grains, filters)
-        return _overlap_add(filtered, hop_length)[:, hop_length + delay : hop_length + delay + n_samples]
+        grains = nn.functional.pad(grains, (reach, self.n_fft - 2 * hop_length - reach))  # a filter reaches both ways
+        filtered = torch.fft.irfft(torch.fft.rfft(grains) * (magnitudes @ self.band_spectra), n=self.n_fft)
+        start = hop_length + reach
+        return overlap_add(filtered, hop_length)[:, start : start + n_samples]
 
 
-def _convolve(grains: Tensor, filters: Tensor) -> Tensor:
-    """Convolve along the last axis in the frequency domain; returns the full length."""
-    n_full = grains.shape[-1] + filters.shape[-1] - 1
-    n_fft = 64 * math.ceil(n_full / 64)  # only small prime factors nearby, and a fast transform
-    spectrum = torch.fft.rfft(grains, n=n_fft) * torch.fft.rfft(filters, n=n_fft)
-    return torch.fft.irfft(spectrum, n=n_fft)
-
-
-def _overlap_add(grains: Tensor, hop_length: int) -> Tensor:
-    """Add grains [B, T, L], each hop_length after the one before: [B, (T - 1) * hop_length + L]."""
-    n_frames, length = grains.shape[1:]
-    n_samples = (n_frames - 1) * hop_length + length
-    columns = grains.transpose(1, 2)
-    return nn.functional.fold(columns, (1, n_samples), (1, length), stride=(1, hop_length))[:, 0, 0]
+def overlap_add(frames: Tensor, hop_length: int) -> Tensor:
+    """Add frames [B, T, L], each a hop after the one before: [B, N], with zeros up to a whole number of hops."""
+    n_batch, n_frames, length = frames.shape
+    n_parts = -(-length // hop_length)
+    if length % hop_length:
+        frames = nn.functional.pad(frames, (0, n_parts * hop_length - length))
+    total = frames.new_zeros(n_batch, n_frames + n_parts - 1, hop_length)
+    for number, part in enumerate(frames.unflatten(-1, (n_parts, hop_length)).unbind(dim=2)):
+        total[:, number : number + n_frames] += part
+    return total.flatten(1)
