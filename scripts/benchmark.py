@@ -10,7 +10,7 @@ there is a floor (PyTorch's own GRU of the model's size, alone) it takes its tur
 Memory is the growth of the resident set up to its peak, over what the imports, the inputs and a
 miniature run left there. Each variant is measured in a fresh process of its own, on Linux.
 
-To measure one thing more, add a ``Part`` to ``PARTS``.
+To measure one thing more, add a ``Part`` to ``PARTS`` in ``benchmark_parts.py``.
 """
 
 import argparse
@@ -23,177 +23,19 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))  # benchmark_parts.py
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # textbook.py
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import textbook
 import torch
-from torch import Tensor, nn
+from benchmark_parts import PARTS, Part, Workload
 from tqdm import tqdm
 
-from config import DEFAULT_PRESET, Config, load_config
-from model import Vox2Trumpet, scale_f0, scale_loudness
-from synth import harmonic_bank
-from train import build_loss, train_step
-
 log = logging.getLogger("benchmark")
-Work = Callable[[], Tensor]  # does the thing once; what it returns shows that two variants do the same
-
-
-@dataclass(frozen=True)
-class Workload:
-    """How much is done at once; the goals hold for the defaults."""
-
-    config_name: str = DEFAULT_PRESET
-    batch_size: int = 16
-    crop_seconds: float = 1.0  # of each item of the batch
-    render_seconds: float = 10.0  # of inference
-
-    @property
-    def config(self) -> Config:
-        return load_config(preset=self.config_name)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One row of the table."""
-
-    key: str  # on the command line
-    name: str
-    reference: str  # what "reference" is
-    build: Callable[[Workload], dict[str, Work]]  # "ours", "reference" and, where there is one, "floor"
-    goal: float  # times faster than the reference
-    memory_goal: float | None = None  # times less
-
-
-class TextbookBank(nn.Module):
-    """The textbook bank in the place of HarmonicSynthesizer."""
-
-    def __init__(self, sample_rate: int, hop_length: int) -> None:
-        super().__init__()
-        self.sample_rate = sample_rate
-        self.hop_length = hop_length
-
-    def forward(self, f0: Tensor, harmonic_amplitudes: Tensor) -> Tensor:
-        return textbook.harmonic_bank(f0, harmonic_amplitudes, self.sample_rate, self.hop_length)
-
-
-# --- what is measured -----------------------------------------------------------------------------
-
-
-def build_bank(load: Workload) -> dict[str, Work]:
-    """Forward and backward through the harmonic bank; as in training, f0 needs no gradient."""
-    config = load.config
-    f0, _ = make_curves(load.batch_size, load.crop_seconds, config)
-    amplitudes = torch.rand(*f0.shape[:2], config.model.n_harmonics).softmax(dim=-1).requires_grad_()
-    gradient = torch.randn(load.batch_size, f0.shape[1] * config.audio.hop_length)
-
-    def run(bank: Callable[..., Tensor]) -> Tensor:
-        amplitudes.grad = None
-        audio = bank(f0, amplitudes, config.audio.sample_rate, config.audio.hop_length)
-        audio.backward(gradient)
-        return audio.detach()
-
-    return {"ours": lambda: run(harmonic_bank), "reference": lambda: run(textbook.harmonic_bank)}
-
-
-def build_step(load: Workload) -> dict[str, Work]:
-    """One whole training step; the floor is forward and backward through the GRU alone."""
-    config = load.config
-    f0, loudness = make_curves(load.batch_size, load.crop_seconds, config)
-    audio = 0.1 * torch.randn(load.batch_size, f0.shape[1] * config.audio.hop_length)
-    batch = {"f0": f0, "loudness": loudness, "audio": audio}
-
-    def step_of(model: Vox2Trumpet) -> Work:
-        loss_function = build_loss(config)
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.train.learning_rate)
-
-        def step() -> Tensor:
-            noise = torch.Generator().manual_seed(0)
-            return train_step(model, loss_function, optimizer, batch, config.train.max_grad_norm, noise)["total_loss"]
-
-        return step
-
-    gru = build_gru(config)
-
-    def floor() -> Tensor:
-        gru.zero_grad(set_to_none=True)
-        hidden, _ = gru(_decoder_inputs(f0, loudness))
-        hidden.sum().backward()
-        return hidden.detach()
-
-    works = {name: step_of(model) for name, model in build_models(config).items()}
-    return works | ({"floor": floor} if gru else {})
-
-
-def build_inference(load: Workload) -> dict[str, Work]:
-    """Curves in, sound out, as transfer.py plays them; the floor is the GRU alone."""
-    config = load.config
-    f0, loudness = make_curves(1, load.render_seconds, config)
-    gru = build_gru(config)
-
-    def play(model: Vox2Trumpet) -> Work:
-        return torch.inference_mode()(lambda: model(f0, loudness, torch.Generator().manual_seed(0)))
-
-    works = {name: play(model.eval()) for name, model in build_models(config).items()}
-    floor = torch.inference_mode()(lambda: gru(_decoder_inputs(f0, loudness))[0])
-    return works | ({"floor": floor} if gru else {})
-
-
-def build_models(config: Config) -> dict[str, Vox2Trumpet]:
-    """Return the model and its twin of the same weights that sounds through the textbook bank."""
-    models = {}
-    for name in ("ours", "reference"):
-        torch.manual_seed(0)
-        models[name] = Vox2Trumpet(config.model, config.audio)
-    models["reference"].harmonic_synthesizer = TextbookBank(config.audio.sample_rate, config.audio.hop_length)
-    return models
-
-
-def build_gru(config: Config) -> nn.GRU | None:
-    """Return PyTorch's own GRU of the decoder's size, or None where the decoder is no GRU."""
-    if config.model.decoder != "gru":
-        return None
-    return nn.GRU(2, config.model.hidden_size, config.model.num_layers, batch_first=True)
-
-
-def make_curves(n_batch: int, seconds: float, config: Config) -> tuple[Tensor, Tensor]:
-    """Return f0 in Hz and loudness in dB (-40 to -10), [B, T, 1] each.
-
-    Each item, or each second of a single one, is a note with vibrato, anywhere between the lowest
-    and the highest of a guitar. The higher it is, the fewer harmonics lie below Nyquist.
-    """
-    generator = torch.Generator().manual_seed(0)
-    n_frames, lowest, highest = config.audio.seconds_to_frames(seconds), *_range(config)
-    n_notes = 1 + n_frames // round(config.audio.frame_rate) if n_batch == 1 else 1
-    note = lowest * (highest / lowest) ** torch.rand(n_batch, n_notes, 1, generator=generator)
-    note = note.repeat_interleave(-(-n_frames // n_notes), dim=1)[:, :n_frames]
-    beat = torch.arange(n_frames)[:, None] / config.audio.frame_rate  # (T, 1) in seconds
-    f0 = note * (1 + 0.01 * torch.sin(2 * torch.pi * 5.5 * beat))
-    return f0, -40 + 30 * torch.rand(n_batch, n_frames, 1, generator=generator)
-
-
-def _range(config: Config) -> tuple[float, float]:
-    guitar = config.instrument("guitar")
-    return guitar.f0_min, guitar.f0_max
-
-
-def _decoder_inputs(f0: Tensor, loudness: Tensor) -> Tensor:
-    return torch.cat([scale_f0(f0), scale_loudness(loudness)], dim=-1)
-
-
-PARTS = (
-    Part("bank", "harmonic bank, forward + backward", "textbook bank", build_bank, goal=8, memory_goal=3),
-    Part("step", "training step", "step with textbook bank", build_step, goal=4),
-    Part("inference", "model inference", "model with textbook bank", build_inference, goal=3),
-)
-
 
 # --- measuring ------------------------------------------------------------------------------------
 
@@ -225,6 +67,7 @@ def measure(part: Part, load: Workload, n_rounds: int) -> dict[str, Any]:
     }
     if "floor" in seconds:
         result["over_floor"] = _summary([ours / floor for ours, floor in zip(seconds["ours"], seconds["floor"])])
+        result |= _judge("floor_goal", part.floor_goal, result["over_floor"]["median"], load, most=True)
     return result
 
 
@@ -262,9 +105,9 @@ def _summary(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def _judge(name: str, goal: float | None, ratio: float, load: Workload) -> dict[str, Any]:
+def _judge(name: str, goal: float | None, ratio: float, load: Workload, most: bool = False) -> dict[str, Any]:
     judged = goal is not None and load == Workload()
-    return {name: goal, f"{name}_met": ratio >= goal if judged else None}
+    return {name: goal, f"{name}_met": (ratio <= goal if most else ratio >= goal) if judged else None}
 
 
 def describe_machine() -> dict[str, Any]:
@@ -319,7 +162,7 @@ def _rows(part: dict[str, Any]) -> list[tuple[str, ...]]:
         rows.append(("  peak memory", ours, theirs, less, _verdict(part, "memory_goal")))
     if "over_floor" in part:
         over = f"{part['over_floor']['median']:.2f} x the floor"
-        rows.append(("  floor: its GRU alone", _milliseconds(seconds["floor"]), "", over, ""))
+        rows.append(("  floor: its GRU alone", _milliseconds(seconds["floor"]), "", over, _verdict(part, "floor_goal")))
     return rows
 
 

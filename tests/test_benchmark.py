@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import statistics
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ def load_script():
 
 
 bm = load_script()
+benchmark_parts = sys.modules["benchmark_parts"]  # imported by the script, from its own folder
 on_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux only")
 
 
@@ -65,7 +67,7 @@ def test_report_describes_machine_and_workload(report):
     assert set(report["machine"]) == {"cpu", "cores", "threads", "load", "system", "python", "torch", "date"}
     assert report["machine"]["cpu"] and report["machine"]["threads"] == 1
     assert report["workload"] == {"config_name": "tiny", "batch_size": 2, "crop_seconds": 0.1, "render_seconds": 0.2}
-    assert [part["key"] for part in report["parts"]] == ["bank", "step", "inference"]
+    assert [part["key"] for part in report["parts"]] == [part.key for part in bm.PARTS]
 
 
 def test_ratios_come_from_the_rounds_of_the_same_run(report):
@@ -79,9 +81,9 @@ def test_ratios_come_from_the_rounds_of_the_same_run(report):
 
 
 def test_floor_is_beside_step_and_inference(report):
-    bank, *others = report["parts"]
-    assert "over_floor" not in bank
-    for part in others:
+    floored = [part for part in report["parts"] if "over_floor" in part]
+    assert [part["key"] for part in floored] == ["step", "inference"]
+    for part in floored:
         ours, floor = (part["seconds"][name]["rounds"] for name in ("ours", "floor"))
         assert part["over_floor"]["median"] == statistics.median(a / b for a, b in zip(ours, floor))
 
@@ -94,14 +96,38 @@ def test_both_variants_do_the_same(report):
 
 def test_the_reference_is_the_textbook(config, monkeypatch):
     calls = []
-    monkeypatch.setattr(bm.textbook, "harmonic_bank", lambda f0, *rest: calls.append(1) or torch.zeros(len(f0), 1600))
+    silent = lambda f0, *rest: calls.append(1) or torch.zeros(len(f0), 1600)  # noqa: E731
+    monkeypatch.setattr(benchmark_parts.textbook, "harmonic_bank", silent)
     load = bm.Workload(batch_size=1, crop_seconds=0.1, render_seconds=0.1)
-    for build in (bm.build_step, bm.build_inference):
+    for build in (benchmark_parts.build_step, benchmark_parts.build_inference):
         works = build(load)
         works["ours"]()
         assert not calls
         works["reference"]()
         assert calls.pop()
+
+
+def test_the_textbook_step_has_nothing_of_ours(monkeypatch):
+    calls = []
+    plain = benchmark_parts.textbook.stft_loss
+    monkeypatch.setattr(benchmark_parts.textbook, "stft_loss", lambda *rest: calls.append("loss") or plain(*rest))
+    bank = benchmark_parts.textbook.harmonic_bank
+    monkeypatch.setattr(benchmark_parts.textbook, "harmonic_bank", lambda *rest: calls.append("bank") or bank(*rest))
+    gru = benchmark_parts.PlainGru.forward
+    monkeypatch.setattr(benchmark_parts.PlainGru, "forward", lambda *rest: calls.append("gru") or gru(*rest))
+    works = benchmark_parts.build_textbook_step(bm.Workload(batch_size=1, crop_seconds=0.1))
+    works["ours"]()
+    assert not calls
+    works["reference"]()
+    assert calls == ["gru", "bank", "loss"]
+
+
+def test_the_floor_is_judged_by_how_far_above_it_we_are(clock):
+    works = {"ours": lambda: clock(1.5), "reference": lambda: clock(3.0), "floor": lambda: clock(1.0)}
+    for most, met in ((1.4, False), (1.5, True)):
+        part = bm.Part("fake", "fake work", "other work", lambda load: works, floor_goal=most)
+        result = bm.measure(part, bm.Workload(), 2)
+        assert (result["floor_goal_met"], result["goal_met"]) == (met, None)
 
 
 def test_goals_are_judged_at_their_own_size_only(report):
@@ -171,10 +197,10 @@ def test_table_shows_every_figure(fake_part, clock):
 
 
 def test_curves_cover_the_range(config):
-    f0, loudness = bm.make_curves(16, 1.0, config)
+    f0, loudness = benchmark_parts.make_curves(16, 1.0, config)
     assert f0.shape == loudness.shape == (16, 100, 1)
     assert f0.min() < 200 and f0.max() > 500
-    single, _ = bm.make_curves(1, 10.0, config)
+    single, _ = benchmark_parts.make_curves(1, 10.0, config)
     assert single.shape == (1, 1000, 1) and single.max() > 2 * single.min()
 
 

@@ -1,4 +1,4 @@
-"""The textbook harmonic bank and loss, written to be obviously right: oracles of tests, references of the benchmark.
+"""The textbook bank, noise and loss, written to be obviously right: oracles of tests, references of the benchmark.
 
 The bank upsamples f0 and all amplitudes to audio rate, sums f0 up to a phase, takes one sine a harmonic, masks,
 adds. The loss is ``torch.stft`` and the formula; autograd finds both gradients.
@@ -26,6 +26,23 @@ def harmonic_bank(f0: Tensor, harmonic_amplitudes: Tensor, sample_rate: int, hop
     amplitudes = upsample(harmonic_amplitudes * audible, hop_length)  # (B, N, H)
     phase = 2 * math.pi * torch.cumsum(upsample(f0, hop_length) / sample_rate, dim=1)  # (B, N, 1)
     return torch.sum(amplitudes * torch.sin(phase * numbers), dim=-1)
+
+
+def filter_noise(noise: Tensor, magnitudes: Tensor, hop_length: int) -> Tensor:
+    """Filter noise [B, N] by magnitudes [B, T, K]: an FIR filter a frame (window method), grains, their sum."""
+    n_taps = 2 * (magnitudes.shape[-1] - 1)
+    held = torch.cat([magnitudes, magnitudes[:, -1:]], dim=1)
+    responses = torch.fft.irfft(held.to(magnitudes.dtype.to_complex()), n=n_taps).roll(n_taps // 2, dims=-1)
+    responses = responses * torch.hann_window(n_taps, dtype=noise.dtype)
+    fade = torch.arange(hop_length, dtype=noise.dtype) / hop_length
+    padded = torch.nn.functional.pad(noise, (hop_length, hop_length))
+    grains = padded.unfold(-1, 2 * hop_length, hop_length) * torch.cat([fade, 1 - fade])
+    length = 2 * hop_length + n_taps
+    filtered = torch.fft.irfft(torch.fft.rfft(grains, n=length) * torch.fft.rfft(responses, n=length), n=length)
+    n_samples = noise.shape[-1] + 2 * hop_length + n_taps  # (T + 1 grains, a hop apart, of 2 hops and the filter)
+    audio = torch.nn.functional.fold(filtered.transpose(1, 2), (1, n_samples), (1, length), stride=(1, hop_length))
+    start = hop_length + n_taps // 2
+    return audio[:, 0, 0, start : start + noise.shape[-1]]
 
 
 def stft_loss(
