@@ -10,7 +10,7 @@ item has its own spectral convergence, so that the loss is a mean over items; it
 floored at that of a -60 dBFS signal, because a silent target would otherwise give 1e7.
 
 The gradient is written out and made together with the value, one block of items after the other: on a
-CPU the spectra of a block then never leave the cache. Derived by autograd it takes three times as long.
+CPU the spectra of a block then never leave the cache. Derived by autograd it takes longer.
 """
 
 from collections.abc import Iterator, Sequence

@@ -89,7 +89,7 @@ def fundamental_phase(f0: Tensor, sample_rate: int, hop_length: int) -> Tensor:
     within = cycles[..., None] * step + rise[..., None] * (step * (step - 1) / (2 * hop_length))  # (B, T, hop)
     before = torch.cumsum(within[..., -1], dim=1) - within[..., -1]
     within += before[..., None]
-    within -= within.floor()  # remainder() takes ten times as long
+    within -= within.floor()  # remainder() is slower
     return within.mul_(2 * math.pi).to(f0.device, f0.dtype)
 
 
