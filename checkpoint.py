@@ -9,18 +9,20 @@ never costs the checkpoint that was there.
 import math
 import os
 import pickle
+import random
 import re
 import struct
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from config import Config, adopt_settings, config_to_dict, load_config
 from model import NeuralGuitar, build_model
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1, which is still read, counted steps in position_in_epoch, and kept the losses one by one
 LATEST = "latest.pth"
 BEST = "best.pth"
 PRETRAINED_DIR = Path(__file__).parent / "checkpoints" / "pretrained"
@@ -38,7 +40,7 @@ _KEYS = (
     "instrument",
     "epoch",  # complete epochs
     "step",  # optimizer steps in all
-    "position_in_epoch",  # steps done in the unfinished epoch
+    "position_in_epoch",  # crops done in the unfinished epoch
     "model",
     "optimizer",
     "schedule",
@@ -104,11 +106,47 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "format_version" not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this project")
     version = checkpoint["format_version"]
-    if not isinstance(version, int) or version != FORMAT_VERSION:
-        raise ValueError(f"{path} has format {version!r}, this version reads {FORMAT_VERSION}")
+    if not isinstance(version, int) or version not in (1, FORMAT_VERSION):
+        raise ValueError(f"{path} has format {version!r}, this version reads {FORMAT_VERSION} and older")
     if differing := sorted(set(_KEYS) ^ set(checkpoint), key=str):
         raise ValueError(f"{path} lacks or adds {', '.join(map(str, differing))}; it is not whole")
-    return checkpoint
+    try:
+        return _upgraded(checkpoint) if version == 1 else checkpoint
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{path} lacks what its training needs; it is not whole") from error
+
+
+def _upgraded(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return a training state of format 1 as one of format 2; a model for use alone needs no change."""
+    if checkpoint["optimizer"] is None:
+        return checkpoint
+    batch_size = checkpoint["config"]["train"]["batch_size"]
+    losses = checkpoint["metrics"]["train_losses"]
+    metrics = {"best_val_loss": checkpoint["metrics"]["best_val_loss"], "loss_sum": batch_size * math.fsum(losses)}
+    position = checkpoint["position_in_epoch"] * batch_size
+    return {**checkpoint, "format_version": FORMAT_VERSION, "position_in_epoch": position, "metrics": metrics}
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of torch's, numpy's and python's random generators as plain types."""
+    version, internal, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": [version, list(internal), gauss],
+        "numpy": [keys.tolist(), position, has_gauss, cached],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Set the random generators to what ``random_state`` returned."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(("MT19937", np.array(state["numpy"][0], dtype=np.uint32), *state["numpy"][1:]))
 
 
 def settings_of(checkpoint: dict[str, Any], path: Path) -> Config:
@@ -199,6 +237,12 @@ def set_aside(checkpoint_dir: Path) -> Path | None:
     for path in old:
         path.rename(folder / path.name)
     return folder
+
+
+def remove_partial(checkpoint_dir: Path) -> None:
+    """Delete what a save left half done when its process was killed."""
+    for path in checkpoint_dir.glob("*.pth.part"):
+        path.unlink()
 
 
 def _numbered(checkpoint_dir: Path) -> list[Path]:

@@ -109,7 +109,11 @@ class TrainConfig:
     crop_seconds: float
     crops_per_recording: int | None  # crops of each recording an epoch; None: as many as it has seconds
     val_fraction: float  # share of the recordings held out
+    patience: int | None  # epochs without a lower validation loss after which training ends; None: never
     keep_checkpoints: int  # newest model_epoch_N.pth that stay
+    save_every_minutes: float  # latest.pth is written at least so often, in the middle of an epoch too
+    log_every_steps: int
+    phrases_every_epochs: int  # held-out phrases are played and drawn so often
 
 
 @dataclass(frozen=True)
@@ -237,6 +241,20 @@ def architecture_differences(one: Config, other: Config) -> list[str]:
         old, new = dataclasses.asdict(getattr(one, section)), dataclasses.asdict(getattr(other, section))
         differences += [f"{section}.{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key]]
     return differences
+
+
+def training_changes(saved: dict[str, Any], config: Config) -> dict[str, str]:
+    """Return which settings of the loss and the training differ from saved ones: name to "old -> new".
+
+    ``epochs`` is left out: it says when to stop, not how to train.
+    """
+    now = config_to_dict(config)
+    return {
+        f"{section}.{key}": f"{saved[section][key]} -> {value}"
+        for section in ("loss", "train")
+        for key, value in now[section].items()
+        if key != "epochs" and key in saved[section] and saved[section][key] != value
+    }
 
 
 def get_device(name: str = "auto") -> torch.device:

@@ -12,6 +12,7 @@ guitar or a trumpet is the training data.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ _LOUDNESS_RANGE = 80.0  # dB that are scaled to 0..1
 _F0_REFERENCE = 32.7  # Hz, scaled to 0: C1, CREPE's lowest pitch
 _F0_OCTAVES = 6.0  # scaled to 1, up to about CREPE's highest
 _LEAST_LEVEL = 1e-2  # -40 dB: a timbre that A-weighting hardly hears is not raised beyond all measure
+NoiseSource = torch.Generator | Sequence[torch.Generator] | None  # one for a batch, or one for each item
 
 
 class Controls(NamedTuple):
@@ -278,12 +280,12 @@ class NeuralGuitar(nn.Module):
             return 1.0
         return 10 ** (self.config.amplitude_range / 20 * torch.tanh(self.amplitude_head(hidden)))
 
-    def synthesize(self, f0: Tensor, controls: Controls, generator: torch.Generator | None = None) -> Sound:
+    def synthesize(self, f0: Tensor, controls: Controls, generator: NoiseSource = None) -> Sound:
         """Play controls at f0 [B, T, 1]; ``generator`` is the source of the noise."""
         harmonic = self.harmonic_synthesizer(f0, controls.harmonic_amplitudes)
         return Sound(harmonic, self.noise_synthesizer(controls.noise_magnitudes, generator))
 
-    def forward(self, f0: Tensor, loudness: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, f0: Tensor, loudness: Tensor, generator: NoiseSource = None) -> Tensor:
         """Turn f0 [B, T, 1] in Hz and loudness [B, T, 1] in dB into audio [B, T * hop_length]."""
         return self.synthesize(f0, self.controls(f0, loudness), generator).audio
 

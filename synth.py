@@ -11,7 +11,7 @@ pass has the same form (see ``_HarmonicBank``). Groups of harmonics that lie abo
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -287,22 +287,22 @@ class FilteredNoiseSynthesizer(nn.Module):
         spectra = torch.fft.rfft(torch.roll(responses, 1 - n_bands, dims=-1)).real.contiguous()
         self.register_buffer("band_spectra", spectra, persistent=False)  # (K, n_fft / 2 + 1)
 
-    def forward(self, noise_magnitudes: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self, noise_magnitudes: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
+    ) -> Tensor:
         """Render noise.
 
         Args:
             noise_magnitudes: [B, T, K], linear gain of each band; white noise of 1 is uniform in -1..1.
-            generator: source of the noise, on the device of ``noise_magnitudes``.
+            generator: source of the noise, on the device of ``noise_magnitudes``; or one for each item,
+                so that its noise does not depend on the batch it is in.
 
         Returns:
             Audio [B, T * hop_length].
         """
         n_batch, n_frames, n_bands = noise_magnitudes.shape
         assert n_bands == self.n_noise_bands, tuple(noise_magnitudes.shape)
-        n_samples = n_frames * self.hop_length
-        noise = torch.rand(
-            n_batch, n_samples, generator=generator, device=noise_magnitudes.device, dtype=noise_magnitudes.dtype
-        )
+        noise = _uniform(n_batch, n_frames * self.hop_length, generator, noise_magnitudes)
         return self.filter(2 * noise - 1, noise_magnitudes)
 
     def filter(self, noise: Tensor, noise_magnitudes: Tensor) -> Tensor:
@@ -316,6 +316,15 @@ class FilteredNoiseSynthesizer(nn.Module):
         filtered = torch.fft.irfft(torch.fft.rfft(grains) * (magnitudes @ self.band_spectra), n=self.n_fft)
         start = hop_length + reach
         return overlap_add(filtered, hop_length)[:, start : start + n_samples]
+
+
+def _uniform(
+    n_batch: int, n_samples: int, generator: torch.Generator | Sequence[torch.Generator] | None, like: Tensor
+) -> Tensor:
+    if isinstance(generator, Sequence):
+        assert len(generator) == n_batch, f"{len(generator)} generators for {n_batch} items"
+        return torch.cat([_uniform(1, n_samples, each, like) for each in generator])
+    return torch.rand(n_batch, n_samples, generator=generator, device=like.device, dtype=like.dtype)
 
 
 def overlap_add(frames: Tensor, hop_length: int) -> Tensor:

@@ -1,283 +1,54 @@
 """Train an instrument from processed recordings.
 
     ./venv/bin/python train.py --data_dir data/processed/trumpet
+    ./venv/bin/torchrun --nproc_per_node=4 train.py --data_dir data/processed/trumpet
 
 Writes ``checkpoints/latest.pth`` and ``model_epoch_N.pth`` after every epoch and ``best.pth`` when
-the validation loss falls. Run the same command again and it goes on from ``latest.pth``, in the
-middle of an epoch if it was stopped there (Ctrl-C and SIGTERM finish the step and save).
+the validation loss falls, and under ``runs/`` what there is to see and hear. Run the same command
+again and it goes on from ``latest.pth``, in the middle of an epoch if it was stopped there (Ctrl-C
+and SIGTERM finish the step and save).
 """
 
 import argparse
 import dataclasses
 import logging
-import random
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from checkpoint import (
-    BEST,
-    LATEST,
-    keep_newest,
-    load_weights,
-    make_checkpoint,
-    read_checkpoint,
-    save_checkpoint,
-    set_aside,
-    settings_of,
-)
+from checkpoint import LATEST, read_checkpoint, remove_partial, set_aside, settings_of
 from config import (
     DEFAULT_CONFIG_PATH,
     DEFAULT_PRESET,
     Config,
-    TrainConfig,
     architecture_differences,
     get_device,
     load_config,
 )
-from data import Corpus, CropDataset, build_dataset, measure_statistics, read_corpus
-from loss import MultiResolutionSTFTLoss
-from model import NeuralGuitar, build_model
+from data import read_corpus
+from distributed import ALONE, Ranks, joined, read_ranks
+from tracking import MODES, Tracker, choose_run_name, new_run_id
+from trainer import Stopped, Trainer
 
 log = logging.getLogger("train")
-
-
-class Stopped(Exception):
-    """Somebody asked for the end (Ctrl-C, SIGTERM); the step in hand is finished first."""
-
-
-@dataclasses.dataclass
-class Progress:
-    epoch: int = 0  # complete epochs
-    step: int = 0  # optimizer steps in all
-    position_in_epoch: int = 0  # steps done in the unfinished epoch
-    best_val_loss: float = float("inf")
-    train_losses: list[float] = dataclasses.field(default_factory=list)  # of the unfinished epoch
-
-
-def learning_rate_at(step: int, settings: TrainConfig) -> float:
-    """Return the learning rate; it depends on the step alone, so that training on is the same training."""
-    decayed = settings.learning_rate * 0.5 ** (step / settings.learning_rate_half_life)
-    return max(decayed, settings.min_learning_rate)
-
-
-def train_step(
-    model: NeuralGuitar,
-    loss_function: MultiResolutionSTFTLoss,
-    optimizer: torch.optim.Optimizer,
-    batch: dict[str, Tensor],
-    max_grad_norm: float,
-    generator: torch.Generator | None = None,
-) -> dict[str, Tensor]:
-    """Do one optimizer step and return its losses and gradient norm, still on the device."""
-    optimizer.zero_grad(set_to_none=True)
-    loss = loss_function(model(batch["f0"], batch["loudness"], generator), batch["audio"])
-    loss.total.backward()
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-    optimizer.step()
-    return {**{f"{name}_loss": value.detach() for name, value in loss._asdict().items()}, "grad_norm": grad_norm}
-
-
-class Trainer:
-    """One training: the model, its optimizer, the data and how far it has come."""
-
-    def __init__(self, config: Config, corpus: Corpus, checkpoint_dir: Path, device: torch.device, seed: int) -> None:
-        self.config = config
-        self.corpus = corpus
-        self.checkpoint_dir = checkpoint_dir
-        self.device = device
-        self.seed = seed
-        _seed_everything(seed)
-        self.model = build_model(config, corpus.instrument).to(device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.train.learning_rate)
-        self.loss_function = build_loss(config).to(device)
-        self.training: CropDataset = build_dataset(corpus.training, corpus.instrument, config, seed)
-        self.validation: CropDataset = build_dataset(corpus.validation, corpus.instrument, config)
-        self.statistics = measure_statistics(corpus.training, config)
-        self.progress = Progress()
-        self.stopping = False
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-len(self.training) // self.config.train.batch_size)
-
-    def resume(self) -> bool:
-        """Go on from ``latest.pth``; return False if there is none.
-
-        Raises:
-            ValueError: it belongs to another architecture or instrument, or is damaged.
-        """
-        path = self.checkpoint_dir / LATEST
-        if not path.exists():
-            return False
-        checkpoint = read_checkpoint(path)
-        self._require_same_training(checkpoint, path)
-        load_weights(self.model, checkpoint, path)
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        _restore_random_state(checkpoint["rng"])
-        self.progress = Progress(
-            checkpoint["epoch"], checkpoint["step"], checkpoint["position_in_epoch"], **checkpoint["metrics"]
-        )
-        return True
-
-    def _require_same_training(self, checkpoint: dict[str, Any], path: Path) -> None:
-        differences = architecture_differences(settings_of(checkpoint, path), self.config)
-        if checkpoint["instrument"] != self.corpus.instrument:
-            differences.insert(0, f"instrument {checkpoint['instrument']} -> {self.corpus.instrument}")
-        if checkpoint["optimizer"] is None:
-            differences.append("it was exported for use and cannot be trained on")
-        if differences:
-            raise ValueError(
-                f"{path} belongs to another training: {'; '.join(differences)}. Start afresh with --no_resume, "
-                f"or elsewhere with --checkpoint_dir {self.checkpoint_dir / self.corpus.instrument}"
-            )
-
-    def train_epoch(self) -> float:
-        """Train to the end of the epoch, from wherever in it this training stands; return the mean loss.
-
-        Raises:
-            Stopped: after the step in which ``stopping`` was set.
-            ValueError: the loss is not finite.
-        """
-        progress, settings = self.progress, self.config.train
-        self.model.train()
-        bar = tqdm(
-            self._batches(), desc=f"epoch {progress.epoch + 1}", unit="it",
-            initial=progress.position_in_epoch, total=self.steps_per_epoch,
-        )
-        for batch in bar:
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate_at(progress.step, settings)
-            losses = train_step(
-                self.model, self.loss_function, self.optimizer, batch, settings.max_grad_norm, self._noise_source()
-            )
-            self._count_step(losses)
-            bar.set_postfix(loss=f"{progress.train_losses[-1]:.3f}")
-            if self.stopping and progress.position_in_epoch < self.steps_per_epoch:
-                raise Stopped
-        mean = float(np.mean(progress.train_losses))
-        progress.epoch, progress.position_in_epoch, progress.train_losses = progress.epoch + 1, 0, []
-        return mean
-
-    def _count_step(self, losses: dict[str, Tensor]) -> None:
-        loss = losses["total_loss"].item()
-        if not np.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss} at epoch {self.progress.epoch + 1}, step {self.progress.step + 1}; "
-                f"the last checkpoint is intact. A lower learning_rate in config.json may help"
-            )
-        self.progress.step += 1
-        self.progress.position_in_epoch += 1
-        self.progress.train_losses.append(loss)
-
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
-        self.training.set_epoch(self.progress.epoch)
-        rest = self.training.order()[self.progress.position_in_epoch * self.config.train.batch_size :]
-        yield from self._load(self.training, rest)
-
-    def _load(self, crops: CropDataset, order: list[int] | None = None) -> Iterator[dict[str, Tensor]]:
-        # A generator of its own: without one the loader draws from torch's, and a resumed training would differ.
-        loader = DataLoader(crops, self.config.train.batch_size, sampler=order, generator=torch.Generator())
-        for batch in loader:
-            yield {name: value.to(self.device) for name, value in batch.items()}
-
-    def _noise_source(self) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + self.progress.step)
-
-    @torch.no_grad()
-    def validate(self) -> float:
-        """Return the mean loss over the held-out recordings; NaN if there are none."""
-        self.model.eval()
-        total, generator = 0.0, torch.Generator(self.device).manual_seed(self.seed)
-        for batch in self._load(self.validation):
-            loss = self.loss_function(self.model(batch["f0"], batch["loudness"], generator), batch["audio"])
-            total += loss.total.item() * len(batch["audio"])
-        return total / len(self.validation) if len(self.validation) else float("nan")
-
-    def save(self, *names: str) -> None:
-        """Write the whole state under each name."""
-        progress = self.progress
-        checkpoint = make_checkpoint(
-            self.config,
-            self.corpus.instrument,
-            epoch=progress.epoch,
-            step=progress.step,
-            position_in_epoch=progress.position_in_epoch,
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            schedule={"learning_rate": learning_rate_at(progress.step, self.config.train)},
-            rng=_random_state(),
-            statistics=self.statistics,
-            metrics={"best_val_loss": progress.best_val_loss, "train_losses": progress.train_losses},
-        )
-        for name in names:
-            save_checkpoint(self.checkpoint_dir / name, checkpoint)
-
-    def run(self, epochs: int) -> None:
-        """Train until ``epochs`` epochs are complete in all, saving after each."""
-        while self.progress.epoch < epochs:
-            train_loss = self.train_epoch()
-            val_loss = self.validate()
-            is_best = val_loss < self.progress.best_val_loss
-            self.progress.best_val_loss = min(val_loss, self.progress.best_val_loss)
-            self.save(LATEST, f"model_epoch_{self.progress.epoch}.pth", *([BEST] if is_best else []))
-            keep_newest(self.checkpoint_dir, self.config.train.keep_checkpoints)
-            log.info(
-                "epoch %d step %d train_loss %.4f val_loss %.4f%s",
-                self.progress.epoch, self.progress.step, train_loss, val_loss, " (best)" if is_best else "",
-            )
-            if self.stopping and self.progress.epoch < epochs:
-                raise Stopped
-
-
-def build_loss(config: Config) -> MultiResolutionSTFTLoss:
-    """Build the training loss of a configuration."""
-    settings = config.loss
-    return MultiResolutionSTFTLoss(
-        settings.fft_sizes, settings.hop_sizes, settings.win_lengths, settings.mag_loss_weight, settings.eps
-    )
-
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def _random_state() -> dict[str, Any]:
-    version, internal, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": [version, list(internal), gauss],
-        "numpy": [keys.tolist(), position, has_gauss, cached],
-    }
-
-
-def _restore_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    np.random.set_state(("MT19937", np.array(state["numpy"][0], dtype=np.uint32), *state["numpy"][1:]))
+_OVERRIDES = ("batch_size", "epochs", "val_fraction", "patience", "save_every_minutes")  # flags over config.json
 
 
 @contextmanager
 def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM stop a training after the step in hand; a second Ctrl-C stops at once."""
+    """Let Ctrl-C and SIGTERM stop a training after the step in hand; a second one, later, stops at once."""
+    asked_at = None
 
     def ask_to_stop(number: int, frame: Any) -> None:
-        if trainer.stopping:
+        nonlocal asked_at
+        if asked_at is None:
+            asked_at = time.monotonic()
+        elif time.monotonic() - asked_at > 1.0:  # torchrun hands on a Ctrl-C that the terminal has sent already
             raise KeyboardInterrupt
         trainer.stopping = True
 
@@ -294,74 +65,142 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data_dir", type=Path, required=True, help="processed recordings (.pt)")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
     parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default {DEFAULT_PRESET})")
-    parser.add_argument("--batch_size", type=int, help="crops a step (default: config.json)")
+    parser.add_argument("--batch_size", type=int, help="crops a step, of all processes (default: config.json)")
     parser.add_argument("--epochs", type=int, help="epochs in all, not further ones (default: config.json)")
+    parser.add_argument("--val_fraction", type=float, help="share of the recordings held out (default: config.json)")
+    parser.add_argument("--patience", type=int, help="end after so many epochs without a lower validation loss")
+    parser.add_argument("--save_every_minutes", type=float, help="within an epoch (default: config.json)")
     parser.add_argument("--checkpoint_dir", type=Path, default=Path("checkpoints"), help="default: checkpoints")
     parser.add_argument("--no_resume", action="store_true", help="start afresh; the old checkpoints move to previous_1")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and noise (default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that load crops (default 0: none)")
+    parser.add_argument("--debug", action="store_true", help="find the operation that makes a NaN (slower)")
+    parser.add_argument("--run_name", help="of the run, in runs/ and on W&B (default: two random words)")
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="default: runs")
+    parser.add_argument("--wandb_mode", choices=MODES, help="default: online where a key is configured, else offline")
+    parser.add_argument("--wandb_project", default="neural-guitar", help="default: neural-guitar")
     args = parser.parse_args(argv)
-    for name in ("batch_size", "epochs"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1")
-    if args.seed < 0:
-        parser.error("--seed must not be negative")
+    _check_flags(parser, args)
     return args
+
+
+def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    for name, least in (("batch_size", 1), ("epochs", 1), ("patience", 1), ("num_workers", 0), ("seed", 0)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            parser.error(f"--{name} must be at least {least}")
+    if args.val_fraction is not None and not 0 <= args.val_fraction < 1:
+        parser.error("--val_fraction must be at least 0 and less than 1")
+    if args.save_every_minutes is not None and not args.save_every_minutes > 0:
+        parser.error("--save_every_minutes must be more than 0")
+    if args.run_name is not None and Path(args.run_name).name != args.run_name:
+        parser.error("--run_name is the name of a folder in runs/, without slashes")
 
 
 def configure(args: argparse.Namespace) -> Config:
     """Return the configuration with the flags laid over it."""
     config = load_config(args.config, args.config_name)
-    flags = {name: getattr(args, name) for name in ("batch_size", "epochs") if getattr(args, name) is not None}
+    flags = {name: getattr(args, name) for name in _OVERRIDES if getattr(args, name) is not None}
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **flags))
 
 
-def prepare(args: argparse.Namespace) -> Trainer:
+def prepare(args: argparse.Namespace, ranks: Ranks = ALONE) -> Trainer:
     """Build the training that the command line asks for, resumed if it can be."""
     config = configure(args)
-    corpus = read_corpus(args.data_dir, config)
-    trainer = Trainer(config, corpus, args.checkpoint_dir, get_device(args.device), args.seed)
     latest = args.checkpoint_dir / LATEST
-    if args.no_resume and (kept_in := set_aside(args.checkpoint_dir)):
-        log.info("the old checkpoints are in %s", kept_in)
-    resumed = trainer.resume()
+    checkpoint = read_checkpoint(latest) if latest.exists() and not args.no_resume else None
+    if checkpoint:
+        _require_same_training(checkpoint, latest, config)
+    corpus = read_corpus(args.data_dir, config, _boundary(checkpoint, config))
+    if checkpoint and (before := checkpoint["instrument"]) != corpus.instrument:
+        raise _another_training(latest, [f"instrument {before} -> {corpus.instrument}"], corpus.instrument)
+    if config.train.patience is not None and not corpus.validation:
+        raise ValueError("--patience watches the validation loss, but nothing is held out; give --val_fraction")
+    device = ranks.own(get_device(args.device))
+    trainer = Trainer(config, corpus, args.checkpoint_dir, device, args.seed, ranks, args.num_workers)
+    if ranks.is_first:
+        remove_partial(args.checkpoint_dir)
+        if args.no_resume and (kept_in := set_aside(args.checkpoint_dir)):
+            log.info("the old checkpoints are in %s", kept_in)
     n_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     log.info(
         "%s, preset %s, %d parameters, %d + %d crops (training + validation), on %s",
         corpus.instrument, config.preset, n_parameters, len(trainer.training), len(trainer.validation), trainer.device,
-    )
-    if resumed:
+    )  # fmt: skip
+    if checkpoint:
+        trainer.resume(checkpoint, latest)
         log.info("resumed %s: epoch %d, step %d", latest, trainer.progress.epoch, trainer.progress.step)
     return trainer
 
 
+def _another_training(path: Path, differences: list[str], instrument: str) -> ValueError:
+    return ValueError(
+        f"{path} belongs to another training: {'; '.join(differences)}. Start afresh with --no_resume, "
+        f"or elsewhere with --checkpoint_dir {path.parent / instrument}"
+    )
+
+
+def _require_same_training(checkpoint: dict[str, Any], path: Path, config: Config) -> None:
+    differences = architecture_differences(settings_of(checkpoint, path), config)
+    if checkpoint["optimizer"] is None:
+        differences.append("it was exported for use and cannot be trained on")
+    if differences:
+        raise _another_training(path, differences, checkpoint["instrument"])
+
+
+def _boundary(checkpoint: dict[str, Any] | None, config: Config) -> str | None:
+    """Return where an earlier run split the recordings, if this one is to split them at the same place."""
+    if checkpoint is None or checkpoint["config"]["train"]["val_fraction"] != config.train.val_fraction:
+        return None
+    return checkpoint["schedule"].get("boundary")
+
+
+def watch(trainer: Trainer, args: argparse.Namespace) -> None:
+    """Open the run's folder and, where wanted, its W&B run: the same one as before, if the training was resumed."""
+    trainer.run_name = trainer.run_name or choose_run_name(args.runs_dir, args.run_name)
+    trainer.wandb_id = trainer.wandb_id or new_run_id()
+    if args.run_name not in (None, trainer.run_name):
+        log.info("a resumed training keeps its name: %s", trainer.run_name)
+    if trainer.ranks.is_first:
+        folder = args.runs_dir / trainer.run_name
+        trainer.tracker = Tracker(folder, trainer.config, trainer.corpus, trainer.progress.step)
+        trainer.tracker.start_wandb(args.wandb_mode, args.wandb_project, trainer.wandb_id)
+
+
+def run(trainer: Trainer, args: argparse.Namespace) -> int:
+    """Train to the end, or to the signal that stops it; return the exit code."""
+    epochs = trainer.config.train.epochs
+    if trainer.progress.epoch >= epochs:
+        log.info("epoch %d of %d is done already; give more --epochs to go on", trainer.progress.epoch, epochs)
+        return 0
+    exit_code = 1
+    with stopping_on_signals(trainer):
+        watch(trainer, args)
+        try:
+            trainer.run(epochs)
+            exit_code = 0
+        except Stopped:
+            log.info("stopped at step %d and saved; the same command goes on from here", trainer.progress.step)
+            exit_code = 130
+        finally:
+            if trainer.tracker:
+                trainer.tracker.finish(exit_code)
+    return exit_code
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    ranks = read_ranks()
+    logging.basicConfig(level=logging.INFO if ranks.is_first else logging.CRITICAL, format="%(message)s")
     try:
-        return run(prepare(args))
+        with joined(ranks, ranks.own(get_device(args.device))), torch.autograd.set_detect_anomaly(args.debug):
+            return run(prepare(args, ranks), args)
     except (ValueError, OSError) as error:
         log.error("train.py: %s", error)
         return 1
     except KeyboardInterrupt:
         log.error("train.py: stopped at once; the last checkpoint is intact")
         return 130
-
-
-def run(trainer: Trainer) -> int:
-    """Train to the end, or to the signal that stops it; return the exit code."""
-    epochs = trainer.config.train.epochs
-    if trainer.progress.epoch >= epochs:
-        log.info("epoch %d of %d is done already; give more --epochs to go on", trainer.progress.epoch, epochs)
-        return 0
-    with stopping_on_signals(trainer):
-        try:
-            trainer.run(epochs)
-        except Stopped:
-            trainer.save(LATEST)
-            log.info("stopped at step %d and saved; the same command goes on from here", trainer.progress.step)
-            return 130
-    return 0
 
 
 if __name__ == "__main__":

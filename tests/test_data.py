@@ -358,10 +358,10 @@ def test_random_crops_reach_every_frame(spans, config):
 
 def test_order_is_a_permutation_for_each_epoch(spans, config):
     dataset = CropDataset(spans, config, seed=3)
-    first = dataset.order()
-    assert first == dataset.order() and sorted(first) == list(range(8))
+    first = dataset.order().tolist()
+    assert first == dataset.order().tolist() and sorted(first) == list(range(8))
     dataset.set_epoch(1)
-    assert dataset.order() != first and sorted(dataset.order()) == list(range(8))
+    assert dataset.order().tolist() != first and sorted(dataset.order()) == list(range(8))
 
 
 def test_validation_crops_lie_one_after_another(spans, config):

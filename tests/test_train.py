@@ -16,6 +16,7 @@ import train
 from checkpoint import load_model, read_checkpoint
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import Recording, extractor_settings, save_recording
+from trainer import Stopped, learning_rate_at
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,8 +61,9 @@ def small_config(tmp_path: Path) -> Path:
 
 
 def arguments(corpus: Path, config: Path, checkpoint_dir: Path, *more: object) -> list[str]:
-    values = ["--data_dir", corpus, "--config", config, "--checkpoint_dir", checkpoint_dir, "--device", "cpu", *more]
-    return [str(value) for value in values]
+    values = ["--data_dir", corpus, "--config", config, "--checkpoint_dir", checkpoint_dir, "--device", "cpu"]
+    quiet = ["--wandb_mode", "disabled", "--runs_dir", checkpoint_dir.parent / "runs"]
+    return [str(value) for value in (*values, *quiet, *more)]
 
 
 def test_trains_saves_and_the_loss_falls(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
@@ -96,10 +98,10 @@ def test_stopping_in_the_middle_of_an_epoch_changes_nothing(corpus: Path, small_
     args = train.parse_args(arguments(corpus, small_config, tmp_path / "stopped", "--epochs", 2))
     trainer = train.prepare(args)
     trainer.stopping = True  # as the signal handler sets it
-    with pytest.raises(train.Stopped):
+    with pytest.raises(Stopped):
         trainer.run(2)
     trainer.save("latest.pth")
-    assert (trainer.progress.step, trainer.progress.position_in_epoch) == (1, 1)
+    assert (trainer.progress.step, trainer.progress.position_in_epoch) == (1, 4)
     assert train.main(arguments(corpus, small_config, tmp_path / "stopped", "--epochs", 2)) == 0
     _assert_same_state(tmp_path / "straight" / "latest.pth", tmp_path / "stopped" / "latest.pth")
 
@@ -170,17 +172,23 @@ def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_intact(
     out = tmp_path / "out"
     train.main(arguments(corpus, small_config, out, "--epochs", 1))
     before = (out / "latest.pth").read_bytes()
-    monkeypatch.setattr(train, "train_step", lambda *_: {"total_loss": torch.tensor(float("nan"))})
+    args = train.parse_args(arguments(corpus, small_config, out, "--epochs", 2))
+    trainer = train.prepare(args)
+    with torch.no_grad():
+        trainer.model.log_gain.fill_(float("inf"))
+    monkeypatch.setattr(train, "prepare", lambda *_: trainer)
     assert train.main(arguments(corpus, small_config, out, "--epochs", 2)) == 1
-    assert "the loss is nan at epoch 2, step 4" in caplog.text
+    assert "the loss is nan and the norm of its gradient nan at epoch 2, step 4, in a batch of " in caplog.text
+    batch = trainer.training.order()[:4]
+    assert all(trainer.training.path_of(index).name in caplog.text for index in batch)
     assert (out / "latest.pth").read_bytes() == before
 
 
 def test_learning_rate_depends_on_the_step_and_has_a_floor() -> None:
     settings = load_config().train
-    assert train.learning_rate_at(0, settings) == settings.learning_rate
-    assert train.learning_rate_at(settings.learning_rate_half_life, settings) == settings.learning_rate / 2
-    assert train.learning_rate_at(10**9, settings) == settings.min_learning_rate
+    assert learning_rate_at(0, settings) == settings.learning_rate
+    assert learning_rate_at(settings.learning_rate_half_life, settings) == settings.learning_rate / 2
+    assert learning_rate_at(10**9, settings) == settings.min_learning_rate
 
 
 def test_one_crop_a_recording_is_a_choice(corpus: Path, small_config: Path, tmp_path: Path) -> None:

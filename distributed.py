@@ -1,0 +1,72 @@
+"""Several processes working as one, as torchrun starts them; without torchrun, one that is alone.
+
+Only a few plain operations are needed: who am I, which share of the work is mine, sum a tensor over
+all, wait for the others.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_VARIABLES = (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that work together."""
+
+    rank: int  # of this process, 0 to size - 1; rank 0 writes and speaks for all
+    local_rank: int  # the same, counted on this machine: the number of its GPU
+    size: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def own(self, device: torch.device) -> torch.device:
+        """Return this rank's device where several work: each takes a GPU of its own."""
+        return torch.device("cuda", self.local_rank) if self.size > 1 and device.type == "cuda" else device
+
+    def share(self, items: Any) -> Any:
+        """Return this rank's part of a sequence: every ``size``-th entry."""
+        return items[self.rank :: self.size]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up a tensor over all ranks, in place, and return it."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        """Wait until every rank has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+ALONE = Ranks(0, 0, 1)
+
+
+def read_ranks() -> Ranks:
+    """Return what torchrun has put into the environment."""
+    return Ranks(*(int(os.environ.get(name, alone)) for name, alone in _VARIABLES))
+
+
+@contextmanager
+def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
+    """Join the other ranks, by nccl on GPUs and by gloo elsewhere."""
+    if ranks.size == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,366 @@
+"""What a training shows: figures, sounds and pictures, in a folder of its own and on Weights & Biases.
+
+``runs/<name>/`` holds all of it without an account: ``metrics.jsonl`` (one JSON object a line), the
+held-out phrases as wav and png, and ``index.html``, a page that shows and plays them and loads nothing
+from elsewhere. W&B gets the same. Neither may ever stop a training: a failure is one line in the log.
+"""
+
+import html
+import json
+import logging
+import math
+import netrc
+import os
+import secrets
+import time
+import urllib.parse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from config import Config, config_to_dict
+from data import Corpus, Span, load_recording
+from features import extract_loudness
+from loss import StftLoss
+from model import NeuralGuitar
+from visualize_features import THEMES, Theme, save_figure
+
+MODES = ("online", "offline", "disabled")
+SOUNDS = ("target", "resynthesis", "harmonic", "noise")
+_N_PHRASES = 3
+_PHRASE_SECONDS = 4.0
+_MAX_POINTS = 1000  # of a curve on the page
+_TEMPLATE = Path(__file__).parent / "tracking.html"
+_ADJECTIVES = ("amber", "brisk", "calm", "deep", "early", "fair", "gentle", "keen", "late", "mellow", "quiet", "silver")
+_NOUNS = ("anthem", "ballad", "cadence", "chorale", "echo", "fanfare", "fugue", "minuet", "prelude", "refrain", "waltz")
+log = logging.getLogger("train")
+
+
+def new_run_id() -> str:
+    """Return an id for W&B; not from the seeded generators, else every training would get the same."""
+    return secrets.token_hex(4)
+
+
+def choose_run_name(runs_dir: Path, wanted: str | None = None) -> str:
+    """Return a name that no run in ``runs_dir`` has: the wanted one, numbered if taken, or two random words."""
+    stem = wanted or f"{secrets.choice(_ADJECTIVES)}-{secrets.choice(_NOUNS)}"
+    name, number = stem, 2
+    while (runs_dir / name).exists():
+        name, number = f"{stem}-{number}", number + 1
+    return name
+
+
+# --- held-out phrases -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A passage that the model plays again and again, to be compared with the recording."""
+
+    name: str
+    f0: torch.Tensor  # [1, T, 1] Hz
+    loudness: torch.Tensor  # [1, T, 1] dB
+    voiced: np.ndarray  # [T]
+    target: np.ndarray  # [N]
+
+
+def choose_phrases(corpus: Corpus, config: Config) -> list[Phrase]:
+    """Return the loudest passage of a few held-out recordings (of the training's own where none is held out)."""
+    spans = corpus.validation or corpus.training
+    return [_loudest_passage(span, config) for span in spans[:: -(-len(spans) // _N_PHRASES)]]
+
+
+def _loudest_passage(span: Span, config: Config) -> Phrase:
+    recording = load_recording(span.path)
+    n_frames = min(span.n_frames, config.audio.seconds_to_frames(_PHRASE_SECONDS))
+    level = 10 ** (recording.loudness[0, span.first_frame : span.first_frame + span.n_frames, 0].numpy() / 20)
+    sums = np.convolve(level, np.ones(n_frames), "valid")
+    first = span.first_frame + int(sums.argmax())
+    frames, hop_length = slice(first, first + n_frames), config.audio.hop_length
+    return Phrase(
+        span.path.name.removesuffix(".pt"),
+        recording.f0[:, frames].clone(),
+        recording.loudness[:, frames].clone(),
+        recording.periodicity[0, frames, 0].numpy() >= config.features.periodicity_threshold,
+        recording.audio[0, first * hop_length : (first + n_frames) * hop_length].numpy().copy(),
+    )
+
+
+@torch.no_grad()
+def play_phrase(model: NeuralGuitar, phrase: Phrase) -> tuple[dict[str, np.ndarray], float]:
+    """Let the model play a phrase.
+
+    Returns:
+        The sounds [N] by the names in ``SOUNDS``, all raised or lowered alike so that the resynthesis is
+        as strong as the target, which keeps its own level; and that gain in dB.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    f0, loudness = phrase.f0.to(device), phrase.loudness.to(device)
+    sound = model.synthesize(f0, model.controls(f0, loudness), torch.Generator(device).manual_seed(0))
+    parts = {name: part[0].cpu().numpy() for name, part in (("harmonic", sound.harmonic), ("noise", sound.noise))}
+    resynthesis = parts["harmonic"] + parts["noise"]
+    gain = (_rms(phrase.target) + 1e-6) / (_rms(resynthesis) + 1e-6)
+    sounds = {"target": phrase.target, "resynthesis": gain * resynthesis}
+    sounds |= {name: gain * part for name, part in parts.items()}
+    peak = max(1.0, *(float(np.abs(part).max()) for part in sounds.values()))
+    return {name: part / peak for name, part in sounds.items()}, 20 * math.log10(gain)
+
+
+def _rms(audio: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))
+
+
+def draw_phrase(phrase: Phrase, sounds: dict[str, np.ndarray], config: Config, theme: str = "light") -> Figure:
+    """Draw pitch and loudness of a phrase, and the spectrograms of target and resynthesis."""
+    colours = THEMES[theme]
+    figure = Figure(figsize=(9, 7.6), dpi=110, facecolor=colours.background)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(4, 1, sharex=True, height_ratios=(1.1, 1, 1.5, 1.5))
+    figure.subplots_adjust(left=0.075, right=0.985, top=0.955, bottom=0.05, hspace=0.3)
+    seconds = np.arange(len(phrase.voiced)) / config.audio.frame_rate
+    axes[0].plot(seconds, np.where(phrase.voiced, phrase.f0[0, :, 0].numpy(), np.nan), color=colours.pitch, linewidth=2)
+    for name, colour, width in (("target", colours.second, 2.4), ("resynthesis", colours.loudness, 1.3)):
+        loudness = extract_loudness(_at_feature_rate(sounds[name], config), config)[: len(seconds)]
+        axes[1].plot(seconds[: len(loudness)], loudness, color=colour, linewidth=width, label=name)
+    axes[1].legend(frameon=False, ncols=2, fontsize=8.5, labelcolor=colours.text, loc="lower right",
+                   bbox_to_anchor=(1, 0.98), borderaxespad=0)  # fmt: skip
+    for axis, name in ((axes[2], "target"), (axes[3], "resynthesis")):
+        _draw_spectrogram(axis, sounds[name], config.audio.sample_rate, theme)
+    titles = ("Pitch, Hz", "Loudness, dB", "Target, kHz", "Resynthesis, kHz")
+    for axis, title in zip(axes, titles):
+        _style(axis, title, colours)
+    axes[0].set_xlim(0, len(phrase.voiced) / config.audio.frame_rate)
+    axes[3].xaxis.set_major_formatter(FuncFormatter(lambda second, _: f"{second:g} s"))
+    return figure
+
+
+def _at_feature_rate(audio: np.ndarray, config: Config) -> np.ndarray:
+    if config.audio.sample_rate == config.audio.feature_rate:
+        return audio
+    n_samples = round(len(audio) * config.audio.feature_rate / config.audio.sample_rate)
+    return np.interp(np.linspace(0, len(audio) - 1, n_samples), np.arange(len(audio)), audio).astype(np.float32)
+
+
+def _draw_spectrogram(axis: Axes, audio: np.ndarray, sample_rate: int, theme: str) -> None:
+    window, samples = torch.hann_window(1024), torch.from_numpy(audio.astype(np.float32))
+    spectrum = torch.stft(samples, 1024, 160, window=window, return_complex=True)
+    level = 20 * torch.log10(spectrum.abs() / window.sum() + 1e-6)
+    axis.imshow(
+        level.numpy(), origin="lower", aspect="auto", interpolation="bilinear", vmin=-100, vmax=-20,
+        extent=(0, len(audio) / sample_rate, 0, sample_rate / 2000), cmap="magma" if theme == "dark" else "magma_r",
+    )  # fmt: skip
+
+
+def _style(axis: Axes, title: str, colours: Theme) -> None:
+    axis.set_facecolor(colours.background)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0, labelsize=8.5, labelcolor=colours.muted)
+    axis.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=colours.text)
+    if not axis.images:
+        axis.grid(True, color=colours.grid, linewidth=0.8)
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+class Tracker:
+    """One training's folder under ``runs/`` and, once started, its W&B run."""
+
+    def __init__(self, folder: Path, config: Config, corpus: Corpus, resumed_at: int = 0) -> None:
+        """Open the folder; what it holds of steps after ``resumed_at`` will be trained again, and goes."""
+        self.folder = folder
+        self.config = config
+        self.phrases = choose_phrases(corpus, config)
+        self._wandb: Any = None
+        self._last_step: tuple[int, float] | None = None
+        about = {
+            "instrument": corpus.instrument, "preset": config.preset, "config": config_to_dict(config),
+            "training_recordings": len(corpus.training), "validation_recordings": len(corpus.validation),
+        }  # fmt: skip
+        self._guarded(self._open, resumed_at)
+        self._guarded(self._append, {"kind": "start", "step": resumed_at, "time": time.time(), **about})
+
+    def start_wandb(self, mode: str | None, project: str, run_id: str) -> None:
+        """Start or continue the W&B run with this id; no login is ever asked for."""
+        chosen = mode or os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+        if chosen == "disabled":
+            return
+        self._wandb = self._connect(chosen, project, run_id)
+        if self._wandb is None and chosen == "online":
+            log.info("W&B cannot be reached: this run is kept offline")
+            chosen, self._wandb = "offline", self._connect("offline", project, run_id)
+        if self._wandb is not None and chosen == "offline":
+            parts = self.folder / "wandb" / f"offline-run-*-{run_id}"
+            hint = "" if mode else " (`wandb login` once, and the next run is online)"
+            n_parts = len(list(parts.parent.glob(parts.name)))
+            order = f", its {n_parts} parts in the order of their names" if n_parts > 1 else ""
+            log.info("W&B is offline%s; to upload this run%s: wandb sync %s", hint, order, parts)
+
+    def _connect(self, mode: str, project: str, run_id: str) -> Any:
+        def connect() -> Any:
+            import wandb  # slow to import, and not needed to train
+
+            (self.folder / "wandb").mkdir(parents=True, exist_ok=True)  # else wandb takes a temporary folder
+            settings = wandb.Settings(
+                silent=True, console="off", disable_git=True, init_timeout=30, finish_timeout=120, login_timeout=1
+            )
+            run = wandb.init(
+                mode=mode, project=project, id=run_id, name=self.folder.name, dir=self.folder, resume="allow",
+                config=config_to_dict(self.config), settings=settings,
+            )  # fmt: skip
+            # Never log(step=...): W&B drops what a resumed run logs for a step that it has seen.
+            for names, axis in ((("train_*", "grad_norm", "learning_rate", "steps_per_second"), "step"),
+                                (("val_*", "epoch_*", "phrase_*"), "epoch")):  # fmt: skip
+                run.define_metric(axis)
+                for name in names:
+                    run.define_metric(name, step_metric=axis)
+            return run
+
+        return self._guarded(connect)
+
+    def log_step(self, epoch: int, step: int, values: dict[str, float]) -> None:
+        """Record a training step; how fast steps come is added."""
+        now = time.monotonic()
+        if self._last_step is not None and step > self._last_step[0]:
+            values = {**values, "steps_per_second": (step - self._last_step[0]) / (now - self._last_step[1])}
+        self._last_step = (step, now)
+        self._record({"kind": "step", "step": step, "epoch": epoch, **values})
+
+    def log_epoch(self, epoch: int, step: int, train_loss: float, validation: StftLoss) -> None:
+        """Record a complete epoch, and bring the page up to date."""
+        values = {
+            "epoch_train_loss": train_loss, "val_loss": validation.total,
+            "val_spectral_convergence": validation.spectral_convergence,
+            "val_log_magnitude": validation.log_magnitude,
+        }  # fmt: skip
+        self._record({"kind": "epoch", "step": step, "epoch": epoch, **_finite(values)})
+        self._guarded(write_page, self.folder)
+
+    def log_phrases(self, epoch: int, step: int, model: NeuralGuitar) -> None:
+        """Let the model play the phrases; keep the sounds and their pictures."""
+        self._guarded(self._log_phrases, epoch, step, model)
+        self._last_step = None  # the time that this took is not training time
+
+    def _log_phrases(self, epoch: int, step: int, model: NeuralGuitar) -> None:
+        shown = []
+        for number, phrase in enumerate(self.phrases, start=1):
+            sounds, gain = play_phrase(model, phrase)
+            stem = f"epoch_{epoch:04}_phrase_{number}"
+            for name in SOUNDS:
+                path = self.folder / "sounds" / f"{stem}_{name}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, sounds[name], self.config.audio.sample_rate)
+            for theme in THEMES:
+                figure = draw_phrase(phrase, sounds, self.config, theme)
+                save_figure(figure, self.folder / "pictures" / f"{stem}_{theme}.png")
+            shown.append({"name": phrase.name, "stem": stem, "gain": gain})
+        self._append({"kind": "phrases", "step": step, "epoch": epoch, "phrases": shown})
+        write_page(self.folder)
+        if self._wandb is not None:
+            self._send(self._wandb_media(shown) | {"step": step, "epoch": epoch})
+
+    def _wandb_media(self, shown: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        import wandb
+
+        media: dict[str, Any] = {}
+        for number, phrase in enumerate(shown, start=1):
+            for name in SOUNDS:
+                path = self.folder / "sounds" / f"{phrase['stem']}_{name}.wav"
+                media[f"phrase_{number}_{name}"] = wandb.Audio(str(path), caption=f"{phrase['name']}, {name}")
+            picture = self.folder / "pictures" / f"{phrase['stem']}_light.png"
+            media[f"phrase_{number}_picture"] = wandb.Image(str(picture), caption=phrase["name"])
+        return media
+
+    def finish(self, exit_code: int) -> None:
+        """Bring the page up to date and close the W&B run."""
+        self._guarded(write_page, self.folder)
+        if self._wandb is not None:
+            self._guarded(self._wandb.finish, exit_code)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self._guarded(self._append, record)
+        if self._wandb is not None:
+            self._send({name: value for name, value in record.items() if name != "kind" and value is not None})
+
+    def _send(self, values: dict[str, Any]) -> None:
+        sent = self._guarded(lambda: (self._wandb.log(values), True)[1])
+        if not sent:
+            self._wandb = None
+
+    def _open(self, resumed_at: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = [record for record in read_metrics(self.folder) if record["step"] <= resumed_at]
+        partial = self.folder / "metrics.jsonl.part"
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(partial, self.folder / "metrics.jsonl")
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _guarded(self, act: Callable[..., Any], *arguments: Any) -> Any:
+        """Do something that is not worth a training; return None and say so if it fails."""
+        try:
+            return act(*arguments)
+        except Exception as error:  # whatever a full disk, a network or W&B's own service may come up with
+            log.warning("not tracked, training goes on: %s", f"{type(error).__name__}: {error}".splitlines()[0])
+            return None
+
+
+def _has_key() -> bool:
+    """Say whether a W&B key is configured, by its variable or in the netrc file, as ``wandb login`` leaves it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of a run, oldest first; a last line that a crash cut short is left out."""
+    path = folder / "metrics.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def write_page(folder: Path) -> None:
+    """Make ``index.html`` of what is in a run's folder."""
+    records = read_metrics(folder)
+    steps = [record for record in records if record["kind"] == "step"]
+    content = {
+        "name": folder.name,
+        "start": next((record for record in reversed(records) if record["kind"] == "start"), {}),
+        "steps": steps[:: -(-len(steps) // _MAX_POINTS) or 1],
+        "epochs": [record for record in records if record["kind"] == "epoch"],
+        "phrases": [record for record in records if record["kind"] == "phrases"],
+    }
+    # "<" would end the script in which the data stands.
+    data = json.dumps(content).replace("<", "\\u003c")
+    page = _TEMPLATE.read_text().replace("{{name}}", html.escape(folder.name)).replace("{{data}}", data)
+    partial = folder / "index.html.part"
+    partial.write_text(page)
+    os.replace(partial, folder / "index.html")

@@ -1,0 +1,374 @@
+"""One training: the model, its optimizer, the data, and how far it has come; ``train.py`` is its command line.
+
+Crops, their noise and dropout are functions of the seed and of the place in the training alone:
+neither a stop nor, dropout apart, the number of processes changes what is trained.
+"""
+
+import dataclasses
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from checkpoint import (
+    BEST,
+    LATEST,
+    keep_newest,
+    load_weights,
+    make_checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+from config import Config, TrainConfig, training_changes
+from data import Corpus, CropDataset, build_dataset, measure_statistics
+from distributed import ALONE, Ranks
+from loss import MultiResolutionSTFTLoss, StftLoss
+from model import NeuralGuitar, NoiseSource, build_model
+from tracking import Tracker
+
+# Changing one of these changes what a validation loss means.
+_MEASURES = ("loss.", "train.crop_seconds", "train.val_fraction")
+log = logging.getLogger("train")
+
+
+class Stopped(Exception):
+    """Somebody asked for the end (Ctrl-C, SIGTERM); the step in hand is finished first."""
+
+
+@dataclasses.dataclass
+class Progress:
+    epoch: int = 0  # complete epochs
+    step: int = 0  # optimizer steps in all
+    position_in_epoch: int = 0  # crops done in the unfinished epoch
+    loss_sum: float = 0.0  # over those crops
+    best_val_loss: float = float("inf")
+    epochs_since_best: int = 0
+
+
+class _Step(NamedTuple):
+    """A step that is done, or on its way on a GPU."""
+
+    number: int
+    positions: range  # in the epoch, of the crops of all ranks
+    values: Tensor  # [5]: the three losses, how many ranks were asked to stop, the gradient norm
+
+
+def learning_rate_at(step: int, settings: TrainConfig) -> float:
+    """Return the learning rate; it depends on the step alone, so that training on is the same training."""
+    decayed = settings.learning_rate * 0.5 ** (step / settings.learning_rate_half_life)
+    return max(decayed, settings.min_learning_rate)
+
+
+def train_step(
+    model: nn.Module,
+    loss_function: MultiResolutionSTFTLoss,
+    optimizer: torch.optim.Optimizer,
+    batch: dict[str, Tensor],
+    max_grad_norm: float,
+    generator: NoiseSource = None,
+    weight: float = 1.0,
+) -> dict[str, Tensor]:
+    """Do one optimizer step and return its losses and gradient norm, still on the device.
+
+    ``weight`` makes up for shares of unequal size where several processes average their gradients.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss = loss_function(model(batch["f0"], batch["loudness"], generator), batch["audio"])
+    (weight * loss.total).backward()
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    return {**{f"{name}_loss": value.detach() for name, value in loss._asdict().items()}, "grad_norm": grad_norm}
+
+
+class Trainer:
+    """One training: the model, its optimizer, the data and how far it has come."""
+
+    def __init__(
+        self,
+        config: Config,
+        corpus: Corpus,
+        checkpoint_dir: Path,
+        device: torch.device,
+        seed: int,
+        ranks: Ranks = ALONE,
+        num_workers: int = 0,
+    ) -> None:
+        self.config = config
+        self.checkpoint_dir = checkpoint_dir
+        self.device = device
+        self.seed = seed
+        self.ranks = ranks
+        self.num_workers = num_workers
+        _seed_everything(seed)
+        self.model: NeuralGuitar = build_model(config, corpus.instrument).to(device)
+        self.parallel = _parallel(self.model, ranks, device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.train.learning_rate)
+        self.loss_function = build_loss(config).to(device)
+        self.use(corpus)
+        self.next_corpus: Callable[[], Corpus] | None = None  # asked before each epoch, where recordings still arrive
+        self.progress = Progress()
+        self.run_name: str | None = None
+        self.wandb_id: str | None = None
+        self.tracker: Tracker | None = None  # of rank 0, if somebody watches
+        self.stopping = False  # asked of this process
+        self.last_loss = float("nan")
+        # To read a loss makes a GPU wait for it, so there it is read when the next step is on its way.
+        self._n_unread = 1 if device.type == "cuda" else 0
+        self._unread: deque[_Step] = deque()
+        self._stop_after: int | None = None  # the step after which all ranks stop
+        self._last_save = time.monotonic()
+
+    def use(self, corpus: Corpus) -> None:
+        """Train on these recordings from the next epoch on."""
+        self.corpus = corpus
+        self.training: CropDataset = build_dataset(corpus.training, corpus.instrument, self.config, self.seed)
+        self.validation: CropDataset = build_dataset(corpus.validation, corpus.instrument, self.config)
+        self.statistics = measure_statistics(corpus.training, self.config)
+
+    def resume(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Go on from a checkpoint; what has changed since is said and applied.
+
+        Raises:
+            ValueError: it holds unusable weights.
+        """
+        load_weights(self.model, checkpoint, path)
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        restore_random_state(checkpoint["rng"])
+        position = min(checkpoint["position_in_epoch"], len(self.training))
+        self.progress = Progress(checkpoint["epoch"], checkpoint["step"], position, **checkpoint["metrics"])
+        self.run_name, self.wandb_id = checkpoint["run_name"], checkpoint["wandb_id"]
+        changes = training_changes(checkpoint["config"], self.config)
+        now = {"seed": self.seed, "crops an epoch": len(self.training)}
+        before = {"seed": checkpoint["rng"].get("seed"), "crops an epoch": checkpoint["schedule"].get("n_crops")}
+        reordered = {name: f"{before[name]} -> {now[name]}" for name in now if before[name] not in (None, now[name])}
+        if changes or reordered:
+            described = ", ".join(f"{name} {change}" for name, change in (changes | reordered).items())
+            log.info("changed since the last save, and applied from here on: %s", described)
+        if reordered and position:
+            log.info("the unfinished epoch goes on in another order: some of its crops come twice, some not at all")
+        if any(name.startswith(_MEASURES) for name in changes):
+            log.info("validation losses of before do not compare any more: the best one is looked for anew")
+            self.progress.best_val_loss, self.progress.epochs_since_best = float("inf"), 0
+
+    def train_epoch(self) -> float:
+        """Train to the end of the epoch, from wherever in it this training stands; return the mean loss.
+
+        Raises:
+            Stopped: after the step in which a process was asked to.
+            ValueError: the loss is not finite.
+        """
+        progress, n_crops = self.progress, len(self.training)
+        self.parallel.train()
+        self.training.set_epoch(progress.epoch)
+        order = self.training.order()
+        with self._bar(n_crops) as bar:
+            for positions, share, batch in self._batches(self.training, order, progress.position_in_epoch):
+                self._step(positions, share, batch)
+                self._settle(self._n_unread)
+                bar.set_postfix(loss=f"{self.last_loss:.3f}", refresh=False)
+                bar.update()
+                if progress.position_in_epoch < n_crops:
+                    self._stop_or_save()
+        self._settle(0)
+        mean = progress.loss_sum / n_crops
+        progress.epoch, progress.position_in_epoch, progress.loss_sum = progress.epoch + 1, 0, 0.0
+        return mean
+
+    def _bar(self, n_crops: int) -> tqdm:
+        size = self.config.train.batch_size
+        return tqdm(
+            desc=f"epoch {self.progress.epoch + 1}", unit="it", total=-(-n_crops // size),
+            initial=self.progress.position_in_epoch // size, disable=not self.ranks.is_first,
+        )  # fmt: skip
+
+    def _batches(
+        self, crops: CropDataset, order: np.ndarray, start: int = 0
+    ) -> Iterator[tuple[range, range, dict[str, Tensor]]]:
+        """Yield each batch's places in the order, this rank's share of them, and the share's crops."""
+        size = self.config.train.batch_size
+        batches = [range(first, min(first + size, len(order))) for first in range(start, len(order), size)]
+        # Fewer crops than ranks: somebody repeats one, with weight zero, because all must take part in a step.
+        shares = [self.ranks.share(positions) or positions[:1] for positions in batches]
+        loader = DataLoader(
+            crops,
+            batch_sampler=(order[list(share)].tolist() for share in shares),
+            num_workers=self.num_workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # its own: else it would draw from torch's
+        )
+        for positions, share, batch in zip(batches, shares, loader):
+            yield positions, share, {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+
+    def _noise_sources(self, *key: int, positions: range) -> list[torch.Generator]:
+        return [torch.Generator(self.device).manual_seed(_mix(self.seed, *key, position)) for position in positions]
+
+    def _step(self, positions: range, share: range, batch: dict[str, Tensor]) -> None:
+        progress, n_ranks = self.progress, self.ranks.size
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(progress.step, self.config.train)
+        torch.manual_seed(_mix(self.seed, progress.step, self.ranks.rank))  # dropout's
+        noise = self._noise_sources(progress.epoch, 0, positions=share)
+        weight = len(self.ranks.share(positions)) * n_ranks / len(positions)
+        max_grad_norm = self.config.train.max_grad_norm
+        try:
+            losses = train_step(
+                self.parallel, self.loss_function, self.optimizer, batch, max_grad_norm, noise, weight
+            )
+        except RuntimeError as error:  # --debug: autograd names the operation
+            if not torch.is_anomaly_enabled() or "nan values" not in str(error):
+                raise
+            raise ValueError(self._describe_failure(str(error), progress.step + 1, positions)) from error
+        grad_norm = losses.pop("grad_norm")
+        asked = torch.full_like(grad_norm, float(self.stopping))
+        values = self.ranks.sum(torch.stack([*(loss * (weight / n_ranks) for loss in losses.values()), asked]))
+        progress.step += 1
+        progress.position_in_epoch = positions.stop
+        self._unread.append(_Step(progress.step, positions, torch.cat([values, grad_norm[None]])))
+
+    def _settle(self, n_unread: int) -> None:
+        """Read the results of all but the newest ``n_unread`` steps."""
+        while len(self._unread) > n_unread:
+            step = self._unread.popleft()
+            loss, convergence, log_magnitude, asked, grad_norm = step.values.tolist()
+            if not np.isfinite([loss, grad_norm]).all():
+                what = f"the loss is {loss} and the norm of its gradient {grad_norm}"
+                raise ValueError(self._describe_failure(what, step.number, step.positions))
+            if asked and self._stop_after is None:
+                self._stop_after = step.number + self._n_unread  # the same step on every rank
+            self.last_loss = loss
+            self.progress.loss_sum += loss * len(step.positions)
+            if self.tracker and step.number % self.config.train.log_every_steps == 0:
+                learning_rate = learning_rate_at(step.number - 1, self.config.train)
+                self.tracker.log_step(self.progress.epoch, step.number, {
+                    "train_loss": loss, "train_spectral_convergence": convergence,
+                    "train_log_magnitude": log_magnitude, "grad_norm": grad_norm, "learning_rate": learning_rate,
+                })  # fmt: skip
+
+    def _describe_failure(self, what: str, step: int, positions: range) -> str:
+        names = sorted({self.training.path_of(index).name for index in self.training.order()[list(positions)]})
+        return (
+            f"{what} at epoch {self.progress.epoch + 1}, step {step}, in a batch of {', '.join(names)}; "
+            f"the last checkpoint is intact. A lower learning_rate in config.json may help"
+        )
+
+    def _stop_or_save(self) -> None:
+        """Between two steps of an epoch: leave if that was asked for, save if it is time."""
+        stop = self._stop_after is not None and self.progress.step >= self._stop_after
+        due = time.monotonic() - self._last_save >= 60 * self.config.train.save_every_minutes
+        if stop or (due and self.ranks.is_first):
+            self._settle(0)
+            self.save(LATEST)
+        if stop:
+            raise Stopped
+
+    @torch.no_grad()
+    def validate(self) -> StftLoss:
+        """Return the mean losses over the held-out recordings as numbers; NaN if there are none."""
+        self.model.eval()
+        sums, n_crops = torch.zeros(3, device=self.device), len(self.validation)
+        for positions, share, batch in self._batches(self.validation, np.arange(n_crops)):
+            audio = self.model(batch["f0"], batch["loudness"], self._noise_sources(0, 1, positions=share))
+            losses = torch.stack(self.loss_function(audio, batch["audio"]))
+            sums += losses * len(self.ranks.share(positions))
+        sums = self.ranks.sum(sums).tolist()
+        return StftLoss(*(total / n_crops if n_crops else float("nan") for total in sums))
+
+    def save(self, *names: str) -> None:
+        """Write the whole state under each name; of several ranks the first one does."""
+        self._last_save = time.monotonic()
+        if not self.ranks.is_first:
+            return
+        progress = dataclasses.asdict(self.progress)
+        counters = {name: progress.pop(name) for name in ("epoch", "step", "position_in_epoch")}
+        learning_rate = learning_rate_at(self.progress.step, self.config.train)
+        checkpoint = make_checkpoint(
+            self.config,
+            self.corpus.instrument,
+            **counters,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            schedule={
+                "learning_rate": learning_rate, "n_crops": len(self.training), "boundary": self.corpus.boundary
+            },
+            rng={**random_state(), "seed": self.seed},
+            wandb_id=self.wandb_id,
+            run_name=self.run_name,
+            statistics=self.statistics,
+            metrics=progress,
+        )  # fmt: skip
+        for name in names:
+            save_checkpoint(self.checkpoint_dir / name, checkpoint)
+
+    def run(self, epochs: int) -> None:
+        """Train until ``epochs`` epochs are complete in all, saving after each.
+
+        Raises:
+            Stopped: see ``train_epoch``.
+            ValueError: the loss is not finite.
+            OSError: a checkpoint cannot be written.
+        """
+        progress, patience = self.progress, self.config.train.patience
+        while progress.epoch < epochs:
+            if patience is not None and progress.epochs_since_best >= patience:
+                log.info("no lower validation loss for %d epochs: training ends here", progress.epochs_since_best)
+                return
+            if self.next_corpus and progress.position_in_epoch == 0:
+                self.use(self.next_corpus())
+            self._finish_epoch(self.train_epoch(), self.validate())
+            asked = self.ranks.sum(torch.tensor(float(self.stopping), device=self.device))
+            if asked.item() and progress.epoch < epochs:
+                raise Stopped
+
+    def _finish_epoch(self, train_loss: float, validation: StftLoss) -> None:
+        progress, val_loss = self.progress, validation.total
+        is_best = val_loss < progress.best_val_loss
+        progress.best_val_loss = min(val_loss, progress.best_val_loss)
+        progress.epochs_since_best = 0 if is_best or np.isnan(val_loss) else progress.epochs_since_best + 1
+        if self.tracker:
+            self.tracker.log_epoch(progress.epoch, progress.step, train_loss, validation)
+        self.save(LATEST, f"model_epoch_{progress.epoch}.pth", *([BEST] if is_best else []))
+        if self.ranks.is_first:
+            keep_newest(self.checkpoint_dir, self.config.train.keep_checkpoints)
+        log.info(
+            "epoch %d step %d train_loss %.4f val_loss %.4f%s",
+            progress.epoch, progress.step, train_loss, val_loss, " (best)" if is_best else "",
+        )  # fmt: skip
+        if self.tracker and progress.epoch % self.config.train.phrases_every_epochs == 0:
+            self.tracker.log_phrases(progress.epoch, progress.step, self.model)
+
+
+def build_loss(config: Config) -> MultiResolutionSTFTLoss:
+    """Build the training loss of a configuration."""
+    settings = config.loss
+    return MultiResolutionSTFTLoss(
+        settings.fft_sizes, settings.hop_sizes, settings.win_lengths, settings.mag_loss_weight, settings.eps
+    )
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _mix(*numbers: int) -> int:
+    """Return a seed that differs wherever any of the numbers does."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _parallel(model: NeuralGuitar, ranks: Ranks, device: torch.device) -> nn.Module:
+    if ranks.size == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
+    )
