@@ -38,6 +38,8 @@ MODES = ("online", "offline", "disabled")
 SOUNDS = ("target", "resynthesis", "harmonic", "noise")
 _N_PHRASES = 3
 _PHRASE_SECONDS = 4.0
+_INIT_SECONDS = 30  # to reach W&B
+_FINISH_SECONDS = 120  # to send it the rest; what it has not got then stays on disk
 _MAX_POINTS = 1000  # of a curve on the page
 _TEMPLATE = Path(__file__).parent / "tracking.html"
 _ADJECTIVES = ("amber", "brisk", "calm", "deep", "early", "fair", "gentle", "keen", "late", "mellow", "quiet", "silver")
@@ -100,8 +102,8 @@ def play_phrase(model: NeuralGuitar, phrase: Phrase) -> tuple[dict[str, np.ndarr
     """Let the model play a phrase.
 
     Returns:
-        The sounds [N] by the names in ``SOUNDS``, all raised or lowered alike so that the resynthesis is
-        as strong as the target, which keeps its own level; and that gain in dB.
+        The sounds [N] by the names in ``SOUNDS``, what the model made raised or lowered until the
+        resynthesis is as strong as the target (and all lowered alike where one would clip); that gain in dB.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -157,7 +159,7 @@ def _draw_spectrogram(axis: Axes, audio: np.ndarray, sample_rate: int, theme: st
     level = 20 * torch.log10(spectrum.abs() / window.sum() + 1e-6)
     axis.imshow(
         level.numpy(), origin="lower", aspect="auto", interpolation="bilinear", vmin=-100, vmax=-20,
-        extent=(0, len(audio) / sample_rate, 0, sample_rate / 2000), cmap="magma" if theme == "dark" else "magma_r",
+        extent=(0, len(audio) / sample_rate, 0, sample_rate / 2000), cmap="magma" if theme == "dark" else "Blues",
     )  # fmt: skip
 
 
@@ -212,8 +214,9 @@ class Tracker:
 
             (self.folder / "wandb").mkdir(parents=True, exist_ok=True)  # else wandb takes a temporary folder
             settings = wandb.Settings(
-                silent=True, console="off", disable_git=True, init_timeout=30, finish_timeout=120, login_timeout=1
-            )
+                silent=True, console="off", disable_git=True, login_timeout=1, init_timeout=_INIT_SECONDS,
+                finish_timeout=_FINISH_SECONDS,
+            )  # fmt: skip
             run = wandb.init(
                 mode=mode, project=project, id=run_id, name=self.folder.name, dir=self.folder, resume="allow",
                 config=config_to_dict(self.config), settings=settings,
