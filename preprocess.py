@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from config import Config, load_config
 from data import Recording, extractor_settings, load_recording, save_recording
+from distributed import read_ranks
 from features import extract_features, load_audio, pad_to_frames
 
 _SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
@@ -156,7 +157,8 @@ def main(argv: list[str] | None = None) -> int:
         config = load_config()
         if args.instrument is not None:
             config.instrument(args.instrument)
-        jobs = plan_jobs(args.input_dir, args.output_dir, args.instrument, config)
+        # Under torchrun every process does its share; they need not talk to each other.
+        jobs = read_ranks().share(plan_jobs(args.input_dir, args.output_dir, args.instrument, config))
         counts = report(run_jobs(jobs, config, min(args.num_workers, len(jobs))), len(jobs))
     except (ValueError, OSError) as error:
         log.error("preprocess.py: %s", error)

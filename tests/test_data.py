@@ -291,6 +291,50 @@ def test_a_stale_file_stops_the_training(write_takes, config):
         read_corpus(folder, dataclasses.replace(config, features=dataclasses.replace(config.features, f0_min=40.0)))
 
 
+def test_second_time_no_file_is_opened(write_takes, config, monkeypatch):
+    folder = write_takes([f"{i:064x}" for i in range(6)])
+    first = read_corpus(folder, config)
+    opened = []
+    monkeypatch.setattr(data, "load_recording", lambda path, *_: opened.append(path.name) or load_recording(path))
+    assert read_corpus(folder, config) == first and opened == []
+    save_recording(folder / "take_03.pt", load_recording(folder / "take_02.pt"))
+    (folder / "take_05.pt").unlink()
+    assert len(read_corpus(folder, config).training) == 4 and opened == ["take_03.pt"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format_version": 1}', '{"files": {"a": 1}}'])
+def test_unusable_index_is_made_again(write_takes, config, content):
+    folder = write_takes(["a", "b"])
+    first = read_corpus(folder, config)
+    whole = (folder / ".index.json").read_text()
+    (folder / ".index.json").write_text(content)
+    assert read_corpus(folder, config) == first
+    assert (folder / ".index.json").read_text() == whole
+
+
+def test_index_that_cannot_be_written(write_takes, config, monkeypatch):
+    folder = write_takes(["a", "b"])
+    monkeypatch.setattr(data.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
+    assert len(read_corpus(folder, config).training) == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["take_00.pt", "take_01.pt"]
+
+
+def test_boundary_keeps_both_sides_when_recordings_are_added(write_takes, config):
+    digests = [f"{i:02x}" * 32 for i in range(0, 200, 20)]
+    before = read_corpus(write_takes(digests), config)
+    folder = write_takes(digests + [f"{i:02x}" * 32 for i in range(1, 200, 20)])
+    after = read_corpus(folder, config, before.boundary)
+    assert sounds_of(before.validation) <= sounds_of(after.validation)
+    assert sounds_of(before.training) <= sounds_of(after.training)
+    assert after.boundary == before.boundary == "00" * 32
+    assert len(read_corpus(folder, config).validation) == 2
+
+
+def test_boundary_of_other_recordings_is_forgotten(write_takes, config):
+    folder = write_takes([f"{i:02x}" * 32 for i in range(10)])
+    assert read_corpus(folder, config, boundary="ff" * 32) == read_corpus(folder, config)
+
+
 # --- crops --------------------------------------------------------------------------------------
 
 
@@ -418,6 +462,18 @@ def test_instrument_chooses_the_name(spans, config, instrument, kind):
     assert type(dataset) is kind and dataset.seed == 4
 
 
+def test_dataset_goes_to_another_process(spans, config):
+    dataset = CropDataset(spans, config, seed=4)
+    dataset.set_epoch(2)
+    before = dataset[3]  # a file is open
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[3]["audio"], before["audio"])
+
+
+def test_crop_knows_its_file(spans, config):
+    dataset = CropDataset(spans, config, seed=4)
+    assert [dataset.path_of(index).name for index in range(8)] == ["take_00.pt"] * 5 + ["take_01.pt"] * 3
+
+
 # --- statistics ---------------------------------------------------------------------------------
 
 
@@ -441,6 +497,20 @@ def test_statistics_of_a_melody(processed_file, config):
     f0 = statistics["f0_quantiles"]
     assert f0[0] == pytest.approx(440, rel=0.03) and f0[-1] == pytest.approx(659.3, rel=0.03)  # half a semitone
     assert all(low <= high for low, high in pairwise(statistics["loudness_quantiles"]))
+
+
+def test_statistics_of_much_data_are_sampled_evenly(write_takes, config, monkeypatch):
+    folder = write_takes([f"{i}" for i in range(8)], n_frames=500)
+    spans = [Span(path, 0, 500) for path in find_recordings(folder)]
+    whole = measure_statistics(spans, config)
+    monkeypatch.setattr(data, "_STATISTICS_RECORDINGS", 3)
+    monkeypatch.setattr(data, "_STATISTICS_FRAMES", 300)
+    opened = []
+    monkeypatch.setattr(data, "load_recording", lambda path: opened.append(path.name) or load_recording(path))
+    sampled = measure_statistics(spans, config)
+    assert opened == ["take_00.pt", "take_03.pt", "take_06.pt"]
+    # Every fifth of 500 different frames: within five of the whole.
+    assert sampled["f0_quantiles"] == pytest.approx(whole["f0_quantiles"], abs=5)
 
 
 def test_nothing_with_a_pitch(tmp_path, config, counting_recording):

@@ -324,3 +324,17 @@ def test_weighted_level_of_a_sine_and_of_noise():
     flat = torch.ones(1, 1, 501)
     weighted = synth.a_weighting(torch.linspace(0, 8000, 501)).square().mean().sqrt() / math.sqrt(3)
     assert synth.weighted_level(f0, torch.zeros(1, 1, 1), flat, SAMPLE_RATE).item() == pytest.approx(weighted.item())
+
+
+def test_noise_of_an_item_does_not_depend_on_its_batch():
+    magnitudes = torch.rand(3, 20, K, generator=torch.Generator().manual_seed(1))
+    synthesizer = synth.FilteredNoiseSynthesizer(K, HOP)
+
+    def sources(*seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    together = synthesizer(magnitudes, sources(5, 6, 7))
+    assert torch.equal(together[1:], synthesizer(magnitudes[1:], sources(6, 7)))
+    assert not torch.equal(together[:1], synthesizer(magnitudes[:1], sources(8)))
+    with pytest.raises(AssertionError, match="1 generators for 3 items"):
+        synthesizer(magnitudes, sources(5))

@@ -15,7 +15,8 @@ import torch
 import train
 from checkpoint import load_model, read_checkpoint
 from config import DEFAULT_CONFIG_PATH, load_config
-from data import Recording, extractor_settings, save_recording
+from data import Recording, extractor_settings, read_corpus, save_recording
+from tracking import read_metrics
 from trainer import Stopped, learning_rate_at
 
 ROOT = Path(__file__).parent.parent
@@ -201,7 +202,12 @@ def test_one_crop_a_recording_is_a_choice(corpus: Path, small_config: Path, tmp_
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--batch_size", "0"], "--batch_size"), (["--epochs", "0"], "--epochs"), (["--seed", "-1"], "--seed")],
+    [
+        (["--batch_size", "0"], "--batch_size"), (["--epochs", "0"], "--epochs"), (["--seed", "-1"], "--seed"),
+        (["--val_fraction", "1"], "--val_fraction"), (["--patience", "0"], "--patience"),
+        (["--save_every_minutes", "0"], "--save_every_minutes"), (["--run_name", "a/b"], "--run_name"),
+        (["--num_workers", "-1"], "--num_workers"), (["--wandb_mode", "maybe"], "--wandb_mode"),
+    ],
 )
 def test_flags_are_checked(flags: list[str], message: str, capsys) -> None:
     with pytest.raises(SystemExit):
@@ -216,3 +222,219 @@ def test_user_errors_are_one_sentence(small_config: Path, tmp_path: Path, caplog
     assert "unknown preset 'huge'; config.json has tiny, standard, deep, transformer" in caplog.text
     assert train.main(["--data_dir", str(tmp_path), "--config", str(tmp_path / "none.json")]) == 1
     assert "none.json" in caplog.text
+
+
+# --- changes between two runs -------------------------------------------------------------------
+
+
+def change(config: Path, section: str, **values: object) -> None:
+    content = json.loads(config.read_text())
+    content["base"][section] |= values
+    config.write_text(json.dumps(content))
+
+
+def test_changed_settings_are_said_and_applied(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    out = tmp_path / "out"
+    train.main(arguments(corpus, small_config, out, "--epochs", 1))
+    change(small_config, "train", learning_rate=0.002)
+    change(small_config, "loss", mag_loss_weight=0.5)
+    trainer = train.prepare(train.parse_args(arguments(corpus, small_config, out, "--epochs", 2)))
+    assert "loss.mag_loss_weight 1.0 -> 0.5, train.learning_rate 0.01 -> 0.002" in caplog.text
+    assert "the best one is looked for anew" in caplog.text and trainer.progress.best_val_loss == float("inf")
+    trainer.train_epoch()
+    assert trainer.optimizer.param_groups[0]["lr"] == learning_rate_at(5, trainer.config.train) < 0.002
+    assert trainer.loss_function.mag_loss_weight == 0.5
+
+
+def test_more_epochs_are_the_same_training(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    train.main(arguments(corpus, small_config, tmp_path / "out", "--epochs", 1))
+    train.prepare(train.parse_args(arguments(corpus, small_config, tmp_path / "out", "--epochs", 2)))
+    assert "resumed" in caplog.text and "changed" not in caplog.text
+
+
+def stopped_after_a_step(args: list[str]) -> train.Trainer:
+    trainer = train.prepare(train.parse_args(args))
+    trainer.stopping = True
+    with pytest.raises(Stopped):
+        trainer.run(1)
+    return trainer
+
+
+def seen_in_the_rest(trainer: train.Trainer) -> list[int]:
+    trainer.training.set_epoch(trainer.progress.epoch)
+    order = trainer.training.order()
+    batches = trainer._batches(trainer.training, order, trainer.progress.position_in_epoch)
+    return [int(order[place]) for positions, _, _ in batches for place in positions]
+
+
+def test_another_batch_size_goes_on_with_the_crops_not_yet_seen(
+    corpus: Path, small_config: Path, tmp_path: Path, caplog
+) -> None:
+    caplog.set_level("INFO")
+    args = arguments(corpus, small_config, tmp_path / "out", "--epochs", 1)
+    seen = stopped_after_a_step(args).training.order()[:4].tolist()
+    trainer = train.prepare(train.parse_args([*args, "--batch_size", "3"]))
+    assert sorted(seen + seen_in_the_rest(trainer)) == list(range(10))
+    assert "train.batch_size 4 -> 3" in caplog.text and "another order" not in caplog.text
+
+
+def test_another_seed_reorders_the_rest_and_says_so(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    args = arguments(corpus, small_config, tmp_path / "out", "--epochs", 1)
+    stopped_after_a_step(args)
+    trainer = train.prepare(train.parse_args([*args, "--seed", "1"]))
+    assert "seed 0 -> 1" in caplog.text and "the unfinished epoch goes on in another order" in caplog.text
+    assert len(seen_in_the_rest(trainer)) == 6
+
+
+def test_another_sample_rate_is_refused(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
+    out = tmp_path / "out"
+    train.main(arguments(corpus, small_config, out, "--epochs", 1))
+    before = (out / "latest.pth").read_bytes()
+    change(small_config, "audio", sample_rate=48000, hop_length=480)
+    assert train.main(arguments(corpus, small_config, out, "--epochs", 2)) == 1
+    assert "audio.sample_rate 16000 -> 48000; audio.hop_length 160 -> 480" in caplog.text
+    assert "--no_resume" in caplog.text and "--checkpoint_dir" in caplog.text
+    assert (out / "latest.pth").read_bytes() == before
+
+
+def test_what_was_trained_on_is_never_held_out_later(corpus: Path, small_config: Path, tmp_path: Path) -> None:
+    args = arguments(corpus, small_config, tmp_path / "out", "--epochs", 1)
+    train.main(args)
+    trained = {span.path for span in train.prepare(train.parse_args(args)).corpus.training}
+    for number in range(6, 30):  # three would be held out of thirty, the two more from what was trained on
+        make_recording(corpus / f"{number}.pt", 0.5, 1000.0 + number)
+    later = train.prepare(train.parse_args(args)).corpus
+    assert trained <= {span.path for span in later.training} and len(later.training) == 29
+    fresh = train.prepare(train.parse_args([*args, "--no_resume"])).corpus
+    assert len(fresh.validation) == 3
+
+
+def test_a_checkpoint_of_format_1_goes_on(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
+    """Format 1 counted steps, kept each loss of the epoch and knew neither seed nor boundary nor the newer settings."""
+    caplog.set_level("INFO")
+    args = arguments(corpus, small_config, tmp_path / "out", "--epochs", 1)
+    trainer = stopped_after_a_step(args)
+    path = tmp_path / "out" / "latest.pth"
+    content = torch.load(path, weights_only=True)
+    loss = trainer.progress.loss_sum / 4
+    content |= {"format_version": 1, "position_in_epoch": 1, "schedule": {"learning_rate": 0.01}}
+    content |= {"metrics": {"best_val_loss": 9.0, "train_losses": [loss]}, "wandb_id": None, "run_name": None}
+    del content["rng"]["seed"], content["config"]["train"]["patience"], content["config"]["train"]["log_every_steps"]
+    torch.save(content, path)
+    resumed = train.prepare(train.parse_args(args))
+    assert (resumed.progress.step, resumed.progress.position_in_epoch) == (1, 4)
+    assert resumed.progress.loss_sum == pytest.approx(trainer.progress.loss_sum)  # a mean, times a count
+    assert "changed" not in caplog.text
+    assert train.main(args) == 0
+    assert train.main(arguments(corpus, small_config, tmp_path / "straight", "--epochs", 1)) == 0
+    one, other = (read_checkpoint(tmp_path / name / "latest.pth") for name in ("out", "straight"))
+    assert all(torch.equal(weight, other["model"][name]) for name, weight in one["model"].items())
+
+
+# --- saving, stopping, failing ------------------------------------------------------------------
+
+
+def test_saves_by_the_clock(corpus: Path, small_config: Path, tmp_path: Path, monkeypatch) -> None:
+    trainer = train.prepare(train.parse_args(
+        arguments(corpus, small_config, tmp_path / "out", "--epochs", 1, "--save_every_minutes", 1e-9)
+    ))  # fmt: skip
+    save, saved = trainer.save, []
+    monkeypatch.setattr(trainer, "save", lambda *names: (saved.append((trainer.progress.step, names)), save(*names)))
+    trainer.run(1)
+    assert saved == [(1, ("latest.pth",)), (2, ("latest.pth",)), (3, ("latest.pth", "model_epoch_1.pth", "best.pth"))]
+
+
+def test_patience(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    change(small_config, "train", learning_rate=0.0, min_learning_rate=0.0)  # nothing is learned
+    args = arguments(corpus, small_config, tmp_path / "out", "--epochs", 9, "--patience", 2)
+    assert train.main(args) == 0
+    assert "no lower validation loss for 2 epochs: training ends here" in caplog.text
+    assert read_checkpoint(tmp_path / "out" / "latest.pth")["epoch"] == 3
+    assert train.main(args) == 0  # and again: it is known to be over
+    assert read_checkpoint(tmp_path / "out" / "latest.pth")["epoch"] == 3
+    assert train.main(arguments(corpus, small_config, tmp_path / "x", "--patience", 2, "--val_fraction", 0)) == 1
+    assert "--patience watches the validation loss, but nothing is held out" in caplog.text
+
+
+def test_debug_names_the_operation(corpus: Path, small_config: Path, tmp_path: Path, caplog, monkeypatch) -> None:
+    args = arguments(corpus, small_config, tmp_path / "out", "--debug")
+    trainer = train.prepare(train.parse_args(args))
+    with torch.no_grad():
+        trainer.model.log_gain.fill_(float("inf"))
+    monkeypatch.setattr(train, "prepare", lambda *_: trainer)
+    with pytest.warns(UserWarning, match="Error detected in"):
+        assert train.main(args) == 1
+    assert "Backward' returned nan values" in caplog.text and "at epoch 1, step 1, in a batch of " in caplog.text
+
+
+def test_half_a_file_of_a_killed_run_goes(corpus: Path, small_config: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "best.pth.part").write_bytes(b"half")
+    train.prepare(train.parse_args(arguments(corpus, small_config, tmp_path / "out")))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_killed_trainings_come_to_the_same_end() -> None:
+    command = [sys.executable, "scripts/kill_train.py", "--kills", "2"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert "2 kills" in result.stdout and "yes, to the bit" in result.stdout and "Half files left: 0" in result.stdout
+
+
+def test_workers_change_nothing(corpus: Path, small_config: Path, tmp_path: Path) -> None:
+    for name, n_workers in (("none", 0), ("two", 2)):
+        args = arguments(corpus, small_config, tmp_path / name, "--epochs", 1, "--num_workers", n_workers)
+        assert train.main(args) == 0
+    _assert_same_state(tmp_path / "none" / "latest.pth", tmp_path / "two" / "latest.pth")
+
+
+def test_recordings_that_arrive_later_are_trained_on(corpus: Path, small_config: Path, tmp_path: Path) -> None:
+    trainer = train.prepare(train.parse_args(arguments(corpus, small_config, tmp_path / "out", "--epochs", 2)))
+    make_recording(corpus / "new.pt", 2.0, 999.0)
+    trainer.next_corpus = lambda: read_corpus(corpus, trainer.config, trainer.corpus.boundary)
+    trainer.run(2)
+    assert len(trainer.training) == 12 and trainer.progress.step == 6
+
+
+def test_a_run_is_watched_under_one_name(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    out = tmp_path / "out"
+    train.main(arguments(corpus, small_config, out, "--epochs", 5))
+    (folder,) = (tmp_path / "runs").iterdir()
+    train.main(arguments(corpus, small_config, out, "--epochs", 6, "--run_name", "other"))
+    assert f"keeps its name: {folder.name}" in caplog.text and list((tmp_path / "runs").iterdir()) == [folder]
+    records = read_metrics(folder)
+    assert [record["epoch"] for record in records if record["kind"] == "epoch"] == [1, 2, 3, 4, 5, 6]
+    (step,) = [record for record in records if record["kind"] == "step"]  # every tenth
+    assert step["step"] == 10 and {"train_loss", "grad_norm", "learning_rate"} < set(step)
+    assert [record["epoch"] for record in records if record["kind"] == "phrases"] == [5]
+    assert (folder / "index.html").exists()
+    checkpoint = read_checkpoint(out / "latest.pth")
+    assert checkpoint["run_name"] == folder.name and len(checkpoint["wandb_id"]) == 8
+
+
+# --- several processes --------------------------------------------------------------------------
+
+
+def test_two_processes_train_as_one(corpus: Path, small_config: Path, tmp_path: Path) -> None:
+    """Batches of 3, 3, 3 and 1 crops: shares are unequal, and in the last step one process has none."""
+    flags = ["--batch_size", "3", "--epochs"]
+    alone = arguments(corpus, small_config, tmp_path / "alone", *flags, 1)
+    assert train.main(alone) == 0
+    together = arguments(corpus, small_config, tmp_path / "together", *flags, 1)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    result = subprocess.run([*command, *together], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("train_loss") == 1  # one speaks for both
+    one, other = (read_checkpoint(tmp_path / name / "latest.pth") for name in ("alone", "together"))
+    assert one["step"] == other["step"] == 4
+    assert one["metrics"]["best_val_loss"] == pytest.approx(other["metrics"]["best_val_loss"], abs=1e-5)
+    for number, state in one["optimizer"]["state"].items():  # averages of the gradients
+        torch.testing.assert_close(other["optimizer"]["state"][number]["exp_avg"], state["exp_avg"], atol=1e-5, rtol=0)
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert train.main(arguments(corpus, small_config, tmp_path / "together", *flags, 2)) == 0  # goes on with one
+    assert read_checkpoint(tmp_path / "together" / "latest.pth")["step"] == 8
