@@ -292,14 +292,15 @@ def test_a_stale_file_stops_the_training(write_takes, config):
 
 
 def test_second_time_no_file_is_opened(write_takes, config, monkeypatch):
-    folder = write_takes([f"{i:064x}" for i in range(6)])
+    folder = write_takes([f"{i:064x}" for i in range(8)])
     first = read_corpus(folder, config)
     opened = []
     monkeypatch.setattr(data, "load_recording", lambda path, *_: opened.append(path.name) or load_recording(path))
     assert read_corpus(folder, config) == first and opened == []
     save_recording(folder / "take_03.pt", load_recording(folder / "take_02.pt"))
     (folder / "take_05.pt").unlink()
-    assert len(read_corpus(folder, config).training) == 4 and opened == ["take_03.pt"]
+    later = read_corpus(folder, config)
+    assert opened == ["take_03.pt"] and len(later.training) == 6 and len(later.validation) == 1
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format_version": 1}', '{"files": {"a": 1}}'])

@@ -24,7 +24,8 @@ def commands() -> list[str]:
 
 
 def python_commands() -> list[str]:
-    return [command for command in commands() if command.startswith("./venv/bin/python") and ".py" in command]
+    starts = ("./venv/bin/python", "./venv/bin/torchrun")
+    return [command for command in commands() if command.startswith(starts) and ".py" in command]
 
 
 def load_script(name: str):
@@ -42,7 +43,8 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.parametrize("command", python_commands())
 def test_command_parses(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, script, *arguments = shlex.split(command)
+    words = shlex.split(command)
+    script, *arguments = words[next(place for place, word in enumerate(words) if word.endswith(".py")) :]
     module = load_script(script)
     monkeypatch.chdir(tmp_path)
     for flag, value in pairwise(arguments):  # what an earlier command of the README would have made
