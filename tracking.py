@@ -200,6 +200,7 @@ class Tracker:
         self._wandb = self._connect(chosen, project, run_id)
         if self._wandb is None and chosen == "online":
             log.info("W&B cannot be reached: this run is kept offline")
+            self._guarded(_stop_wandb)
             chosen, self._wandb = "offline", self._connect("offline", project, run_id)
         if self._wandb is not None and chosen == "offline":
             parts = self.folder / "wandb" / f"offline-run-*-{run_id}"
@@ -318,6 +319,13 @@ class Tracker:
         except Exception as error:  # whatever a full disk, a network or W&B's own service may come up with
             log.warning("not tracked, training goes on: %s", f"{type(error).__name__}: {error}".splitlines()[0])
             return None
+
+
+def _stop_wandb() -> None:
+    """End W&B's own process, in which a start that failed still holds the run's id."""
+    import wandb
+
+    wandb.teardown()
 
 
 def _has_key() -> bool:

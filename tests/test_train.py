@@ -305,7 +305,7 @@ def test_what_was_trained_on_is_never_held_out_later(corpus: Path, small_config:
     train.main(args)
     trained = {span.path for span in train.prepare(train.parse_args(args)).corpus.training}
     for number in range(6, 30):  # three would be held out of thirty, the two more from what was trained on
-        make_recording(corpus / f"{number}.pt", 0.5, 1000.0 + number)
+        make_recording(corpus / f"{number}.pt", 0.5, 600.0 + number)
     later = train.prepare(train.parse_args(args)).corpus
     assert trained <= {span.path for span in later.training} and len(later.training) == 29
     fresh = train.prepare(train.parse_args([*args, "--no_resume"])).corpus
