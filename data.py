@@ -178,10 +178,10 @@ def read_corpus(data_dir: Path, config: Config) -> Corpus:
     if len(instruments) > 1:
         named = ", ".join(f"{name} ({path.name})" for name, path in instruments.items())
         raise ValueError(f"{data_dir} mixes instruments: {named}; a model learns one, so use a folder for each")
-    return Corpus(next(iter(instruments)), *_split(spans, config.train.val_fraction))
+    return Corpus(next(iter(instruments)), *split_takes(spans, config.train.val_fraction))
 
 
-def _split(takes: dict[str, list[Span]], val_fraction: float) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+def split_takes(takes: dict[str, list[Span]], val_fraction: float) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
     # A hash is as good as a coin, and stays the same when recordings are added or renamed.
     digests = sorted(takes)
     if len(digests) < 5:
