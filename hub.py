@@ -86,6 +86,7 @@ def connect(write: bool = False) -> HfApi:
     Raises:
         RefusedError: ``write``, and there is no token, or one that the Hub does not know or that only reads.
     """
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it says a line for each request
     api = HfApi()
     if not write:
         return api
@@ -102,7 +103,7 @@ def ask(
     action: Callable[[], Answer],
     repo_id: str,
     patience: Patience = PATIENCE,
-    wait: Callable[[float], Any] = time.sleep,
+    wait: Callable[[float], Any] | None = None,
     warn: Callable[[str], None] = log.warning,
 ) -> Answer:
     """Do something with the Hub, again and again where the network or the Hub fails for a while.
@@ -111,7 +112,7 @@ def ask(
         action: what to do; it must not matter whether it is done twice.
         repo_id: what it is about, for the message.
         patience: how often and how long.
-        wait: waits so many seconds; may return True to give up.
+        wait: waits so many seconds (default: sleeps); may return True to give up.
         warn: told of each failure that is tried again.
 
     Raises:
@@ -129,7 +130,7 @@ def ask(
                 raise problem from error
             delay = _asked_pause(error) or min(patience.backoff * 2.0 ** min(attempt, 30), patience.longest)
             warn(f"{problem}; trying again")
-            if wait(delay):
+            if (wait or time.sleep)(delay):
                 raise problem from error
     raise AssertionError("unreachable")
 

@@ -30,7 +30,8 @@ class Fault:
     headers: dict = field(default_factory=dict)
     cut: int = 0  # bytes of the body, theirs or ours, before the connection is dropped
     after: bool = False  # drop it after acting: the answer is lost
-    flip: bool = False  # answer with one byte changed
+    flip: bool = False  # a large file comes with one byte changed
+    short: bool = False  # a large file comes without its last byte
 
 
 @dataclass
@@ -94,12 +95,13 @@ class Handler(BaseHTTPRequestHandler):
         line = f"{self.command} {unquote(self.url.path)}"
         self.server.requests.append((line, self.headers.get("Authorization")))
         fault = self.server.next_fault(line)
-        if self.server.down or (fault and not fault.status and not fault.after and not fault.flip):
+        drops = fault and not (fault.status or fault.after or fault.flip or fault.short)
+        if self.server.down or drops:
             return self._drop(fault)
         body = self._read_body()
         if fault and fault.status:
             return self._answer(fault.status, b"", fault.headers)
-        self.flip, self.close_connection = bool(fault and fault.flip), bool(fault and fault.after)
+        self.fault, self.close_connection = fault or Fault(""), bool(fault and fault.after)
         try:
             answer = self._route(body)
         except Refused as refusal:
@@ -280,8 +282,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, body: bytes, oid: str) -> tuple:
         content = self.server.stored[oid]
-        if self.flip:
+        self.server.count_down()
+        if self.fault.flip:
             content = content[:-1] + bytes([content[-1] ^ 1])
+        if self.fault.short:
+            content = content[:-1]
         if asked := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
             start = int(asked[1])
             return 206, content[start:], {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
@@ -302,7 +307,9 @@ class HubServer(ThreadingHTTPServer):
         self.cards: list[dict | None] = []  # front matter of cards as they came
         self.requests: list[tuple[str, str | None]] = []
         self.faults: list[Fault] = []
+        self.pauses: list[float] = []  # s that the client would have slept
         self.down = False  # every connection is dropped
+        self.files_left: int | None = None  # large files that are sent before it goes down by itself
         self._choosing = threading.Lock()
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -313,6 +320,18 @@ class HubServer(ThreadingHTTPServer):
     @property
     def cdn(self) -> str:
         return f"http://localhost:{self.server_port}"
+
+    def add(self, kind: str, name: str, files: dict[str, bytes], private: bool = True) -> Repo:
+        """Put a repository there; .pt and .pth are large files."""
+        repo = self.repos[kind, name] = Repo(private)
+        repo.commit({path: Blob(content, path.endswith((".pt", ".pth"))) for path, content in files.items()}, "add")
+        return repo
+
+    def count_down(self) -> None:
+        with self._choosing:
+            if self.files_left is not None:
+                self.files_left -= 1
+                self.down = self.files_left < 0
 
     def asked(self, pattern: str) -> list[str]:
         """Return the requests ("METHOD /path") in which the pattern is found."""
