@@ -33,6 +33,7 @@ _LATER = (408, 429, 500, 502, 503, 504)  # answers after which the same question
 _OFFLINE = (
     httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, OfflineModeIsEnabled,
     LocalEntryNotFoundError,
+    json.JSONDecodeError,  # a page of a proxy that says that the Hub is down
 )
 _TOKENS = "https://huggingface.co/settings/tokens"
 
@@ -122,7 +123,7 @@ def ask(
     for attempt in itertools.count():
         try:
             return action()
-        except (httpx2.HTTPError, OSError, RuntimeError) as error:
+        except (httpx2.HTTPError, OSError, RuntimeError, json.JSONDecodeError) as error:
             problem = explain(error, repo_id)
             if problem is None:
                 raise

@@ -17,7 +17,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import librosa
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
 from huggingface_hub.hf_api import RepoFile
@@ -248,16 +247,11 @@ def _write_statistics(index: Index, repo_id: str, licence: str) -> str:
         n_recordings=len(index.recordings),
         n_takes=len({entry.take for entry in index.recordings}),
         minutes=sum(entry.n_frames for entry in index.recordings) / frame_rate / 60,
-        pitch=_write_pitch(min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else "none found",
+        pitch=f"{min(low for low, _ in ranges):.0f} to {max(high for _, high in ranges):.0f} Hz" if ranges else "none",
         sample_rate=audio["sample_rate"],
         frame_rate=frame_rate,
         settings="\n".join(f"| `{key}` | {value} |" for key, value in settings),
     )
-
-
-def _write_pitch(low: float, high: float) -> str:
-    notes = [librosa.hz_to_note(f0, unicode=False) for f0 in (low, high)]
-    return f"{low:.0f} to {high:.0f} Hz ({notes[0]} to {notes[1]})"
 
 
 def open_data_set(api: HfApi, repo_id: str, private: bool) -> None:
