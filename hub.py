@@ -75,9 +75,9 @@ def check_repo_id(repo_id: str) -> str:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"--repo_id should be user/name; {error}") from error
+        raise ValueError(f"a repository is named user/name; {error}") from error
     if "/" not in repo_id:
-        raise ValueError(f"--repo_id should be user/name, not {repo_id}")
+        raise ValueError(f"a repository is named user/name, not {repo_id}")
     return repo_id
 
 

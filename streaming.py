@@ -4,6 +4,8 @@ The index of the data set is read first, so the split is that of the same folder
 in which the files come. Each is fetched once, compared with its sha256, read, and only then put under its name.
 """
 
+import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -40,8 +42,14 @@ NOTE = "hub.json"  # in a cache: where it comes from, and the index
 _INCOMING = ".incoming"  # in a cache: files that are not checked yet
 STREAMING = Patience(retries=float("inf"))  # training goes on meanwhile, so there is no hurry to give up
 _GLANCE = Patience(retries=0)  # where the cache would do
+_MOST_REPEATS = 8  # of a recording in an epoch while others are missing
 
 log = logging.getLogger("hub")
+
+
+def default_cache(repo_id: str) -> Path:
+    """Return the folder that a data set is kept in unless another is given."""
+    return Path("data/hub") / repo_id.replace("/", "--")
 
 
 class DamagedError(Exception):
@@ -105,17 +113,39 @@ class HubRecordings:
         return not self._thread.is_alive()
 
     def wait_for(self, n: int = 1) -> None:
-        """Wait until ``n`` recordings to train on are here.
+        """Wait until ``n`` recordings to train on are here, and one that is held out, if any will come.
 
         Raises:
             HubError: so many will not come.
         """
-        training = {span.path for span in self.corpus.training}
+        training, validation = ({span.path for span in side} for side in (self.corpus.training, self.corpus.validation))
+
+        def enough() -> bool:
+            hoped_for = validation - self.failed.keys()
+            return len(training & self._ready.keys()) >= n and (not hoped_for or bool(hoped_for & self._ready.keys()))
+
         with self._changed:
-            self._changed.wait_for(lambda: len(training & self._ready.keys()) >= n or self._closing.is_set())
+            self._changed.wait_for(lambda: enough() or self._closing.is_set())
             if len(training & self._ready.keys()) < n:
                 reasons = "; ".join(dict.fromkeys(self.failed.values())) or "the download was stopped"
                 raise HubError(f"{self.repo_id}: too few recordings to train on ({reasons})")
+
+    def so_far(self, here: Iterable[Path] | None = None) -> Corpus:
+        """Return the corpus as far as it is here; the whole one, in its own order, when all is.
+
+        What is there to train on comes several times, so that epochs are not many and short while the data arrives.
+
+        Args:
+            here: these files only (default: ``ready``).
+        """
+        files = set(self.ready() if here is None else here)
+        training, validation = (
+            tuple(span for span in side if span.path in files)
+            for side in (self.corpus.training, self.corpus.validation)
+        )
+        n_missing = len(self.corpus.training) - len(training)
+        repeats = itertools.islice(itertools.cycle(training), min(n_missing, (_MOST_REPEATS - 1) * len(training)))
+        return dataclasses.replace(self.corpus, training=(*training, *repeats), validation=validation)
 
     def close(self) -> None:
         """Fetch nothing more; what is here stays."""

@@ -132,6 +132,20 @@ def test_held_out_recordings_come_right_after_the_first(hub, data_set, stream):
     assert order[0] == recordings.corpus.training[0].path and order[1] == recordings.corpus.validation[0].path
 
 
+def test_corpus_so_far_keeps_epochs_long_until_all_is_here(data_set, stream):
+    recordings = stream()
+    recordings.start()
+    finish(recordings)
+    whole = recordings.corpus
+    assert recordings.so_far() == whole
+    first, *others = (span.path for span in whole.training)
+    little = recordings.so_far([first])
+    assert little.training == whole.training[:1] * 8 and little.validation == ()
+    more = recordings.so_far([first, others[0], whole.validation[0].path])
+    assert len(more.training) == len(whole.training) and set(more.training) == set(whole.training[:2])
+    assert more.validation == whole.validation and recordings.so_far([]).training == ()
+
+
 def test_token_goes_to_the_hub_and_not_to_the_storage(hub, data_set, stream):
     recordings = stream()
     recordings.start()
@@ -439,6 +453,6 @@ def test_what_is_not_the_hubs_fault_passes_through(tmp_path):
 
 @pytest.mark.parametrize("name", ["trumpet", "a b/c", "a/b/c", "-a/b", ""])
 def test_repository_names(name):
-    with pytest.raises(ValueError, match="should be user/name"):
+    with pytest.raises(ValueError, match="is named user/name"):
         check_repo_id(name)
     assert check_repo_id(NAME) == NAME
