@@ -113,7 +113,7 @@ class HubRecordings:
         return not self._thread.is_alive()
 
     def wait_for(self, n: int = 1) -> None:
-        """Wait until ``n`` recordings to train on are here, and one that is held out, if any will come.
+        """Wait until ``n`` recordings to train on are here, and one that is held out, unless there is trouble.
 
         Raises:
             HubError: so many will not come.
@@ -121,7 +121,7 @@ class HubRecordings:
         training, validation = ({span.path for span in side} for side in (self.corpus.training, self.corpus.validation))
 
         def enough() -> bool:
-            hoped_for = validation - self.failed.keys()
+            hoped_for = set() if self._in_trouble else validation - self.failed.keys()
             return len(training & self._ready.keys()) >= n and (not hoped_for or bool(hoped_for & self._ready.keys()))
 
         with self._changed:
@@ -218,7 +218,7 @@ class HubRecordings:
     def _order(self) -> Iterable[Path]:
         # A few to begin with, then all that the validation loss needs, so that it is soon that of the whole.
         training, validation = ([span.path for span in side] for side in (self.corpus.training, self.corpus.validation))
-        return dict.fromkeys([*training[: self.n_threads], *validation, *training])
+        return dict.fromkeys([*training[:1], *validation[:1], *training[: self.n_threads], *validation, *training])
 
     def _fetch_all(self) -> None:
         lock = FileLock(self.cache_dir / ".lock")
@@ -312,6 +312,7 @@ class HubRecordings:
             if not self._in_trouble:
                 log.warning("%s; training goes on with the %d recordings that are here", message, len(self._ready))
             self._in_trouble = True
+            self._changed.notify_all()
 
     def _give_up(self, entry: Entry, reason: str) -> None:
         if not self._closing.is_set():
