@@ -182,6 +182,7 @@ def read_corpus(data_dir: Path, config: Config) -> Corpus:
 
 
 def split_takes(takes: dict[str, list[Span]], val_fraction: float) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """Divide recordings, grouped by the sha256 of their take, as ``read_corpus`` says."""
     # A hash is as good as a coin, and stays the same when recordings are added or renamed.
     digests = sorted(takes)
     if len(digests) < 5:

@@ -1,6 +1,7 @@
 """Train an instrument from processed recordings.
 
     ./venv/bin/python train.py --data_dir data/processed/trumpet
+    ./venv/bin/python train.py --hf_repo_id user/name
 
 Writes ``checkpoints/latest.pth`` and ``model_epoch_N.pth`` after every epoch and ``best.pth`` when
 the validation loss falls. Run the same command again and it goes on from ``latest.pth``, in the
@@ -12,7 +13,7 @@ import dataclasses
 import logging
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,6 @@ class Trainer:
 
     def __init__(self, config: Config, corpus: Corpus, checkpoint_dir: Path, device: torch.device, seed: int) -> None:
         self.config = config
-        self.corpus = corpus
         self.checkpoint_dir = checkpoint_dir
         self.device = device
         self.seed = seed
@@ -99,11 +99,23 @@ class Trainer:
         self.model = build_model(config, corpus.instrument).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.train.learning_rate)
         self.loss_function = build_loss(config).to(device)
-        self.training: CropDataset = build_dataset(corpus.training, corpus.instrument, config, seed)
-        self.validation: CropDataset = build_dataset(corpus.validation, corpus.instrument, config)
-        self.statistics = measure_statistics(corpus.training, config)
+        self.use(corpus)
+        self.next_corpus: Callable[[], Corpus] | None = None  # asked before each epoch, where recordings still arrive
         self.progress = Progress()
         self.stopping = False
+
+    def use(self, corpus: Corpus) -> None:
+        """Train on these recordings from the next epoch on."""
+        self.corpus = corpus
+        self.training: CropDataset = build_dataset(corpus.training, corpus.instrument, self.config, self.seed)
+        self.validation: CropDataset = build_dataset(corpus.validation, corpus.instrument, self.config)
+        self.statistics = measure_statistics(corpus.training, self.config)
+
+    def _take_on(self, corpus: Corpus) -> None:
+        if corpus.validation != self.corpus.validation:  # losses over other recordings do not compare
+            self.progress.best_val_loss = float("inf")
+        if corpus != self.corpus:
+            self.use(corpus)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -224,6 +236,8 @@ class Trainer:
     def run(self, epochs: int) -> None:
         """Train until ``epochs`` epochs are complete in all, saving after each."""
         while self.progress.epoch < epochs:
+            if self.next_corpus and self.progress.position_in_epoch == 0:
+                self._take_on(self.next_corpus())
             train_loss = self.train_epoch()
             val_loss = self.validate()
             is_best = val_loss < self.progress.best_val_loss
@@ -291,7 +305,8 @@ def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train an instrument; goes on from checkpoints/latest.pth.")
-    parser.add_argument("--data_dir", type=Path, required=True, help="processed recordings (.pt)")
+    parser.add_argument("--data_dir", type=Path, help="processed recordings (.pt); of a streamed data set, its cache")
+    parser.add_argument("--hf_repo_id", help="data set on the Hugging Face Hub, user/name: train while it downloads")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
     parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default {DEFAULT_PRESET})")
     parser.add_argument("--batch_size", type=int, help="crops a step (default: config.json)")
@@ -301,6 +316,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and noise (default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     args = parser.parse_args(argv)
+    if args.data_dir is None and args.hf_repo_id is None:
+        parser.error("give --data_dir, a folder of processed recordings, or --hf_repo_id")
     for name in ("batch_size", "epochs"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1")
@@ -316,11 +333,24 @@ def configure(args: argparse.Namespace) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **flags))
 
 
+def open_corpus(args: argparse.Namespace, config: Config) -> tuple[Corpus, Callable[[], Corpus] | None]:
+    """Return the recordings and, where more of them are on their way, how to ask what has come since."""
+    if args.hf_repo_id is None:
+        return read_corpus(args.data_dir, config), None
+    from streaming import HubRecordings, default_cache  # half a second that a training from disk need not wait
+
+    recordings = HubRecordings(args.hf_repo_id, args.data_dir or default_cache(args.hf_repo_id), config)
+    recordings.start()
+    recordings.wait_for(1)
+    return recordings.so_far(), recordings.so_far
+
+
 def prepare(args: argparse.Namespace) -> Trainer:
     """Build the training that the command line asks for, resumed if it can be."""
     config = configure(args)
-    corpus = read_corpus(args.data_dir, config)
+    corpus, next_corpus = open_corpus(args, config)
     trainer = Trainer(config, corpus, args.checkpoint_dir, get_device(args.device), args.seed)
+    trainer.next_corpus = next_corpus
     latest = args.checkpoint_dir / LATEST
     if args.no_resume and (kept_in := set_aside(args.checkpoint_dir)):
         log.info("the old checkpoints are in %s", kept_in)
