@@ -167,7 +167,7 @@ def test_nothing_is_deleted_unless_told_so(hub, folder, capsys):
     assert len(recordings_of(hub)) == 12 and "notes.txt" in repo.files
     assert "3 there but not here, and kept" in capsys.readouterr().out
     assert len(index_of(repo.files)["recordings"]) == 11  # stray.pt was never described
-    hub.faults = [Fault("POST .*/commit/", times=1), Fault("POST .*/commit/", after=True)]
+    hub.faults = [Fault("POST .*/commit/"), Fault("POST .*/commit/", times=2, after=True)]  # index, then deletion
     assert upload(folder, "--delete_missing") == 0
     assert recordings_of(hub) == local(folder) and "notes.txt" in repo.files
     assert "3 deleted there" in capsys.readouterr().out
