@@ -198,7 +198,7 @@ def read_corpus(data_dir: Path, config: Config, boundary: str | None = None) -> 
     if len(instruments) > 1:
         named = ", ".join(f"{name} ({path.name})" for name, path in instruments.items())
         raise ValueError(f"{data_dir} mixes instruments: {named}; a model learns one, so use a folder for each")
-    return Corpus(next(iter(instruments)), *_split(spans, config.train.val_fraction, boundary))
+    return Corpus(next(iter(instruments)), *split_takes(spans, config.train.val_fraction, boundary))
 
 
 def _read_entries(data_dir: Path, config: Config) -> list[tuple[Path, _Entry]]:
@@ -242,9 +242,10 @@ def _save_index(data_dir: Path, config: Config, entries: list[tuple[Path, _Entry
         partial.unlink(missing_ok=True)
 
 
-def _split(
+def split_takes(
     takes: dict[str, list[Span]], val_fraction: float, boundary: str | None
 ) -> tuple[tuple[Span, ...], tuple[Span, ...], str | None]:
+    """Divide recordings, grouped by the sha256 of their take, as ``read_corpus`` says; also return the boundary."""
     # A hash is as good as a coin, and stays the same when recordings are added or renamed.
     digests = sorted(takes)
     if boundary is not None and boundary >= digests[-1]:  # other recordings altogether: nothing would be left to train

@@ -2,6 +2,7 @@
 
     ./venv/bin/python train.py --data_dir data/processed/trumpet
     ./venv/bin/torchrun --nproc_per_node=4 train.py --data_dir data/processed/trumpet
+    ./venv/bin/python train.py --hf_repo_id user/name
 
 Writes ``checkpoints/latest.pth`` and ``model_epoch_N.pth`` after every epoch and ``best.pth`` when
 the validation loss falls, and under ``runs/`` what there is to see and hear. Run the same command
@@ -14,7 +15,7 @@ import dataclasses
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from config import (
     get_device,
     load_config,
 )
-from data import read_corpus
+from data import Corpus, read_corpus
 from distributed import ALONE, Ranks, joined, read_ranks
 from tracking import MODES, Tracker, choose_run_name, new_run_id
 from trainer import Stopped, Trainer
@@ -62,7 +63,8 @@ def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train an instrument; goes on from checkpoints/latest.pth.")
-    parser.add_argument("--data_dir", type=Path, required=True, help="processed recordings (.pt)")
+    parser.add_argument("--data_dir", type=Path, help="processed recordings (.pt); of a streamed data set, its cache")
+    parser.add_argument("--hf_repo_id", help="data set on the Hugging Face Hub, user/name: train while it downloads")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
     parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default {DEFAULT_PRESET})")
     parser.add_argument("--batch_size", type=int, help="crops a step, of all processes (default: config.json)")
@@ -86,6 +88,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.data_dir is None and args.hf_repo_id is None:
+        parser.error("give --data_dir, a folder of processed recordings, or --hf_repo_id")
     for name, least in (("batch_size", 1), ("epochs", 1), ("patience", 1), ("num_workers", 0), ("seed", 0)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             parser.error(f"--{name} must be at least {least}")
@@ -111,13 +115,14 @@ def prepare(args: argparse.Namespace, ranks: Ranks = ALONE) -> Trainer:
     checkpoint = read_checkpoint(latest) if latest.exists() and not args.no_resume else None
     if checkpoint:
         _require_same_training(checkpoint, latest, config)
-    corpus = read_corpus(args.data_dir, config, _boundary(checkpoint, config))
+    device = ranks.own(get_device(args.device))
+    corpus, next_corpus = open_corpus(args, config, _boundary(checkpoint, config), ranks, device)
     if checkpoint and (before := checkpoint["instrument"]) != corpus.instrument:
         raise _another_training(latest, [f"instrument {before} -> {corpus.instrument}"], corpus.instrument)
     if config.train.patience is not None and not corpus.validation:
         raise ValueError("--patience watches the validation loss, but nothing is held out; give --val_fraction")
-    device = ranks.own(get_device(args.device))
     trainer = Trainer(config, corpus, args.checkpoint_dir, device, args.seed, ranks, args.num_workers)
+    trainer.next_corpus = next_corpus
     if ranks.is_first:
         remove_partial(args.checkpoint_dir)
         if args.no_resume and (kept_in := set_aside(args.checkpoint_dir)):
@@ -131,6 +136,29 @@ def prepare(args: argparse.Namespace, ranks: Ranks = ALONE) -> Trainer:
         trainer.resume(checkpoint, latest)
         log.info("resumed %s: epoch %d, step %d", latest, trainer.progress.epoch, trainer.progress.step)
     return trainer
+
+
+def open_corpus(
+    args: argparse.Namespace, config: Config, boundary: str | None, ranks: Ranks, device: torch.device
+) -> tuple[Corpus, Callable[[], Corpus] | None]:
+    """Return the recordings and, where more of them are on their way, how to ask what has come since."""
+    if args.hf_repo_id is None:
+        return read_corpus(args.data_dir, config, boundary), None
+    from streaming import HubRecordings, default_cache  # half a second that a training from disk need not wait
+
+    recordings = HubRecordings(args.hf_repo_id, args.data_dir or default_cache(args.hf_repo_id), config, boundary)
+    recordings.start()
+    recordings.wait_for(1)
+    ranks.wait()
+    both = (recordings.corpus.training, recordings.corpus.validation)
+    paths = sorted({span.path for side in both for span in side})
+
+    def so_far() -> Corpus:
+        here = set(recordings.ready())
+        counts = ranks.sum(torch.tensor([float(path in here) for path in paths], device=device))
+        return recordings.so_far(path for path, count in zip(paths, counts.tolist()) if count == ranks.size)
+
+    return so_far(), so_far
 
 
 def _another_training(path: Path, differences: list[str], instrument: str) -> ValueError:

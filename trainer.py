@@ -135,6 +135,12 @@ class Trainer:
         self.validation: CropDataset = build_dataset(corpus.validation, corpus.instrument, self.config)
         self.statistics = measure_statistics(corpus.training, self.config)
 
+    def _take_on(self, corpus: Corpus) -> None:
+        if corpus.validation != self.corpus.validation:  # losses over other recordings do not compare
+            self.progress.best_val_loss, self.progress.epochs_since_best = float("inf"), 0
+        if corpus != self.corpus:
+            self.use(corpus)
+
     def resume(self, checkpoint: dict[str, Any], path: Path) -> None:
         """Go on from a checkpoint; what has changed since is said and applied.
 
@@ -323,7 +329,7 @@ class Trainer:
                 log.info("no lower validation loss for %d epochs: training ends here", progress.epochs_since_best)
                 return
             if self.next_corpus and progress.position_in_epoch == 0:
-                self.use(self.next_corpus())
+                self._take_on(self.next_corpus())
             self._finish_epoch(self.train_epoch(), self.validate())
             asked = self.ranks.sum(torch.tensor(float(self.stopping), device=self.device))
             if asked.item() and progress.epoch < epochs:

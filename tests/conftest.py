@@ -3,14 +3,17 @@
 import dataclasses
 import hashlib
 import io
+import types
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hub_server import HubServer
 
 import checkpoint as checkpoint_module
+import hub as hub_module
 from config import load_config
 from data import Recording, extractor_settings, save_recording
 from features import extract_features, pad_to_frames
@@ -149,3 +152,26 @@ def bomb(tmp_path):
     """An object that betrays an unsafe unpickler, and the file by which it does."""
     target = tmp_path / "exploded"
     return Bomb(target), target
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub on loopback for the real client, as if HF_ENDPOINT, HF_HOME and the like had been set at its import.
+
+    Nobody sleeps: the pauses that would have been made are in ``hub.pauses``.
+    """
+    with HubServer() as server:
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_DISABLE_XET": True,
+            "HF_TOKEN_PATH": str(tmp_path / "home" / "token"),
+            "HF_HUB_CACHE": str(tmp_path / "home" / "hub"),
+        }.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        monkeypatch.setenv("HF_TOKEN", "hf_write")
+        clock = types.SimpleNamespace(sleep=server.pauses.append)
+        for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download"):
+            monkeypatch.setattr(f"{module}.time", clock)
+        monkeypatch.setattr(hub_module, "time", clock)
+        yield server

@@ -1,0 +1,240 @@
+"""What everything that talks to the Hugging Face Hub shares: asking with patience, and the index of a data set.
+
+A data set is the processed files of ``preprocess.py`` and, beside them, ``index.json``, which says of each file what
+training has to know before the file is there: how long it is, which take it comes from, and its sha256.
+``scripts/upload_to_hf.py`` writes it, ``streaming.py`` reads it.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import httpx2  # what huggingface_hub speaks through; its exceptions come out of it
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+INDEX = "index.json"
+FORMAT_VERSION = 1
+_LATER = (408, 429, 500, 502, 503, 504)  # answers after which the same question may succeed
+_OFFLINE = (
+    httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, OfflineModeIsEnabled,
+    LocalEntryNotFoundError,
+    json.JSONDecodeError,  # a page of a proxy that says that the Hub is down
+)
+_TOKENS = "https://huggingface.co/settings/tokens"
+
+log = logging.getLogger("hub")
+Answer = TypeVar("Answer")
+
+
+class HubError(ValueError):
+    """What keeps us from the Hub's data; its text is the sentence for the user."""
+
+
+class RefusedError(HubError):
+    """This user, or this token, may not have it: asking again is of no use."""
+
+
+class UnreachableError(HubError):
+    """No network, or a Hub that is down or asks for a pause."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    retries: float = 5  # in a row
+    backoff: float = 1.0  # s, doubled at each
+    longest: float = 60.0  # s
+
+
+PATIENCE = Patience()
+
+
+# --- asking -------------------------------------------------------------------------------------
+
+
+def check_repo_id(repo_id: str) -> str:
+    """Return a name as it is if it can be one of a repository on the Hub: user/name.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"a repository is named user/name; {error}") from error
+    if "/" not in repo_id:
+        raise ValueError(f"a repository is named user/name, not {repo_id}")
+    return repo_id
+
+
+def connect(write: bool = False) -> HfApi:
+    """Return a client that knows ``HF_TOKEN`` or the saved login.
+
+    Raises:
+        RefusedError: ``write``, and there is no token, or one that the Hub does not know or that only reads.
+    """
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it says a line for each request
+    api = HfApi()
+    if not write:
+        return api
+    advice = f"make a token with write permission at {_TOKENS}, then set HF_TOKEN or run ./venv/bin/hf auth login"
+    if get_token() is None:
+        raise RefusedError(f"there is no token for the Hub: {advice}")
+    token = ask(api.whoami, "your account").get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
+        raise RefusedError(f"the token '{token.get('displayName')}' may only read: {advice}")
+    return api
+
+
+def ask(
+    action: Callable[[], Answer],
+    repo_id: str,
+    patience: Patience = PATIENCE,
+    wait: Callable[[float], Any] | None = None,
+    warn: Callable[[str], None] = log.warning,
+) -> Answer:
+    """Do something with the Hub, again and again where the network or the Hub fails for a while.
+
+    Args:
+        action: what to do; it must not matter whether it is done twice.
+        repo_id: what it is about, for the message.
+        patience: how often and how long.
+        wait: waits so many seconds (default: sleeps); may return True to give up.
+        warn: told of each failure that is tried again.
+
+    Raises:
+        HubError: what went wrong, as one sentence.
+        OSError: it was not the Hub (a full disk, say).
+    """
+    for attempt in itertools.count():
+        try:
+            return action()
+        except (httpx2.HTTPError, OSError, RuntimeError, json.JSONDecodeError) as error:
+            problem = explain(error, repo_id)
+            if problem is None:
+                raise
+            if not isinstance(problem, UnreachableError) or attempt >= patience.retries:
+                raise problem from error
+            delay = _asked_pause(error) or min(patience.backoff * 2.0 ** min(attempt, 30), patience.longest)
+            warn(f"{problem}; trying again")
+            if (wait or time.sleep)(delay):
+                raise problem from error
+    raise AssertionError("unreachable")
+
+
+def explain(error: BaseException, repo_id: str) -> HubError | None:
+    """Return an error of the client as one of ours; None: the Hub has nothing to do with it."""
+    chain = list(_causes(error))
+    answer = next((cause for cause in chain if isinstance(cause, HfHubHTTPError)), None)
+    if answer is None:
+        if any(isinstance(cause, _OFFLINE) for cause in chain):
+            return UnreachableError("the Hugging Face Hub cannot be reached")
+        return HubError(f"the Hub: {error}") if isinstance(error, httpx2.HTTPError) else None
+    status = answer.response.status_code
+    if isinstance(answer, GatedRepoError):
+        return RefusedError(f"{repo_id} is gated: ask for access on its page")
+    if isinstance(answer, RepositoryNotFoundError):
+        return RefusedError(f"the Hub has no {repo_id}, or it is private and the token may not see it (set HF_TOKEN)")
+    if status == 401:
+        return RefusedError(f"the Hub does not know this token; make one at {_TOKENS} and set HF_TOKEN")
+    if status == 403:
+        return RefusedError(f"the token may not do this with {repo_id}; it needs write permission ({_TOKENS})")
+    if status in _LATER:
+        return UnreachableError(f"the Hub is busy or down (answer {status})")
+    said = " ".join((answer.server_message or str(answer)).split())
+    return HubError(f"the Hub refuses {repo_id} (answer {status}): {said}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _asked_pause(error: BaseException) -> float | None:
+    for cause in _causes(error):
+        if isinstance(cause, HfHubHTTPError) and (asked := cause.response.headers.get("Retry-After", "")).isdigit():
+            return float(asked)
+    return None
+
+
+# --- the index ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One processed file of a data set on the Hub."""
+
+    file: str  # path in the data set
+    sha256: str  # of the file
+    n_bytes: int
+    n_frames: int
+    take: str  # sha256 of the recording it was made from: copies of one take share it
+    f0_range: tuple[float, float] | None  # Hz, the middle 98 % of the frames that have a pitch
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a data set on the Hub holds: recordings of one instrument, measured with the same settings."""
+
+    instrument: str
+    extractor: dict[str, Any]
+    recordings: tuple[Entry, ...]
+
+    def to_json(self) -> str:
+        return json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, content: str, origin: str) -> "Index":
+        """Read an index that anybody may have written.
+
+        Raises:
+            HubError: not an index, of another version, or with names that would leave their folder.
+        """
+        try:
+            values = json.loads(content)
+            if values.pop("format_version") != FORMAT_VERSION:
+                raise HubError(f"{INDEX} of {origin} has another format than version {FORMAT_VERSION}; upload it again")
+            recordings = tuple(Entry(**entry) for entry in values.pop("recordings"))
+            index = cls(recordings=recordings, **values)
+        except (TypeError, LookupError, AttributeError, json.JSONDecodeError) as error:
+            raise HubError(f"{INDEX} of {origin} is not the index of a data set; upload it again") from error
+        for entry in recordings:
+            if not _is_sound(entry):
+                raise HubError(f"{INDEX} of {origin} has an entry that cannot be used: {str(entry.file)[:80]!r}")
+        if not recordings or len({entry.file for entry in recordings}) < len(recordings):
+            raise HubError(f"{INDEX} of {origin} is empty, or lists a file twice; upload it again")
+        return index
+
+
+def _is_sound(entry: Entry) -> bool:
+    texts = all(isinstance(text, str) for text in (entry.file, entry.sha256, entry.take))
+    counts = all(isinstance(count, int) and count > 0 for count in (entry.n_bytes, entry.n_frames))
+    return texts and counts and stays_inside(entry.file)
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a path of a data set leads, on any system, to a processed file in the folder it is joined to."""
+    parts = PurePosixPath(name).parts
+    safe = all(part != ".." and not part.startswith(".") for part in parts) and not any(c in name for c in "\\:\0")
+    return safe and name.endswith(".pt") and not name.startswith("/") and str(PurePosixPath(name)) == name
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

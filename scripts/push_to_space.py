@@ -1,0 +1,151 @@
+"""Put the web page on the Hugging Face Hub as a Space.
+
+    HF_TOKEN=hf_... ./venv/bin/python scripts/push_to_space.py --repo_id user/space
+
+What goes up is named here, never what happens to lie around: app.py and the modules that it imports, config.json,
+requirements.txt, README.md (its front matter tells the Hub how to run the page), the shipped models and the examples.
+No training data, no checkpoints of your own, no environment, no hidden files, no links out of this folder. One commit;
+what is up to date is not sent again, and nothing on the Hub is deleted. Needs no git.
+"""
+
+import argparse
+import ast
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import yaml
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from hub import ask, check_repo_id, connect
+
+ROOT = Path(__file__).resolve().parents[1]
+APP = "app.py"
+NEEDED = ("README.md", "config.json", "requirements.txt")
+ALLOWED = (  # beside the needed ones and the modules; a pattern of a folder takes no subfolders
+    "LICENSE",
+    "packages.txt",  # of apt, if there is one
+    "checkpoints/pretrained/*.pth",
+    "checkpoints/pretrained/*.md",
+    "examples/*.wav",
+    "examples/*.mid",
+    "assets/*.css",
+    "assets/*.js",
+    "assets/*.svg",
+    "assets/*.png",
+)
+
+log = logging.getLogger("push_to_space")
+
+
+def find_modules(root: Path, first: str = APP) -> list[str]:
+    """Return a script and all modules of this project that it imports, directly or not."""
+    found, waiting = set(), [first]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += [f"{module}.py" for module in _imports(root / name) if (root / f"{module}.py").is_file()]
+    return sorted(found)
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def find_files(root: Path) -> list[str]:
+    """Return the names of the files that make up the Space, below ``root``.
+
+    Raises:
+        ValueError: one that the page cannot do without is not there.
+    """
+    missing = [name for name in (APP, *NEEDED) if not (root / name).is_file()]
+    if missing:
+        raise ValueError(f"{root} lacks {', '.join(missing)}")
+    chosen = [root / name for name in (*find_modules(root), *NEEDED)]
+    chosen += [path for pattern in ALLOWED for path in root.glob(pattern) if not path.name.startswith(".")]
+    real_root = root.resolve()
+    inside = [path for path in chosen if path.is_file() and path.resolve() == real_root / path.relative_to(root)]
+    names = sorted({path.relative_to(root).as_posix() for path in inside})
+    if not any(name.endswith(".pth") for name in names):
+        raise ValueError(f"{root / 'checkpoints/pretrained'} holds no model; without one the page plays nothing")
+    return names
+
+
+def check_front_matter(readme: Path) -> None:
+    """Make sure that the Hub will know how to run the page.
+
+    Raises:
+        ValueError: the front matter is missing, or describes something else.
+    """
+    head, *rest = readme.read_text().removeprefix("---\n").split("\n---\n", 1)
+    try:
+        matter = yaml.safe_load(head) if rest else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"the front matter of {readme} is not YAML: {error}") from error
+    wanted = {"sdk": "gradio", "app_file": APP}
+    if not isinstance(matter, dict) or any(matter.get(key) != value for key, value in wanted.items()):
+        lines = ", ".join(f"{key}: {value}" for key, value in wanted.items())
+        raise ValueError(f"{readme} should begin with front matter between two lines '---' that says {lines}")
+
+
+def push(api: HfApi, repo_id: str, root: Path, private: bool) -> list[str]:
+    """Make the Space if there is none, bring it up to date, and return the names of its files.
+
+    Raises:
+        ValueError: something is missing here, or the Hub refuses it.
+    """
+    names = find_files(root)
+    check_front_matter(root / "README.md")
+    kind = {"repo_type": "space"}
+    ask(lambda: api.create_repo(repo_id, space_sdk="gradio", private=private, exist_ok=True, **kind), repo_id)
+
+    def commit() -> None:
+        operations = [CommitOperationAdd(name, root / name) for name in names]
+        api.create_commit(repo_id, operations, commit_message="Update the page", **kind)
+
+    ask(commit, repo_id)
+    return names
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Put the web page on the Hugging Face Hub as a Space.")
+    parser.add_argument("--repo_id", required=True, help="user/name of the Space; made if there is none")
+    parser.add_argument("--public", action="store_true", help="a new Space is for everybody (default: private)")
+    parser.add_argument("--dry_run", action="store_true", help="only list the files")
+    args = parser.parse_args(argv)
+    try:
+        check_repo_id(args.repo_id)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        if args.dry_run:
+            print("\n".join(find_files(root)))
+            return 0
+        api = connect(write=True)
+        names = push(api, args.repo_id, root, not args.public)
+    except (ValueError, OSError) as error:
+        log.error("push_to_space.py: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.error("push_to_space.py: stopped; the same command starts again")
+        return 130
+    print(f"{api.endpoint}/spaces/{args.repo_id}: {len(names)} files")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,316 @@
+"""Upload processed recordings to the Hugging Face Hub, as a data set that train.py can stream.
+
+    HF_TOKEN=hf_... ./venv/bin/python scripts/upload_to_hf.py --repo_id user/name --data_dir data/processed/trumpet
+
+The data set is private unless ``--public`` is given. Files go up in few large commits, each with an index and a card
+that describe just what is there, so that a stopped upload is a smaller data set, not a broken one. Run the same command
+again and it sends what is missing. Nothing on the Hub is deleted unless ``--delete_missing`` is given.
+"""
+
+import argparse
+import functools
+import logging
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
+from huggingface_hub.hf_api import RepoFile
+from tqdm import tqdm
+
+from config import Config, load_config
+from data import Recording, extractor_settings, find_recordings, load_recording
+from hub import INDEX, Entry, HubError, Index, ask, check_repo_id, connect, hash_file, stays_inside
+
+CARD = "README.md"
+BATCH_FILES = 500  # of a commit: the Hub wants few commits, a lost connection should cost little
+BATCH_BYTES = 4 << 30
+HUB_LICENCES = ("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "mit", "apache-2.0")
+_MARKS = ("<!-- statistics -->", "<!-- /statistics -->")  # around what is written anew at each upload
+
+log = logging.getLogger("upload_to_hf")
+
+_HEAD = """---
+tags: [audio, ddsp, {instrument}]
+---
+
+# {repo_id}
+
+Recordings of one instrument, {instrument}, measured for training a DDSP instrument (Engel et al., ICLR 2020): f0,
+A-weighted loudness and sound, one `.pt` file each.
+
+{marks}
+"""
+
+_STATISTICS = """{begin}
+
+| | |
+|---|---|
+| instrument | {instrument} |
+| licence | {licence} |
+| recordings | {n_recordings:,} ({n_takes:,} different) |
+| length | {minutes:.1f} minutes |
+| pitch | {pitch} |
+| sound | {sample_rate:,} Hz, {frame_rate:g} frames a second |
+
+Measured with:
+
+| setting | value |
+|---|---|
+{settings}
+
+Train on it while it downloads:
+
+```bash
+./venv/bin/python train.py --hf_repo_id {repo_id}
+```
+
+{end}"""
+
+
+def describe(path: Path, data_dir: Path, recording: Recording) -> Entry:
+    """Describe one processed file.
+
+    Raises:
+        ValueError: a name that not every system can have.
+    """
+    name = path.relative_to(data_dir).as_posix()
+    if not stays_inside(name):
+        raise ValueError(f"{path} cannot be uploaded under its name: no hidden folders, no ':' and no '\\', please")
+    return Entry(
+        name,
+        sha256=hash_file(path),
+        n_bytes=path.stat().st_size,
+        n_frames=recording.n_frames,
+        take=recording.source["sha256"],
+        f0_range=_f0_range(recording),
+    )
+
+
+def _f0_range(recording: Recording) -> tuple[float, float] | None:
+    settings = recording.extractor["features"]
+    voiced = recording.periodicity >= settings["periodicity_threshold"]
+    voiced &= recording.loudness > settings["loudness_floor"]
+    if not voiced.any():
+        return None
+    low, high = torch.quantile(recording.f0[voiced], torch.tensor([0.01, 0.99])).tolist()
+    return round(low, 1), round(high, 1)
+
+
+def read_folder(data_dir: Path, config: Config) -> Index:
+    """Describe a folder of processed files.
+
+    Raises:
+        ValueError: none, one that is damaged or stale, or several instruments.
+    """
+    paths = find_recordings(data_dir)
+    entries: list[Entry] = []
+    played: dict[str, Path] = {}
+    for path in tqdm(paths, desc="reading", unit="file"):
+        recording = load_recording(path, config)
+        played.setdefault(recording.instrument, path)
+        entries.append(describe(path, data_dir, recording))
+    if len(played) > 1:
+        named = ", ".join(f"{name} ({path})" for name, path in played.items())
+        raise ValueError(f"a data set has one instrument, {data_dir} has several: {named}; give the folder of one")
+    return Index(*played, extractor_settings(config), tuple(entries))
+
+
+class Upload:
+    """The folder, and what the Hub has of it."""
+
+    def __init__(self, api: HfApi, repo_id: str, local: Index, data_dir: Path, licence: str | None) -> None:
+        self.api, self.repo_id, self.local, self.data_dir, self.licence = api, repo_id, local, data_dir, licence
+        self._ask = functools.partial(ask, repo_id=repo_id)
+        self.remote = self._list_files()
+        self.texts = {name: self._read_text(name) for name in (INDEX, CARD) if name in self.remote}
+        self.old_index = Index.from_json(self.texts[INDEX], repo_id) if INDEX in self.texts else None
+        self.there = [entry for entry in local.recordings if self._is_there(entry)]
+        self.missing = [entry for entry in local.recordings if not self._is_there(entry)]
+        names = {entry.file for entry in local.recordings}
+        known = self.old_index.recordings if self.old_index else ()
+        self.others = [entry for entry in known if entry.file not in names and self._is_there(entry)]
+        self.surplus = sorted(name for name in self.remote if name.endswith(".pt") and name not in names)
+
+    def _list_files(self) -> dict[str, RepoFile]:
+        def list_files() -> dict[str, RepoFile]:
+            tree = self.api.list_repo_tree(self.repo_id, repo_type="dataset", recursive=True)
+            return {file.path: file for file in tree if isinstance(file, RepoFile)}
+
+        return self._ask(list_files)
+
+    def _is_there(self, entry: Entry) -> bool:
+        file = self.remote.get(entry.file)
+        return file is not None and file.lfs is not None and file.lfs.sha256 == entry.sha256
+
+    def _read_text(self, name: str) -> str:
+        return Path(self._ask(lambda: self.api.hf_hub_download(self.repo_id, name, repo_type="dataset"))).read_text()
+
+    def require_one_kind(self) -> None:
+        """Refuse to mix what is here with what the Hub has and keeps.
+
+        Raises:
+            HubError: another instrument, or other settings.
+        """
+        old = self.old_index
+        if self.others and (old.instrument, old.extractor) != (self.local.instrument, self.local.extractor):
+            raise HubError(
+                f"{self.repo_id} holds {len(self.others)} other recordings ({old.instrument}) of another instrument or "
+                f"made with other settings: take another --repo_id, or replace them with --delete_missing"
+            )
+
+    def run(self, delete_missing: bool) -> None:
+        """Bring the Hub up to date.
+
+        Raises:
+            HubError: see ``require_one_kind`` and ``hub.ask``.
+        """
+        if delete_missing:
+            self.others = []
+        self.require_one_kind()
+        done, surplus = [*self.others, *self.there], self.surplus if delete_missing else []
+        batches = list(batched(self.missing))
+        for number, batch in enumerate(batches, start=1):
+            megabytes = sum(entry.n_bytes for entry in batch) / 1e6
+            log.info("commit %d of %d: %d files, %.0f MB", number, len(batches), len(batch), megabytes)
+            done += batch
+            self._commit(batch, done, f"Add {len(batch)} recordings")
+        if not batches:
+            self._commit([], done, "Update the index and the card")
+        if surplus:
+            self._ask(lambda: self._delete(surplus))
+
+    def _index_of(self, entries: Sequence[Entry]) -> Index:
+        ordered = tuple(sorted(entries, key=lambda entry: entry.file))
+        return Index(self.local.instrument, self.local.extractor, ordered)
+
+    def _commit(self, batch: Sequence[Entry], done: Sequence[Entry], message: str) -> None:
+        index = self._index_of(done)
+        new = {INDEX: index.to_json(), CARD: write_card(index, self.repo_id, self.licence, self.texts.get(CARD))}
+        if not batch and new == self.texts:
+            return
+
+        def commit() -> None:
+            files = [CommitOperationAdd(entry.file, self.data_dir / entry.file) for entry in batch]
+            texts = [CommitOperationAdd(name, text.encode()) for name, text in new.items()]
+            self.api.create_commit(self.repo_id, [*files, *texts], commit_message=message, repo_type="dataset")
+
+        self._ask(commit)
+
+    def _delete(self, names: Sequence[str]) -> None:
+        there = self._list_files()  # anew: an earlier try may have got through
+        operations = [CommitOperationDelete(name) for name in names if name in there]
+        if operations:
+            message = f"Delete {len(operations)} recordings"
+            self.api.create_commit(self.repo_id, operations, commit_message=message, repo_type="dataset")
+
+
+def batched(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Cut a list into commits of bounded size."""
+    batch: list[Entry] = []
+    for entry in entries:
+        if batch and (len(batch) == BATCH_FILES or sum(e.n_bytes for e in batch) + entry.n_bytes > BATCH_BYTES):
+            yield batch
+            batch = []
+        batch.append(entry)
+    if batch:
+        yield batch
+
+
+def write_card(index: Index, repo_id: str, licence: str | None, old: str | None) -> str:
+    """Return the data card; an old one keeps what is outside of the marks, and its licence unless one is given."""
+    card = DatasetCard(old or _HEAD.format(repo_id=repo_id, instrument=index.instrument, marks="\n".join(_MARKS)))
+    if licence is not None or card.data.license is None:
+        known = licence is not None and licence.lower() in HUB_LICENCES
+        card.data.license = licence.lower() if known else "other" if licence else "unknown"
+        card.data.license_name = None if known else licence
+    statistics = _write_statistics(index, repo_id, card.data.get("license_name") or card.data.license)
+    card.text = re.sub(f"{_MARKS[0]}.*?{_MARKS[1]}", lambda _: statistics, card.text, flags=re.S)
+    return str(card)
+
+
+def _write_statistics(index: Index, repo_id: str, licence: str) -> str:
+    audio = index.extractor["audio"]
+    frame_rate = audio["sample_rate"] / audio["hop_length"]
+    ranges = [entry.f0_range for entry in index.recordings if entry.f0_range]
+    settings = [(f"{section}.{key}", value) for section, keys in index.extractor.items() for key, value in keys.items()]
+    return _STATISTICS.format(
+        begin=_MARKS[0],
+        end=_MARKS[1],
+        repo_id=repo_id,
+        instrument=index.instrument,
+        licence=licence,
+        n_recordings=len(index.recordings),
+        n_takes=len({entry.take for entry in index.recordings}),
+        minutes=sum(entry.n_frames for entry in index.recordings) / frame_rate / 60,
+        pitch=f"{min(low for low, _ in ranges):.0f} to {max(high for _, high in ranges):.0f} Hz" if ranges else "none",
+        sample_rate=audio["sample_rate"],
+        frame_rate=frame_rate,
+        settings="\n".join(f"| `{key}` | {value} |" for key, value in settings),
+    )
+
+
+def open_data_set(api: HfApi, repo_id: str, private: bool) -> None:
+    """Make the data set if there is none."""
+    ask(lambda: api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True), repo_id)
+    if private and not ask(lambda: api.dataset_info(repo_id), repo_id).private:
+        log.warning("%s exists already and is public", repo_id)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Upload processed recordings to the Hugging Face Hub.")
+    parser.add_argument("--repo_id", required=True, help="user/name of the data set; made if there is none")
+    parser.add_argument("--data_dir", type=Path, default=Path("data/processed"), help="default: data/processed")
+    parser.add_argument("--licence", help=f"of the recordings, for the card: {', '.join(HUB_LICENCES)}, or in words")
+    parser.add_argument("--public", action="store_true", help="everybody may see it (default: private)")
+    parser.add_argument("--delete_missing", action="store_true", help="delete recordings there that are not here")
+    args = parser.parse_args(argv)
+    if args.public and not args.licence:
+        parser.error("a public data set needs a --licence")
+    try:
+        check_repo_id(args.repo_id)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def upload(args: argparse.Namespace) -> None:
+    """Do what the command line asks for.
+
+    Raises:
+        ValueError, OSError: what keeps it from being done.
+    """
+    api = connect(write=True)
+    local = read_folder(args.data_dir, load_config())
+    open_data_set(api, args.repo_id, not args.public)
+    job = Upload(api, args.repo_id, local, args.data_dir, args.licence)
+    if args.licence is None and CARD not in job.texts:
+        log.warning("no --licence is given: the card says unknown")
+    job.run(args.delete_missing)
+    url = f"{api.endpoint}/datasets/{args.repo_id}"
+    print(f"{url}: {len(job.missing)} recordings uploaded, {len(job.there)} were there")
+    if job.surplus:
+        fate = "deleted there" if args.delete_missing else "there but not here, and kept"
+        print(f"{len(job.surplus)} {fate}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        upload(args)
+    except (ValueError, OSError) as error:
+        log.error("upload_to_hf.py: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.error("upload_to_hf.py: stopped; the same command goes on from here")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,352 @@
+"""Recordings that arrive from the Hugging Face Hub while training goes on.
+
+The index of the data set is read first, so the split is that of the same folder on a local disk, whatever the order
+in which the files come. Each is fetched once, compared with its sha256, read, and only then put under its name.
+"""
+
+import dataclasses
+import itertools
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import logging as client_logging
+
+from config import Config
+from data import Corpus, Span, extractor_settings, load_recording, split_takes
+from hub import (
+    INDEX,
+    PATIENCE,
+    Entry,
+    HubError,
+    Index,
+    Patience,
+    RefusedError,
+    UnreachableError,
+    ask,
+    connect,
+    hash_file,
+)
+
+NOTE = "hub.json"  # in a cache: where it comes from, and the index
+_INCOMING = ".incoming"  # in a cache: files that are not checked yet
+STREAMING = Patience(retries=float("inf"))  # training goes on meanwhile, so there is no hurry to give up
+_GLANCE = Patience(retries=0)  # where the cache would do
+_MOST_REPEATS = 8  # of a recording in an epoch while others are missing
+
+log = logging.getLogger("hub")
+
+
+def default_cache(repo_id: str) -> Path:
+    """Return the folder that a data set is kept in unless another is given."""
+    return Path("data/hub") / repo_id.replace("/", "--")
+
+
+class DamagedError(Exception):
+    """A file that is not what the index says."""
+
+
+class HubRecordings:
+    """The recordings of a data set on the Hub, which arrive in a folder while training goes on.
+
+    A file carries its name only when it is whole and checked, so that whoever looks, another process too, can use what
+    is there. One process at a time fetches into a folder; others wait and see the files come.
+
+    ``corpus`` is known after ``start``, ``failed`` says why a file will not come.
+    """
+
+    def __init__(
+        self,
+        repo_id: str,
+        cache_dir: Path,
+        config: Config,
+        boundary: str | None = None,
+        patience: Patience = STREAMING,
+        n_threads: int = 4,
+    ) -> None:
+        self.repo_id = repo_id
+        self.cache_dir = cache_dir
+        self.config = config
+        self.boundary = boundary  # see ``read_corpus``
+        self.patience = patience
+        self.n_threads = n_threads
+        self.corpus: Corpus
+        self.failed: dict[Path, str] = {}
+        self._api = connect()
+        self._ready: dict[Path, None] = {}  # in the order of arrival
+        self._wanted: deque[Entry] = deque()
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._fetch_all, name="hub", daemon=True)
+        self._in_trouble = False
+
+    def start(self) -> None:
+        """Learn what there is, check what is cached, and begin to fetch the rest.
+
+        Raises:
+            HubError: there is no such data set, it does not fit the configuration, or the folder is used otherwise.
+            OSError: the folder cannot be written.
+        """
+        disable_progress_bars()  # training has its own
+        client_logging.set_verbosity_error()
+        index = self._find_index()
+        self.corpus = build_corpus(index, self.cache_dir, self.config, self.repo_id, self.boundary)
+        with ThreadPoolExecutor(self.n_threads) as pool:
+            whole = list(pool.map(self._is_cached, index.recordings))
+        self._ready = dict.fromkeys(self._path(entry) for entry, here in zip(index.recordings, whole) if here)
+        missing = {self._path(entry): entry for entry, here in zip(index.recordings, whole) if not here}
+        self._wanted.extend(missing[path] for path in self._order() if path in missing)
+        log.info("%s: %d of %d recordings are in %s", self.repo_id, sum(whole), len(whole), self.cache_dir)
+        self._thread.start()
+
+    def ready(self) -> list[Path]:
+        """Return the recordings that are here, whole and checked."""
+        with self._changed:
+            return list(self._ready)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will come."""
+        return not self._thread.is_alive()
+
+    def wait_for(self, n: int = 1) -> None:
+        """Wait until ``n`` recordings to train on are here, and one that is held out, unless there is trouble.
+
+        Raises:
+            HubError: so many will not come.
+        """
+        training, validation = ({span.path for span in side} for side in (self.corpus.training, self.corpus.validation))
+
+        def enough() -> bool:
+            hoped_for = set() if self._in_trouble else validation - self.failed.keys()
+            return len(training & self._ready.keys()) >= n and (not hoped_for or bool(hoped_for & self._ready.keys()))
+
+        with self._changed:
+            self._changed.wait_for(lambda: enough() or self._closing.is_set())
+            if len(training & self._ready.keys()) < n:
+                reasons = "; ".join(dict.fromkeys(self.failed.values())) or "the download was stopped"
+                raise HubError(f"{self.repo_id}: too few recordings to train on ({reasons})")
+
+    def so_far(self, here: Iterable[Path] | None = None) -> Corpus:
+        """Return the corpus as far as it is here; the whole one, in its own order, when all is.
+
+        What is there to train on comes several times, so that epochs are not many and short while the data arrives.
+
+        Args:
+            here: these files only (default: ``ready``).
+        """
+        files = set(self.ready() if here is None else here)
+        training, validation = (
+            tuple(span for span in side if span.path in files)
+            for side in (self.corpus.training, self.corpus.validation)
+        )
+        n_missing = len(self.corpus.training) - len(training)
+        repeats = itertools.islice(itertools.cycle(training), min(n_missing, (_MOST_REPEATS - 1) * len(training)))
+        return dataclasses.replace(self.corpus, training=(*training, *repeats), validation=validation)
+
+    def close(self) -> None:
+        """Fetch nothing more; what is here stays."""
+        self._stop()
+        if self._thread.ident is not None:
+            self._thread.join(timeout=5)  # a request under way may take longer: the thread ends with the process
+
+    def _find_index(self) -> Index:
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        note = self._read_note()
+        try:
+            patience = _GLANCE if note else PATIENCE
+            revision = ask(lambda: self._api.dataset_info(self.repo_id, timeout=30).sha, self.repo_id, patience)
+            if note is None or note["revision"] != revision:
+                note = {"repo_id": self.repo_id, "revision": revision, "index": self._download_index(revision)}
+                self._write_note(note)
+        except UnreachableError as error:
+            if note is None:
+                raise
+            log.warning("%s; going on with what is in %s", error, self.cache_dir)
+        index = Index.from_json(note["index"], self.repo_id)
+        self._revision = note["revision"]
+        return index
+
+    def _write_note(self, note: dict[str, str]) -> None:
+        Index.from_json(note["index"], self.repo_id)  # what cannot be used is not kept
+        partial = self.cache_dir / f"{NOTE}.{os.getpid()}.part"
+        partial.write_text(json.dumps(note))
+        os.replace(partial, self.cache_dir / NOTE)
+
+    def _read_note(self) -> dict[str, str] | None:
+        path = self.cache_dir / NOTE
+        if path.is_file():
+            try:
+                note = json.loads(path.read_text())
+                owner = note["repo_id"], note["revision"], note["index"]
+            except (ValueError, LookupError, TypeError) as error:
+                raise HubError(f"{path} is damaged; delete it and run the same command again") from error
+            if owner[0] == self.repo_id:
+                return note
+            raise HubError(f"{self.cache_dir} holds {owner[0]}; give another --data_dir for {self.repo_id}")
+        if any(self.cache_dir.rglob("*.pt")):
+            raise HubError(f"{self.cache_dir} holds recordings of its own; give an empty --data_dir for {self.repo_id}")
+        return None
+
+    def _download_index(self, revision: str) -> str:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                return ask(lambda: self._download(INDEX, revision, folder), self.repo_id).read_text()
+        except HubError as error:
+            if isinstance(error.__cause__, EntryNotFoundError):
+                raise HubError(f"{self.repo_id} holds no {INDEX}; scripts/upload_to_hf.py makes it") from error
+            raise
+
+    def _download(self, file: str, revision: str, folder: str | Path) -> Path:
+        return Path(
+            self._api.hf_hub_download(self.repo_id, file, repo_type="dataset", revision=revision, local_dir=folder)
+        )
+
+    def _path(self, entry: Entry) -> Path:
+        return self.cache_dir / entry.file
+
+    def _is_cached(self, entry: Entry) -> bool:
+        path = self._path(entry)
+        if path.is_file() and path.stat().st_size == entry.n_bytes and hash_file(path) == entry.sha256:
+            return True
+        path.unlink(missing_ok=True)  # of an older version, or broken
+        return False
+
+    def _order(self) -> Iterable[Path]:
+        # A few to begin with, then all that the validation loss needs, so that it is soon that of the whole.
+        training, validation = ([span.path for span in side] for side in (self.corpus.training, self.corpus.validation))
+        return dict.fromkeys([*training[:1], *validation[:1], *training[: self.n_threads], *validation, *training])
+
+    def _fetch_all(self) -> None:
+        lock = FileLock(self.cache_dir / ".lock")
+        while not self._closing.is_set():
+            try:
+                with lock.acquire(timeout=0):
+                    self._look_again()
+                    self._run_workers()
+                    shutil.rmtree(self.cache_dir / _INCOMING, ignore_errors=True)
+                break
+            except Timeout:  # another process fetches
+                self._look_again()
+                if not self._wanted:
+                    break
+                self._closing.wait(0.5)
+        self._stop()
+
+    def _look_again(self) -> None:
+        """Take note of what another process has fetched."""
+        with self._changed:
+            arrived = [entry for entry in self._wanted if self._path(entry).is_file()]
+            self._ready |= dict.fromkeys(map(self._path, arrived))
+            self._wanted = deque(entry for entry in self._wanted if self._path(entry) not in self._ready)
+            self._changed.notify_all()
+
+    def _run_workers(self) -> None:
+        workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self.n_threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        if not self._wanted and not self._closing.is_set():
+            log.info("%s: %d recordings are here, %d failed", self.repo_id, len(self._ready), len(self.failed))
+
+    def _work(self) -> None:
+        while not self._closing.is_set():
+            with self._changed:
+                if not self._wanted:
+                    return
+                entry = self._wanted.popleft()
+            try:
+                self._fetch(entry)
+            except (RefusedError, UnreachableError, OSError) as error:
+                self._give_up(entry, str(error))
+                return
+
+    def _fetch(self, entry: Entry, attempts: int = 3) -> None:
+        def download() -> Path:
+            return self._download(entry.file, self._revision, self.cache_dir / _INCOMING)
+
+        path, reason = self._path(entry), ""
+        for _ in range(attempts):
+            try:
+                arrived = ask(download, self.repo_id, self.patience, self._closing.wait, self._warn_once)
+                self._check(arrived, entry)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(arrived, path)
+            except (HubError, DamagedError, OSError) as error:
+                # The client's own complaint about a file of the wrong size is an OSError without a number.
+                if isinstance(error, (RefusedError, UnreachableError)) or getattr(error, "errno", None) is not None:
+                    raise
+                reason = str(error)
+                continue
+            return self._note_arrival(path)
+        log.warning("%s will be missing: %s", entry.file, reason)
+        with self._changed:
+            self.failed[path] = reason
+            self._changed.notify_all()
+
+    def _check(self, arrived: Path, entry: Entry) -> None:
+        try:
+            if hash_file(arrived) != entry.sha256:
+                raise DamagedError(f"{entry.file} arrived damaged")
+            recording = load_recording(arrived)
+            if (recording.n_frames, recording.source["sha256"]) != (entry.n_frames, entry.take):
+                raise DamagedError(f"{entry.file} is not what {INDEX} says")
+        except (ValueError, DamagedError) as error:
+            arrived.unlink()
+            raise DamagedError(str(error)) from error
+
+    def _note_arrival(self, path: Path) -> None:
+        with self._changed:
+            if self._in_trouble:
+                log.info("the Hub answers again")
+            self._in_trouble = False
+            self._ready[path] = None
+            self._changed.notify_all()
+
+    def _warn_once(self, message: str) -> None:
+        with self._changed:
+            if not self._in_trouble:
+                log.warning("%s; training goes on with the %d recordings that are here", message, len(self._ready))
+            self._in_trouble = True
+            self._changed.notify_all()
+
+    def _give_up(self, entry: Entry, reason: str) -> None:
+        if not self._closing.is_set():
+            log.error("%s; training goes on with the %d recordings that are here", reason, len(self._ready))
+            with self._changed:
+                self.failed[self._path(entry)] = reason
+        self._stop()
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._closing.set()
+            self._changed.notify_all()
+
+
+def build_corpus(
+    index: Index, cache_dir: Path, config: Config, origin: str, boundary: str | None = None
+) -> Corpus:
+    """Split a data set as ``read_corpus`` splits the same files on disk.
+
+    Raises:
+        HubError: it was measured with other settings than the configuration's.
+        ValueError: an instrument that config.json does not know.
+    """
+    config.instrument(index.instrument)
+    if index.extractor != json.loads(json.dumps(extractor_settings(config))):
+        raise HubError(f"{origin} was measured with other settings than config.json has now; upload it anew")
+    takes: dict[str, list[Span]] = {}
+    for entry in sorted(index.recordings, key=lambda entry: cache_dir / entry.file):
+        takes.setdefault(entry.take, []).append(Span(cache_dir / entry.file, 0, entry.n_frames))
+    return Corpus(index.instrument, *split_takes(takes, config.train.val_fraction, boundary))

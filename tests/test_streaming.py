@@ -1,0 +1,108 @@
+"""train.py on a data set that arrives from a Hub on loopback, as users run it."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import harmonic_tone
+
+import train
+from checkpoint import read_checkpoint
+from config import DEFAULT_CONFIG_PATH
+from data import Recording, extractor_settings, save_recording
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "upload_to_hf.py"
+NAME = "user/trumpet"
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("upload_to_hf", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path, config):
+    """Eight takes of 2 s."""
+    for number in range(8):
+        f0 = 200.0 + 40 * number
+        recording = Recording(
+            "trumpet",
+            f0=torch.full((1, 200, 1), f0),
+            loudness=torch.linspace(-50, -20, 200)[None, :, None],
+            periodicity=torch.ones(1, 200, 1),
+            audio=torch.from_numpy(harmonic_tone(f0, 2.0) * np.linspace(0, 1, 32000, dtype=np.float32))[None],
+            source={"file": f"{number}.wav", "sha256": f"{number * 7919:064x}"},
+            extractor=extractor_settings(config),
+        )
+        path = tmp_path / "local" / f"{number}.wav.pt"
+        path.parent.mkdir(exist_ok=True)
+        save_recording(path, recording)
+    return tmp_path / "local"
+
+
+@pytest.fixture
+def place(hub, folder, tmp_path, monkeypatch):
+    """A folder to work in, with a small configuration; the recordings are on the Hub."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    content = json.loads(DEFAULT_CONFIG_PATH.read_text())
+    content["base"]["model"]["hidden_size"] = 32
+    content["base"]["train"] |= {"batch_size": 4}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert load_script().main(["--repo_id", NAME, "--data_dir", str(folder), "--licence", "mit"]) == 0
+    hub.requests.clear()
+    return tmp_path
+
+
+def run(*flags):
+    return train.main(["--config", "config.json", "--device", "cpu", *map(str, flags)])
+
+
+def weights(folder):
+    return read_checkpoint(Path(folder) / "latest.pth")["model"]
+
+
+def test_data_set_on_the_hub_is_all_that_is_needed(hub, place):
+    assert run("--hf_repo_id", NAME, "--epochs", 2) == 0
+    checkpoint = read_checkpoint(place / "checkpoints" / "latest.pth")
+    assert checkpoint["epoch"] == 2 and checkpoint["instrument"] == "trumpet"
+    assert len(list((place / "data" / "hub" / "user--trumpet").rglob("*.pt"))) == 8
+    assert len(hub.asked("GET /cdn")) == 8
+
+
+def test_cached_data_set_trains_to_the_bits_of_a_local_one(place, folder):
+    assert run("--hf_repo_id", NAME, "--data_dir", "cache", "--epochs", 1, "--checkpoint_dir", "warm") == 0
+    assert run("--hf_repo_id", NAME, "--data_dir", "cache", "--epochs", 2, "--checkpoint_dir", "streamed") == 0
+    assert run("--data_dir", folder, "--epochs", 2, "--checkpoint_dir", "local") == 0
+    streamed, local = weights("streamed"), weights("local")
+    assert all(torch.equal(streamed[name], local[name]) for name in local)
+
+
+def test_training_goes_on_without_the_network_and_takes_on_what_comes(hub, place, caplog):
+    caplog.set_level("INFO")
+    hub.files_left = 3
+    assert run("--hf_repo_id", NAME, "--epochs", 2) == 0
+    assert "training goes on with" in caplog.text and hub.down
+    some = len(list((place / "data" / "hub" / "user--trumpet").glob("*.pt")))
+    assert 1 <= some <= 4
+    hub.files_left, hub.down = None, False
+    caplog.clear()
+    assert run("--hf_repo_id", NAME, "--epochs", 4) == 0
+    assert "resumed" in caplog.text and "epoch 4" in caplog.text
+
+
+def test_trouble_gets_a_sentence(hub, place, caplog, capsys):
+    assert run("--hf_repo_id", "user/none") == 1
+    assert "the Hub has no user/none" in caplog.text
+    assert run("--hf_repo_id", NAME, "--data_dir", "local") == 1
+    assert "holds recordings of its own" in caplog.text
+    with pytest.raises(SystemExit):
+        train.parse_args([])
+    assert "give --data_dir, a folder of processed recordings, or --hf_repo_id" in capsys.readouterr().err
+    assert train.parse_args(["--config_name", "deep", "--hf_repo_id", NAME]).data_dir is None
