@@ -1,0 +1,283 @@
+"""What is sung in a recording: its steady mains hum taken out, where there are notes, and their pitch mended.
+
+Everything here works on arrays: audio [N] and curves of one value a frame, [T].
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy import ndimage, signal
+
+from config import Config, TransferConfig
+
+_SMALLEST = 1e-20
+
+
+# --- mains hum ------------------------------------------------------------------------------------
+
+
+class Hum(NamedTuple):
+    frequency: float  # Hz, of the mains: near 50 or 60
+    level: float  # dBFS of what was taken out
+
+
+def remove_mains_hum(audio: np.ndarray, rate: int, settings: TransferConfig) -> tuple[np.ndarray, Hum | None]:
+    """Take steady mains hum out of a recording, so that a pause is a pause and the melody is heard through it.
+
+    Mains hum is what stays when all else changes: one waveform, repeated 50 or 60 times a second through
+    the whole recording, in the pauses as well. No voice keeps its phase like that.
+
+    Args:
+        audio: [N] at ``rate``.
+
+    Returns:
+        The audio without the hum, and the hum; None if there is none.
+    """
+    if len(audio) < 2 * settings.mains_steady_seconds * rate:
+        return audio, None
+    for nominal in settings.mains_frequencies:
+        lines, weight = _measure_lines(audio, rate, nominal, settings.mains_harmonics)
+        phase = _find_mains_phase(lines, weight, settings)
+        if phase is not None:
+            hum = _rebuild_hum(len(audio), rate, nominal, lines, weight, phase, settings)
+            level = 10 * np.log10(np.mean(hum**2) + _SMALLEST)
+            return (audio - hum).astype(np.float32), Hum(nominal, float(level))
+    return audio, None
+
+
+_LINE_RATE = 50  # values a second of a line's curve
+_LINE_FRAMES = 10  # of them in the window that measures each: 0.2 s, so that bins lie 5 Hz apart
+
+
+def _measure_lines(audio: np.ndarray, rate: int, nominal: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Measure the first multiples of a frequency, 50 times a second.
+
+    Returns:
+        Their complex amplitudes [count, T], and how little else there is [T]: large in the pauses, judged by
+        what lies half way between the lines.
+    """
+    hop = rate // _LINE_RATE
+    size = hop * _LINE_FRAMES
+    n_frames = -(-len(audio) // hop)
+    numbers = np.arange(1, 2 * count + 1)
+    bins = np.round(numbers * nominal / 2 * size / rate).astype(int)
+    windows = sliding_window_view(np.pad(audio, (size // 2, size // 2 + hop)), size)[::hop][:n_frames]
+    inside = sliding_window_view(np.pad(np.ones(len(audio)), (size // 2, size // 2 + hop)), size)[::hop][:n_frames]
+    window = signal.get_window("hann", size)
+    blocks = range(0, n_frames, 500)  # so that the memory stays small
+    spectra = np.concatenate([np.fft.rfft(windows[start : start + 500] * window)[:, bins] for start in blocks])
+    spectra /= (inside @ window)[:, None]  # (T, 2 count): the first and the last windows are partly empty
+    starts = np.arange(n_frames) * hop - size // 2
+    spectra *= np.exp(-2j * np.pi * (bins / size) * starts[:, None])
+    between = np.mean(np.abs(spectra[:, ::2]) ** 2, axis=1)
+    return spectra[:, 1::2].T, 1 / (between + _SMALLEST) ** 2
+
+
+def _find_mains_phase(lines: np.ndarray, weight: np.ndarray, settings: TransferConfig) -> np.ndarray | None:
+    """Return the phase [T] by which the mains run off their nominal frequency, or None if they cannot be heard.
+
+    Their first or second harmonic tells. A tone held at 300 Hz is no hum.
+    """
+    for number, line in ((1, lines[0]), (2, lines[1])):
+        directions = line / (np.abs(line) + _SMALLEST)
+        turn = np.angle(np.sum(weight[1:] * directions[1:] * directions[:-1].conj()))  # a frame
+        drift = turn * np.arange(len(line))
+        steady = _steady_part(line * np.exp(-1j * drift), weight, settings.mains_steady_seconds, settings)
+        off_frequency = abs(turn) * _LINE_RATE / (2 * np.pi * number)
+        if steady is not None and off_frequency < settings.mains_tolerance:
+            return (drift + np.unwrap(np.angle(steady))) / number
+    return None
+
+
+def _rebuild_hum(
+    n_samples: int,
+    rate: int,
+    nominal: float,
+    lines: np.ndarray,
+    weight: np.ndarray,
+    phase: np.ndarray,
+    settings: TransferConfig,
+) -> np.ndarray:
+    """Return the hum [N]: every harmonic that follows the phase of the mains."""
+    hum, samples = np.zeros(n_samples), np.arange(n_samples)
+    times, frames = samples * (_LINE_RATE / rate), np.arange(len(phase))
+    turning = 2 * np.pi * nominal / rate * samples + np.interp(times, frames, phase)
+    for number, line in enumerate(lines, start=1):
+        unwound = line * np.exp(-1j * number * phase)
+        steady = _steady_part(unwound, weight, 4 * settings.mains_steady_seconds, settings)
+        if steady is not None:
+            hum += 2 * (np.interp(times, frames, steady) * np.exp(1j * number * turning)).real
+    return hum
+
+
+def _steady_part(
+    line: np.ndarray, weight: np.ndarray, seconds: float, settings: TransferConfig
+) -> np.ndarray | None:
+    """Return the slowly moving part of a complex curve [T], blind to what passes over it; None if there is none."""
+    n_frames = round(seconds * _LINE_RATE)
+    trusted = weight
+    for _ in range(4):
+        total = ndimage.uniform_filter1d(trusted, n_frames, mode="constant")
+        steady = ndimage.uniform_filter1d(trusted * line, n_frames, mode="constant") / total
+        deviation = np.abs(line - steady)
+        trusted = weight / (deviation**2 + (0.1 * np.abs(steady)) ** 2 + _SMALLEST)
+    clean = np.quantile(deviation / (np.abs(steady) + _SMALLEST), settings.mains_line_share)
+    return steady if clean < settings.mains_line_deviation else None
+
+
+# --- where there are notes ------------------------------------------------------------------------
+
+
+def find_voiced(
+    loudness: np.ndarray, periodicity: np.ndarray, can_sound: np.ndarray, config: Config, gate_offset: float = 0.0
+) -> np.ndarray:
+    """Decide which frames are sung.
+
+    A note begins where the pitch is sure and goes on while it is likely; it must stand out of the
+    recording's own noise floor, at its end less than at its beginning. Clicks are dropped, short gaps closed.
+
+    Args:
+        loudness: [T] dB.
+        periodicity: [T] 0..1.
+        can_sound: bool [T], false where the pitch is known not to be a note.
+        gate_offset: dB on the threshold.
+
+    Returns:
+        bool [T].
+    """
+    settings = config.transfer
+    pitched = _hysteresis(periodicity, settings.voiced_periodicity, settings.sustained_periodicity) & can_sound
+    noise = noise_floor(loudness, pitched, config)
+    peak = float(np.quantile(loudness, settings.peak_quantile))
+    threshold = max(noise + settings.gate_above_noise, peak - settings.gate_below_peak)
+    # However noisy, what is loud is played: a hum over a fan is still a melody.
+    threshold = min(threshold, peak - settings.never_gated) + gate_offset
+    loud = _hysteresis(loudness, threshold, threshold - settings.gate_hysteresis)
+    return _clean_runs(pitched & loud, settings, config.audio.frame_rate)
+
+
+def noise_floor(loudness: np.ndarray, pitched: np.ndarray, config: Config) -> float:
+    """Return the level of the recording's own noise in dB, from the frames without a pitch."""
+    unpitched = loudness[~pitched]
+    if len(unpitched) == 0:
+        return config.features.loudness_floor
+    return float(np.quantile(unpitched, config.transfer.noise_quantile))
+
+
+def _hysteresis(values: np.ndarray, begin: float, end: float) -> np.ndarray:
+    """Return bool [T]: runs over ``end`` that somewhere exceed ``begin``."""
+    runs, count = ndimage.label(values > end)
+    strong = np.unique(runs[values > begin])
+    return np.isin(runs, strong[strong > 0]) if count else np.zeros(len(values), dtype=bool)
+
+
+def _clean_runs(voiced: np.ndarray, settings: TransferConfig, frame_rate: float) -> np.ndarray:
+    """Close gaps and drop notes that are too short to be meant: bool [T]."""
+    closed = ~_drop_short(~voiced, round(settings.max_gap_seconds * frame_rate), keep_ends=True)
+    return _drop_short(closed, round(settings.min_voiced_seconds * frame_rate))
+
+
+def _drop_short(mask: np.ndarray, n_frames: int, keep_ends: bool = False) -> np.ndarray:
+    """Clear runs of true of at most ``n_frames``; ``keep_ends`` spares runs at either end of the recording."""
+    runs, count = ndimage.label(mask)
+    lengths = np.bincount(runs, minlength=count + 1)
+    short = lengths <= n_frames
+    if keep_ends:
+        short[[runs[0], runs[-1]]] = False
+    return mask & ~short[runs]
+
+
+def find_too_high(audio: np.ndarray, config: Config) -> np.ndarray:
+    """Find frames that are one tone above CREPE's range, as high whistling is: bool [T].
+
+    CREPE would answer with some lower pitch, sure of itself.
+    """
+    settings, rate, n_fft = config.transfer, config.audio.feature_rate, config.transfer.too_high_n_fft
+    power = _power_spectrum(audio, np.arange(len(audio) // config.audio.feature_hop_length), n_fft, config)  # (T, F)
+    peak = power.argmax(axis=1)
+    around = np.clip(peak[:, None] + np.arange(-3, 4), 0, n_fft // 2)
+    share = np.take_along_axis(power, around, axis=1).sum(axis=1) / (power.sum(axis=1) + _SMALLEST)
+    return (peak * rate / n_fft > config.features.f0_max * settings.too_high_margin) & (share > settings.too_high_share)
+
+
+def _power_spectrum(audio: np.ndarray, frames: np.ndarray, n_fft: int, config: Config) -> np.ndarray:
+    """Return power [n, n_fft / 2 + 1] under a Hann window centred on each of the frames [n]."""
+    windows = sliding_window_view(np.pad(audio, n_fft // 2), n_fft)[frames * config.audio.feature_hop_length]
+    return np.abs(np.fft.rfft(windows * signal.get_window("hann", n_fft).astype(np.float32))) ** 2
+
+
+# --- the pitch of the notes -----------------------------------------------------------------------
+
+
+def mend_f0(f0: np.ndarray, voiced: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Mend what a pitch tracker gets wrong: a stretch an octave off is moved back, a spike is left out.
+
+    No voice moves by ``max_glide`` semitones in a frame, so a faster step is the tracker's. Between two
+    such steps lies a stretch; a short one is compared with the notes around it.
+
+    Args:
+        f0: [T] Hz.
+        voiced: bool [T].
+
+    Returns:
+        f0 [T], and bool [T]: the voiced frames whose f0 can be used; the others are to be bridged.
+    """
+    settings, frame_rate = config.transfer, config.audio.frame_rate
+    pitch = 12 * np.log2(f0)
+    steps = np.abs(np.diff(pitch, prepend=pitch[0])) > settings.max_glide
+    begins = np.flatnonzero(voiced & (steps | ~np.roll(voiced, 1) | (np.arange(len(f0)) == 0)))
+    ends = np.flatnonzero(voiced & np.append(steps[1:] | ~voiced[1:], True)) + 1
+    assert len(begins) == len(ends), f"{len(begins)} stretches begin, {len(ends)} end"
+    longest = settings.max_glitch_seconds * frame_rate
+    sure = np.zeros(len(f0), dtype=bool)
+    for begin, end in zip(begins, ends):
+        sure[begin:end] = end - begin > longest
+    usable = voiced.copy()
+    reach = round(settings.glitch_context_seconds * frame_rate)
+    for begin, end in zip(begins, ends):
+        if end - begin > longest:
+            continue
+        near = slice(max(0, begin - reach), end + reach)
+        around = pitch[near][sure[near]]
+        if len(around) == 0:
+            continue
+        offset = np.median(pitch[begin:end]) - np.median(around)
+        octaves = 12 * np.round(offset / 12)
+        if abs(offset) <= settings.max_leap:
+            continue
+        if octaves and abs(offset - octaves) <= settings.octave_tolerance:
+            pitch[begin:end] -= octaves
+        else:
+            usable[begin:end] = False
+    return (2 ** (pitch / 12)).astype(np.float32), usable
+
+
+# --- several pitches at once ----------------------------------------------------------------------
+
+
+def share_polyphonic(audio: np.ndarray, f0: np.ndarray, voiced: np.ndarray, config: Config) -> float:
+    """Estimate the share of the sung frames in which other pitches sound too: a chord, a backing track.
+
+    Measured where f0 holds still: what is tonal and lies between the harmonics of f0 (and of the
+    octave below it, which a tracker may have missed) is another pitch. 0 for one voice.
+    """
+    settings = config.transfer
+    steady = voiced & (ndimage.maximum_filter1d(f0, 13) < 2 ** (1 / 24) * ndimage.minimum_filter1d(f0, 13))
+    frames = np.flatnonzero(ndimage.binary_erosion(steady, iterations=3))[::4]
+    if len(frames) == 0:
+        return 0.0
+    power = _power_spectrum(audio, frames, settings.polyphony_n_fft, config)
+    hertz = np.arange(power.shape[1]) * config.audio.feature_rate / settings.polyphony_n_fft
+    band = (hertz > 70) & (hertz < settings.polyphony_max_frequency)
+    power, hertz = power[:, band], hertz[band]
+    strays = np.min([_stray_power(power, hertz, f0[frames, None] / divisor) for divisor in (1, 2)], axis=0)
+    return float(np.mean(strays > settings.polyphony_share * power.sum(axis=1)))
+
+
+def _stray_power(power: np.ndarray, hertz: np.ndarray, f0: np.ndarray) -> np.ndarray:
+    """Return the tonal power [n] of spectra [n, F] that lies between the harmonics of f0 [n, 1]."""
+    away = np.abs(hertz - f0 * np.maximum(1, np.round(hertz / f0)))
+    between = away > 3 * (hertz[1] - hertz[0]) + 0.015 * hertz
+    noise = np.ma.median(np.ma.array(power, mask=~between), axis=1).filled(0.0)[:, None]
+    return np.where(between & (power > 16 * noise), power, 0.0).sum(axis=1)
