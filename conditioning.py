@@ -1,19 +1,19 @@
 """Conditioning: what is sung in a recording, fitted to an instrument.
 
-``listen`` measures a voice, ``fit`` turns what it heard into the curves that the instrument plays. A file of
-curves and a MIDI file come in after ``listen``; ``shape_notes`` gives whatever is to be played its beginnings and ends.
+``listen`` measures a voice and finds its melody; ``fit`` turns a melody into the curves that the instrument plays.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import ndimage
 
 from config import Config
+from curves import Curves, Melody, shape_notes
 from features import Features, bridge_f0, extract_features
 from model import NeuralGuitar
 from voicing import find_too_high, find_voiced, mend_f0, noise_floor, remove_mains_hum, share_polyphonic
@@ -85,15 +85,6 @@ def key_pitches(key: str) -> tuple[int, ...]:
 # --- listening ------------------------------------------------------------------------------------
 
 
-class Melody(NamedTuple):
-    """What is sung, [T] each."""
-
-    f0: np.ndarray  # Hz, mended, bridged where nothing is sung
-    loudness: np.ndarray  # dB re full scale, the recording's noise taken off
-    periodicity: np.ndarray  # 0..1
-    voiced: np.ndarray  # bool
-
-
 def listen(
     audio: np.ndarray, config: Config, device: torch.device | str = "cpu", gate_offset: float = 0.0
 ) -> tuple[Features, Melody, dict[str, Any]]:
@@ -160,16 +151,6 @@ def _explain_no_melody(too_high: np.ndarray, config: Config) -> str:
 # --- fitting --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Curves:
-    """What the instrument plays, [T] each."""
-
-    f0: np.ndarray  # Hz
-    loudness: np.ndarray  # dB re full scale; the floor where nothing is played
-    voiced: np.ndarray  # bool, where a note is held; its release comes after
-    gate: np.ndarray  # 0..1, 0 where the instrument is silent
-
-
 def fit(melody: Melody, model: NeuralGuitar, options: TransferOptions) -> tuple[Curves, dict[str, float]]:
     """Fit a melody to the model's instrument; return the curves and what was done, for the report."""
     config, voiced = model.settings, melody.voiced
@@ -184,8 +165,8 @@ def fit(melody: Melody, model: NeuralGuitar, options: TransferOptions) -> tuple[
     n_frames = options.smoothing * config.audio.frame_rate
     pitch, loudness = smooth(pitch, voiced, n_frames), smooth(loudness, voiced, n_frames)
     loudness = np.clip(loudness + options.loudness_offset, config.features.loudness_floor, 0.0)
-    curves = shape_notes(440 * 2 ** ((pitch - 69) / 12), loudness, voiced, config)
-    return curves, {
+    fitted = melody._replace(f0=440 * 2 ** ((pitch - 69) / 12), loudness=loudness)
+    return shape_notes(fitted, config), {
         "semitones": float(semitones),
         "share_out_of_range": out_of_range,
         "loudness_gain": loudness_gain + options.loudness_offset,
@@ -295,39 +276,3 @@ def fit_loudness(loudness: np.ndarray, voiced: np.ndarray, model: NeuralGuitar) 
     gain = min(wanted[settings.loudness_anchor] - anchor, settings.max_loudness_gain)
     fitted = anchor + gain + slope * (loudness - anchor)
     return np.clip(fitted, model.settings.features.loudness_floor, wanted[-1])
-
-
-# --- beginnings and ends --------------------------------------------------------------------------
-
-
-def shape_notes(f0: np.ndarray, loudness: np.ndarray, voiced: np.ndarray, config: Config) -> Curves:
-    """Give notes their ends: after the last frame the pitch holds and the loudness falls, as a player lets go.
-
-    The model hears the fall and darkens as the instrument does. What is given outside the voiced frames
-    does not count, so shaping a second time changes nothing.
-    """
-    settings, frame_rate = config.transfer, config.audio.frame_rate
-    floor = config.features.loudness_floor
-    frames = np.arange(len(voiced))
-    last = np.maximum.accumulate(np.where(voiced, frames, -1))  # the last voiced frame so far
-    since = np.where(last >= 0, frames - last, len(frames))
-    n_release = round(settings.release_seconds * frame_rate)
-    releasing = ~voiced & (since <= n_release)
-    falling = loudness[last] - settings.release_fall * since / max(n_release, 1)
-    f0 = np.where(releasing, f0[last], f0)
-    loudness = np.where(voiced, loudness, np.where(releasing, falling, floor))
-    sounding = voiced | releasing
-    return Curves(
-        f0=f0.astype(np.float32),
-        loudness=np.maximum(loudness, floor).astype(np.float32),
-        voiced=voiced,
-        gate=_fade(sounding, round(settings.gate_fade_seconds * frame_rate)),
-    )
-
-
-def _fade(sounding: np.ndarray, n_frames: int) -> np.ndarray:
-    """Round the edges of a gate inward over ``n_frames``: float32 [T], still 0 wherever nothing sounds."""
-    if n_frames < 1:
-        return sounding.astype(np.float32)
-    distance = ndimage.distance_transform_edt(np.pad(sounding, 1))[1:-1]
-    return np.sin(np.clip(distance / (n_frames + 1), 0, 1) * np.pi / 2).astype(np.float32) ** 2

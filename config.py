@@ -155,6 +155,11 @@ class TransferConfig:
     release_seconds: float  # a note that ends rings on for so long
     release_fall: float  # dB by which its loudness falls meanwhile
     gate_fade_seconds: float  # fade at both ends of a sound
+    midi_attack_seconds: float  # a note of a MIDI file takes so long to its full loudness
+    midi_attack_depth: float  # dB, from so far below
+    midi_held_decay: float  # dB a second that a held note loses on a wind instrument
+    midi_plucked_decay: float  # dB a second on a plucked one
+    midi_gap_seconds: float  # between two notes of the same pitch
     max_peak: float  # dBFS of the result
 
 

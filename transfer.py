@@ -8,9 +8,9 @@ silent), and played by the model.
 """
 
 import argparse
+import dataclasses
 import json
 import logging
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -23,14 +23,21 @@ import soundfile
 import torch
 
 from checkpoint import load_model, pretrained_path
-from conditioning import Curves, Progress, TransferOptions, fit, listen
+from conditioning import Progress, TransferOptions, fit, fit_register, listen
 from config import get_device
+from curves import Curves, Melody, read_curves, replacing, shape_notes, write_curves
 from features import Features, load_audio, pad_to_frames, prepare_audio
+from midi import make_melody, play_one_at_a_time, read_midi, share_of_chords, write_midi
 from model import Controls, NeuralGuitar, Sound
 
 _SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
 _STEMS = ("harmonic", "noise")
+_MIDI = {".mid", ".midi"}
 _DEFAULTS = TransferOptions()
+_UNHEARD = {  # what a report says where no voice was measured
+    "semitones": 0.0, "share_out_of_range": 0.0, "loudness_gain": 0.0,
+    "share_too_high": 0.0, "share_polyphonic": 0.0, "mains_hum": None,
+}  # fmt: skip
 log = logging.getLogger("transfer")
 
 
@@ -71,8 +78,7 @@ def transfer(
         ValueError: no samples, or samples that are no sound.
     """
     tell = progress or _tell_nobody
-    started = time.perf_counter()
-    config = model.settings
+    started, config = time.perf_counter(), model.settings
     assert config is not None, "transfer needs a model from checkpoint.load_model"
     tell("Listening to the voice", 0.0)
     mono = np.asarray(audio, dtype=np.float32).reshape(len(audio), -1).mean(axis=1) if len(audio) else np.zeros(0)
@@ -81,9 +87,8 @@ def transfer(
     tell(f"Fitting the melody to the {model.instrument}", 0.6)
     curves, fitting = fit(melody, model, options)
     tell(f"Playing the {model.instrument}", 0.65)
-    result = render(model, features, curves, options, seed, {**fitting, **heard})
+    result = render(model, features, curves, options, seed, {**fitting, **heard}, started)
     tell("Done", 1.0)
-    result.report["times_real_time"] = result.report["seconds"] / (time.perf_counter() - started)
     return result
 
 
@@ -91,11 +96,55 @@ def _tell_nobody(step: str, share: float) -> None:
     pass
 
 
+def transfer_midi(
+    path: Path, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0
+) -> Transfer:
+    """Play a MIDI file on the model's instrument, in its own register unless notes lie out of range.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``midi.read_midi``.
+    """
+    started, config = time.perf_counter(), model.settings
+    notes, bends = read_midi(path)
+    played = play_one_at_a_time(notes, config.transfer.midi_gap_seconds)
+    plucked = config.instrument(model.instrument).model == "NeuralGuitar"
+    melody = make_melody(played, bends, model.statistics["loudness_quantiles"][95], plucked, config)
+    if options.semitones is None:
+        options = dataclasses.replace(options, semitones=0.0)
+        if fit(melody, model, dataclasses.replace(options, fit=False, fold=False))[1]["share_out_of_range"]:
+            options = dataclasses.replace(options, semitones=fit_register(melody.f0[melody.voiced], model))
+    curves, fitting = fit(melody, model, dataclasses.replace(options, fit=False))
+    done = {**_UNHEARD, **fitting, "share_polyphonic": share_of_chords(notes, config.audio.frame_rate)}
+    return render(model, _as_features(melody), curves, options, seed, done, started)
+
+
+def transfer_curves(
+    melody: Melody, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0
+) -> Transfer:
+    """Play curves, as ``curves.read_curves`` reads them, as they stand.
+
+    Of the options only ``noise_balance`` and ``output_rate`` count.
+    """
+    started = time.perf_counter()
+    return render(model, _as_features(melody), shape_notes(melody, model.settings), options, seed, _UNHEARD, started)
+
+
+def _as_features(melody: Melody) -> Features:
+    curves = (melody.f0, melody.loudness, melody.periodicity)
+    return Features(*(torch.from_numpy(values.astype(np.float32)) for values in curves))
+
+
 # --- playing --------------------------------------------------------------------------------------
 
 
 def render(
-    model: NeuralGuitar, features: Features, curves: Curves, options: TransferOptions, seed: int, done: dict[str, Any]
+    model: NeuralGuitar,
+    features: Features,
+    curves: Curves,
+    options: TransferOptions,
+    seed: int,
+    done: dict[str, Any],
+    started: float,
 ) -> Transfer:
     """Play curves on the model and make the sound ready; ``done`` is what the report says of the curves."""
     sound, controls = play(model, curves, options.noise_balance, seed)
@@ -103,12 +152,14 @@ def render(
     out_rate = options.output_rate or rate
     parts = [resample(part[0].cpu().numpy(), rate, out_rate) for part in sound]
     harmonic, noise, peak_gain = limit_peak(*parts, model.settings.transfer.max_peak)
+    seconds = len(harmonic) / out_rate
     report = {
         "instrument": model.instrument,
-        "seconds": round(len(harmonic) / out_rate, 3),
+        "seconds": round(seconds, 3),
         **done,
         "share_gated": float((curves.gate == 0).mean()),
         "peak_gain": peak_gain,
+        "times_real_time": seconds / (time.perf_counter() - started),
     }
     return Transfer(harmonic + noise, harmonic, noise, out_rate, features, curves, controls, report)
 
@@ -150,6 +201,10 @@ def describe(report: dict[str, Any]) -> str:
     ]
     if report["share_too_high"] > 0.01:
         parts.append(f"{100 * report['share_too_high']:.0f} % too high to hear and left silent")
+    if report["mains_hum"] is not None:
+        parts.append("mains hum taken out")
+    if report["share_polyphonic"] > 0.3:
+        parts.append("several notes at once: one line of them is played")
     if report["peak_gain"] < 0:
         parts.append(f"turned down {-report['peak_gain']:.1f} dB")
     return ", ".join([*parts, f"{report['times_real_time']:.1f} x faster than real time"])
@@ -159,14 +214,22 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def transfer_file(source: Path, target: Path, model: NeuralGuitar, args: argparse.Namespace) -> Transfer:
-    """Transfer one sound file to another, with stems beside it if asked for."""
-    rate = model.settings.audio.feature_rate
-    options = TransferOptions(semitones=args.semitones, fit=not args.no_fit)
-    result = transfer(load_audio(source, rate), rate, model, options)
+    """Transfer one file to another, with stems beside it, and curves and notes, if asked for."""
+    if args.controls:
+        result = transfer_curves(read_curves(source, model.settings), model, args.options)
+    elif source.suffix.lower() in _MIDI:
+        result = transfer_midi(source, model, args.options)
+    else:
+        rate = model.settings.audio.feature_rate
+        result = transfer(load_audio(source, rate), rate, model, args.options)
     write_audio(target, result.audio, result.sample_rate)
     if args.stems:
         for name in _STEMS:
             write_audio(target.with_stem(f"{target.stem}_{name}"), getattr(result, name), result.sample_rate)
+    if args.export_controls:
+        write_curves(args.export_controls, result.curves, model.settings.audio.frame_rate)
+    if args.midi:
+        write_midi(args.midi, result.curves, model.settings)
     return result
 
 
@@ -177,26 +240,25 @@ def write_audio(path: Path, audio: np.ndarray, sample_rate: int) -> None:
         ValueError: libsndfile cannot write this format.
         OSError: the disk is full, say; what stood there stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
     try:
-        soundfile.write(partial, audio, sample_rate, format=path.suffix[1:].upper())
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            soundfile.write(partial, audio, sample_rate, format=path.suffix[1:].upper())
     except (soundfile.LibsndfileError, TypeError) as error:
         raise OSError(f"{path} could not be written; is the disk full?") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def refuse_overwriting(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
-    """Raise ValueError if a recording would be replaced by a result, a stem or the report."""
+    """Raise ValueError if a recording would be replaced by what is written, or one result by another."""
     sources = {source.resolve() for source, _ in jobs}
-    written = [target for _, target in jobs] + ([args.report] if args.report else [])
+    beside = [path for path in (args.report, args.export_controls, args.midi) if path]
+    written = [target for _, target in jobs] + beside
     if args.stems:
         written += [target.with_stem(f"{target.stem}_{name}") for _, target in jobs for name in _STEMS]
     for path in written:
         if path.resolve() in sources:
             raise ValueError(f"{path} is a recording to be transferred and would be overwritten; name another")
+    if len({path.resolve() for path in written}) < len(written):
+        raise ValueError("two of the files to be written have the same name; name another")
 
 
 def plan_files(source: Path, target: Path, instrument: str) -> list[tuple[Path, Path]]:
@@ -240,21 +302,52 @@ def transfer_all(jobs: list[tuple[Path, Path]], model: NeuralGuitar, args: argpa
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Play a voice on an instrument.")
-    parser.add_argument("--input", type=Path, required=True, help="a recording, or a folder of them")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--input", type=Path, help="a recording, a folder of them, or a MIDI file")
+    given.add_argument("--controls", type=Path, help="curves to play, as --export_controls writes them")
     parser.add_argument("--output", type=Path, required=True, help="the result, or a folder for them")
     parser.add_argument("--instrument", help="a shipped model, such as trumpet (the default)")
     parser.add_argument("--checkpoint", type=Path, help="your own model instead, such as checkpoints/latest.pth")
-    parser.add_argument("--semitones", type=float, help="transpose by this much instead of fitting the register")
-    parser.add_argument("--no_fit", action="store_true", help="leave pitch and loudness as measured")
+    _add_options(parser)
     parser.add_argument("--stems", action="store_true", help="also write the harmonic and the noise part")
+    parser.add_argument("--export_controls", type=Path, help="write what is played as curves that can be edited (CSV)")
+    parser.add_argument("--midi", type=Path, help="write the notes, with bends, as a MIDI file")
     parser.add_argument("--report", type=Path, help="write what was done as JSON")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
     args = parser.parse_args(argv)
     if args.instrument and args.checkpoint:
         parser.error("give --instrument or --checkpoint, not both: a checkpoint knows its instrument")
-    if args.semitones is not None and not -60 <= args.semitones <= 60:
-        parser.error("--semitones should be between -60 and 60")
+    try:
+        args.options = TransferOptions(**{name: getattr(args, name) for name in _OPTIONS}, fit=not args.no_fit)
+    except ValueError as error:
+        parser.error(f"--{error}")
+    if args.controls:
+        kept = dataclasses.replace(_DEFAULTS, noise_balance=args.noise_balance, output_rate=args.output_rate)
+        if args.options != kept:
+            parser.error("--controls are played as they stand: only --noise_balance and --output_rate count")
     return args
+
+
+_OPTIONS = tuple(field.name for field in dataclasses.fields(TransferOptions) if field.name != "fit")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each of the TransferOptions."""
+
+    def add(name: str, kind: type, text: str) -> None:
+        parser.add_argument(f"--{name}", type=kind, default=getattr(_DEFAULTS, name), help=text)
+
+    add("semitones", float, "shift by this much instead of fitting the register by whole octaves")
+    add("transpose", float, "semitones on top of the register")
+    parser.add_argument("--no_fit", action="store_true", help="leave pitch and loudness as measured")
+    parser.add_argument("--fold", action="store_true", help="move notes that are out of range into it, by octaves")
+    add("autotune", float, "0 to 1: how far each note is moved onto the nearest note of --key")
+    add("key", str, "chromatic (the default), or a key of what is played, such as 'F# minor'")
+    add("smoothing", float, "seconds over which pitch and loudness are smoothed inside a note")
+    add("loudness_offset", float, "dB louder or softer, and brighter or darker with it")
+    add("gate_offset", float, "dB: higher leaves more silent, lower plays softer notes")
+    add("noise_balance", float, "dB: more breath, or less, against the tone")
+    add("output_rate", int, "Hz of the result, up to 48000")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -262,7 +355,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         model = load_model(args.checkpoint or pretrained_path(args.instrument or "trumpet"), get_device(args.device))
-        jobs = plan_files(args.input, args.output, model.instrument)
+        jobs = plan_files(args.controls or args.input, args.output, model.instrument)
+        if args.controls is None and args.input.is_dir() and (args.midi or args.export_controls):
+            raise ValueError(f"--midi and --export_controls take one recording, and --input {args.input} is a folder")
         refuse_overwriting(jobs, args)
         reports = transfer_all(jobs, model, args)
         if args.report and reports:
@@ -277,13 +372,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _write_report(path: Path, reports: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    try:
+    with replacing(path) as partial:
         partial.write_text(json.dumps(reports, indent=2) + "\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def _measure_lines(audio: np.ndarray, rate: int, nominal: float, count: int) -> 
     starts = np.arange(n_frames) * hop - size // 2
     spectra *= np.exp(-2j * np.pi * (bins / size) * starts[:, None])
     between = np.mean(np.abs(spectra[:, ::2]) ** 2, axis=1)
-    return spectra[:, 1::2].T, 1 / (between + _SMALLEST) ** 2
+    return spectra[:, 1::2].T, 1 / (between / (between.mean() + _SMALLEST) + 1e-3) ** 2
 
 
 def _find_mains_phase(lines: np.ndarray, weight: np.ndarray, settings: TransferConfig) -> np.ndarray | None:
@@ -115,11 +115,11 @@ def _steady_part(
     line: np.ndarray, weight: np.ndarray, seconds: float, settings: TransferConfig
 ) -> np.ndarray | None:
     """Return the slowly moving part of a complex curve [T], blind to what passes over it; None if there is none."""
-    n_frames = round(seconds * _LINE_RATE)
+    width = seconds * _LINE_RATE / 4  # a Gaussian's standard deviation
     trusted = weight
     for _ in range(4):
-        total = ndimage.uniform_filter1d(trusted, n_frames, mode="constant")
-        steady = ndimage.uniform_filter1d(trusted * line, n_frames, mode="constant") / total
+        total = ndimage.gaussian_filter1d(trusted, width, mode="constant") + _SMALLEST
+        steady = ndimage.gaussian_filter1d(trusted * line, width, mode="constant") / total
         deviation = np.abs(line - steady)
         trusted = weight / (deviation**2 + (0.1 * np.abs(steady)) ** 2 + _SMALLEST)
     clean = np.quantile(deviation / (np.abs(steady) + _SMALLEST), settings.mains_line_share)
