@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from config import Config
 from curves import Curves, Melody, shape_notes
-from features import Features, bridge_f0, extract_features
+from features import Features, bridge_f0, extract_features, extract_loudness
 from model import NeuralGuitar
 from voicing import find_too_high, find_voiced, mend_f0, noise_floor, remove_mains_hum, share_polyphonic
 
@@ -109,7 +109,9 @@ def listen(
     too_high = find_too_high(audio, config)
     can_sound = ~too_high
     if hum:
-        can_sound &= ~_near(lifted.f0.numpy(), hum.frequency)
+        # A hum is not taken out to its last bit, and CREPE hears a pitch in what is left, however soft.
+        hum_loudness = float(np.median(extract_loudness(hum.audio, config)))
+        can_sound &= loudness - gain > hum_loudness - config.transfer.mains_left
     voiced = find_voiced(loudness, periodicity, can_sound, config, gate_offset)
     if not voiced.any():
         raise NoMelodyError(_explain_no_melody(too_high, config))
@@ -128,11 +130,6 @@ def _lift(audio: np.ndarray, most: float) -> float:
     """Return the gain in dB that brings a quiet recording to full scale, so that the loudness floor hides no note."""
     peak = float(np.abs(audio).max(initial=0.0))
     return float(np.clip(-20 * np.log10(peak), 0.0, most)) if peak > 0 else 0.0
-
-
-def _near(f0: np.ndarray, mains: float) -> np.ndarray:
-    """Say which f0 are what may be left of the mains: the frequency itself or its double, within a quarter tone."""
-    return np.any([np.abs(12 * np.log2(f0 / (number * mains))) < 0.25 for number in (1, 2)], axis=0)
 
 
 def _take_off(loudness: np.ndarray, noise: float) -> np.ndarray:

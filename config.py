@@ -120,6 +120,7 @@ class TransferConfig:
     mains_tolerance: float  # Hz, by which the mains are off at most
     mains_line_share: float  # of the recording that must show the steady line alone, as pauses do
     mains_line_deviation: float  # of the line's level; what deviates less is the line alone
+    mains_left: float  # dB under mains hum that was taken out: what is quieter may be left of it
     too_high_n_fft: int  # samples, to see a tone above CREPE's range
     too_high_margin: float  # above CREPE's highest pitch times this
     too_high_share: float  # of a frame's power that such a tone holds
@@ -135,9 +136,9 @@ class TransferConfig:
     min_voiced_seconds: float  # shorter notes are clicks
     max_gap_seconds: float  # shorter gaps inside a note are bridged
     max_glide: float  # semitones a frame; faster is a jump of the tracker
-    max_leap: float  # semitones that a short stretch between two jumps may lie off the notes around it
-    octave_tolerance: float  # semitones around an octave that make such a stretch an octave error
-    max_glitch_seconds: float  # a longer stretch is meant
+    max_leap: float  # semitones that a stretch between two jumps, short as a gap, may lie off the notes around it
+    octave_tolerance: float  # semitones around an octave that make a stretch an octave error
+    max_glitch_seconds: float  # a longer stretch between two jumps is meant
     glitch_context_seconds: float  # on either side, with which it is compared
     polyphony_n_fft: int  # samples, to see several pitches at once
     polyphony_max_frequency: float  # Hz, up to which harmonics are told apart

@@ -19,7 +19,12 @@ _SMALLEST = 1e-20
 
 class Hum(NamedTuple):
     frequency: float  # Hz, of the mains: near 50 or 60
-    level: float  # dBFS of what was taken out
+    audio: np.ndarray  # [N], what was taken out
+
+    @property
+    def level(self) -> float:
+        """RMS, dBFS."""
+        return 10 * float(np.log10(np.mean(self.audio**2) + _SMALLEST))
 
 
 def remove_mains_hum(audio: np.ndarray, rate: int, settings: TransferConfig) -> tuple[np.ndarray, Hum | None]:
@@ -41,8 +46,7 @@ def remove_mains_hum(audio: np.ndarray, rate: int, settings: TransferConfig) -> 
         phase = _find_mains_phase(lines, weight, settings)
         if phase is not None:
             hum = _rebuild_hum(len(audio), rate, nominal, lines, weight, phase, settings)
-            level = 10 * np.log10(np.mean(hum**2) + _SMALLEST)
-            return (audio - hum).astype(np.float32), Hum(nominal, float(level))
+            return (audio - hum).astype(np.float32), Hum(nominal, hum)
     return audio, None
 
 
@@ -211,10 +215,10 @@ def _power_spectrum(audio: np.ndarray, frames: np.ndarray, n_fft: int, config: C
 
 
 def mend_f0(f0: np.ndarray, voiced: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Mend what a pitch tracker gets wrong: a stretch an octave off is moved back, a spike is left out.
+    """Mend what a pitch tracker gets wrong: a short stretch an octave off is moved back, a spike is left out.
 
     No voice moves by ``max_glide`` semitones in a frame, so a faster step is the tracker's. Between two
-    such steps lies a stretch; a short one is compared with the notes around it.
+    such steps lies a stretch; a short one is compared with the longer ones around it.
 
     Args:
         f0: [T] Hz.
@@ -223,34 +227,34 @@ def mend_f0(f0: np.ndarray, voiced: np.ndarray, config: Config) -> tuple[np.ndar
     Returns:
         f0 [T], and bool [T]: the voiced frames whose f0 can be used; the others are to be bridged.
     """
-    settings, frame_rate = config.transfer, config.audio.frame_rate
-    pitch = 12 * np.log2(f0)
-    steps = np.abs(np.diff(pitch, prepend=pitch[0])) > settings.max_glide
-    begins = np.flatnonzero(voiced & (steps | ~np.roll(voiced, 1) | (np.arange(len(f0)) == 0)))
-    ends = np.flatnonzero(voiced & np.append(steps[1:] | ~voiced[1:], True)) + 1
-    assert len(begins) == len(ends), f"{len(begins)} stretches begin, {len(ends)} end"
-    longest = settings.max_glitch_seconds * frame_rate
-    sure = np.zeros(len(f0), dtype=bool)
-    for begin, end in zip(begins, ends):
-        sure[begin:end] = end - begin > longest
-    usable = voiced.copy()
-    reach = round(settings.glitch_context_seconds * frame_rate)
-    for begin, end in zip(begins, ends):
-        if end - begin > longest:
+    settings, audio = config.transfer, config.audio
+    pitch, usable = 12 * np.log2(f0), voiced.copy()
+    longest, spike = (audio.seconds_to_frames(s) for s in (settings.max_glitch_seconds, settings.max_gap_seconds))
+    reach = audio.seconds_to_frames(settings.glitch_context_seconds)
+    stretches = _find_stretches(pitch, voiced, settings.max_glide)
+    is_sure = np.zeros(len(f0), dtype=bool)
+    for stretch in stretches:
+        is_sure[stretch] = stretch.stop - stretch.start > longest
+    for stretch in stretches:
+        around = slice(max(0, stretch.start - reach), stretch.stop + reach)
+        context = pitch[around][is_sure[around]]
+        if is_sure[stretch.start] or len(context) == 0:
             continue
-        near = slice(max(0, begin - reach), end + reach)
-        around = pitch[near][sure[near]]
-        if len(around) == 0:
-            continue
-        offset = np.median(pitch[begin:end]) - np.median(around)
-        octaves = 12 * np.round(offset / 12)
-        if abs(offset) <= settings.max_leap:
-            continue
-        if octaves and abs(offset - octaves) <= settings.octave_tolerance:
-            pitch[begin:end] -= octaves
-        else:
-            usable[begin:end] = False
+        off = np.median(pitch[stretch]) - np.median(context)
+        octaves = 12 * np.round(off / 12)
+        if octaves and abs(off - octaves) <= settings.octave_tolerance:
+            pitch[stretch] -= octaves
+        elif abs(off) > settings.max_leap and stretch.stop - stretch.start <= spike:
+            usable[stretch] = False
     return (2 ** (pitch / 12)).astype(np.float32), usable
+
+
+def _find_stretches(pitch: np.ndarray, voiced: np.ndarray, max_glide: float) -> list[slice]:
+    """Return the runs of voiced frames between steps of more than ``max_glide`` semitones."""
+    steps = np.abs(np.diff(pitch, prepend=pitch[:1])) > max_glide
+    begins = voiced & (steps | ~np.concatenate([[False], voiced[:-1]]))
+    found = ndimage.find_objects(np.where(voiced, np.cumsum(begins), 0))
+    return [where for (where,) in found]
 
 
 # --- several pitches at once ----------------------------------------------------------------------
