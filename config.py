@@ -115,8 +115,9 @@ class TrainConfig:
 @dataclass(frozen=True)
 class TransferConfig:
     mains_frequencies: tuple[float, ...]  # Hz
-    mains_harmonics: int  # of the mains are looked for
+    mains_harmonics: int  # of the mains are looked for, as far as there are so many below Nyquist
     mains_steady_seconds: float  # over which mains hum keeps its phase; recordings under twice that are not searched
+    mains_quietest: float  # dBFS, of a line; less is nothing to take out
     mains_tolerance: float  # Hz, by which the mains are off at most
     mains_line_share: float  # of the recording that must show the steady line alone, as pauses do
     mains_line_deviation: float  # of the line's level; what deviates less is the line alone

@@ -42,8 +42,11 @@ def remove_mains_hum(audio: np.ndarray, rate: int, settings: TransferConfig) -> 
     if len(audio) < 2 * settings.mains_steady_seconds * rate:
         return audio, None
     for nominal in settings.mains_frequencies:
-        lines, weight = _measure_lines(audio, rate, nominal, settings.mains_harmonics)
-        phase = _find_mains_phase(lines, weight, settings)
+        count = min(settings.mains_harmonics, int(rate / 2 / nominal) - 1)
+        lines, between = _measure_lines(audio, rate, nominal, count)
+        rest = np.mean(np.abs(between) ** 2, axis=0)
+        weight = 1 / (rest / (rest.mean() + _SMALLEST) + 1e-3) ** 2  # of a frame: large in the pauses
+        phase = _find_mains_phase(lines, between, weight, settings)
         if phase is not None:
             hum = _rebuild_hum(len(audio), rate, nominal, lines, weight, phase, settings)
             return (audio - hum).astype(np.float32), Hum(nominal, hum)
@@ -55,35 +58,38 @@ _LINE_FRAMES = 10  # of them in the window that measures each: 0.2 s, so that bi
 
 
 def _measure_lines(audio: np.ndarray, rate: int, nominal: float, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Measure the first multiples of a frequency, 50 times a second.
-
-    Returns:
-        Their complex amplitudes [count, T], and how little else there is [T]: large in the pauses, judged by
-        what lies half way between the lines.
-    """
+    """Return the complex amplitudes of a frequency's first multiples, and of what lies half way: [count, T] each."""
     hop = rate // _LINE_RATE
     size = hop * _LINE_FRAMES
     n_frames = -(-len(audio) // hop)
-    numbers = np.arange(1, 2 * count + 1)
-    bins = np.round(numbers * nominal / 2 * size / rate).astype(int)
-    windows = sliding_window_view(np.pad(audio, (size // 2, size // 2 + hop)), size)[::hop][:n_frames]
-    inside = sliding_window_view(np.pad(np.ones(len(audio)), (size // 2, size // 2 + hop)), size)[::hop][:n_frames]
+    bins = np.round(np.arange(1, 2 * count + 1) * nominal / 2 * size / rate).astype(int)
+    padding = (size // 2, size // 2 + hop)
+    windows, inside = (
+        sliding_window_view(np.pad(values, padding), size)[::hop][:n_frames]
+        for values in (audio, np.ones(len(audio), np.float32))
+    )
     window = signal.get_window("hann", size)
     blocks = range(0, n_frames, 500)  # so that the memory stays small
     spectra = np.concatenate([np.fft.rfft(windows[start : start + 500] * window)[:, bins] for start in blocks])
     spectra /= (inside @ window)[:, None]  # (T, 2 count): the first and the last windows are partly empty
     starts = np.arange(n_frames) * hop - size // 2
     spectra *= np.exp(-2j * np.pi * (bins / size) * starts[:, None])
-    between = np.mean(np.abs(spectra[:, ::2]) ** 2, axis=1)
-    return spectra[:, 1::2].T, 1 / (between / (between.mean() + _SMALLEST) + 1e-3) ** 2
+    return spectra[:, 1::2].T, spectra[:, ::2].T
 
 
-def _find_mains_phase(lines: np.ndarray, weight: np.ndarray, settings: TransferConfig) -> np.ndarray | None:
+def _find_mains_phase(
+    lines: np.ndarray, between: np.ndarray, weight: np.ndarray, settings: TransferConfig
+) -> np.ndarray | None:
     """Return the phase [T] by which the mains run off their nominal frequency, or None if they cannot be heard.
 
-    Their first or second harmonic tells. A tone held at 300 Hz is no hum.
+    Their first or second harmonic tells: it stands out and holds its level in the pauses, and it keeps its phase.
     """
+    pauses = weight >= np.quantile(weight, 1 - settings.mains_line_share)
     for number, line in ((1, lines[0]), (2, lines[1])):
+        level = min(np.median(np.abs(line[pauses])), np.quantile(np.abs(line), settings.mains_line_share))
+        beside = np.median(np.abs(between[number - 1 : number + 1, pauses]), axis=1).max()
+        if level < max(2 * beside, 0.5 * np.median(np.abs(line)), 10 ** (settings.mains_quietest / 20)):
+            continue
         directions = line / (np.abs(line) + _SMALLEST)
         turn = np.angle(np.sum(weight[1:] * directions[1:] * directions[:-1].conj()))  # a frame
         drift = turn * np.arange(len(line))
@@ -106,12 +112,14 @@ def _rebuild_hum(
     """Return the hum [N]: every harmonic that follows the phase of the mains."""
     hum, samples = np.zeros(n_samples), np.arange(n_samples)
     times, frames = samples * (_LINE_RATE / rate), np.arange(len(phase))
-    turning = 2 * np.pi * nominal / rate * samples + np.interp(times, frames, phase)
+    turning = np.exp(1j * (2 * np.pi * nominal / rate * samples + np.interp(times, frames, phase)))
+    turned = np.ones(n_samples, complex)
     for number, line in enumerate(lines, start=1):
+        turned *= turning
         unwound = line * np.exp(-1j * number * phase)
         steady = _steady_part(unwound, weight, 4 * settings.mains_steady_seconds, settings)
         if steady is not None:
-            hum += 2 * (np.interp(times, frames, steady) * np.exp(1j * number * turning)).real
+            hum += 2 * (np.interp(times, frames, steady) * turned).real
     return hum
 
 
