@@ -112,6 +112,7 @@ def listen(
         # A hum is not taken out to its last bit, and CREPE hears a pitch in what is left, however soft.
         hum_loudness = float(np.median(extract_loudness(hum.audio, config)))
         can_sound &= loudness - gain > hum_loudness - config.transfer.mains_left
+        can_sound &= ~_is_mains(lifted.f0.numpy(), hum.frequency)
     voiced = find_voiced(loudness, periodicity, can_sound, config, gate_offset)
     if not voiced.any():
         raise NoMelodyError(_explain_no_melody(too_high, config))
@@ -130,6 +131,11 @@ def _lift(audio: np.ndarray, most: float) -> float:
     """Return the gain in dB that brings a quiet recording to full scale, so that the loudness floor hides no note."""
     peak = float(np.abs(audio).max(initial=0.0))
     return float(np.clip(-20 * np.log10(peak), 0.0, most)) if peak > 0 else 0.0
+
+
+def _is_mains(f0: np.ndarray, frequency: float) -> np.ndarray:
+    """Say which f0 [T] are the mains or their double, within a quarter of a semitone."""
+    return np.any([np.abs(12 * np.log2(f0 / (number * frequency))) < 0.25 for number in (1, 2)], axis=0)
 
 
 def _take_off(loudness: np.ndarray, noise: float) -> np.ndarray:
