@@ -27,6 +27,7 @@ import soundfile
 import torch
 
 from checkpoint import LATEST, PRETRAINED_DIR, load_model, read_checkpoint
+from conditioning import TransferOptions
 from config import get_device
 from features import load_audio
 from model import NeuralGuitar
@@ -172,7 +173,8 @@ def work(service: Service, request: Request) -> Iterator[int | Outcome]:
     rate = model.settings.audio.feature_rate
     voice = load_audio(recording, rate)
     check_length(len(voice) / rate, service.max_seconds)
-    job = service.worker.submit(transfer, voice, rate, model, request.semitones, request.fit, request.seed)
+    options = TransferOptions(semitones=request.semitones, fit=request.fit)
+    job = service.worker.submit(transfer, voice, rate, model, options, request.seed)
     try:
         while not job.done():
             yield 2

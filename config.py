@@ -118,21 +118,54 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TransferConfig:
+    mains_frequencies: tuple[float, ...]  # Hz
+    mains_harmonics: int  # of the mains are looked for, as far as there are so many below Nyquist
+    mains_steady_seconds: float  # over which mains hum keeps its phase; recordings under twice that are not searched
+    mains_quietest: float  # dBFS, of a line; less is nothing to take out
+    mains_tolerance: float  # Hz, by which the mains are off at most
+    mains_line_share: float  # of the recording that must show the steady line alone, as pauses do
+    mains_line_deviation: float  # of the line's level; what deviates less is the line alone
+    mains_left: float  # dB under mains hum that was taken out: what is quieter may be left of it
+    too_high_n_fft: int  # samples, to see a tone above CREPE's range
+    too_high_margin: float  # above CREPE's highest pitch times this
+    too_high_share: float  # of a frame's power that such a tone holds
+    too_high_reported: float  # share of frames that makes it the reason why there is no melody
     voiced_periodicity: float  # a note begins over this periodicity
     sustained_periodicity: float  # and ends under this one
     noise_quantile: float  # of the loudness of frames without a pitch: the recording's noise floor
     peak_quantile: float  # of the loudness of all frames: its loud frames
-    gate_above_noise: float  # dB over the noise floor
+    gate_above_noise: float  # dB over the noise floor: a note begins
     gate_below_peak: float  # dB under the loud frames: quieter is silence
+    gate_hysteresis: float  # dB that a note may be under the level at which it would begin
     never_gated: float  # dB under the loud frames that are played however high the noise floor
     min_voiced_seconds: float  # shorter notes are clicks
     max_gap_seconds: float  # shorter gaps inside a note are bridged
-    gate_fade_seconds: float  # fade at both ends of a note
+    max_glide: float  # semitones a frame; faster is a jump of the tracker
+    max_leap: float  # semitones that a stretch between two jumps, short as a gap, may lie off the notes around it
+    octave_tolerance: float  # semitones around an octave that make a stretch an octave error
+    max_glitch_seconds: float  # a longer stretch between two jumps is meant
+    glitch_context_seconds: float  # on either side, with which it is compared
+    polyphony_n_fft: int  # samples, to see several pitches at once
+    polyphony_max_frequency: float  # Hz, up to which harmonics are told apart
+    polyphony_share: float  # of the power, beside the melody's harmonics: another pitch
     range_tolerance: float  # semitones beyond the instrument's range that still count as inside
+    max_octaves: int  # by which the register is moved
     octave_distance_cost: float  # an octave from the middle of the training data is as bad as this share out of range
+    note_change_cost: float  # a change of note is as bad as this many frames a semitone off
+    vibrato_seconds: float  # over which a note's pitch is averaged, to see its tuning
+    loudness_from: int  # percent: the quantiles of loudness from here
+    loudness_to: int  # to here decide how far dynamics are stretched
     loudness_anchor: int  # percent: the quantile of loudness that is matched exactly
     max_loudness_slope: float  # dynamics are stretched, or shrunk, by at most this factor
     max_loudness_gain: float  # dB, the most that a quiet recording is raised
+    release_seconds: float  # a note that ends rings on for so long
+    release_fall: float  # dB by which its loudness falls meanwhile
+    gate_fade_seconds: float  # fade at both ends of a sound
+    midi_attack_seconds: float  # a note of a MIDI file takes so long to its full loudness
+    midi_attack_depth: float  # dB, from so far below
+    midi_held_decay: float  # dB a second that a held note loses on a wind instrument
+    midi_plucked_decay: float  # dB a second on a plucked one
+    midi_gap_seconds: float  # between two notes of the same pitch
     max_peak: float  # dBFS of the result
 
 

@@ -8,37 +8,37 @@ silent), and played by the model.
 """
 
 import argparse
+import dataclasses
 import json
 import logging
-import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import librosa
 import numpy as np
 import soundfile
 import torch
-from scipy import ndimage, signal
 
 from checkpoint import load_model, pretrained_path
-from config import Config, TransferConfig, get_device
-from features import Features, bridge_f0, extract_features, load_audio, pad_to_frames, prepare_audio
+from conditioning import Progress, TransferOptions, fit, fit_register, listen
+from config import get_device
+from curves import Curves, Melody, read_curves, replacing, shape_notes, write_curves
+from features import Features, load_audio, pad_to_frames, prepare_audio
+from midi import make_melody, play_one_at_a_time, read_midi, share_of_chords, write_midi
 from model import Controls, NeuralGuitar, Sound
 
 _SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
 _STEMS = ("harmonic", "noise")
+_MIDI = {".mid", ".midi"}
+_DEFAULTS = TransferOptions()
+_UNHEARD = {  # what a report says where no voice was measured
+    "semitones": 0.0, "share_out_of_range": 0.0, "loudness_gain": 0.0,
+    "share_too_high": 0.0, "share_polyphonic": 0.0, "mains_hum": None,
+}  # fmt: skip
 log = logging.getLogger("transfer")
-
-
-@dataclass(frozen=True)
-class Curves:
-    """A voice's curves as the instrument will play them, [T] each."""
-
-    f0: np.ndarray  # Hz, bridged where nothing is played
-    loudness: np.ndarray  # dB re full scale; the floor where nothing is played
-    gate: np.ndarray  # 0..1, 0 where the instrument is silent
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ def transfer(
     audio: np.ndarray,
     sample_rate: int,
     model: NeuralGuitar,
-    semitones: float | None = None,
-    fit: bool = True,
+    options: TransferOptions = _DEFAULTS,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Transfer:
     """Play a voice on the model's instrument.
 
@@ -69,225 +69,126 @@ def transfer(
         audio: [N] mono, or [N, C].
         sample_rate: of ``audio``, Hz.
         model: from ``checkpoint.load_model``.
-        semitones: transpose by this much; None fits the register by whole octaves.
-        fit: False plays pitch and loudness as measured (``semitones`` still counts).
-        seed: of the noise part. Same input and seed, same bits.
+        options: what a person can choose.
+        seed: of the noise part. Same input, options and seed, same bits.
+        progress: is told each step before it begins, and the share done; it may raise to cancel.
 
     Raises:
-        ValueError: silent, not finite, or without a melody.
+        SilentError, NoMelodyError: there is nothing to play.
+        ValueError: no samples, or samples that are no sound.
     """
-    started = time.perf_counter()
-    config = model.settings
+    tell = progress or _tell_nobody
+    started, config = time.perf_counter(), model.settings
     assert config is not None, "transfer needs a model from checkpoint.load_model"
-    device = next(model.parameters()).device
+    tell("Listening to the voice", 0.0)
     mono = np.asarray(audio, dtype=np.float32).reshape(len(audio), -1).mean(axis=1) if len(audio) else np.zeros(0)
     mono = pad_to_frames(prepare_audio(mono, sample_rate, config.audio.feature_rate), config.audio.feature_hop_length)
-    gain = _lift(mono, config.transfer.max_loudness_gain)
-    lifted = extract_features(mono * 10 ** (gain / 20), config, device)
-    gate, too_high = find_notes(mono, lifted, config)
-    features = lifted._replace(loudness=lifted.loudness - gain)
-    curves, fitting = fit_curves(features, gate, model, semitones, fit)
-    sound, controls = play(model, curves, seed)
-    n_samples = round(len(mono) * config.audio.sample_rate / config.audio.feature_rate)
-    harmonic, noise, peak_gain = _limit_peak(sound, n_samples, config.transfer.max_peak)
-    report = {
-        "instrument": model.instrument,
-        "seconds": round(len(harmonic) / config.audio.sample_rate, 3),
-        **fitting,
-        "share_gated": float((gate == 0).mean()),
-        "share_too_high": float(too_high.mean()),
-        "peak_gain": peak_gain,
-        "times_real_time": len(harmonic) / config.audio.sample_rate / (time.perf_counter() - started),
-    }
-    return Transfer(
-        harmonic + noise, harmonic, noise, config.audio.sample_rate, features, curves, controls, report
-    )
+    features, melody, heard = listen(mono, config, next(model.parameters()).device, options.gate_offset)
+    tell(f"Fitting the melody to the {model.instrument}", 0.6)
+    curves, fitting = fit(melody, model, options)
+    tell(f"Playing the {model.instrument}", 0.65)
+    result = render(model, features, curves, options, seed, {**fitting, **heard}, started)
+    tell("Done", 1.0)
+    return result
 
 
-def _lift(audio: np.ndarray, most: float) -> float:
-    """Return the gain in dB that brings a quiet recording to full scale, so that the loudness floor hides no note."""
-    peak = float(np.abs(audio).max(initial=0.0))
-    return float(np.clip(-20 * np.log10(peak), 0.0, most)) if peak > 0 else 0.0
+def _tell_nobody(step: str, share: float) -> None:
+    pass
 
 
-# --- where there are notes ------------------------------------------------------------------------
-
-
-def find_notes(audio: np.ndarray, features: Features, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Decide which frames the instrument plays.
-
-    A note begins where the pitch is sure and goes on while it is likely; it must stand out of the
-    recording's own noise floor. Clicks are dropped, short gaps closed.
-
-    Args:
-        audio: [N] at the features' rate.
-
-    Returns:
-        The gate, float [T] 0 or 1, and which frames are a tone above CREPE's range, bool [T].
+def transfer_midi(
+    path: Path, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0
+) -> Transfer:
+    """Play a MIDI file on the model's instrument, in its own register unless notes lie out of range.
 
     Raises:
-        ValueError: the recording is silent, or no melody can be heard in it.
+        FileNotFoundError, ValueError: see ``midi.read_midi``.
     """
-    settings, floor = config.transfer, config.features.loudness_floor
-    loudness, periodicity = features.loudness.numpy(), features.periodicity.numpy()
-    if len(loudness) == 0 or loudness.max() <= floor:
-        raise ValueError("the recording is silent")
-    too_high = find_too_high(audio, config)
-    pitched = _hysteresis(periodicity, settings.voiced_periodicity, settings.sustained_periodicity) & ~too_high
-    threshold = _gate_threshold(loudness, periodicity, settings, floor)
-    gate = _clean_runs(pitched & (loudness > threshold), settings, config.audio.frame_rate)
-    if not gate.any():
-        if too_high.mean() > 0.05:
-            highest = f"{config.features.f0_max:.0f} Hz"
-            raise ValueError(f"the melody lies over {highest}, higher than CREPE can hear; sing or whistle lower")
-        raise ValueError("no melody can be heard in the recording; sing or hum closer to the microphone")
-    return gate.astype(np.float32), too_high
+    started, config = time.perf_counter(), model.settings
+    notes, bends = read_midi(path)
+    played = play_one_at_a_time(notes, config.transfer.midi_gap_seconds)
+    plucked = config.instrument(model.instrument).model == "NeuralGuitar"
+    melody = make_melody(played, bends, model.statistics["loudness_quantiles"][95], plucked, config)
+    if options.semitones is None:
+        options = dataclasses.replace(options, semitones=0.0)
+        if fit(melody, model, dataclasses.replace(options, fit=False, fold=False))[1]["share_out_of_range"]:
+            options = dataclasses.replace(options, semitones=fit_register(melody.f0[melody.voiced], model))
+    curves, fitting = fit(melody, model, dataclasses.replace(options, fit=False))
+    done = {**_UNHEARD, **fitting, "share_polyphonic": share_of_chords(notes, config.audio.frame_rate)}
+    return render(model, _as_features(melody), curves, options, seed, done, started)
 
 
-def _hysteresis(values: np.ndarray, begin: float, end: float) -> np.ndarray:
-    """Return bool [T]: runs over ``end`` that somewhere exceed ``begin``."""
-    runs, count = ndimage.label(values > end)
-    strong = np.unique(runs[values > begin])
-    return np.isin(runs, strong[strong > 0]) if count else np.zeros(len(values), dtype=bool)
+def transfer_curves(
+    melody: Melody, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0
+) -> Transfer:
+    """Play curves, as ``curves.read_curves`` reads them, as they stand.
 
-
-def _gate_threshold(loudness: np.ndarray, periodicity: np.ndarray, settings: TransferConfig, floor: float) -> float:
-    """Return the loudness in dB under which nothing is played, from the recording's own noise floor and peak."""
-    peak = float(np.quantile(loudness, settings.peak_quantile))
-    unpitched = loudness[periodicity < settings.sustained_periodicity]
-    noise = float(np.quantile(unpitched, settings.noise_quantile)) if len(unpitched) else floor
-    threshold = max(noise + settings.gate_above_noise, peak - settings.gate_below_peak)
-    # However noisy, what is loud is played: a hum over a fan is still a melody.
-    return min(threshold, peak - settings.never_gated)
-
-
-def _clean_runs(gate: np.ndarray, settings: TransferConfig, frame_rate: float) -> np.ndarray:
-    """Close gaps and drop notes that are too short to be meant: bool [T]."""
-    closed = ~_drop_short(~gate, round(settings.max_gap_seconds * frame_rate), keep_ends=True)
-    return _drop_short(closed, round(settings.min_voiced_seconds * frame_rate))
-
-
-def _drop_short(mask: np.ndarray, n_frames: int, keep_ends: bool = False) -> np.ndarray:
-    """Clear runs of true of at most ``n_frames``; ``keep_ends`` spares runs at either end of the recording."""
-    runs, count = ndimage.label(mask)
-    lengths = np.bincount(runs, minlength=count + 1)
-    short = lengths <= n_frames
-    if keep_ends:
-        short[[runs[0], runs[-1]]] = False
-    return mask & ~short[runs]
-
-
-def find_too_high(audio: np.ndarray, config: Config) -> np.ndarray:
-    """Find frames that are one tone above CREPE's range, as high whistling is: bool [T].
-
-    CREPE would answer with some lower pitch, sure of itself.
+    Of the options only ``noise_balance`` and ``output_rate`` count.
     """
-    hop_length, rate = config.audio.feature_hop_length, config.audio.feature_rate
-    n_fft = 1024
-    padded = np.pad(audio, (n_fft // 2, n_fft // 2))
-    _, _, spectrum = signal.stft(padded, rate, nperseg=n_fft, noverlap=n_fft - hop_length, boundary=None, padded=False)
-    power = np.abs(spectrum[:, : len(audio) // hop_length]).T ** 2  # (T, F)
-    peak = power.argmax(axis=1)
-    around = np.clip(peak[:, None] + np.arange(-3, 4), 0, n_fft // 2)
-    share = np.take_along_axis(power, around, axis=1).sum(axis=1) / (power.sum(axis=1) + 1e-20)
-    return (peak * rate / n_fft > config.features.f0_max * 1.02) & (share > 0.5)
+    started = time.perf_counter()
+    return render(model, _as_features(melody), shape_notes(melody, model.settings), options, seed, _UNHEARD, started)
 
 
-# --- fitting the voice to the instrument ----------------------------------------------------------
-
-
-def fit_curves(
-    features: Features, gate: np.ndarray, model: NeuralGuitar, semitones: float | None, fit: bool
-) -> tuple[Curves, dict[str, float]]:
-    """Fit measured curves to the model's instrument; return them and what was done, for the report."""
-    config = model.settings
-    instrument = config.instrument(model.instrument)
-    played = gate > 0
-    f0 = bridge_f0(features.f0.numpy(), played)
-    if semitones is None:
-        semitones = fit_register(f0[played], model) if fit else 0.0
-    f0 = f0 * 2 ** (semitones / 12)
-    loudness = features.loudness.numpy()
-    fitted = fit_loudness(loudness, played, model) if fit else loudness
-    tolerance = 2 ** (config.transfer.range_tolerance / 12)
-    out_of_range = (f0[played] < instrument.f0_min / tolerance) | (f0[played] > instrument.f0_max * tolerance)
-    curves = Curves(
-        f0=f0.astype(np.float32),
-        loudness=np.where(played, fitted, config.features.loudness_floor).astype(np.float32),
-        gate=_fade(gate, round(config.transfer.gate_fade_seconds * config.audio.frame_rate)),
-    )
-    return curves, {
-        "semitones": float(semitones),
-        "share_out_of_range": float(out_of_range.mean()),
-        "loudness_gain": float(np.median((fitted - loudness)[played])),
-    }
-
-
-def fit_register(f0: np.ndarray, model: NeuralGuitar) -> float:
-    """Return the whole octaves, in semitones, that bring a melody into the instrument's range.
-
-    Frames outside count, and so, a little, does the distance of the melody from the middle of the
-    training data: it decides among octaves that leave equally few outside.
-    """
-    instrument = model.settings.instrument(model.instrument)
-    middle = model.statistics["f0_quantiles"][50]
-    distance_cost = model.settings.transfer.octave_distance_cost
-
-    def cost(octaves: int) -> float:
-        shifted = f0 * 2.0**octaves
-        outside = np.mean((shifted < instrument.f0_min) | (shifted > instrument.f0_max))
-        return float(outside + distance_cost * abs(np.log2(np.median(shifted) / middle)))
-
-    return 12.0 * min(range(-5, 6), key=cost)
-
-
-def fit_loudness(loudness: np.ndarray, played: np.ndarray, model: NeuralGuitar) -> np.ndarray:
-    """Map loudness in dB [T] so that the quantiles of the played frames match those of the training data.
-
-    A straight line through the quantiles: it keeps the order and the shape of the dynamics, which a
-    full quantile match would bend. Its slope stays near one, so that a steady hum is not torn apart.
-    """
-    settings = model.settings.transfer
-    wanted = np.asarray(model.statistics["loudness_quantiles"])  # at 0, 1, ... 100 %
-    percent = np.arange(10, 96, 5)
-    found = np.quantile(loudness[played], percent / 100)
-    slope = np.std(wanted[percent]) / max(np.std(found), 1e-3)
-    slope = np.clip(slope, 1 / settings.max_loudness_slope, settings.max_loudness_slope)
-    # Anchored in the upper half: notes, not their fading ends, decide how loud a player seems.
-    anchor = np.quantile(loudness[played], settings.loudness_anchor / 100)
-    gain = min(wanted[settings.loudness_anchor] - anchor, settings.max_loudness_gain)
-    fitted = anchor + gain + slope * (loudness - anchor)
-    return np.clip(fitted, model.settings.features.loudness_floor, wanted[-1])
-
-
-def _fade(gate: np.ndarray, n_frames: int) -> np.ndarray:
-    """Round the edges of a gate inward over ``n_frames``: float32 [T], still 0 wherever it was 0."""
-    if n_frames < 1:
-        return gate.astype(np.float32)
-    distance = ndimage.distance_transform_edt(np.pad(gate, 1))[1:-1]
-    return np.sin(np.clip(distance / (n_frames + 1), 0, 1) * np.pi / 2).astype(np.float32) ** 2
+def _as_features(melody: Melody) -> Features:
+    curves = (melody.f0, melody.loudness, melody.periodicity)
+    return Features(*(torch.from_numpy(values.astype(np.float32)) for values in curves))
 
 
 # --- playing --------------------------------------------------------------------------------------
 
 
+def render(
+    model: NeuralGuitar,
+    features: Features,
+    curves: Curves,
+    options: TransferOptions,
+    seed: int,
+    done: dict[str, Any],
+    started: float,
+) -> Transfer:
+    """Play curves on the model and make the sound ready; ``done`` is what the report says of the curves."""
+    sound, controls = play(model, curves, options.noise_balance, seed)
+    rate = model.settings.audio.sample_rate
+    out_rate = options.output_rate or rate
+    parts = [resample(part[0].cpu().numpy(), rate, out_rate) for part in sound]
+    harmonic, noise, peak_gain = limit_peak(*parts, model.settings.transfer.max_peak)
+    seconds = len(harmonic) / out_rate
+    report = {
+        "instrument": model.instrument,
+        "seconds": round(seconds, 3),
+        **done,
+        "share_gated": float((curves.gate == 0).mean()),
+        "peak_gain": peak_gain,
+        "times_real_time": seconds / (time.perf_counter() - started),
+    }
+    return Transfer(harmonic + noise, harmonic, noise, out_rate, features, curves, controls, report)
+
+
 @torch.inference_mode()
-def play(model: NeuralGuitar, curves: Curves, seed: int) -> tuple[Sound, Controls]:
-    """Play curves on the model; gated frames are silent in both parts."""
+def play(model: NeuralGuitar, curves: Curves, noise_balance: float = 0.0, seed: int = 0) -> tuple[Sound, Controls]:
+    """Play curves on the model; gated frames are silent in both parts. ``noise_balance`` is in dB."""
     device = next(model.parameters()).device
     f0, loudness, gate = (
         torch.from_numpy(values)[None, :, None].to(device) for values in (curves.f0, curves.loudness, curves.gate)
     )
-    controls = Controls(*(values * gate for values in model.controls(f0, loudness)))
+    harmonic_amplitudes, noise_magnitudes = model.controls(f0, loudness)
+    controls = Controls(harmonic_amplitudes * gate, noise_magnitudes * gate * 10 ** (noise_balance / 20))
     return model.synthesize(f0, controls, torch.Generator(device).manual_seed(seed)), controls
 
 
-def _limit_peak(sound: Sound, n_samples: int, max_peak: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return both parts as [N] arrays, turned down together if their sum would exceed max_peak, and the gain in dB."""
-    parts = [part[0, :n_samples].cpu().numpy() for part in sound]
-    peak = float(np.abs(parts[0] + parts[1]).max())
+def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Return [N] at another rate; N * to_rate / from_rate samples."""
+    if from_rate == to_rate:
+        return audio
+    resampled = librosa.resample(audio, orig_sr=from_rate, target_sr=to_rate, res_type="soxr_hq")
+    return librosa.util.fix_length(resampled, size=round(len(audio) * to_rate / from_rate))
+
+
+def limit_peak(harmonic: np.ndarray, noise: np.ndarray, max_peak: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return both parts [N], turned down together if their sum would exceed max_peak in dBFS, and the gain in dB."""
+    peak = float(np.abs(harmonic + noise).max())
     scale = min(1.0, 10 ** (max_peak / 20) / max(peak, 1e-9))
-    return parts[0] * scale, parts[1] * scale, 20 * float(np.log10(scale))
+    return harmonic * scale, noise * scale, 20 * float(np.log10(scale))
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -300,6 +201,10 @@ def describe(report: dict[str, Any]) -> str:
     ]
     if report["share_too_high"] > 0.01:
         parts.append(f"{100 * report['share_too_high']:.0f} % too high to hear and left silent")
+    if report["mains_hum"] is not None:
+        parts.append("mains hum taken out")
+    if report["share_polyphonic"] > 0.3:
+        parts.append("several notes at once: one line of them is played")
     if report["peak_gain"] < 0:
         parts.append(f"turned down {-report['peak_gain']:.1f} dB")
     return ", ".join([*parts, f"{report['times_real_time']:.1f} x faster than real time"])
@@ -309,13 +214,22 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def transfer_file(source: Path, target: Path, model: NeuralGuitar, args: argparse.Namespace) -> Transfer:
-    """Transfer one sound file to another, with stems beside it if asked for."""
-    rate = model.settings.audio.feature_rate
-    result = transfer(load_audio(source, rate), rate, model, args.semitones, not args.no_fit)
+    """Transfer one file to another, with stems beside it, and curves and notes, if asked for."""
+    if args.controls:
+        result = transfer_curves(read_curves(source, model.settings), model, args.options)
+    elif source.suffix.lower() in _MIDI:
+        result = transfer_midi(source, model, args.options)
+    else:
+        rate = model.settings.audio.feature_rate
+        result = transfer(load_audio(source, rate), rate, model, args.options)
     write_audio(target, result.audio, result.sample_rate)
     if args.stems:
         for name in _STEMS:
             write_audio(target.with_stem(f"{target.stem}_{name}"), getattr(result, name), result.sample_rate)
+    if args.export_controls:
+        write_curves(args.export_controls, result.curves, model.settings.audio.frame_rate)
+    if args.midi:
+        write_midi(args.midi, result.curves, model.settings)
     return result
 
 
@@ -326,26 +240,25 @@ def write_audio(path: Path, audio: np.ndarray, sample_rate: int) -> None:
         ValueError: libsndfile cannot write this format.
         OSError: the disk is full, say; what stood there stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
     try:
-        soundfile.write(partial, audio, sample_rate, format=path.suffix[1:].upper())
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            soundfile.write(partial, audio, sample_rate, format=path.suffix[1:].upper())
     except (soundfile.LibsndfileError, TypeError) as error:
         raise OSError(f"{path} could not be written; is the disk full?") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def refuse_overwriting(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
-    """Raise ValueError if a recording would be replaced by a result, a stem or the report."""
+    """Raise ValueError if a recording would be replaced by what is written, or one result by another."""
     sources = {source.resolve() for source, _ in jobs}
-    written = [target for _, target in jobs] + ([args.report] if args.report else [])
+    beside = [path for path in (args.report, args.export_controls, args.midi) if path]
+    written = [target for _, target in jobs] + beside
     if args.stems:
         written += [target.with_stem(f"{target.stem}_{name}") for _, target in jobs for name in _STEMS]
     for path in written:
         if path.resolve() in sources:
             raise ValueError(f"{path} is a recording to be transferred and would be overwritten; name another")
+    if len({path.resolve() for path in written}) < len(written):
+        raise ValueError("two of the files to be written have the same name; name another")
 
 
 def plan_files(source: Path, target: Path, instrument: str) -> list[tuple[Path, Path]]:
@@ -389,21 +302,52 @@ def transfer_all(jobs: list[tuple[Path, Path]], model: NeuralGuitar, args: argpa
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Play a voice on an instrument.")
-    parser.add_argument("--input", type=Path, required=True, help="a recording, or a folder of them")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--input", type=Path, help="a recording, a folder of them, or a MIDI file")
+    given.add_argument("--controls", type=Path, help="curves to play, as --export_controls writes them")
     parser.add_argument("--output", type=Path, required=True, help="the result, or a folder for them")
     parser.add_argument("--instrument", help="a shipped model, such as trumpet (the default)")
     parser.add_argument("--checkpoint", type=Path, help="your own model instead, such as checkpoints/latest.pth")
-    parser.add_argument("--semitones", type=float, help="transpose by this much instead of fitting the register")
-    parser.add_argument("--no_fit", action="store_true", help="leave pitch and loudness as measured")
+    _add_options(parser)
     parser.add_argument("--stems", action="store_true", help="also write the harmonic and the noise part")
+    parser.add_argument("--export_controls", type=Path, help="write what is played as curves that can be edited (CSV)")
+    parser.add_argument("--midi", type=Path, help="write the notes, with bends, as a MIDI file")
     parser.add_argument("--report", type=Path, help="write what was done as JSON")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
     args = parser.parse_args(argv)
     if args.instrument and args.checkpoint:
         parser.error("give --instrument or --checkpoint, not both: a checkpoint knows its instrument")
-    if args.semitones is not None and not -60 <= args.semitones <= 60:
-        parser.error("--semitones should be between -60 and 60")
+    try:
+        args.options = TransferOptions(**{name: getattr(args, name) for name in _OPTIONS}, fit=not args.no_fit)
+    except ValueError as error:
+        parser.error(f"--{error}")
+    if args.controls:
+        kept = dataclasses.replace(_DEFAULTS, noise_balance=args.noise_balance, output_rate=args.output_rate)
+        if args.options != kept:
+            parser.error("--controls are played as they stand: only --noise_balance and --output_rate count")
     return args
+
+
+_OPTIONS = tuple(field.name for field in dataclasses.fields(TransferOptions) if field.name != "fit")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each of the TransferOptions."""
+
+    def add(name: str, kind: type, text: str) -> None:
+        parser.add_argument(f"--{name}", type=kind, default=getattr(_DEFAULTS, name), help=text)
+
+    add("semitones", float, "shift by this much instead of fitting the register by whole octaves")
+    add("transpose", float, "semitones on top of the register")
+    parser.add_argument("--no_fit", action="store_true", help="leave pitch and loudness as measured")
+    parser.add_argument("--fold", action="store_true", help="move notes that are out of range into it, by octaves")
+    add("autotune", float, "0 to 1: how far each note is moved onto the nearest note of --key")
+    add("key", str, "chromatic (the default), or a key of what is played, such as 'F# minor'")
+    add("smoothing", float, "seconds over which pitch and loudness are smoothed inside a note")
+    add("loudness_offset", float, "dB louder or softer, and brighter or darker with it")
+    add("gate_offset", float, "dB: higher leaves more silent, lower plays softer notes")
+    add("noise_balance", float, "dB: more breath, or less, against the tone")
+    add("output_rate", int, "Hz of the result, up to 48000")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -411,7 +355,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         model = load_model(args.checkpoint or pretrained_path(args.instrument or "trumpet"), get_device(args.device))
-        jobs = plan_files(args.input, args.output, model.instrument)
+        jobs = plan_files(args.controls or args.input, args.output, model.instrument)
+        if args.controls is None and args.input.is_dir() and (args.midi or args.export_controls):
+            raise ValueError(f"--midi and --export_controls take one recording, and --input {args.input} is a folder")
         refuse_overwriting(jobs, args)
         reports = transfer_all(jobs, model, args)
         if args.report and reports:
@@ -426,13 +372,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _write_report(path: Path, reports: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    try:
+    with replacing(path) as partial:
         partial.write_text(json.dumps(reports, indent=2) + "\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

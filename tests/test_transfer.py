@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mido
 import numpy as np
 import pytest
 import soundfile
@@ -13,8 +14,10 @@ import torch
 
 import transfer
 from checkpoint import make_checkpoint, save_checkpoint
+from conditioning import Curves, TransferOptions
 from config import load_config
-from features import Features, extract_features
+from features import extract_features
+from midi import read_midi
 from model import build_model
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +82,7 @@ def test_the_result_follows_the_tune(model, song: np.ndarray) -> None:
 
 def test_rests_are_silent(model, song: np.ndarray) -> None:
     result = transfer.transfer(song, RATE, model)
-    for rest in (slice(0, 45), slice(155, 195), slice(305, 345)):
+    for rest in (slice(0, 45), slice(164, 195), slice(314, 345)):
         assert np.abs(result.audio.reshape(-1, 160)[rest]).max() < 1e-4
     assert 0.3 < result.report["share_gated"] < 0.5  # 2 s of 5
 
@@ -106,13 +109,13 @@ def test_any_register_lands_in_the_range_by_whole_octaves(model, f0: float) -> N
 
 
 def test_semitones_and_no_fit_are_obeyed(model, song: np.ndarray) -> None:
-    result = transfer.transfer(song, RATE, model, semitones=7)
+    result = transfer.transfer(song, RATE, model, TransferOptions(semitones=7))
     assert result.report["semitones"] == 7
     assert abs(1200 * np.log2(result.curves.f0[100] / (220 * 2 ** (7 / 12)))) < 15
-    plain = transfer.transfer(song, RATE, model, fit=False)
-    played = plain.curves.gate > 0
+    plain = transfer.transfer(song, RATE, model, TransferOptions(fit=False))
+    played = plain.curves.voiced
     assert plain.report["semitones"] == 0
-    assert np.allclose(plain.curves.loudness[played], plain.features.loudness.numpy()[played])
+    assert np.allclose(plain.curves.loudness[played], plain.features.loudness.numpy()[played], atol=0.1)
 
 
 def test_a_whisper_quiet_recording_plays_at_the_same_level(model, song: np.ndarray) -> None:
@@ -132,16 +135,6 @@ def test_noise_before_and_after_is_not_played(model) -> None:
     result = transfer.transfer(np.concatenate([hiss, sing(300.0, level=-20), hiss]), RATE, model)
     assert result.curves.gate[:90].max() == 0 and result.curves.gate[215:].max() == 0
     assert result.curves.gate[115:185].min() == 1
-
-
-def test_clicks_are_dropped_and_short_gaps_closed() -> None:
-    settings = load_config().transfer
-    gate = np.zeros(100, dtype=bool)
-    gate[10:13] = True  # 30 ms: a click
-    gate[40:60] = True
-    gate[64:80] = True  # 40 ms after: the same note
-    cleaned = transfer._clean_runs(gate, settings, 100.0)
-    assert np.flatnonzero(cleaned).tolist() == list(range(40, 80))
 
 
 def test_pitches_over_crepes_range_are_said(model) -> None:
@@ -180,24 +173,48 @@ def test_clipped_stereo_192_khz_and_8_channels_work(model) -> None:
 
 
 def test_the_output_never_clips(model) -> None:
-    loud = transfer.Curves(np.full(100, 300, np.float32), np.full(100, 10, np.float32), np.ones(100, np.float32))
-    harmonic, noise, gain = transfer._limit_peak(transfer.play(model, loud, 0)[0], RATE, -1.0)
+    frames = np.ones(100, np.float32)
+    loud = Curves(300 * frames, 10 * frames, frames, frames > 0, frames)
+    harmonic, noise, gain = transfer.limit_peak(*(part[0].numpy() for part in transfer.play(model, loud)[0]), -1.0)
     assert np.abs(harmonic + noise).max() <= 10 ** (-1 / 20) + 1e-6 and gain < 0
 
 
-def test_loudness_fit_keeps_the_order(model) -> None:
-    rng = np.random.default_rng(0)
-    loudness = rng.uniform(-70, -30, 500).astype(np.float32)
-    fitted = transfer.fit_loudness(loudness, np.ones(500, bool), model)
-    order = np.argsort(loudness)
-    assert (np.diff(fitted[order]) >= 0).all()
-    assert np.corrcoef(fitted, loudness)[0, 1] > 0.99
+
+def test_options_reach_the_sound(model, song: np.ndarray) -> None:
+    plain = transfer.transfer(song, RATE, model, seed=3)
+    options = TransferOptions(transpose=3.0, noise_balance=-20.0, output_rate=48000)
+    result = transfer.transfer(song, RATE, model, options, seed=3)
+    assert result.sample_rate == 48000 and len(result.audio) == len(result.noise) == 3 * len(plain.audio)
+    assert result.report["seconds"] == plain.report["seconds"]
+    assert result.report["semitones"] == plain.report["semitones"] + 3
+    quieter = 20 * np.log10(np.std(result.noise) / np.std(plain.noise))
+    assert quieter - result.report["peak_gain"] + plain.report["peak_gain"] == pytest.approx(-20, abs=0.7)
+    assert np.abs(result.audio).max() <= 10 ** (-1 / 20) + 1e-6
 
 
-def test_a_gate_with_nothing_sure_is_empty() -> None:
-    unsure = Features(torch.full((50,), 200.0), torch.full((50,), -20.0), torch.full((50,), 0.1))
-    with pytest.raises(ValueError, match="no melody"):
-        transfer.find_notes(sing(200.0, 0.5), unsure, load_config())
+def test_progress_is_told_and_may_stop_it(model) -> None:
+    told = []
+    transfer.transfer(sing(220.0), RATE, model, progress=lambda *step: told.append(step))
+    steps, shares = zip(*told)
+    assert len(set(steps)) == len(steps) >= 4 and "trumpet" in "".join(steps)
+    assert shares[0] == 0 and shares[-1] == 1 and list(shares) == sorted(shares)
+
+    def stop(step: str, share: float) -> None:
+        raise InterruptedError("enough")
+
+    with pytest.raises(InterruptedError, match="enough"):
+        transfer.transfer(sing(220.0), RATE, model, progress=stop)
+
+
+def test_a_note_dies_away_without_a_click(model) -> None:
+    """The level falls over the release; no step of the waveform is larger than inside the note."""
+    result = transfer.transfer(np.concatenate([sing(220.0), pause(0.5)]), RATE, model)
+    end = np.flatnonzero(result.curves.voiced)[-1] + 1
+    level = 10 * np.log10(np.mean(result.audio.reshape(-1, 160) ** 2, axis=1) + 1e-20)
+    assert level[end + 4] < level[end - 5] - 6 and level[end + 8] < level[end - 5] - 15
+    assert level[end + 13 :].max() < -70
+    steps = np.abs(np.diff(result.harmonic))
+    assert steps[(end - 3) * 160 :].max() <= steps[: (end - 3) * 160].max()
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -286,12 +303,61 @@ def test_a_recording_is_never_overwritten(checkpoint_path: Path, tmp_path: Path,
         ("--input", voice, "--output", voice),
         ("--input", voice, "--output", tmp_path / "s.wav", "--stems"),
         ("--input", voice, "--output", tmp_path / "s.wav", "--report", voice),
+        ("--input", voice, "--output", tmp_path / "s.wav", "--midi", voice),
+        ("--input", voice, "--output", tmp_path / "s.wav", "--export_controls", voice),
     ):
         caplog.clear()
         assert run(*flags, "--checkpoint", checkpoint_path) == 1
         assert "would be overwritten" in caplog.text and voice.read_bytes() == before
     assert run("--input", tmp_path, "--output", tmp_path / "out", "--checkpoint", checkpoint_path) == 1
     assert "the next run would play it too" in caplog.text
+
+
+def test_curves_and_notes_go_out_and_come_back(checkpoint_path: Path, song: np.ndarray, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "in.wav", song, RATE)
+    files = {name: tmp_path / name for name in ("a.wav", "b.wav", "c.wav", "a.csv", "a.mid", "c.mid", "c.json")}
+    flags = ("--checkpoint", checkpoint_path)
+    assert run("--input", tmp_path / "in.wav", "--output", files["a.wav"], "--export_controls", files["a.csv"],
+               "--midi", files["a.mid"], *flags) == 0  # fmt: skip
+    assert run("--controls", files["a.csv"], "--output", files["b.wav"], *flags) == 0
+    assert files["a.wav"].read_bytes() == files["b.wav"].read_bytes()
+    assert run("--input", files["a.mid"], "--output", files["c.wav"], "--midi", files["c.mid"], *flags,
+               "--report", files["c.json"]) == 0  # fmt: skip
+    (one, _), (other, _) = read_midi(files["a.mid"]), read_midi(files["c.mid"])
+    assert len(one) == 3 and [note.key for note in one] == [note.key for note in other]
+    (report,) = json.loads(files["c.json"].read_text())
+    assert report["semitones"] == 0 and report["share_polyphonic"] == 0
+    rows = files["a.csv"].read_text().splitlines()
+    assert rows[0] == "time,f0,loudness,periodicity,voiced" and len(rows) == len(song) // 160 + 1
+
+
+def test_notes_out_of_range_move_by_octaves(checkpoint_path: Path, model, tmp_path: Path) -> None:
+    track = mido.MidiTrack([mido.Message("note_on", note=33), mido.Message("note_off", note=33, time=480)])
+    mido.MidiFile(tracks=[track]).save(tmp_path / "bass.mid")
+    result = transfer.transfer_midi(tmp_path / "bass.mid", model)
+    assert result.report["semitones"] in (24, 36, 48) and result.report["share_out_of_range"] == 0
+    kept = transfer.transfer_midi(tmp_path / "bass.mid", model, TransferOptions(semitones=0.0))
+    assert kept.report["semitones"] == 0 and kept.report["share_out_of_range"] == 1
+
+
+def test_flags_that_cannot_be_meant(checkpoint_path: Path, tmp_path: Path, capsys, caplog) -> None:
+    cases = [
+        (("--input", "a.wav", "--autotune", "2"), "autotune should be between 0 and 1, not 2.0"),
+        (("--input", "a.wav", "--key", "H dur"), "there is no key 'H dur'"),
+        (("--input", "a.wav", "--output_rate", "96000"), "output_rate should be between 8000 and 48000"),
+        (("--controls", "a.csv", "--autotune", "1"), "played as they stand"),
+        (("--controls", "a.csv", "--input", "a.wav"), "not allowed with"),
+        ((), "one of the arguments --input --controls is required"),
+    ]
+    for flags, message in cases:
+        with pytest.raises(SystemExit) as stopped:
+            run(*flags, "--output", "b.wav")
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
+    soundfile.write(tmp_path / "in.wav", sing(220.0), RATE)
+    good = ("--input", tmp_path / "in.wav", "--output", tmp_path / "out.wav", "--checkpoint", checkpoint_path)
+    assert run(*good, "--midi", tmp_path / "out.wav") == 1 and "have the same name" in caplog.text
+    folder = ("--input", tmp_path, "--output", tmp_path.parent / "o", "--checkpoint", checkpoint_path)
+    assert run(*folder, "--midi", tmp_path / "x.mid") == 1 and "take one recording" in caplog.text
 
 
 def test_checkpoint_and_instrument_exclude_each_other(checkpoint_path: Path, capsys) -> None:
