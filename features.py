@@ -1,74 +1,30 @@
-"""Measure a sound: reading files, pitch (CREPE, see ``pitch.py``), A-weighted loudness, 100 frames a second.
+"""Measure a sound: pitch (CREPE, see ``pitch.py``) and A-weighted loudness, 100 frames a second.
+
+Reading files lives in ``audio_files.py``; what callers need of it is offered here too.
 
 Loudness is the level after A-weighting (IEC 61672-1), filtered by second-order sections.
 """
 
 import functools
 import math
-from pathlib import Path
 from typing import NamedTuple
 
-import librosa
 import numpy as np
-import soundfile
 import torch
 from scipy import signal
 from torch import Tensor
 
 import pitch
+from audio_files import SUFFIXES, load_audio, prepare_audio, read_blocks  # noqa: F401  asked for here
 from config import Config
 
 _SMALLEST = np.finfo(np.float32).tiny
-_LOUDEST = 1e4  # 80 dB over full scale: whatever is beyond is no sound, and its square may overflow
 
 
 class Features(NamedTuple):
     f0: Tensor  # [T] Hz, always positive: bridged where there is no pitch
     loudness: Tensor  # [T] dB re full scale, A-weighted
     periodicity: Tensor  # [T] 0..1, how sure CREPE is of f0
-
-
-def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
-    """Read a sound file as mono at the wanted rate.
-
-    Args:
-        path: any format and rate that libsndfile reads (wav, flac, ogg, mp3, aiff, ...).
-        sample_rate: Hz.
-
-    Returns:
-        float32 [N]; channels are averaged.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a folder, not a sound file, empty, or with samples that are not finite.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, a sound file is expected")
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        channels, file_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (N, C)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path} cannot be read as sound ({error.error_string.strip().rstrip('.')})") from error
-    return prepare_audio(channels.mean(axis=1), file_rate, sample_rate, str(path))
-
-
-def prepare_audio(audio: np.ndarray, from_rate: int, to_rate: int, name: str = "the audio") -> np.ndarray:
-    """Check mono samples [N] and resample them to float32; ``name`` is for the error message.
-
-    Raises:
-        ValueError: no samples, or samples that are not finite or no sound.
-    """
-    if audio.size == 0:
-        raise ValueError(f"{name} holds no samples")
-    if not np.isfinite(audio).all():
-        raise ValueError(f"{name} holds samples that are not finite (NaN or infinity); export it again")
-    if np.abs(audio).max() > _LOUDEST:
-        raise ValueError(f"{name} holds samples of {np.abs(audio).max():.2g}, where sound lies within -1 and 1")
-    if from_rate != to_rate:
-        audio = librosa.resample(audio.astype(np.float32), orig_sr=from_rate, target_sr=to_rate, res_type="soxr_hq")
-    return np.ascontiguousarray(audio, dtype=np.float32)
 
 
 def pad_to_frames(audio: np.ndarray, hop_length: int) -> np.ndarray:

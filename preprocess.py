@@ -23,9 +23,8 @@ from tqdm import tqdm
 
 from config import Config, load_config
 from data import Recording, extractor_settings, load_recording, save_recording
-from features import extract_features, load_audio, pad_to_frames
+from features import SUFFIXES, extract_features, load_audio, pad_to_frames
 
-_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
 log = logging.getLogger("preprocess")
 
 
@@ -47,9 +46,9 @@ def plan_jobs(input_dir: Path, output_dir: Path, instrument: str | None, config:
     Raises:
         ValueError: no recordings, or one whose instrument is neither given nor known by its name.
     """
-    sources = sorted(path for path in input_dir.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    sources = sorted(path for path in input_dir.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not sources:
-        raise ValueError(f"{input_dir} holds no recordings ({', '.join(sorted(_SUFFIXES))})")
+        raise ValueError(f"{input_dir} holds no recordings ({', '.join(sorted(SUFFIXES))})")
     jobs = []
     for source in sources:
         played_by = instrument or config.guess_instrument(source.name)
