@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from config import Config, load_config
 from data import Recording, extractor_settings, load_recording, save_recording
-from features import SUFFIXES, extract_features, load_audio, pad_to_frames
+from features import SUFFIXES, extract_features, load_audio
 
 log = logging.getLogger("preprocess")
 
@@ -66,7 +66,8 @@ def process_recording(job: Job, config: Config) -> Outcome:
     # The order of sums depends on the number of threads: with one, any number of workers gives the same bits.
     torch.set_num_threads(1)
     try:
-        digest = hashlib.sha256(job.source.read_bytes()).hexdigest()
+        with job.source.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         if _is_up_to_date(job, digest, config):
             return Outcome(job, "skipped")
         recording = measure_recording(job, digest, config)
@@ -80,20 +81,16 @@ def process_recording(job: Job, config: Config) -> Outcome:
 
 
 def measure_recording(job: Job, digest: str, config: Config) -> Recording:
-    """Read and measure one recording."""
+    """Read and measure one recording; its samples are in memory once, everything else only a piece at a time."""
     audio = load_audio(job.source, config.audio.feature_rate)
     features = extract_features(audio, config)
-    sound = audio
     if config.audio.sample_rate != config.audio.feature_rate:
-        sound = load_audio(job.source, config.audio.sample_rate)
-    n_samples = config.audio.frames_to_samples(len(features.f0))
-    sound = torch.from_numpy(pad_to_frames(sound, config.audio.hop_length))
-    sound = torch.nn.functional.pad(sound, (0, n_samples - len(sound)))  # the two rates may round differently
+        audio = load_audio(job.source, config.audio.sample_rate)
+    audio.resize(config.audio.frames_to_samples(len(features.f0)), refcheck=False)  # in place; what is new is 0
     frames = {name: values[None, :, None] for name, values in features._asdict().items()}
     source = {"file": job.source.name, "sha256": digest}
-    return Recording(
-        job.instrument, **frames, audio=sound[None], source=source, extractor=extractor_settings(config)
-    )
+    extractor = extractor_settings(config)
+    return Recording(job.instrument, **frames, audio=torch.from_numpy(audio)[None], source=source, extractor=extractor)
 
 
 def _is_up_to_date(job: Job, digest: str, config: Config) -> bool:

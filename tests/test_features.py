@@ -9,11 +9,12 @@ import torch
 from conftest import harmonic_tone
 from scipy import signal
 
+import features
 import pitch
 from features import (
     a_weighting_sos,
     bridge_f0,
-    extract_f0,
+    extract_feature_blocks,
     extract_features,
     extract_loudness,
     load_audio,
@@ -28,6 +29,11 @@ THIRD_OCTAVES = [31.5, 40, 50, 63, 80, 100, 125, 160, 200, 250, 315, 400, 500, 6
 
 def cents(f0, reference):
     return 1200 * np.log2(np.asarray(f0) / reference)
+
+
+def extract_f0(audio, config):
+    measured = extract_features(audio, config)
+    return measured.f0.numpy(), measured.periodicity.numpy()
 
 
 def with_features(config, **changes):
@@ -231,3 +237,65 @@ def test_same_file_same_bits(config, tmp_path):
         np.random.seed(seed)
         measured.append(extract_features(load_audio(tmp_path / "voice.wav", 16000), config))
     assert all(map(torch.equal, *measured))
+
+
+# --- blocks -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long_sound():
+    """9 s: notes, rests shorter and longer than the search bridges, digital silence, noise, an odd end."""
+    rng = np.random.default_rng(0)
+    pieces = [np.zeros(7000), harmonic_tone(220, 1.0), np.zeros(1000), harmonic_tone(330, 0.7), np.zeros(20000),
+              0.01 * rng.standard_normal(16000), harmonic_tone(440, 1.5), np.zeros(30000), harmonic_tone(110, 0.5),
+              0.01 * rng.standard_normal(9001)]  # fmt: skip
+    return np.concatenate(pieces).astype(np.float32)
+
+
+def whole_loudness(audio, config):
+    """Return what extract_loudness measures, with the whole sound in memory at once."""
+    weighted = signal.sosfilt(a_weighting_sos(16000), pad_to_frames(audio, HOP).astype(np.float64)) ** 2
+    padded, window = np.pad(weighted, 512), signal.get_window("hann", 1024)
+    power = np.lib.stride_tricks.sliding_window_view(padded, 1024)[: len(weighted) : HOP]
+    level = 10 * np.log10(np.einsum("tw,w->t", power, window / window.sum()) + np.finfo(np.float32).tiny)
+    return np.maximum(level, -80).astype(np.float32)
+
+
+@pytest.mark.parametrize("sizes", [[20], [160], [12345], [20000, 0, 1, 70000]])
+def test_features_do_not_depend_on_the_blocks(config, long_sound, sizes, monkeypatch):
+    whole = extract_features(long_sound, config)
+    monkeypatch.setattr(features, "_BLOCK_FRAMES", 128)  # CREPE's batches of 64 stay where they are
+    ends = np.cumsum(np.resize(sizes, len(long_sound) // max(1, min(sizes)) + 1))
+    parts = list(extract_feature_blocks(np.split(long_sound, ends[ends < len(long_sound)]), config))
+    assert len(parts) > 3
+    assert all(map(torch.equal, whole, map(torch.cat, zip(*parts))))
+    assert np.array_equal(whole.loudness, whole_loudness(long_sound, config))
+
+
+def test_features_come_while_the_sound_does(config, long_sound, monkeypatch):
+    monkeypatch.setattr(features, "_BLOCK_FRAMES", 64)
+    n_given, n_measured, behind = 0, 0, []
+
+    def give():
+        nonlocal n_given
+        for start in range(0, len(long_sound), 1600):
+            behind.append(n_given // HOP - n_measured)
+            n_given += 1600
+            yield long_sound[start : start + 1600]
+
+    for part in extract_feature_blocks(give(), config):
+        n_measured += len(part.f0)
+    # A note of 2.5 s with its rest, the longest here, and a block.
+    assert n_measured == -(-len(long_sound) // HOP) and max(behind) < 400
+
+
+def test_bridge_of_a_sound_without_any_pitch(config):
+    noise = 0.01 * np.random.default_rng(0).standard_normal(4000).astype(np.float32)
+    measured = extract_features(noise, config)
+    assert (measured.periodicity < 0.5).all() and len(measured.f0) == 25
+
+
+def test_blocks_without_samples_are_refused(config):
+    for blocks in ([], [np.zeros(0, np.float32)]):
+        with pytest.raises(ValueError, match="no samples"):
+            list(extract_feature_blocks(blocks, config))
