@@ -240,6 +240,8 @@ def _best_path(activation: np.ndarray) -> np.ndarray:
     weights are the same for every bin: normalised a row, as in torchcrepe, they would make it cheaper
     to stay at the edge of the range than anywhere else, and unvoiced stretches would end there.
     """
+    if not activation.any():  # digital silence
+        return np.zeros(len(activation), dtype=np.int64)
     reach = 11
     log_step = np.log(12.0 - np.abs(np.arange(-reach, reach + 1)))  # (23,)
     score = np.full(N_BINS + 2 * reach, -np.inf)
