@@ -145,12 +145,12 @@ class InspectConfig:
     min_dynamics: float  # dB between the 5th and the 95th percentile of loudness; four levels of music
     max_suspect_share: float  # of the set's time; with less, a fault is advice, beyond it a problem
     polyphony_share: float  # of a take's loud frames with more than one pitch; slurs and ringing strings give some
-    max_flat_tops: float  # clipped peaks a second
+    max_full_scale_peaks: float  # a second; a clean take at full level has one now and then, a clipped one hundreds
     silence_level: float  # dB; a take that is never louder is empty
     hum_excess: float  # dB over the neighbouring spectrum, in at least three multiples of the mains frequency
-    bleed_level: float  # dB under the take's loud frames; notes that never rise over it are somebody else's
-    bleed_share: float  # of the voiced time in such notes
-    max_reverb_seconds: float  # for 60 dB, extrapolated from the fastest decays; a dry room has 0.3
+    bleed_level: float  # dB under the take's loud frames; what begins under it is somebody else, not a soft note
+    bleed_share: float  # of the time with such sound; rendered takes have up to 0.05 of their softest notes
+    max_ringing_seconds: float  # for 60 dB, by the fastest decays; rendered takes have 0.1 to 0.3, a living room 0.5
     max_band_drop: float  # dB from 3-3.7 to 4.2-5 kHz; instruments lose up to 20, a telephone's filter 60
     max_octave_errors: float  # share of the annotated frames
 

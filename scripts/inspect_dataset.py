@@ -4,7 +4,7 @@
 
 How much there is and what of the instrument it covers; takes that spoil a model of single notes (chords, clipping,
 silence, hum, bleed, reverb, telephone sound, copies); with ``--annotations`` of GuitarSet or URMP also how often the
-pitch tracker is an octave off. The thresholds stand in ``config.json`` under ``inspect``, their reasons in ``config.py``.
+pitch tracker is an octave off. The thresholds stand in ``config.json`` under ``inspect``, the reasons in ``config.py``.
 
 The exit code is 0 if the set is fit (there may be advice), 1 if there are problems, 2 if it cannot be inspected.
 
@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from inspection import PITCHES, Measured, count_notes, find_copies, measure
 from inspection_report import write_report
@@ -133,8 +134,9 @@ def judge_range(recordings: list[Measured], instrument: InstrumentConfig, config
     wanted, findings = config.inspect, []
     inside, covered, notes = coverage(recordings, instrument, wanted.min_seconds_per_note, config.audio.frame_rate)
     if inside < wanted.min_in_range:
-        text = f"{1 - inside:.0%} of the pitched time lies outside {recordings[0].instrument}'s range, "
-        text += f"{note_name(instrument.f0_min)} to {note_name(instrument.f0_max)}; another instrument, or octave errors?"
+        span = f"{note_name(instrument.f0_min)} to {note_name(instrument.f0_max)}"
+        text = f"{1 - inside:.0%} of the pitched time lies outside the {recordings[0].instrument}'s range, {span}; "
+        text += "another instrument, or octave errors?"
         findings.append(Finding(inside < 2 * wanted.min_in_range - 1, text))
     if covered.mean() < wanted.min_coverage:
         text = f"{covered.mean():.0%} of the range's notes sound for {wanted.min_seconds_per_note:g} s or more, "
@@ -161,7 +163,8 @@ def describe_gaps(covered: np.ndarray, notes: np.ndarray) -> str:
     if not len(played):
         return "; no note is"
     names = [note_name(440 * 2 ** ((note - 69) / 12)) for note in (played[0], played[-1])]
-    ends = [f"under {names[0]}"] * (played[0] > notes[0]) + [f"over {names[1]}"] * (played[-1] < notes[-1])
+    gaps = ((f"under {names[0]}", played[0] > notes[0]), (f"over {names[1]}", played[-1] < notes[-1]))
+    ends = [text for text, is_there in gaps if is_there]
     return f"; nothing {' and '.join(ends)}: the model will guess there" if ends else ""
 
 
@@ -192,13 +195,16 @@ def list_faults(config: Config) -> dict[str, tuple[Callable[[Measured], bool], s
             lambda each: each.polyphony > limits.polyphony_share,
             "chords, or strings that ring on: this model plays one note at a time",
         ),
-        "clipped": (lambda each: each.flat_tops > limits.max_flat_tops, "record it again, 10 dB softer"),
+        "clipped": (lambda each: each.full_scale_peaks > limits.max_full_scale_peaks, "record it again, 10 dB softer"),
         "50 Hz mains hum": (lambda each: each.hum[0] == 50, "mind the cables, or cut it with a notch filter"),
         "60 Hz mains hum": (lambda each: each.hum[0] == 60, "mind the cables, or cut it with a notch filter"),
-        "bleed": (lambda each: each.bleed > limits.bleed_share, "another instrument is heard in the rests; mute them"),
+        "bleed": (  # hum has a pitch as well
+            lambda each: each.bleed > limits.bleed_share and not each.hum[0],
+            "another instrument is heard in the rests; mute them",
+        ),
         "reverb": (
-            lambda each: each.reverb_seconds > limits.max_reverb_seconds,
-            "record dry: notes that ring on spoil the next one",
+            lambda each: each.ringing_seconds > limits.max_ringing_seconds,
+            "or strings that are never damped: record dry, for what rings on is heard in the next note",
         ),
         "nothing over 4 kHz": (
             lambda each: each.band_drop > limits.max_band_drop,

@@ -20,6 +20,7 @@ _N_FFT = 4096
 _MOST_WINDOWS = 300
 _FINGERPRINT = 64  # points
 _DIGITAL_SILENCE = 1e-10  # power of a 16-bit file's last bit
+_FULL_SCALE = 0.97  # what a sound that was clipped reaches again and again
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Measured:
     voiced_loudness: np.ndarray  # [V] dB
     loudest: float  # dB
     polyphony: float  # share of the loud frames with more than one pitch
-    flat_tops: float  # clipped peaks a second
+    full_scale_peaks: float  # a second
     hum: tuple[int, float]  # mains frequency in Hz (0: none) and its excess in dB
-    bleed: float  # share of the voiced time in notes far under the others
-    reverb_seconds: float  # for 60 dB; NaN where nothing falls silent
+    bleed: float  # share of the time in which something else is heard, far under the take
+    ringing_seconds: float  # for 60 dB; NaN where nothing falls silent
     band_drop: float  # dB from 3-3.7 to 4.2-5 kHz
     fingerprint: np.ndarray  # [2, 64] loudness in dB under its own peak, and pitch in semitones
 
@@ -62,10 +63,10 @@ def measure(path: Path, recording: Recording, config: Config) -> Measured:
         voiced_loudness=loudness[voiced],
         loudest=float(loudness.max()),
         polyphony=measure_polyphony(audio, rate, f0, loudness),
-        flat_tops=count_flat_tops(audio) / (len(audio) / rate),
+        full_scale_peaks=count_full_scale_peaks(audio) / (len(audio) / rate),
         hum=find_hum(audio, rate, config.inspect.hum_excess),
         bleed=measure_bleed(loudness, voiced, config.inspect.bleed_level),
-        reverb_seconds=measure_reverb(loudness, frame_seconds),
+        ringing_seconds=measure_ringing(loudness, frame_seconds),
         band_drop=measure_band_drop(audio, rate, loudness),
         fingerprint=fingerprint(f0, loudness, voiced),
     )
@@ -137,29 +138,14 @@ def _unexplained(frequencies: np.ndarray, power: np.ndarray, f0: float, width: f
 # --- damage ---------------------------------------------------------------------------------------
 
 
-def count_flat_tops(audio: np.ndarray) -> int:
-    """Count clipped peaks: stretches of at least a millisecond that stay within 12 % of the loudest sample.
+def count_full_scale_peaks(audio: np.ndarray) -> int:
+    """Count how often the sound rises to full scale: a clean take does at a few peaks, a clipped one all the time.
 
-    A square top keeps its level, give or take the ripple of resampling; a whole millisecond of a sine of
-    the same height would be a note under 160 Hz at the very peak of the take, and such a top is round:
-    its middle lies over its ends, which that of a flat one does not.
+    Resampling rounds the flat tops off, but over full scale, not under it. What was turned down after it
+    had been clipped is not found.
     """
-    peak = np.abs(audio).max(initial=0.0)
-    if peak < 0.05:
-        return 0
-    count = 0
-    for sign in (1, -1):
-        high = sign * audio > 0.8 * peak
-        edges = np.flatnonzero(np.diff(high.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
-        edges = edges[edges[:, 1] - edges[:, 0] >= 6]
-        if len(edges):
-            n_samples = edges[:, 1] - edges[:, 0]
-            total = np.concatenate([[0.0], np.cumsum(sign * audio, dtype=np.float64)])
-            third = n_samples // 3
-            middle = (total[edges[:, 1] - third] - total[edges[:, 0] + third]) / (n_samples - 2 * third)
-            mean = (total[edges[:, 1]] - total[edges[:, 0]]) / n_samples
-            count += int(np.sum(middle < 1.03 * mean))
-    return count
+    high = np.abs(audio) >= _FULL_SCALE
+    return int(np.count_nonzero(high[1:] & ~high[:-1]) + high[0])
 
 
 def find_hum(audio: np.ndarray, rate: int, least_excess: float) -> tuple[int, float]:
@@ -196,29 +182,34 @@ def _mains_excess(spectrum: np.ndarray, mains: int, width: float) -> float:
 
 
 def measure_bleed(loudness: np.ndarray, voiced: np.ndarray, below: float) -> float:
-    """Return the share of the voiced time in notes that never rise to ``below`` dB under the loud frames."""
-    if not voiced.any():
-        return 0.0
-    edges = np.flatnonzero(np.diff(voiced.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
-    limit = np.quantile(loudness[voiced], 0.9) - below
-    faint = [end - start for start, end in edges if end - start >= 20 and loudness[start:end].max() < limit]
-    return sum(faint) / float(voiced.sum())
+    """Return the share of the time in which something with a pitch goes on far under the loud frames.
 
-
-def measure_reverb(loudness: np.ndarray, frame_seconds: float) -> float:
-    """Return the seconds for a decay of 60 dB, from the fastest falls from 15 to 40 dB under the loud frames.
-
-    A damped note falls silent at once in a dry room, and no faster than the room elsewhere.
+    What rings on falls, by 5 dB a second at least; what keeps its level through a rest is somebody else.
     """
-    loud = np.quantile(loudness[loudness > -80], 0.9) if (loudness > -80).any() else -80.0
-    falls, last_loud = [], None
-    for frame, level in enumerate(loudness):
-        if level >= loud - 15:
-            last_loud = frame
-        elif level <= loud - 40 and last_loud is not None:
-            falls.append(frame - last_loud)
-            last_loud = None
-    return float(np.quantile(falls, 0.2) * frame_seconds * 60 / 25) if len(falls) >= 3 else float("nan")
+    span = 20  # frames, over which a level is compared with itself
+    if not voiced.any() or len(loudness) <= span:
+        return 0.0
+    quiet = voiced & (loudness < np.quantile(loudness[voiced], 0.9) - below)
+    goes_on = quiet[span:] & quiet[:-span] & (loudness[span:] > loudness[:-span] - 1)
+    return float(goes_on.sum() / len(loudness))
+
+
+def measure_ringing(loudness: np.ndarray, frame_seconds: float) -> float:
+    """Return the seconds for a decay of 60 dB, from the fastest falls within 0.1 s of loud frames.
+
+    A damped note falls silent at once in a dry room, and elsewhere no faster than the room. NaN where the
+    sound never falls by 25 dB, so that nothing can be said.
+    """
+    heard = loudness[loudness > -80]
+    span = max(1, round(0.1 / frame_seconds))
+    if len(loudness) <= span or not len(heard):
+        return float("nan")
+    loud = np.quantile(heard, 0.9)
+    is_loud = loudness[:-span] > loud - 20
+    if not is_loud.any() or loudness[is_loud.argmax() :].min() > loud - 25:
+        return float("nan")
+    falls = (loudness[:-span] - loudness[span:])[is_loud]
+    return float(60 * span * frame_seconds / max(np.quantile(falls, 0.995), 0.1))
 
 
 def measure_band_drop(audio: np.ndarray, rate: int, loudness: np.ndarray) -> float:

@@ -29,7 +29,8 @@ body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.5 sy
 main { max-width: 68rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 0 0 .75rem; }
 p { margin: 0; } .muted { color: var(--muted); }
-.verdict { display: inline-block; margin: 1rem 0 1.5rem; padding: .45rem .9rem; border-radius: .5rem; font-weight: 600; }
+.verdict { display: inline-block; margin: 1rem 0 1.5rem; padding: .45rem .9rem; border-radius: .5rem;
+  font-weight: 600; }
 .good { color: var(--good); background: var(--good-soft); } .bad { color: var(--bad); background: var(--bad-soft); }
 .warn { color: var(--warn); background: var(--warn-soft); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: .75rem; padding: 1.25rem;
