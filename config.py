@@ -143,7 +143,7 @@ class InspectConfig:
     min_coverage: float  # share of the range's semitones that sound long enough
     min_seconds_per_note: float  # what is long enough
     min_dynamics: float  # dB between the 5th and the 95th percentile of loudness; four levels of music
-    max_suspect_share: float  # of the set's time; with less, a fault is advice, beyond it a problem
+    max_suspect_share: float  # of the set's time in takes with a fault; with less they are advice, else problems
     polyphony_share: float  # of a take's loud frames with more than one pitch; slurs and ringing strings give some
     max_full_scale_peaks: float  # a second; a clean take at full level has one now and then, a clipped one hundreds
     silence_level: float  # dB; a take that is never louder is empty

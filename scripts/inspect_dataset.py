@@ -204,7 +204,7 @@ def list_faults(config: Config) -> dict[str, tuple[Callable[[Measured], bool], s
         ),
         "reverb": (
             lambda each: each.ringing_seconds > limits.max_ringing_seconds,
-            "or strings that are never damped: record dry, for what rings on is heard in the next note",
+            "or strings never damped; record dry, for what rings on is heard in the next note",
         ),
         "nothing over 4 kHz": (
             lambda each: each.band_drop > limits.max_band_drop,
@@ -214,15 +214,18 @@ def list_faults(config: Config) -> dict[str, tuple[Callable[[Measured], bool], s
 
 
 def judge_takes(recordings: list[Measured], config: Config) -> list[Finding]:
-    """Name the takes with a fault; a problem if they are a large part of the set."""
-    findings, total = [], sum(each.seconds for each in recordings)
-    for name, (is_faulty, remedy) in list_faults(config).items():
-        faulty = [each for each in recordings if is_faulty(each)]
-        if faulty:
-            share = sum(each.seconds for each in faulty) / total
-            text = f"{name}: {len(faulty)} of {len(recordings)} recordings, {share:.0%} of the time; {remedy}"
-            names = tuple(each.name for each in faulty)
-            findings.append(Finding(share > config.inspect.max_suspect_share, text, names))
+    """Name the takes with a fault; problems if all of them together are a large part of the set."""
+    faults = list_faults(config)
+    suspects = {name: [each for each in recordings if test(each)] for name, (test, _) in faults.items()}
+    names = {each.name for takes in suspects.values() for each in takes}
+    total = sum(each.seconds for each in recordings)
+    is_problem = sum(each.seconds for each in recordings if each.name in names) > config.inspect.max_suspect_share * total
+    findings = []
+    for fault, takes in suspects.items():
+        if takes:
+            share = sum(each.seconds for each in takes) / total
+            text = f"{fault}: {len(takes)} of {len(recordings)} recordings, {share:.0%} of the time; {faults[fault][1]}"
+            findings.append(Finding(is_problem, text, tuple(each.name for each in takes)))
     return findings
 
 
