@@ -219,7 +219,8 @@ def judge_takes(recordings: list[Measured], config: Config) -> list[Finding]:
     suspects = {name: [each for each in recordings if test(each)] for name, (test, _) in faults.items()}
     names = {each.name for takes in suspects.values() for each in takes}
     total = sum(each.seconds for each in recordings)
-    is_problem = sum(each.seconds for each in recordings if each.name in names) > config.inspect.max_suspect_share * total
+    faulty = sum(each.seconds for each in recordings if each.name in names)
+    is_problem = faulty > config.inspect.max_suspect_share * total
     findings = []
     for fault, takes in suspects.items():
         if takes:
