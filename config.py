@@ -170,6 +170,29 @@ class TransferConfig:
 
 
 @dataclass(frozen=True)
+class InspectConfig:
+    """What scripts/inspect_dataset.py calls a problem."""
+
+    min_minutes: float  # voiced, of the whole set; under it a model has nothing to learn from
+    advised_minutes: float  # voiced; DDSP's own solo instruments had about 13
+    min_voiced_share: float  # of all time; with less, most crops hold no note
+    min_in_range: float  # share of the voiced frames inside the instrument's range
+    min_coverage: float  # share of the range's semitones that sound long enough
+    min_seconds_per_note: float  # what is long enough
+    min_dynamics: float  # dB between the 5th and the 95th percentile of loudness; four levels of music
+    max_suspect_share: float  # of the set's time in takes with a fault; with less they are advice, else problems
+    polyphony_share: float  # of a take's loud frames with more than one pitch; slurs and ringing strings give some
+    max_full_scale_peaks: float  # a second; a clean take at full level has one now and then, a clipped one hundreds
+    silence_level: float  # dB; a take that is never louder is empty
+    hum_excess: float  # dB over the neighbouring spectrum, in at least three multiples of the mains frequency
+    bleed_level: float  # dB under the take's loud frames; what begins under it is somebody else, not a soft note
+    bleed_share: float  # of the time with such sound; rendered takes have up to 0.05 of their softest notes
+    max_ringing_seconds: float  # for 60 dB, by the fastest decays; rendered takes have 0.1 to 0.3, a living room 0.5
+    max_band_drop: float  # dB from 3-3.7 to 4.2-5 kHz; instruments lose up to 20, a telephone's filter 60
+    max_octave_errors: float  # share of the annotated frames
+
+
+@dataclass(frozen=True)
 class InstrumentConfig:
     model: str  # class in model.py
     f0_min: float  # Hz, lowest note
@@ -187,6 +210,7 @@ class Config:
     loss: LossConfig
     train: TrainConfig
     transfer: TransferConfig
+    inspect: InspectConfig
     instruments: dict[str, InstrumentConfig]
 
     def instrument(self, name: str) -> InstrumentConfig:
@@ -210,6 +234,7 @@ _SECTIONS = {
     "loss": LossConfig,
     "train": TrainConfig,
     "transfer": TransferConfig,
+    "inspect": InspectConfig,
 }
 
 ARCHITECTURE = ("audio", "features", "model")  # the sections that trained weights depend on

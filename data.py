@@ -25,6 +25,7 @@ from tqdm import tqdm
 from config import AudioConfig, Config
 
 FORMAT_VERSION = 1
+_EXTRACTION_VERSION = 2  # to be raised whenever features.py or pitch.py measures otherwise; 1 searched whole files
 _FRAME_KEYS = ("f0", "loudness", "periodicity")
 _KEYS = ("format_version", "instrument", *_FRAME_KEYS, "audio", "source", "extractor")
 # What torch's unpickler raises on bytes that are no processed file.
@@ -58,7 +59,11 @@ class Recording:
 
 def extractor_settings(config: Config) -> dict[str, Any]:
     """Return all settings on which a processed file depends."""
-    return {"audio": dataclasses.asdict(config.audio), "features": dataclasses.asdict(config.features)}
+    return {
+        "version": _EXTRACTION_VERSION,
+        "audio": dataclasses.asdict(config.audio),
+        "features": dataclasses.asdict(config.features),
+    }
 
 
 def save_recording(path: Path, recording: Recording) -> None:
@@ -105,7 +110,7 @@ def load_recording(path: Path, config: Config | None = None) -> Recording:
     _check_description(path, recording)
     _check_shapes(path, recording)
     if config is not None and recording.extractor != extractor_settings(config):
-        raise ValueError(f"{path} was made with other settings than config.json has now; run preprocess.py again")
+        raise ValueError(f"{path} was made with other settings, or by an earlier version; run preprocess.py again")
     return recording
 
 

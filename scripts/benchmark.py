@@ -22,6 +22,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # benchmark_parts.py
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # textbook.py
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import numpy as np
+import soundfile
 import torch
 from benchmark_parts import PARTS, Part, Workload
 from tqdm import tqdm
@@ -94,6 +97,27 @@ def grow(part: Part, variant: str, load: Workload) -> int:
     return _resident("VmHWM") - before
 
 
+def measure_preprocessing(minutes: float, num_workers: int) -> dict[str, float]:
+    """Let preprocess.py measure notes in files of half a minute; its start is part of the time.
+
+    Returns:
+        Minutes of sound, workers, seconds taken, and hours of sound an hour.
+    """
+    root, n_files = Path(__file__).parents[1], max(1, round(2 * minutes))
+    time_axis = np.arange(30 * 44100) / 44100
+    with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+        for number in range(n_files):
+            tone = sum(np.sin(2 * np.pi * (200 + 20 * number) * k * time_axis) / k for k in range(1, 6))
+            (Path(folder) / "raw").mkdir(exist_ok=True)
+            soundfile.write(Path(folder) / "raw" / f"{number}.wav", 0.2 * tone * (time_axis % 2 < 1.6), 44100)
+        command = [sys.executable, root / "preprocess.py", "--instrument", "trumpet", "--num_workers", str(num_workers)]
+        flags = ["--input_dir", f"{folder}/raw", "--output_dir", f"{folder}/pt"]
+        started = time.perf_counter()
+        subprocess.run([*command, *flags], capture_output=True, check=True)
+        seconds = time.perf_counter() - started
+    return {"minutes": n_files / 2, "workers": num_workers, "seconds": seconds, "hours_an_hour": 30 * n_files / seconds}
+
+
 def _resident(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
@@ -148,7 +172,15 @@ def format_table(report: dict[str, Any]) -> str:
         f"preset {load['config_name']}, batch {load['batch_size']} x {load['crop_seconds']:g} s, "
         f"inference of {load['render_seconds']:g} s; medians of {report['n_rounds']} rounds (smallest to largest)"
     )
-    return "\n".join([head, "", lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join([head, "", lines[0], "-" * len(lines[0]), *lines[1:], *_preprocessing_line(report)])
+
+
+def _preprocessing_line(report: dict[str, Any]) -> list[str]:
+    if "preprocessing" not in report:
+        return []
+    found = report["preprocessing"]
+    rate = f"{found['hours_an_hour']:.1f} hours of sound an hour"
+    return [f"preprocess.py: {rate} ({found['minutes']:g} min in {found['seconds']:.0f} s, {found['workers']} workers)"]
 
 
 def _rows(part: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -185,7 +217,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure speed and memory beside the textbook implementation.")
     parser.add_argument("--quick", action="store_true", help="few rounds, under a minute")
     parser.add_argument("--rounds", type=int, help="turns of each variant (default 15, with --quick 3)")
-    parser.add_argument("--only", nargs="+", choices=[part.key for part in PARTS], help="only these parts")
+    keys = [*(part.key for part in PARTS), "preprocess"]
+    parser.add_argument("--only", nargs="+", choices=keys, help="only these parts")
+    parser.add_argument("--preprocess_minutes", type=float, default=4.0, help="of sound for preprocess.py")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="also write everything here")
     for field in dataclasses.fields(Workload):
@@ -216,6 +250,8 @@ def run(args: argparse.Namespace, load: Workload) -> dict[str, Any]:
         if Path("/proc/self/clear_refs").exists() and (part.memory_goal or not args.quick):
             result |= measure_memory(part, load, args.threads)
         report["parts"].append(result)
+    if "preprocess" in (args.only or ["preprocess"] * (not args.quick)):
+        report["preprocessing"] = measure_preprocessing(args.preprocess_minutes, args.threads)
     return report
 
 

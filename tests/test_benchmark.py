@@ -229,5 +229,12 @@ def test_unknown_preset_is_one_sentence(caplog):
 def test_json_that_cannot_be_written(tmp_path, caplog, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(bm, "PARTS", ())
-    assert bm.main(["--threads", "1", "--json", str(tmp_path / "file" / "out.json")]) == 1
+    assert bm.main(["--quick", "--threads", "1", "--json", str(tmp_path / "file" / "out.json")]) == 1
     assert "benchmark.py:" in caplog.text
+
+
+def test_preprocessing_is_measured():
+    found = bm.measure_preprocessing(0.5, 1)
+    assert found["minutes"] == 0.5 and found["hours_an_hour"] == pytest.approx(30 / found["seconds"])
+    line = bm._preprocessing_line({"preprocessing": found | {"hours_an_hour": 7.25, "seconds": 4.1}})
+    assert line == ["preprocess.py: 7.2 hours of sound an hour (0.5 min in 4 s, 1 workers)"]

@@ -198,9 +198,18 @@ def test_descriptions_of_the_wrong_kind(spoilt, config, name, value):
 ])
 def test_stale_file_is_refused(processed_file, config, section, changes):
     newer = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
-    with pytest.raises(ValueError, match=r"was made with other settings than config.json has now; run preprocess.py"):
+    with pytest.raises(ValueError, match=r"was made with other settings, or by an earlier version; run preprocess.py"):
         load_recording(processed_file, newer)
     assert load_recording(processed_file).n_frames > 0  # without a configuration any will do
+
+
+def test_a_file_of_an_earlier_extraction_is_refused(processed_file, config):
+    content = torch.load(processed_file, weights_only=True)
+    for version in ({}, {"version": content["extractor"]["version"] - 1}):
+        content["extractor"] = {"audio": content["extractor"]["audio"], "features": content["extractor"]["features"]}
+        torch.save(content | {"extractor": content["extractor"] | version}, processed_file)
+        with pytest.raises(ValueError, match="or by an earlier version"):
+            load_recording(processed_file, config)
 
 
 def test_training_settings_do_not_make_a_file_stale(processed_file, config):

@@ -1,4 +1,4 @@
-"""Any sound file is read, loudness is the standard's A-weighting, and pitch is right where it is played."""
+"""Loudness is the standard's A-weighting, and pitch is right where it is played."""
 
 import dataclasses
 
@@ -9,16 +9,16 @@ import torch
 from conftest import harmonic_tone
 from scipy import signal
 
+import features
 import pitch
 from features import (
     a_weighting_sos,
     bridge_f0,
-    extract_f0,
+    extract_feature_blocks,
     extract_features,
     extract_loudness,
     load_audio,
     pad_to_frames,
-    prepare_audio,
 )
 
 HOP = 160
@@ -31,98 +31,16 @@ def cents(f0, reference):
     return 1200 * np.log2(np.asarray(f0) / reference)
 
 
+def extract_f0(audio, config):
+    measured = extract_features(audio, config)
+    return measured.f0.numpy(), measured.periodicity.numpy()
+
+
 def with_features(config, **changes):
     return dataclasses.replace(config, features=dataclasses.replace(config.features, **changes))
 
 
-# --- reading files ------------------------------------------------------------------------------
-
-
-def peak_hz(audio, sample_rate):
-    return np.abs(np.fft.rfft(audio * np.hanning(len(audio)))).argmax() * sample_rate / len(audio)
-
-
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
-@pytest.mark.parametrize(("file_rate", "n_channels"), [(44100, 1), (44100, 2), (16000, 2)])
-def test_formats(tmp_path, suffix, file_rate, n_channels):
-    path = tmp_path / f"tone.{suffix}"
-    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(file_rate) / file_rate)
-    soundfile.write(path, np.stack([tone] * n_channels, axis=1), file_rate)
-    audio = load_audio(path, 16000)
-    assert audio.dtype == np.float32 and audio.ndim == 1
-    assert len(audio) == pytest.approx(16000, abs=2400 if suffix == "mp3" else 1)  # mp3 pads to its own frames
-    assert abs(peak_hz(audio, 16000) - 440) <= 1
-    middle = audio[4000:12000]
-    assert np.sqrt(np.mean(middle**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.02)  # lossy formats: 1 %
-
-
-@pytest.mark.parametrize(("file_rate", "n_channels"), [(192000, 1), (48000, 8), (8000, 1), (22050, 3), (11025, 1)])
-def test_rates_and_channels(tmp_path, file_rate, n_channels):
-    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(file_rate) / file_rate)
-    soundfile.write(tmp_path / "tone.wav", np.stack([tone] * n_channels, axis=1), file_rate, subtype="FLOAT")
-    audio = load_audio(tmp_path / "tone.wav", 16000)
-    assert len(audio) == 16000
-    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
-    # Aligned to the sample: one sample late would be 0.09 off. soxr's own error in the middle is under 1e-4.
-    assert np.abs(audio - expected)[1000:-1000].max() <= 1e-3
-
-
-def test_channels_are_averaged(tmp_path):
-    left, right = np.random.default_rng(0).uniform(-1, 1, (2, 1000)).astype(np.float32)
-    soundfile.write(tmp_path / "stereo.wav", np.stack([left, right], axis=1), 16000, subtype="FLOAT")
-    assert np.array_equal(load_audio(tmp_path / "stereo.wav", 16000), (left + right) / 2)
-
-
-def test_what_lies_above_the_new_nyquist_does_not_come_back(tmp_path):
-    tone = 0.5 * np.sin(2 * np.pi * 11000 * np.arange(48000) / 48000)
-    soundfile.write(tmp_path / "high.wav", tone, 48000, subtype="FLOAT")
-    audio = load_audio(tmp_path / "high.wav", 16000)
-    assert np.abs(audio[1000:-1000]).max() < 1e-4  # soxr's high quality rejects 100 dB; decimation alone would give 0.5
-
-
-def test_clipped_sound_is_read_as_it_is(tmp_path):
-    soundfile.write(tmp_path / "hot.wav", np.full(1000, 3.0), 16000, subtype="FLOAT")
-    assert (load_audio(tmp_path / "hot.wav", 16000) == 3).all()
-
-
-def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*nowhere\.wav"):
-        load_audio(tmp_path / "nowhere.wav", 16000)
-
-
-def test_folder(tmp_path):
-    with pytest.raises(ValueError, match="is a folder, a sound file is expected"):
-        load_audio(tmp_path, 16000)
-
-
-@pytest.mark.parametrize("content", [b"", b"This is not a sound.\n" * 40, b"RIFF\x00\x00\x00\x00WAVE"],
-                         ids=["no bytes", "text", "half a header"])
-def test_not_a_sound_file(tmp_path, content):
-    (tmp_path / "song.wav").write_bytes(content)
-    with pytest.raises(ValueError, match=r"song\.wav cannot be read as sound"):
-        load_audio(tmp_path / "song.wav", 16000)
-
-
-def test_file_without_samples(tmp_path):
-    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
-    with pytest.raises(ValueError, match=r"empty\.wav holds no samples"):
-        load_audio(tmp_path / "empty.wav", 16000)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("file_rate", [16000, 44100])
-def test_samples_that_are_not_finite(tmp_path, value, file_rate):
-    samples = np.zeros(1000, np.float32)
-    samples[500] = value
-    soundfile.write(tmp_path / "broken.wav", samples, file_rate, subtype="FLOAT")
-    with pytest.raises(ValueError, match=r"broken\.wav holds samples that are not finite"):
-        load_audio(tmp_path / "broken.wav", 16000)
-
-
-def test_prepared_audio_names_itself():
-    with pytest.raises(ValueError, match="the microphone holds no samples"):
-        prepare_audio(np.zeros(0), 48000, 16000, "the microphone")
-    assert prepare_audio(np.zeros(480, np.float64), 48000, 16000).dtype == np.float32
+# --- frames ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n_samples", "n_padded"), [(0, 0), (1, 160), (160, 160), (161, 320)])
@@ -319,3 +237,65 @@ def test_same_file_same_bits(config, tmp_path):
         np.random.seed(seed)
         measured.append(extract_features(load_audio(tmp_path / "voice.wav", 16000), config))
     assert all(map(torch.equal, *measured))
+
+
+# --- blocks -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long_sound():
+    """9 s: notes, rests shorter and longer than the search bridges, digital silence, noise, an odd end."""
+    rng = np.random.default_rng(0)
+    pieces = [np.zeros(7000), harmonic_tone(220, 1.0), np.zeros(1000), harmonic_tone(330, 0.7), np.zeros(20000),
+              0.01 * rng.standard_normal(16000), harmonic_tone(440, 1.5), np.zeros(30000), harmonic_tone(110, 0.5),
+              0.01 * rng.standard_normal(9001)]  # fmt: skip
+    return np.concatenate(pieces).astype(np.float32)
+
+
+def whole_loudness(audio, config):
+    """Return what extract_loudness measures, with the whole sound in memory at once."""
+    weighted = signal.sosfilt(a_weighting_sos(16000), pad_to_frames(audio, HOP).astype(np.float64)) ** 2
+    padded, window = np.pad(weighted, 512), signal.get_window("hann", 1024)
+    power = np.lib.stride_tricks.sliding_window_view(padded, 1024)[: len(weighted) : HOP]
+    level = 10 * np.log10(np.einsum("tw,w->t", power, window / window.sum()) + np.finfo(np.float32).tiny)
+    return np.maximum(level, -80).astype(np.float32)
+
+
+@pytest.mark.parametrize("sizes", [[20], [160], [12345], [20000, 0, 1, 70000]])
+def test_features_do_not_depend_on_the_blocks(config, long_sound, sizes, monkeypatch):
+    whole = extract_features(long_sound, config)
+    monkeypatch.setattr(features, "_BLOCK_FRAMES", 128)  # CREPE's batches of 64 stay where they are
+    ends = np.cumsum(np.resize(sizes, len(long_sound) // max(1, min(sizes)) + 1))
+    parts = list(extract_feature_blocks(np.split(long_sound, ends[ends < len(long_sound)]), config))
+    assert len(parts) > 3
+    assert all(map(torch.equal, whole, map(torch.cat, zip(*parts))))
+    assert np.array_equal(whole.loudness, whole_loudness(long_sound, config))
+
+
+def test_features_come_while_the_sound_does(config, long_sound, monkeypatch):
+    monkeypatch.setattr(features, "_BLOCK_FRAMES", 64)
+    n_given, n_measured, behind = 0, 0, []
+
+    def give():
+        nonlocal n_given
+        for start in range(0, len(long_sound), 1600):
+            behind.append(n_given // HOP - n_measured)
+            n_given += 1600
+            yield long_sound[start : start + 1600]
+
+    for part in extract_feature_blocks(give(), config):
+        n_measured += len(part.f0)
+    # A note of 2.5 s with its rest, the longest here, and a block.
+    assert n_measured == -(-len(long_sound) // HOP) and max(behind) < 400
+
+
+def test_bridge_of_a_sound_without_any_pitch(config):
+    noise = 0.01 * np.random.default_rng(0).standard_normal(4000).astype(np.float32)
+    measured = extract_features(noise, config)
+    assert (measured.periodicity < 0.5).all() and len(measured.f0) == 25
+
+
+def test_blocks_without_samples_are_refused(config):
+    for blocks in ([], [np.zeros(0, np.float32)]):
+        with pytest.raises(ValueError, match="no samples"):
+            list(extract_feature_blocks(blocks, config))

@@ -9,7 +9,7 @@ import torch
 from conftest import harmonic_tone
 
 import pitch
-from pitch import crepe_activation, decode_pitch
+from pitch import crepe_activation, decode_blocks
 
 HOP = 160
 
@@ -77,6 +77,13 @@ def test_missing_package_says_what_to_do(monkeypatch):
 # --- decoding -----------------------------------------------------------------------------------
 
 
+def decode(activation, f0_min=0.0, f0_max=np.inf, threshold=0.5, size=None):
+    """Decode at once, or in blocks of ``size`` frames."""
+    size = size or len(activation)
+    blocks = [activation[start : start + size] for start in range(0, len(activation), size)]
+    return tuple(map(np.concatenate, zip(*decode_blocks(blocks, f0_min, f0_max, threshold))))
+
+
 def viterbi(activation, log_transition):
     """Return the best path of [T, S] scores over a dense [S, S] matrix (from, to), in float64."""
     n_frames, n_states = activation.shape
@@ -108,7 +115,7 @@ def bump(pitch_in_bins, height=0.9):
 
 def test_pitch_is_found_between_the_bins():
     bins = np.linspace(100, 110, 41)
-    f0, periodicity = decode_pitch(bump(bins).astype(np.float32))
+    f0, periodicity = decode(bump(bins).astype(np.float32))
     expected = 10 * 2 ** ((1997.3794084376191 + 20 * bins) / 1200)
     # A centre of gravity over 9 bins of a bell of 1.25 bins; its cut tails cost up to 0.2 cents. Whole bins: 10.
     assert np.abs(cents(f0, expected)).max() <= 0.5
@@ -119,6 +126,55 @@ def test_path_bridges_a_frame_of_another_pitch():
     bins = np.full(30, 120.0)
     activation = bump(bins)
     activation[15] = bump([250.0])[0] * 0.5 + 0.4 * activation[15]  # for 10 ms something else is stronger
-    f0, periodicity = decode_pitch(activation.astype(np.float32))
+    f0, periodicity = decode(activation.astype(np.float32))
     assert np.abs(cents(f0, f0[0])).max() < 1  # the melody wins
     assert periodicity[15] == pytest.approx(0.36, abs=1e-3)  # and says that it is less sure
+
+
+# --- sounds that come in blocks -------------------------------------------------------------------
+
+
+def phrases(rng, lengths):
+    """Return activation [T, 360]: notes and gaps by turns, of that many frames, over noise."""
+    noise = 0.3 * rng.random((sum(lengths), 360)).astype(np.float32)
+    for i, length in enumerate(lengths):
+        if i % 2:
+            start = sum(lengths[:i])
+            noise[start : start + length] += 0.6 * bump(rng.uniform(50, 300) + np.cumsum(rng.normal(0, 1, length)))
+    return noise
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 6, 11, 97, 400])
+def test_decoding_does_not_depend_on_the_blocks(size, monkeypatch):
+    monkeypatch.setattr(pitch, "_LONGEST", 40)
+    activation = phrases(np.random.default_rng(0), [0, 30, 3, 20, 10, 20, 11, 95, 130, 41, 12, 1, 5, 5, 30])
+    whole, cut = decode(activation), decode(activation, size=size)
+    assert len(whole[0]) == len(activation)
+    assert all(map(np.array_equal, whole, cut))
+
+
+@pytest.mark.parametrize(("gap", "n_searches"), [(10, 1), (11, 3)])
+def test_the_search_starts_anew_after_a_gap_of_more_than_100_ms(gap, n_searches, monkeypatch):
+    searches, search = [], pitch._best_path
+    monkeypatch.setattr(pitch, "_best_path", lambda part: (searches.append(len(part)), search(part))[1])
+    f0, _ = decode(phrases(np.random.default_rng(1), [0, 50, gap, 50]))
+    assert len(searches) == n_searches and sum(searches) == len(f0) == 100 + gap
+
+
+def test_a_drone_is_decoded_in_pieces(monkeypatch):
+    monkeypatch.setattr(pitch, "_LONGEST", 40)
+    seen, search = [], pitch._best_path
+    monkeypatch.setattr(pitch, "_best_path", lambda activation: (seen.append(len(activation)), search(activation))[1])
+    f0, _ = decode(bump(np.full(1000, 100.0)).astype(np.float32), size=10)
+    assert max(seen) == 40 and np.abs(cents(f0, f0[0])).max() < 1e-3
+
+
+def test_margins_are_the_neighbours():
+    audio = harmonic_tone(330, 0.5)
+    whole = crepe_activation(audio, HOP)
+    for margin in (pitch.MARGIN, 2000):
+        middle = crepe_activation(audio[20 * HOP - margin : 30 * HOP + margin], HOP, margin=margin)
+        assert middle.shape == (10, 360)
+        assert np.abs(middle - whole[20:30]).max() <= 1e-5  # another batch: rounding, as above
+    alone = crepe_activation(audio[20 * HOP - 100 : 30 * HOP + 100], HOP, margin=100)  # zeros beyond what is given
+    assert np.abs(alone[4:6] - whole[24:26]).max() <= 1e-5 and np.abs(alone[0] - whole[20]).max() > 1e-3

@@ -1,0 +1,170 @@
+"""Read any sound file as mono, at any rate, in blocks: memory does not depend on how long a recording is.
+
+libsndfile reads wav, flac, ogg, mp3 and aiff. What phones and browsers record (m4a, mp4, aac, webm) it does not know:
+FFmpeg does, through PyAV. Only the containers of ``_CONTAINERS`` are opened by it, for some that FFmpeg knows are
+lists of further files and addresses to read. Rates are converted by soxr, whose result does not depend on the blocks.
+
+No length that a file states is believed: it is decoded block by block until it ends, or until it is too long.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+import soxr
+
+SUFFIXES = frozenset({
+    ".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".caf", ".m4a", ".mp4", ".aac", ".webm", ".3gp",
+})  # fmt: skip
+_CONTAINERS = "mov,matroska,aac,ogg,mp3,wav,flac,aiff,caf,amr"
+_BLOCK_SAMPLES = 2**18  # at most, all channels together
+_RATES = range(1000, 1_000_001)  # Hz; what states another is damaged or malicious, and may become terabytes
+_LOUDEST = 1e4  # 80 dB over full scale: whatever is beyond is no sound, and its square may overflow
+
+
+def load_audio(path: str | Path, sample_rate: int, max_seconds: float | None = None) -> np.ndarray:
+    """Read a sound file as mono at the wanted rate.
+
+    Args:
+        path: anything that libsndfile or FFmpeg reads; ``SUFFIXES`` lists the usual ones.
+        sample_rate: Hz.
+        max_seconds: refuse what lasts longer, as soon as this much is decoded; None reads everything.
+
+    Returns:
+        float32 [N]; channels are averaged.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a folder, not a sound file, damaged, empty, too long, or with samples that are not finite.
+    """
+    audio, n_samples = np.empty(0, np.float32), 0
+    for block in read_blocks(path, sample_rate, max_seconds):
+        end = n_samples + len(block)
+        if end > len(audio):  # grown in place: joining a list of blocks would need twice the memory
+            audio.resize(end + end // 8, refcheck=False)
+        audio[n_samples:end] = block
+        n_samples = end
+    audio.resize(n_samples, refcheck=False)
+    return audio
+
+
+def read_blocks(path: str | Path, sample_rate: int, max_seconds: float | None = None) -> Iterator[np.ndarray]:
+    """Yield what ``load_audio`` returns piece by piece, of about a second each: float32 [n].
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_audio``.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, a sound file is expected")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    file_rate, blocks = _open_sound(path)
+    if file_rate not in _RATES:
+        raise ValueError(f"{path} says that it has {file_rate} samples a second, which no recording has")
+    yield from resample_blocks(_limit(blocks, file_rate, max_seconds, path), file_rate, sample_rate)
+
+
+def prepare_audio(audio: np.ndarray, from_rate: int, to_rate: int, name: str = "the audio") -> np.ndarray:
+    """Check mono samples [N] and resample them to float32; ``name`` is for the error message.
+
+    Raises:
+        ValueError: no samples, or samples that are not finite or no sound.
+    """
+    if audio.size == 0:
+        raise ValueError(f"{name} holds no samples")
+    _check(audio, name)
+    return np.concatenate(list(resample_blocks([audio.astype(np.float32)], from_rate, to_rate)))
+
+
+def resample_blocks(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) -> Iterator[np.ndarray]:
+    """Resample mono float32 blocks; N samples become ceil(N * to_rate / from_rate), however they are cut."""
+    if from_rate == to_rate:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32", quality="HQ")
+    n_read = n_written = 0
+    for block in blocks:
+        resampled = stream.resample_chunk(block)
+        n_read, n_written = n_read + len(block), n_written + len(resampled)
+        yield resampled
+    rest = stream.resample_chunk(np.empty(0, np.float32), last=True)
+    missing = -(-n_read * to_rate // from_rate) - n_written - len(rest)  # soxr rounds to the nearest
+    yield np.pad(rest, (0, max(0, missing)))
+
+
+def _limit(blocks: Iterable[np.ndarray], rate: int, max_seconds: float | None, path: Path) -> Iterator[np.ndarray]:
+    """Pass blocks on until there are too many."""
+    n_samples = 0
+    for block in blocks:
+        n_samples += len(block)
+        if max_seconds is not None and n_samples > max_seconds * rate:
+            raise ValueError(f"{path} lasts longer than the limit of {max_seconds:g} s; trim it")
+        _check(block, str(path))
+        yield block
+    if n_samples == 0:
+        raise ValueError(f"{path} holds no samples")
+
+
+def _check(audio: np.ndarray, name: str) -> None:
+    loudest = np.abs(audio).max(initial=0.0)  # NaN, if one sample is
+    if not np.isfinite(loudest):
+        raise ValueError(f"{name} holds samples that are not finite (NaN or infinity); export it again")
+    if loudest > _LOUDEST:
+        raise ValueError(f"{name} holds samples of {loudest:.2g}, where sound lies within -1 and 1")
+
+
+# --- the two decoders -----------------------------------------------------------------------------
+
+
+def _open_sound(path: Path) -> tuple[int, Iterator[np.ndarray]]:
+    """Return sample rate and mono blocks, by whichever library knows the format."""
+    try:
+        file = soundfile.SoundFile(path)
+    except soundfile.LibsndfileError as error:
+        frames = _decode_with_ffmpeg(path)
+        try:
+            first = next(frames, None)
+        except av.FFmpegError:
+            raise _unreadable(path, error.error_string) from error
+        if first is None:
+            raise ValueError(f"{path} holds no samples") from error
+        return first.sample_rate, _mix_frames(path, first, frames)
+    return file.samplerate, _read_with_libsndfile(path, file)
+
+
+def _unreadable(path: Path, reason: str) -> ValueError:
+    return ValueError(f"{path} cannot be read as sound ({reason.strip().rstrip('.')})")
+
+
+def _read_with_libsndfile(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    n_samples = max(1, min(file.samplerate, _BLOCK_SAMPLES // file.channels))
+    try:
+        with file:
+            while len(channels := file.read(n_samples, dtype="float32", always_2d=True)):  # (n, C)
+                yield channels.mean(axis=1)
+    except soundfile.LibsndfileError as error:
+        raise _unreadable(path, error.error_string) from error
+
+
+def _decode_with_ffmpeg(path: Path) -> Iterator[av.AudioFrame]:
+    # From an open file, not a name: FFmpeg takes "concat:a" or "http:b" for an address.
+    with path.open("rb") as file, av.open(file, container_options={"format_whitelist": _CONTAINERS}) as container:
+        if container.streams.audio:
+            yield from container.decode(container.streams.audio[0])
+
+
+def _mix_frames(path: Path, first: av.AudioFrame, frames: Iterator[av.AudioFrame]) -> Iterator[np.ndarray]:
+    to_float = av.AudioResampler(format="fltp")
+    frame = first
+    try:
+        while frame is not None:
+            if (frame.sample_rate, frame.layout.nb_channels) != (first.sample_rate, first.layout.nb_channels):
+                raise ValueError(f"{path} changes its sample rate or its channels midway; export it again")
+            for planes in to_float.resample(frame):
+                yield planes.to_ndarray().mean(axis=0)  # of (C, n)
+            frame = next(frames, None)
+    except av.FFmpegError as error:
+        raise _unreadable(path, str(error.strerror)) from error
