@@ -279,7 +279,8 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 def adopt_settings(saved: dict[str, Any], current: Config) -> Config:
     """Return ``current`` with the saved settings that a trained model depends on: audio, features and model.
 
-    A setting that is newer than the saved ones keeps its current value.
+    A setting that is newer than the saved ones keeps its current value, and so does ``crepe_model``: f0 is in Hz
+    whoever measures it, and a model trained on what ``full`` heard plays a voice that ``tiny`` hears.
 
     Raises:
         ValueError: a saved setting is unknown to this version.
@@ -288,6 +289,7 @@ def adopt_settings(saved: dict[str, Any], current: Config) -> Config:
     for name in ARCHITECTURE:
         _require_object(f"section '{name}'", saved.get(name))
     sections = {name: {**dataclasses.asdict(getattr(current, name)), **saved[name]} for name in ARCHITECTURE}
+    sections["features"]["crepe_model"] = current.features.crepe_model
     adopted = {name: _build(_SECTIONS[name], name, values) for name, values in sections.items()}
     return dataclasses.replace(current, preset=saved["preset"], **adopted)
 

@@ -26,11 +26,10 @@ from checkpoint import load_model, pretrained_path
 from conditioning import Progress, TransferOptions, fit, fit_register, listen
 from config import get_device
 from curves import Curves, Melody, read_curves, replacing, shape_notes, write_curves
-from features import Features, load_audio, pad_to_frames, prepare_audio
+from features import SUFFIXES, Features, load_audio, pad_to_frames, prepare_audio
 from midi import make_melody, play_one_at_a_time, read_midi, share_of_chords, write_midi
 from model import Controls, NeuralGuitar, Sound
 
-_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
 _STEMS = ("harmonic", "noise")
 _MIDI = {".mid", ".midi"}
 _DEFAULTS = TransferOptions()
@@ -275,9 +274,9 @@ def plan_files(source: Path, target: Path, instrument: str) -> list[tuple[Path, 
         return [(source, target)]
     if target.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"--output {target} lies in --input {source}; the next run would play it too")
-    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
-        raise ValueError(f"{source} holds no sound files ({', '.join(sorted(_SUFFIXES))})")
+        raise ValueError(f"{source} holds no sound files ({', '.join(sorted(SUFFIXES))})")
     if target.is_file():
         raise ValueError(f"--output {target} is a file; for a folder as input name a folder")
     # The suffix stays in the name, so that take.wav and take.mp3 do not overwrite each other.

@@ -32,7 +32,7 @@ import scorecard
 from checkpoint import load_model, read_checkpoint
 from config import get_device
 from data import Span, load_recording, read_corpus
-from features import load_audio, prepare_audio
+from features import SUFFIXES, load_audio, prepare_audio
 from likeness import Timbre, describe_timbre
 from loss import MultiResolutionSTFTLoss
 from model import NeuralGuitar, build_model
@@ -41,7 +41,6 @@ from scorecard_page import Exhibit, Track, build_page
 from transfer import Transfer, transfer
 
 log = logging.getLogger("evaluate")
-_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
 MODEL, BASELINE, UNTRAINED = "this model", "baseline", "untrained model"  # rows of the tables
 RECORDING, VOICE = "the recording itself", "the voice itself"
 Row = dict[str, Any]
@@ -123,7 +122,7 @@ def find_sounds(sources: Sequence[Path]) -> list[Path]:
     for source in sources:
         if not source.exists():
             raise FileNotFoundError(f"there is no file or folder {source}")
-        inside = sorted(path for path in source.rglob("*") if path.suffix.lower() in _SUFFIXES)
+        inside = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
         if source.is_dir() and not inside:
             raise ValueError(f"{source} holds no sound files, nor files made by preprocess.py")
         found += inside if source.is_dir() else [source]

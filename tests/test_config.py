@@ -252,6 +252,12 @@ def test_adopted_settings_are_the_saved_ones_where_weights_depend_on_them(config
     assert adopted.train == config.train != small_config.train
 
 
+def test_a_voice_is_heard_by_todays_crepe_whoever_heard_the_recordings(config):
+    saved = config_to_dict(config)
+    saved["features"]["crepe_model"] = "full"
+    assert adopt_settings(saved, config).features.crepe_model == "tiny"
+
+
 def test_a_setting_newer_than_the_saved_ones_keeps_its_current_value(config):
     saved = config_to_dict(config)
     del saved["model"]["initial_gain"]
