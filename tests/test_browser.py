@@ -5,6 +5,7 @@ Pictures of what was seen are written where $SCREENSHOT_DIR says (docs/ holds th
 
 import base64
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from page import ROOT, cents, free_port, hear, save_untrained, sing
+from PIL import Image
 
 import app
 import service as service_module
@@ -121,15 +123,14 @@ class Browser:
         )
         return new[0]
 
-    def photograph(self, name: str) -> bytes:
-        """Return the whole page as PNG; keep it if $SCREENSHOT_DIR is set."""
+    def photograph(self, name: str) -> None:
+        """Keep a picture of the whole page if $SCREENSHOT_DIR is set."""
         size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         shot = {"captureBeyondViewport": True, "clip": clip}
         png = base64.b64decode(self.driver.execute_cdp_cmd("Page.captureScreenshot", shot)["data"])
         if folder := os.environ.get("SCREENSHOT_DIR"):
-            (Path(folder) / f"{name}.png").write_bytes(png)
-        return png
+            Image.open(io.BytesIO(png)).convert("RGB").quantize(256).save(Path(folder) / f"{name}.png", optimize=True)
 
     def requested(self) -> list[str]:
         """Return all addresses that the page asked for since this was last called."""
@@ -264,7 +265,8 @@ def test_cancel_stops_and_the_next_request_works(browser: Browser, tmp_path: Pat
         return transfer(*arguments)
 
     browser.open(width=390, height=844)
-    browser.upload(sing(tmp_path / "voice.wav", VOICE))
+    browser.click("#examples button")
+    browser.choose("trumpet")
     with monkeypatch.context() as patch:
         patch.setattr(service_module, "transfer", slow_transfer)
         browser.click("#play")
