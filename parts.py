@@ -71,7 +71,7 @@ def build_controls(limits: PageConfig) -> Controls:
 
 
 def _build_options() -> dict[str, gr.components.Component]:
-    """Return a control for each field of TransferOptions but the octave."""
+    """Return a control for each field of TransferOptions that a musician turns; the octave is outside."""
 
     def decibels(label: str, info: str) -> gr.Slider:
         return gr.Slider(-20, 20, 0, step=1, label=f"{label}, dB", info=info)
@@ -88,10 +88,9 @@ def _build_options() -> dict[str, gr.components.Component]:
     smoothing = gr.Slider(0, 0.5, 0, step=0.01, label="Smoothing, s", info="Evens out a trembling voice")
     fold = gr.Checkbox(False, label="Fold what is too high or too low into the instrument's range")
     fit = gr.Checkbox(True, label="Fit register and loudness to the instrument")
-    rate = gr.Radio([("The model's", None), ("44.1 kHz", 44100), ("48 kHz", 48000)], value=None, label="Sample rate")
     return {
         "transpose": transpose, "loudness_offset": loudness, "noise_balance": breath, "gate_offset": gate,
-        "autotune": autotune, "key": key, "smoothing": smoothing, "fold": fold, "fit": fit, "output_rate": rate,
+        "autotune": autotune, "key": key, "smoothing": smoothing, "fold": fold, "fit": fit,
     }  # fmt: skip
 
 
@@ -109,8 +108,8 @@ def build_results() -> Results:
         )  # fmt: skip
         report = gr.HTML(elem_id="report")
         with gr.Row(elem_classes="downloads"):
-            names = ("Save the sound", "Its tone alone", "Its noise alone")
-            downloads = [gr.DownloadButton(name, size="md", min_width=120) for name in names]
+            names = ("Save it", "Tone alone", "Noise alone")
+            downloads = [gr.DownloadButton(name, size="md", min_width=100) for name in names]
     return Results(status, panel, warning, played, heard, report, downloads, [])
 
 

@@ -139,6 +139,8 @@ _CSS = """
 #octave label span { margin: 0 12px; }
 #instrument .custom-button { color: var(--color-accent); }
 #play, #cancel { border-radius: 12px; font-size: 1.05rem; padding: 14px; }
+input[type=range]::-webkit-slider-thumb { box-shadow: 0 0 0 2px var(--color-accent) !important; }
+input[type=range]::-moz-range-thumb { box-shadow: 0 0 0 2px var(--color-accent) !important; }
 .downloads button { font-weight: 500; }
 .say.idle { min-height: 420px; display: flex; flex-direction: column; align-items: center; justify-content: center;
   gap: 18px; border-style: dashed; background: none; text-align: center; }
@@ -183,7 +185,7 @@ _CSS = """
 #card td { padding: 6px 12px !important; border-color: var(--border-color-primary) !important; white-space: nowrap; }
 .foot { color: var(--body-text-color-subdued); font-size: .85rem; margin: 0; }
 @media (max-width: 700px) {
-  footer .divider { display: none; }
+  footer .divider { display: none !important; }
   .top { gap: 14px; } .top svg { width: 68px; } .top h1 { font-size: 1.35rem; } .top h1 span { display: block;
     font-size: 1rem; }
   #octave .wrap { flex-wrap: nowrap; } #octave label { min-width: 0; flex: 1; } #octave label span { margin: 0 4px; }

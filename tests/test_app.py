@@ -112,13 +112,13 @@ def changes(step: dict) -> dict[str, str]:
     return {part.elem_id or str(getattr(part, "value", part.label)): str(change) for part, change in step.items()}
 
 
-def test_every_option_has_a_control_and_a_place_in_the_endpoint() -> None:
+def test_every_option_has_a_place_in_the_endpoint_and_all_but_one_a_control() -> None:
     wanted = {field.name for field in dataclasses.fields(TransferOptions)}
     page = app.build_ui(Path("nowhere"), "cpu", LIMITS)
     endpoint = next(event.fn for event in page.fns.values() if event.api_name == "transfer")
     parameters = list(inspect.signature(endpoint).parameters)
     assert parameters == ["recording", "instrument", *(f.name for f in dataclasses.fields(TransferOptions)), "seed"]
-    assert set(app_order(page)) | {"semitones"} == wanted
+    assert set(app_order(page)) | {"semitones", "output_rate"} == wanted
 
 
 def test_the_button_shows_sound_first_and_then_the_picture(run, tmp_path: Path, scratch: Path) -> None:
@@ -292,6 +292,12 @@ def test_only_an_upload_can_be_played(server: str, secret: Path, bait: str, want
     else:
         assert joined.status_code == 403
     assert Bait.visits == []
+
+
+@pytest.mark.parametrize("address", ["https://example.com/x.wav", "http:%2f%2fexample.com", "%20HTTPS://example.com"])
+def test_no_address_is_fetched_to_be_handed_on(server: str, address: str) -> None:
+    answer = requests.get(f"{server}gradio_api/file={address}", timeout=10)
+    assert (answer.status_code, answer.text) == (403, "only this page's own files are served")
 
 
 def test_an_address_cannot_hide_in_the_request(server: str, bait: str) -> None:
