@@ -98,7 +98,8 @@ class Collection:
 
     def load(self, instrument: Instrument) -> NeuralGuitar:
         """Return an instrument's model; it raises what ``checkpoint.load_model`` raises."""
-        return self._read(self._models, instrument.path, lambda path: load_model(path, self.device))
+        device = "cpu" if _LENT else self.device  # a lent GPU is there only while it plays
+        return self._read(self._models, instrument.path, lambda path: load_model(path, device))
 
     def _read(self, known: dict[Path, tuple[int, Any]], path: Path, read: Callable[[Path], Any]) -> Any:
         with self._lock:
@@ -229,6 +230,8 @@ def play(
 ) -> Outcome:
     """Play a voice [N]. Everything in and out can be sent to the other process in which a lent GPU lives."""
     progress = None if enter is None else lambda _, share: enter(LISTEN if share < _HEARD else PLAY)
+    if _LENT and torch.cuda.is_available():
+        model = model.to("cuda")
     result = transfer(voice, rate, model, options, seed, progress)
     return Outcome(
         sound=model.instrument,
