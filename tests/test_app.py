@@ -19,9 +19,11 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import av
 import gradio as gr
 import pytest
 import requests
+import soundfile
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
@@ -162,6 +164,19 @@ def test_a_program_gets_its_tune_back(client: Client, tmp_path: Path, scratch: P
         "voice_guitar.wav", "voice_guitar_harmonic.wav", "voice_guitar_noise.wav"
     ]
     assert list(scratch.glob("vox2trumpet-*")) == []
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("webm", "libopus"), ("m4a", "aac"), ("mp3", "mp3")])
+def test_what_phones_and_browsers_record_is_played(client: Client, tmp_path: Path, suffix: str, codec: str) -> None:
+    samples, rate = soundfile.read(sing(tmp_path / "voice.wav", 220.0), dtype="float32")
+    with av.open(str(tmp_path / f"voice.{suffix}"), "w") as container:
+        stream = container.add_stream(codec, rate=48000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        for part in [*av.AudioResampler(stream.format, "mono", 48000, stream.frame_size).resample(frame), None]:
+            container.mux(stream.encode(part))
+    sound, *_ = client.predict(handle_file(tmp_path / f"voice.{suffix}"), "guitar", 0, api_name="/transfer")
+    assert cents(hear(sound), 220) < 10
 
 
 def test_the_recording_alone_is_enough(client: Client, tmp_path: Path) -> None:

@@ -102,6 +102,21 @@ def test_the_steps_come_in_order_and_the_outcome_last(service: Service, tmp_path
     assert len({len(curve) for curve in (outcome.f0, outcome.voice_f0, outcome.loudness, outcome.played)}) == 1
 
 
+def test_each_step_is_told_while_it_lasts(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {step: threading.Event() for step in (service_module.LISTEN, service_module.PLAY)}
+
+    def transfer(*arguments: object) -> None:
+        for share, step in ((0.0, service_module.LISTEN), (0.65, service_module.PLAY)):
+            arguments[-1]("", share)
+            assert seen[step].wait(30)
+        raise ValueError("the recording is silent")
+
+    monkeypatch.setattr(service_module, "transfer", transfer)
+    with pytest.raises(ValueError, match="is silent"):
+        for step in work(service, request(sing(tmp_path / "a.wav", 220.0), tmp_path)):
+            seen.get(step, threading.Event()).set()
+
+
 def test_the_files_are_named_after_the_recording_and_add_up(service: Service, tmp_path: Path) -> None:
     asked = request(sing(tmp_path / "My song!.wav", 220.0), tmp_path)
     files = write_files(outcome_of(service, asked), asked)
