@@ -193,6 +193,17 @@ class InspectConfig:
 
 
 @dataclass(frozen=True)
+class PageConfig:
+    """What the web page allows."""
+
+    max_seconds: float  # of a recording
+    max_upload_megabytes: int
+    max_request_seconds: float  # a request that takes longer is stopped
+    max_waiting: int  # requests in line; one more is turned away
+    keep_seconds: int  # a result can be fetched for this long
+
+
+@dataclass(frozen=True)
 class InstrumentConfig:
     model: str  # class in model.py
     f0_min: float  # Hz, lowest note
@@ -211,6 +222,7 @@ class Config:
     train: TrainConfig
     transfer: TransferConfig
     inspect: InspectConfig
+    page: PageConfig
     instruments: dict[str, InstrumentConfig]
 
     def instrument(self, name: str) -> InstrumentConfig:
@@ -235,6 +247,7 @@ _SECTIONS = {
     "train": TrainConfig,
     "transfer": TransferConfig,
     "inspect": InspectConfig,
+    "page": PageConfig,
 }
 
 ARCHITECTURE = ("audio", "features", "model")  # the sections that trained weights depend on

@@ -20,9 +20,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
+from scipy.signal import ShortTimeFFT
+from scipy.signal.windows import hann
 from tqdm import tqdm
 
 from config import load_config
@@ -30,7 +33,8 @@ from data import Recording, find_recordings, load_recording
 
 DPI = 150
 NOTE_NAMES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
-_SIZE = (12.0, 7.2)  # inches
+_WIDTH = 12.0  # inches
+_HEAD, _FOOT, _GAP = 0.97, 0.4, 0.36  # inches: over the first panel, under the last, between two
 _LEFT, _RIGHT = 0.058, 0.948  # share of the width that the panels take
 _SMALL, _NORMAL, _LARGE = 8.5, 9.5, 15  # points
 _WAVE_COLUMNS = 1600  # about one a pixel
@@ -39,7 +43,9 @@ _TICK_SETS = (range(12), (0, 2, 4, 5, 7, 9, 11), (0, 4, 7), (0, 7), (0,))
 _TIME_STEPS = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800)  # s, the same way
 _MAX_TICKS = 12
 _MIN_SEMITONES = 12  # the pitch axis shows at least this much, so that vibrato does not look like an earthquake
-_PANELS = {"waveform": 1.15, "pitch": 3.2, "periodicity": 0.34, "loudness": 1.25}  # relative heights
+_PANELS = {"waveform": 0.98, "pitch": 2.7, "periodicity": 0.29, "loudness": 1.06, "spectrogram": 1.7}  # inches
+_N_FFT = 1024
+_SPECTRUM_RANGE = 80  # dB under the strongest component that are drawn
 log = logging.getLogger("visualize_features")
 
 
@@ -82,11 +88,12 @@ def plot_features(
     voiced: ArrayLike | None = None,
     second_f0: ArrayLike | None = None,
     f0_labels: tuple[str, str] = ("f0", "second f0"),
+    spectrogram: bool = False,
     title: str = "",
     subtitle: str = "",
     theme: str = "light",
 ) -> Figure:
-    """Draw waveform, pitch, periodicity and loudness over one time axis.
+    """Draw waveform, pitch, periodicity, loudness and, if wanted, spectrogram over one time axis.
 
     Arrays may be numpy or CPU tensors; axes of length one are ignored.
 
@@ -101,6 +108,7 @@ def plot_features(
         voiced: [T], true where f0 is to be drawn; overrules the threshold.
         second_f0: [T] in Hz, drawn behind f0 in the same frames (the voice behind its transfer, say).
         f0_labels: names of f0 and second_f0 in the legend, shown when there are two.
+        spectrogram: also draw which frequencies sound when.
         title: such as the file's name.
         subtitle: written before length, rate, range of pitch and share of voiced frames.
         theme: "light" or "dark".
@@ -121,7 +129,8 @@ def plot_features(
     shown = _choose_voiced(frames, periodicity_threshold)
     pitches = [np.where(shown, frames[name], np.nan) for name in ("f0", "second_f0") if name in frames]
 
-    figure, axes = _make_panels([name for name in _PANELS if name != "periodicity" or periodicity is not None], colours)
+    wanted = {"periodicity": periodicity is not None, "spectrogram": spectrogram}
+    figure, axes = _make_panels([name for name in _PANELS if wanted.get(name, True)], colours)
     seconds = np.arange(len(shown)) / frame_rate
     duration = max(len(samples) / sample_rate, len(shown) / frame_rate, 1 / frame_rate)
     _draw_waveform(axes["waveform"], samples, sample_rate, colours)
@@ -129,6 +138,8 @@ def plot_features(
     if periodicity is not None:
         _draw_periodicity(axes["periodicity"], seconds, frames["periodicity"], periodicity_threshold, colours)
     _draw_loudness(axes["loudness"], seconds, frames["loudness"], colours)
+    if spectrogram:
+        _draw_spectrogram(axes["spectrogram"], samples, sample_rate, colours)
     _share_time_axis(list(axes.values()), duration)
     summary = [subtitle, *_summarise(duration, sample_rate, pitches[0])]
     _write_header(figure, title, "   ·   ".join(part for part in summary if part), colours)
@@ -162,11 +173,13 @@ def note_name(f0: float) -> str:
 
 
 def _make_panels(names: list[str], colours: Theme) -> tuple[Figure, dict[str, Axes]]:
-    figure = Figure(figsize=_SIZE, dpi=DPI, facecolor=colours.background)
+    heights = [_PANELS[name] for name in names]
+    height = _HEAD + sum(heights) + _GAP * (len(names) - 1) + _FOOT
+    figure = Figure(figsize=(_WIDTH, height), dpi=DPI, facecolor=colours.background)
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
-        len(names), 1, height_ratios=[_PANELS[name] for name in names],
-        left=_LEFT, right=_RIGHT, top=0.865, bottom=0.055, hspace=0.32,
+        len(names), 1, height_ratios=heights, hspace=_GAP * len(names) / sum(heights),
+        left=_LEFT, right=_RIGHT, top=1 - _HEAD / height, bottom=_FOOT / height,
     )  # fmt: skip
     axes = {name: figure.add_subplot(grid[row]) for row, name in enumerate(names)}
     for axis in axes.values():
@@ -311,6 +324,24 @@ def _draw_loudness(axis: Axes, seconds: np.ndarray, loudness: np.ndarray, colour
     _label_panel(axis, "Loudness", "A-weighted, dB re full scale", colours)
 
 
+def _draw_spectrogram(axis: Axes, audio: np.ndarray, sample_rate: int, colours: Theme) -> None:
+    samples = np.pad(np.nan_to_num(audio, posinf=0.0, neginf=0.0), (0, max(0, _N_FFT - len(audio))))
+    hop_length = max(_N_FFT // 8, -(-len(samples) // _WAVE_COLUMNS))
+    transform = ShortTimeFFT(hann(_N_FFT, sym=False), hop_length, sample_rate)
+    magnitudes = np.abs(transform.stft(samples))  # (F, T)
+    level = 20 * np.log10(np.maximum(magnitudes / max(magnitudes.max(), 1e-9), 10 ** (-_SPECTRUM_RANGE / 20)))
+    shades = LinearSegmentedColormap.from_list("spectrum", [colours.background, colours.pitch, colours.text])
+    axis.imshow(
+        level, cmap=shades, vmin=-_SPECTRUM_RANGE, vmax=0, aspect="auto", origin="lower", interpolation="bilinear",
+        extent=transform.extent(len(samples), center_bins=True),
+    )  # fmt: skip
+    axis.grid(False)
+    axis.set_ylim(0, sample_rate / 2)
+    axis.yaxis.set_major_locator(FixedLocator(np.arange(0, sample_rate / 2 + 1, sample_rate / 8)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda frequency, _: f"{frequency / 1000:g}"))
+    _label_panel(axis, "Spectrogram", f"kHz, over {_SPECTRUM_RANGE} dB", colours)
+
+
 def _share_time_axis(axes: list[Axes], duration: float) -> None:
     step = next((step for step in _TIME_STEPS if duration / step <= _MAX_TICKS), duration)
     for axis in axes:
@@ -330,8 +361,9 @@ def _format_time(seconds: float, duration: float) -> str:
 def _write_header(figure: Figure, title: str, subtitle: str, colours: Theme) -> None:
     title = title if len(title) <= 80 else f"{title[:50]} … {title[-25:]}"
     style = {"ha": "left", "va": "baseline", "parse_math": False}
-    figure.text(_LEFT, 0.951, title, fontsize=_LARGE, fontweight="bold", color=colours.text, **style)
-    figure.text(_LEFT, 0.921, subtitle, fontsize=_NORMAL, color=colours.muted, **style)
+    height = figure.get_figheight()
+    figure.text(_LEFT, 1 - 0.35 / height, title, fontsize=_LARGE, fontweight="bold", color=colours.text, **style)
+    figure.text(_LEFT, 1 - 0.57 / height, subtitle, fontsize=_NORMAL, color=colours.muted, **style)
 
 
 def _summarise(duration: float, sample_rate: int, pitch: np.ndarray) -> list[str]:

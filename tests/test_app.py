@@ -1,78 +1,41 @@
-"""app.py: the list of instruments, one request, the endpoints on a running server, and the command line."""
+"""app.py on a running server: the endpoints, what the page shows, hostile requests, and the command line."""
 
+import dataclasses
 import importlib.util
+import inspect
+import json
+import math
 import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 
+import av
 import gradio as gr
-import numpy as np
 import pytest
+import requests
 import soundfile
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from PIL import Image
+from page import ROOT, cents, free_port, hear, save_untrained, sing
 
 import app
-from checkpoint import make_checkpoint, save_checkpoint
+import service as service_module
+from conditioning import TransferOptions
 from config import load_config
-from features import extract_features, load_audio
-from model import build_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")
-ROOT = Path(__file__).parent.parent
-RATE = 16000
-
-
-def save_untrained(path: Path, instrument: str = "trumpet", epoch: int = 1, when: float | None = None) -> Path:
-    """Write a checkpoint that was never trained, with the statistics of one that was."""
-    torch.manual_seed(0)
-    config = load_config()
-    statistics = {
-        "f0_quantiles": np.geomspace(165, 1046, 101).tolist(),
-        "loudness_quantiles": np.linspace(-50, -12, 101).tolist(),
-    }
-    weights = build_model(config, instrument).state_dict()
-    content = make_checkpoint(config, instrument, model=weights, statistics=statistics, epoch=epoch, step=10 * epoch)
-    save_checkpoint(path, content)
-    if when is not None:
-        os.utime(path, (when, when))
-    return path
-
-
-def sing(path: Path, f0: float, seconds: float = 1.0) -> Path:
-    """Write a buzzy tone between two short rests."""
-    phase = 2 * np.pi * f0 * np.arange(int(seconds * RATE)) / RATE
-    tone = 0.05 * sum(np.sin(k * phase) / k for k in range(1, 13))
-    soundfile.write(path, np.pad(tone, RATE // 5), RATE)
-    return path
-
-
-def hear(path: str | Path) -> float:
-    """Return the median f0 of a sound file in Hz."""
-    heard = extract_features(load_audio(path, RATE), load_config())
-    return float(np.median(heard.f0.numpy()[heard.periodicity.numpy() > 0.6]))
-
-
-def cents(one: float, other: float) -> float:
-    return 1200 * abs(np.log2(one / other))
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+LIMITS = dataclasses.replace(load_config().page, max_seconds=3.0, max_upload_megabytes=1, max_waiting=8)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +43,8 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in place of checkpoints/pretrained, with a guitar in it."""
     folder = tmp_path_factory.mktemp("pretrained")
     save_untrained(folder / "guitar.pth", "guitar")
-    (folder / "guitar.md").write_text("# The card of the guitar")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app, "PRETRAINED_DIR", folder)
+        patch.setattr(service_module, "PRETRAINED_DIR", folder)
         yield folder
 
 
@@ -101,9 +63,8 @@ def server(shipped: Path, scratch: Path, tmp_path_factory: pytest.TempPathFactor
     """The address of a page whose only training is a trumpet; recordings may last 3 s."""
     checkpoints = tmp_path_factory.mktemp("checkpoints")
     save_untrained(checkpoints / "trumpet" / "latest.pth", epoch=7)
-    page = app.build_ui(checkpoints, "cpu", max_seconds=3)
-    _, url, _ = page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, **app.look())
-    yield url
+    page = app.build_ui(checkpoints, "cpu", LIMITS)
+    yield app.launch(page, LIMITS, None, free_port())
     page.close(verbose=False)
 
 
@@ -112,124 +73,40 @@ def client(server: str, tmp_path_factory: pytest.TempPathFactory) -> Client:
     return Client(server, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
 
 
-@pytest.fixture
-def collection(shipped: Path, tmp_path: Path) -> app.Collection:
-    return app.Collection(tmp_path, torch.device("cpu"))
-
-
 def test_importing_builds_and_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("importing app.py did something")
 
     for owner, name in ((gr.Blocks, "__init__"), (torch, "load"), (threading.Thread, "start"), (Path, "read_text")):
         monkeypatch.setattr(owner, name, refuse)
-    spec = importlib.util.spec_from_file_location("app_again", ROOT / "app.py")
-    monkeypatch.setitem(sys.modules, "app_again", module := importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(module)
-    assert callable(module.build_ui)
+    for file in ("app", "service", "parts", "style", "guard"):
+        spec = importlib.util.spec_from_file_location(f"{file}_again", ROOT / f"{file}.py")
+        monkeypatch.setitem(sys.modules, f"{file}_again", module := importlib.util.module_from_spec(spec))
+        spec.loader.exec_module(module)
 
 
-# --- instruments ----------------------------------------------------------------------------------
-
-
-def test_the_newest_latest_comes_first(collection: app.Collection) -> None:
-    assert [one.name for one in collection.find()] == ["guitar"]
-    save_untrained(collection.checkpoint_dir / "a" / "latest.pth", "oboe", epoch=3, when=2e9)
-    save_untrained(collection.checkpoint_dir / "latest.pth", "tuba", epoch=4, when=1e9)
-    latest, guitar = collection.find()
-    assert (latest.name, latest.sound, guitar.name) == ("latest", "oboe", "guitar")
-    assert "oboe" in latest.label and "epoch 3, step 30, 18 May" in latest.label  # 2e9 s after 1970
-    save_untrained(collection.checkpoint_dir / "a" / "latest.pth", "oboe", epoch=5, when=2.1e9)
-    assert "epoch 5" in collection.find()[0].label
-    assert collection.choose("").sound == "oboe" and collection.choose("guitar").sound == "guitar"
-
-
-def test_a_damaged_training_hides_no_other_instrument(collection: app.Collection, caplog) -> None:
-    (collection.checkpoint_dir / "latest.pth").write_bytes(b"half")
-    assert [one.name for one in collection.find()] == ["guitar"]
-    assert "is damaged" in caplog.text
-
-
-def test_a_model_is_loaded_once_until_its_file_changes(collection: app.Collection) -> None:
-    path = save_untrained(collection.checkpoint_dir / "latest.pth", when=1e9)
-    first = collection.load(collection.choose("latest"))
-    assert collection.load(collection.choose("latest")) is first
-    os.utime(path, (1.1e9, 1.1e9))
-    assert collection.load(collection.choose("latest")) is not first
-
-
-def test_the_card_lies_beside_the_model(collection: app.Collection) -> None:
-    assert app.read_card(collection.choose("guitar")) == "# The card of the guitar"
-    save_untrained(collection.checkpoint_dir / "latest.pth")
-    assert "has no model card" in app.read_card(collection.choose("latest"))
-
-
-# --- one request ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def service(collection: app.Collection) -> app.Service:
-    return app.Service(collection, 3.0, ThreadPoolExecutor(1))
-
-
-def request(voice: Path | None, folder: Path) -> app.Request:
-    return app.Request(str(voice) if voice else None, "guitar", None, True, 0, folder)
-
-
-def test_the_steps_come_in_order_and_the_outcome_last(service: app.Service, tmp_path: Path) -> None:
-    *steps, outcome = app.work(service, request(sing(tmp_path / "My song!.wav", 220.0), tmp_path))
-    assert steps == sorted(steps) and set(steps) == {0, 1, 2}
-    assert [path.name for path in outcome.files] == [
-        "My_song__guitar.wav", "My_song__guitar_harmonic.wav", "My_song__guitar_noise.wav"
-    ]
-    sound, harmonic, noise = (soundfile.read(path)[0] for path in outcome.files)
-    assert np.abs(harmonic + noise - sound).max() < 1e-4  # 16 bits each
-
-
-def test_a_cancelled_request_starts_nothing_more(
-    service: app.Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release, played = threading.Event(), []
-    monkeypatch.setattr(app, "transfer", lambda *_: played.append(1))
-    service.worker.submit(release.wait)  # another request is being played
-    steps = app.work(service, request(sing(tmp_path / "a.wav", 220.0), tmp_path))
-    while next(steps) != 2:
-        pass
-    steps.close()
-    release.set()
-    service.worker.shutdown()
-    assert played == [] and list(tmp_path.glob("a_*")) == []
-
-
-def test_the_picture_has_the_page_s_colours(service: app.Service, tmp_path: Path) -> None:
-    *_, outcome = app.work(service, request(sing(tmp_path / "a.wav", 220.0, 0.5), tmp_path))
-    pictures = [Image.open(path).convert("RGB") for path in app.draw(outcome, tmp_path)]
-    corners = ["#{:02x}{:02x}{:02x}".format(*picture.getpixel((0, 0))) for picture in pictures]
-    assert corners == [theme.background for theme in app.THEMES.values()]
-
-
-def test_a_long_recording_is_refused_before_it_is_decoded_and_after(
-    service: app.Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    soundfile.write(tmp_path / "long.flac", np.zeros(4 * RATE), RATE)
-    with pytest.raises(ValueError, match="lasts 4 s, and up to 3 s can be played"):
-        app.check_recording(str(tmp_path / "long.flac"), 3.0)
-    monkeypatch.setattr(app.soundfile, "info", lambda _: SimpleNamespace(duration=0.1))  # a header that lies
-    with pytest.raises(ValueError, match="lasts 4 s, and up to 3 s can be played"):
-        list(app.work(service, request(tmp_path / "long.flac", tmp_path)))
-
-
-def test_no_path_of_the_server_is_in_an_error() -> None:
-    for message in ("/secret/a.wav is a folder, a sound file is expected", "there is no file /secret/a.wav"):
-        sentence = app.explain(ValueError(message), "/secret/a.wav")
-        assert "secret" not in sentence and sentence[0].isupper() and sentence.endswith(".")
+# --- what the button does -------------------------------------------------------------------------
 
 
 @pytest.fixture
 def run(shipped: Path, scratch: Path, tmp_path: Path) -> Callable[..., Iterator[dict]]:
-    """What the page's button does."""
-    page = app.build_ui(tmp_path, "cpu", max_seconds=3)
-    return next(event.fn for event in page.fns.values() if event.name == "run")
+    page = app.build_ui(tmp_path, "cpu", LIMITS)
+    handler = next(event.fn for event in page.fns.values() if event.name == "run")
+    values = dataclasses.asdict(TransferOptions())
+    asked = next(event.inputs for event in page.fns.values() if event.name == "run")[4:]
+
+    def press(recording: Path | None, instrument: str, octave: str | int, **options: object) -> Iterator[dict]:
+        chosen = [{"transpose": 0, **options}.get(name, values[name]) for name in app_order(page)]
+        assert len(chosen) == len(asked)
+        return handler(recording and str(recording), instrument, octave, 0, *chosen)
+
+    return press
+
+
+def app_order(page: gr.Blocks) -> list[str]:
+    """Return the options in the order in which the button passes them."""
+    with gr.Blocks():
+        return list(app.parts.build_controls(LIMITS).options)
 
 
 def changes(step: dict) -> dict[str, str]:
@@ -237,31 +114,39 @@ def changes(step: dict) -> dict[str, str]:
     return {part.elem_id or str(getattr(part, "value", part.label)): str(change) for part, change in step.items()}
 
 
+def test_every_option_has_a_place_in_the_endpoint_and_all_but_one_a_control() -> None:
+    wanted = {field.name for field in dataclasses.fields(TransferOptions)}
+    page = app.build_ui(Path("nowhere"), "cpu", LIMITS)
+    endpoint = next(event.fn for event in page.fns.values() if event.api_name == "transfer")
+    parameters = list(inspect.signature(endpoint).parameters)
+    assert parameters == ["recording", "instrument", *(f.name for f in dataclasses.fields(TransferOptions)), "seed"]
+    assert set(app_order(page)) | {"semitones", "output_rate"} == wanted
+
+
 def test_the_button_shows_sound_first_and_then_the_picture(run, tmp_path: Path, scratch: Path) -> None:
-    steps = [changes(step) for step in run(str(sing(tmp_path / "a.wav", 220.0)), "guitar", -12, 2, True, 0)]
-    assert "Fetching the instrument" in steps[0]["status"] and "class=\"now\"" in steps[0]["status"]
+    steps = [changes(step) for step in run(sing(tmp_path / "a.wav", 220.0), "guitar", -12, transpose=2)]
+    assert "Fetching the instrument" in steps[0]["status"] and 'class="now"' in steps[0]["status"]
     sound, picture = steps[-2:]
-    assert "a_guitar.wav" in sound["played"] and sound["report"].startswith("<p>Shifted -10 st")
+    assert "a_guitar.wav" in sound["played"] and "-10 st" in sound["report"]
     assert "'visible': True" in sound["results"] and "play" not in sound
+    assert "'visible': False" in sound["warning"]
     assert "'visible': True" in picture["play"] and "'visible': False" in picture["cancel"]
     assert list(scratch.glob("vox2trumpet-*")) == []
 
 
 def test_the_button_says_what_is_missing(run) -> None:
-    *_, last = (changes(step) for step in run(None, "guitar", "auto", 0, True, 0))
+    *_, last = (changes(step) for step in run(None, "guitar", "auto"))
     assert "There is no recording yet" in last["status"] and "error" in last["status"]
     assert "'visible': True" in last["play"] and "'visible': False" in last["cancel"]
 
 
-# --- a running server -----------------------------------------------------------------------------
+def test_a_chord_gets_a_warning(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "is_polyphonic", lambda outcome: outcome.report["share_polyphonic"] >= 0)
+    *_, sound, _ = (changes(step) for step in run(sing(tmp_path / "a.wav", 220.0), "guitar", "auto"))
+    assert "more than one note at a time" in sound["warning"] and "'visible': True" in sound["warning"]
 
 
-def test_the_page_asks_nothing_of_the_outside(server: str) -> None:
-    with urllib.request.urlopen(server) as answer:
-        text = answer.read().decode()
-    loaded = re.findall(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="?((?:https?:)?//[^">]+)', text)
-    assert [address for address in loaded if not address.startswith(server)] == []
-    assert "Vox2Trumpet" in text and "--body-background-fill" not in re.findall(r"@import[^;]*", text)
+# --- programs -------------------------------------------------------------------------------------
 
 
 def test_the_instruments_are_listed(client: Client) -> None:
@@ -281,57 +166,193 @@ def test_a_program_gets_its_tune_back(client: Client, tmp_path: Path, scratch: P
     assert list(scratch.glob("vox2trumpet-*")) == []
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [("webm", "libopus"), ("m4a", "aac"), ("mp3", "mp3")])
+def test_what_phones_and_browsers_record_is_played(client: Client, tmp_path: Path, suffix: str, codec: str) -> None:
+    samples, rate = soundfile.read(sing(tmp_path / "voice.wav", 220.0), dtype="float32")
+    with av.open(str(tmp_path / f"voice.{suffix}"), "w") as container:
+        stream = container.add_stream(codec, rate=48000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        for part in [*av.AudioResampler(stream.format, "mono", 48000, stream.frame_size).resample(frame), None]:
+            container.mux(stream.encode(part))
+    sound, *_ = client.predict(handle_file(tmp_path / f"voice.{suffix}"), "guitar", 0, api_name="/transfer")
+    assert cents(hear(sound), 220) < 10
+
+
 def test_the_recording_alone_is_enough(client: Client, tmp_path: Path) -> None:
     sound, _, _, report = client.predict(handle_file(sing(tmp_path / "voice.wav", 110.0)), api_name="/transfer")
     assert report["instrument"] == "trumpet" and report["semitones"] in (12, 24)
     assert cents(hear(sound), 110 * 2 ** (report["semitones"] / 12)) < 10
 
 
-def test_two_at_once_get_their_own_tunes(client: Client, tmp_path: Path) -> None:
-    pitches = (220.0, 293.7, 392.0)
-    voices = [handle_file(sing(tmp_path / f"{f0:.0f}.wav", f0, 0.6)) for f0 in pitches]
+def test_many_at_once_get_their_own_tunes_and_one_too_many_is_turned_away(client: Client, tmp_path: Path) -> None:
+    pitches = [180.0 * 2 ** (step / 6) for step in range(16)]
+    voices = [handle_file(sing(tmp_path / f"{f0:.0f}.wav", f0, 0.5)) for f0 in pitches]
     jobs = [client.submit(voice, "guitar", 0, api_name="/transfer") for voice in voices]
+    served = 0
     for job, f0 in zip(jobs, pitches):
-        assert cents(hear(job.result(timeout=60)[0]), f0) < 10
+        try:
+            sound = job.result(timeout=120)[0]
+        except Exception as error:
+            assert "Queue is full" in str(error) or "503" in str(error)
+        else:
+            served += 1
+            assert cents(hear(sound), f0) < 50  # the tunes lie 200 apart
+    assert LIMITS.max_waiting <= served < len(pitches)
+    client.predict(voices[0], "guitar", 0, api_name="/transfer")  # and afterwards there is room again
 
 
 @pytest.mark.parametrize(
-    ("sound", "sentence"),
+    ("arguments", "sentence"),
     [
-        (np.zeros(RATE), "I hear only silence"),
-        (0.01 * np.random.default_rng(0).standard_normal(RATE), "I could not hear a melody"),
-        (np.zeros(4 * RATE), "The recording lasts 4 s, and up to 3 s can be played; trim it."),
-        (None, "This is not a sound file that I can read"),
+        ({"semitones": 1e9}, "between -60 and 60"),
+        ({"seed": -1}, "The seed should be"),
+        ({"key": "H dur"}, "There is no key 'H dur'"),
+        ({"instrument": "kazoo"}, r"There is no instrument 'kazoo' \(there is latest, guitar\)"),
     ],
-    ids=["silence", "noise", "too long", "text"],
 )
-def test_what_cannot_be_played_is_one_friendly_sentence(
-    client: Client, tmp_path: Path, sound: np.ndarray | None, sentence: str
-) -> None:
-    path = tmp_path / "voice.wav"
-    if sound is None:
-        path.write_text("no sound")
-    else:
-        soundfile.write(path, sound, RATE)
-    with pytest.raises(AppError, match=sentence) as raised:
-        client.predict(handle_file(path), api_name="/transfer")
-    assert "Traceback" not in str(raised.value) and "/" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("semitones", "seed", "sentence"), [(1e9, 0, "between -60 and 60"), (0, -1, "The seed should be")]
-)
-def test_numbers_out_of_bounds_are_refused(
-    client: Client, tmp_path: Path, semitones: float, seed: int, sentence: str
-) -> None:
+def test_what_cannot_be_meant_is_refused(client: Client, tmp_path: Path, arguments: dict, sentence: str) -> None:
     voice = handle_file(sing(tmp_path / "voice.wav", 220.0))
     with pytest.raises(AppError, match=sentence):
-        client.predict(voice, "guitar", semitones, True, seed, api_name="/transfer")
+        client.predict(voice, **arguments, api_name="/transfer")
 
 
-def test_an_unknown_instrument_is_named_with_those_there_are(client: Client, tmp_path: Path) -> None:
-    with pytest.raises(AppError, match=r"There is no instrument 'kazoo' \(there is latest, guitar\)"):
-        client.predict(handle_file(sing(tmp_path / "voice.wav", 220.0)), "kazoo", api_name="/transfer")
+def test_a_request_that_dies_leaves_the_server_serving(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voice = handle_file(sing(tmp_path / "voice.wav", 220.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(service_module, "transfer", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        with pytest.raises(AppError):
+            client.predict(voice, api_name="/transfer")
+    assert client.predict(voice, "guitar", api_name="/transfer")
+
+
+def test_the_readme_tells_how_curl_does_it(server: str, tmp_path: Path) -> None:
+    if not shutil.which("curl"):
+        pytest.skip("curl is not installed")
+    (block,) = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    sing(tmp_path / "voice.wav", 220.0)
+    script = block.replace("http://127.0.0.1:7860", server.rstrip("/")).replace("examples/hum.wav", "voice.wav")
+    shell = subprocess.run(["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert shell.returncode == 0, shell.stderr
+    steps = 12 * math.log2(hear(tmp_path / "played.wav") / 220)
+    assert abs((steps - 2 + 6) % 12 - 6) < 0.2  # whole octaves and the two semitones that were asked for
+
+
+# --- hostile requests -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound that lies on the server and belongs to nobody who visits."""
+    return sing(tmp_path_factory.mktemp("private") / "secret.wav", 330.0)
+
+
+class Bait(BaseHTTPRequestHandler):
+    """A server behind the wall, which says who came."""
+
+    visits: list[str] = []  # noqa: RUF012  shared on purpose
+
+    def do_GET(self) -> None:
+        self.visits.append(self.path)
+        self.send_error(404)
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture(scope="module")
+def bait() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Bait) as inside:
+        threading.Thread(target=inside.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{inside.server_address[1]}"
+        inside.shutdown()
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "{secret}", "/etc/passwd", "../../../../../../etc/passwd", "..%2f..%2f..%2f..%2f..%2fetc%2fpasswd",
+        "%2e%2e/%2e%2e/%2e%2e/etc/passwd", "app.py", "config.json", "{root}/app.py", "{root}/checkpoints",
+        "file:///etc/passwd", "file://{secret}", "{scratch}", "{scratch}/gradio", "{scratch}/gradio/../../..{secret}",
+        "{bait}/x.wav", "https://example.com/x.wav", "HTTP://example.com", "ftp://example.com/x", "/proc/self/environ",
+        "//example.com/x", "\\\\example.com\\x", "{link}",
+    ],
+)  # fmt: skip
+def test_nothing_but_the_pages_own_files_is_served(
+    server: str, scratch: Path, secret: Path, bait: str, wanted: str, tmp_path: Path
+) -> None:
+    (link := tmp_path / "link.wav").symlink_to(secret)
+    wanted = wanted.format(secret=secret, root=ROOT, scratch=scratch, bait=bait, link=link)
+    for prefix in ("gradio_api/file=", "file=", "gradio_api/file/", "gradio_api/proxy=", "static/", "assets/"):
+        request = requests.Request("GET", server + prefix + wanted).prepare()
+        request.url = server + prefix + wanted  # as it is: no normalisation of the dots
+        with requests.Session() as session:
+            answer = session.send(request, timeout=10, allow_redirects=False)
+        assert answer.status_code in (400, 403, 404, 405), (prefix, answer.status_code)
+        assert b"root:" not in answer.content and b"RIFF" not in answer.content
+    assert Bait.visits == []
+
+
+@pytest.mark.parametrize("wanted", ["{secret}", "/etc/passwd", "examples/hum.wav", "../x", "{bait}/x.wav", "{link}",
+                                    "file://{secret}", "HTTPS://127.0.0.1/x.wav", ""])  # fmt: skip
+def test_only_an_upload_can_be_played(server: str, secret: Path, bait: str, wanted: str, tmp_path: Path) -> None:
+    (link := tmp_path / "link.wav").symlink_to(secret)
+    wanted = wanted.format(secret=secret, bait=bait, link=link)
+    payload = {"path": wanted, "url": f"{bait}/y.wav", "meta": {"_type": "gradio.FileData"}}
+    joined = requests.post(f"{server}gradio_api/call/v2/transfer", json={"recording": payload}, timeout=10)
+    if joined.status_code == 200:
+        events = requests.get(f"{server}gradio_api/call/v2/transfer/{joined.json()['event_id']}", timeout=30).text
+        assert "event: error" in events and "event: complete" not in events and "secret" not in events
+    else:
+        assert joined.status_code == 403
+    assert Bait.visits == []
+
+
+@pytest.mark.parametrize("address", ["https://example.com/x.wav", "http:%2f%2fexample.com", "%20HTTPS://example.com"])
+def test_no_address_is_fetched_to_be_handed_on(server: str, address: str) -> None:
+    answer = requests.get(f"{server}gradio_api/file={address}", timeout=10)
+    assert (answer.status_code, answer.text) == (403, "only this page's own files are served")
+
+
+def test_an_address_cannot_hide_in_the_request(server: str, bait: str) -> None:
+    hidden = '{"recording": {"p\\u0061th": "\\u0068ttp://127.0.0.1/x.wav", "meta": {"_type": "gradio.FileData"}}}'
+    for kind in ("application/json", "text/plain", ""):
+        answer = requests.post(
+            f"{server}gradio_api/call/v2/transfer", data=hidden, headers={"Content-Type": kind}, timeout=10
+        )
+        assert answer.status_code == 403
+    deep = "[" * 100_000 + "]" * 100_000
+    assert requests.post(f"{server}gradio_api/call/v2/transfer", data=deep, timeout=10).status_code >= 400
+    assert requests.post(f"{server}gradio_api/call/v2/transfer", data="x" * 2**21, timeout=10).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../evil.wav", "/etc/evil.wav", "a\\..\\b.wav", '"><script>.wav', ".wav", "é.wav"]
+)
+def test_a_hostile_file_name_is_only_a_name(server: str, scratch: Path, tmp_path: Path, name: str) -> None:
+    voice = sing(tmp_path / "voice.wav", 220.0, 0.4).read_bytes()
+    answer = requests.post(f"{server}gradio_api/upload", files={"files": (name, voice)}, timeout=10)
+    (path,) = answer.json()
+    assert Path(path).resolve().is_relative_to((scratch / "gradio").resolve())
+    payload = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    joined = requests.post(f"{server}gradio_api/call/v2/transfer", json={"recording": payload}, timeout=10).json()
+    events = requests.get(f"{server}gradio_api/call/v2/transfer/{joined['event_id']}", timeout=60).text
+    assert "event: complete" in events
+    sound = json.loads(events.rpartition("data: ")[2])[0]
+    assert re.fullmatch(r"[\w.-]+_trumpet\.wav", sound["orig_name"]) and "script>" not in sound["path"]
+
+
+def test_an_upload_that_is_too_large_is_refused(server: str) -> None:
+    answer = requests.post(f"{server}gradio_api/upload", files={"files": ("a.wav", bytes(1_500_000))}, timeout=10)
+    assert answer.status_code == 413
+
+
+def test_no_visitor_is_told_of_another(server: str) -> None:
+    for path in ("monitoring", "gradio_api/runs", "gradio_api/monitoring", "monitoring/summary"):
+        assert requests.get(server + path, timeout=10).status_code in (403, 404), path
+    config = requests.get(f"{server}config", timeout=10).json()
+    assert not config.get("run_history") and config.get("enable_queue", True)
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -351,7 +372,7 @@ def test_ctrl_c_leaves_cleanly(tmp_path: Path, caplog) -> None:
     port = free_port()
 
     def press() -> None:
-        for _ in range(300):
+        for _ in range(600):
             with socket.socket() as sock:
                 if sock.connect_ex(("127.0.0.1", port)) == 0:
                     break
@@ -361,7 +382,7 @@ def test_ctrl_c_leaves_cleanly(tmp_path: Path, caplog) -> None:
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background inherits "ignore"
     threading.Thread(target=press).start()
     try:
-        assert app.main(["--port", str(port), "--checkpoint_dir", str(tmp_path), "--device", "cpu"]) == 0
+        assert app.main(["--port", str(port), "--checkpoint_dir", str(tmp_path), "--device", "cpu"]) == 130
     except KeyboardInterrupt:
         pytest.fail("Ctrl-C came through")
     finally:
@@ -375,3 +396,76 @@ def test_a_limit_that_makes_no_sense_is_refused(capsys) -> None:
     with pytest.raises(SystemExit):
         app.parse_args(["--max_seconds", "0"])
     assert "--max_seconds should be over 0" in capsys.readouterr().err
+
+
+# --- as a Space runs it ---------------------------------------------------------------------------
+
+# Every way out of the machine is closed, and tried ones are written down.
+_WALL = """
+import os, socket
+def _inside(address):
+    host = address[0] if isinstance(address, tuple) else ""
+    return not isinstance(address, tuple) or host in ("localhost", "0.0.0.0", "::1") or str(host).startswith("127.")
+def _guard(name):
+    original = getattr(socket.socket, name)
+    def connect(self, address):
+        if not _inside(address):
+            open(os.environ["WALL"], "a").write(f"{address}\\n")
+            raise OSError("no network here")
+        return original(self, address)
+    setattr(socket.socket, name, connect)
+_guard("connect"); _guard("connect_ex")
+_look_up = socket.getaddrinfo
+def getaddrinfo(host, *rest, **named):
+    if host not in (None, "localhost", "0.0.0.0", "::1") and not str(host).startswith("127."):
+        open(os.environ["WALL"], "a").write(f"{host}\\n")
+        raise socket.gaierror("no network here")
+    return _look_up(host, *rest, **named)
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_it_comes_up_as_a_space_without_network_in_two_gigabytes(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_WALL)
+    port = free_port()
+    space = {
+        "GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port), "SPACE_ID": "user/space", "SYSTEM": "spaces",
+        "PYTHONPATH": str(tmp_path), "WALL": str(tmp_path / "wall"), "CUDA_VISIBLE_DEVICES": "",
+        "GRADIO_TEMP_DIR": str(tmp_path / "gradio"),
+    }  # fmt: skip
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env={**os.environ, **space})
+    try:
+        client = wait_for_client(f"http://127.0.0.1:{port}", process)
+        sound, *_ = client.predict(handle_file(ROOT / "examples" / "hum.wav"), api_name="/transfer")
+        assert hear(sound) > 100
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        assert int(peak.group(1)) < 2_000_000
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    finally:
+        process.kill()
+    assert not (tmp_path / "wall").exists(), (tmp_path / "wall").read_text()
+
+
+def wait_for_client(address: str, process: subprocess.Popen) -> Client:
+    for _ in range(600):
+        assert process.poll() is None, "the server did not come up"
+        try:
+            requests.get(address, timeout=5)
+            break
+        except requests.ConnectionError:
+            time.sleep(0.1)
+    return Client(address, verbose=False)
+
+
+def test_the_readme_is_a_spaces_card() -> None:
+    text = (ROOT / "README.md").read_text()
+    fields = dict(re.findall(r"^(\w+): *(.+)$", text.split("---")[1], flags=re.M))
+    pins = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().split() if "==" in line)
+    assert text.startswith("---\n") and fields["sdk"] == "gradio" and fields["sdk_version"] == pins["gradio"]
+    assert fields["python_version"] == '"3.11"' and fields["license"] == "mit"
+    assert (ROOT / fields["app_file"]).is_file() and len(fields["short_description"]) <= 60
+    assert {fields["colorFrom"], fields["colorTo"]} <= {
+        "red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray", "orange"
+    }

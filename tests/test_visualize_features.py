@@ -165,6 +165,24 @@ def test_loudness_is_drawn_as_it_is():
     assert panel(figure, "Loudness").get_ylim() == (-80, 3)
 
 
+@both_themes
+def test_the_spectrogram_is_strong_where_and_when_the_tone_is(theme):
+    tone = np.sin(2 * np.pi * 2000 * np.arange(4 * RATE) / RATE) * (np.arange(4 * RATE) < 2 * RATE)
+    axis = panel(plot_features(**sound(400, audio=tone, spectrogram=True, theme=theme)), "Spectrogram")
+    (image,) = axis.images
+    level, (left, right, bottom, top) = image.get_array(), image.get_extent()
+    times = np.linspace(left, right, level.shape[1])
+    frequencies = np.linspace(bottom, top, level.shape[0])
+    assert frequencies[level[:, (times > 0.2) & (times < 1.8)].argmax(axis=0)] == pytest.approx(2000, abs=20)
+    assert (level[:, times > 2.2] == -80).all() and level.max() == 0
+    assert axis.get_ylim() == (0, RATE / 2) and axis.get_xlim() == (0, 4)
+    assert to_hex(image.cmap(0.0)) == THEMES[theme].background  # silence is the page
+
+
+def test_a_spectrogram_is_drawn_only_when_wanted():
+    assert "Spectrogram" not in all_text(plot_features(**sound()))
+
+
 def test_two_curves_are_named():
     figure = plot_features(**sound(second_f0=np.full(50, 220.0), f0_labels=("trumpet", "voice of $5")))
     legend = panel(figure, "Pitch").get_legend()
@@ -203,7 +221,7 @@ def contrast(one, other):
 def test_the_saved_picture_has_the_themes_colours(theme, tmp_path):
     save_figure(plot_features(**sound(title="A4", theme=theme)), tmp_path / "a4.png")
     with Image.open(tmp_path / "a4.png") as picture:
-        assert picture.size == (round(12 * DPI), round(7.2 * DPI))
+        assert picture.width == 12 * DPI and 6 * DPI < picture.height < 8 * DPI
         pixels = np.asarray(picture.convert("RGB"))
     assert to_hex(pixels[2, 2] / 255) == THEMES[theme].background
     for name in ("pitch", "loudness", "waveform"):
@@ -217,13 +235,19 @@ def test_the_saved_picture_has_the_themes_colours(theme, tmp_path):
     [
         {"n_frames": 0},
         {"n_frames": 1},
+        {"n_frames": 0, "spectrogram": True},
+        {"n_frames": 1, "spectrogram": True},
+        {"audio": np.zeros(8000), "spectrogram": True},
         {"audio": np.zeros(8000), "periodicity": np.zeros(50), "periodicity_threshold": 0.5},
         {"audio": np.full(8000, np.nan), **dict.fromkeys(("f0", "loudness", "periodicity"), np.full(50, np.nan))},
         {"f0": np.zeros(50)},
         {"title": r"$\frac{ _ ^ $", "subtitle": "$x", "second_f0": np.full(50, 220.0), "f0_labels": (r"$\bad{$", "b")},
         {"title": "long " * 100},
     ],
-    ids=["empty", "one frame", "silence", "not finite", "no f0", "mathematical title", "long title"],
+    ids=[
+        "empty", "one frame", "empty spectrum", "one spectrum", "silent spectrum", "silence", "not finite", "no f0",
+        "mathematical title", "long title",
+    ],
 )
 def test_odd_input_gives_a_picture(changes):
     figure = plot_features(**sound(**changes))

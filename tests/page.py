@@ -1,0 +1,57 @@
+"""What the tests of the web page share: models that were never trained, tunes, and what can be heard in a result."""
+
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from checkpoint import make_checkpoint, save_checkpoint
+from config import load_config
+from features import extract_features, load_audio
+from model import build_model
+
+ROOT = Path(__file__).parent.parent
+RATE = 16000
+
+
+def save_untrained(path: Path, instrument: str = "trumpet", epoch: int = 1, when: float | None = None) -> Path:
+    """Write a checkpoint that was never trained, with the statistics of one that was."""
+    torch.manual_seed(0)
+    config = load_config()
+    statistics = {
+        "f0_quantiles": np.geomspace(165, 1046, 101).tolist(),
+        "loudness_quantiles": np.linspace(-50, -12, 101).tolist(),
+    }
+    weights = build_model(config, instrument).state_dict()
+    content = make_checkpoint(config, instrument, model=weights, statistics=statistics, epoch=epoch, step=10 * epoch)
+    save_checkpoint(path, content)
+    if when is not None:
+        os.utime(path, (when, when))
+    return path
+
+
+def sing(path: Path, f0: float, seconds: float = 1.0) -> Path:
+    """Write a buzzy tone between two short rests."""
+    phase = 2 * np.pi * f0 * np.arange(int(seconds * RATE)) / RATE
+    tone = 0.05 * sum(np.sin(k * phase) / k for k in range(1, 13))
+    soundfile.write(path, np.pad(tone, RATE // 5), RATE)
+    return path
+
+
+def hear(path: str | Path) -> float:
+    """Return the median f0 of a sound file in Hz."""
+    heard = extract_features(load_audio(path, RATE), load_config())
+    return float(np.median(heard.f0.numpy()[heard.periodicity.numpy() > 0.6]))
+
+
+def cents(one: float, other: float) -> float:
+    return 1200 * abs(np.log2(one / other))
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
