@@ -237,7 +237,8 @@ def _write_statistics(index: Index, repo_id: str, licence: str) -> str:
     audio = index.extractor["audio"]
     frame_rate = audio["sample_rate"] / audio["hop_length"]
     ranges = [entry.f0_range for entry in index.recordings if entry.f0_range]
-    settings = [(f"{section}.{key}", value) for section, keys in index.extractor.items() for key, value in keys.items()]
+    sections = ("audio", "features")
+    settings = [(f"{name}.{key}", value) for name in sections for key, value in index.extractor[name].items()]
     return _STATISTICS.format(
         begin=_MARKS[0],
         end=_MARKS[1],
