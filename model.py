@@ -12,7 +12,7 @@ guitar or a trumpet is the training data.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -246,15 +246,18 @@ class NeuralGuitar(nn.Module):
         self.harmonic_synthesizer = HarmonicSynthesizer(config.n_harmonics, audio.sample_rate, audio.hop_length)
         self.noise_synthesizer = FilteredNoiseSynthesizer(config.n_noise_bands, audio.hop_length)
 
-    def controls(self, f0: Tensor, loudness: Tensor) -> Controls:
+    def controls(
+        self, f0: Tensor, loudness: Tensor, decoder: Callable[[Tensor], Tensor] | None = None
+    ) -> Controls:
         """Decide what the synthesizers play.
 
         Args:
             f0: [B, T, 1] in Hz, positive.
             loudness: [B, T, 1] in dB re full scale.
+            decoder: stands in for the model's own, such as one that goes on from a state.
         """
         assert f0.shape == loudness.shape and f0.shape[-1] == 1, f"{tuple(f0.shape)} and {tuple(loudness.shape)}"
-        hidden = self._decode(torch.cat([scale_f0(f0), scale_loudness(loudness)], dim=-1))
+        hidden = self._decode(torch.cat([scale_f0(f0), scale_loudness(loudness)], dim=-1), decoder or self.decoder)
         # Masked before the softmax: what is left still sums to one, no energy is lost.
         audible = harmonics_below_nyquist(f0, self.config.n_harmonics, self.audio.sample_rate)
         # Not minus infinity: where nothing can sound (f0 above Nyquist), that would be NaN.
@@ -268,10 +271,10 @@ class NeuralGuitar(nn.Module):
         amplitude = amplitude / level.clamp(min=_LEAST_LEVEL)
         return Controls(harmonic_distribution * amplitude, noise_magnitudes * amplitude)
 
-    def _decode(self, inputs: Tensor) -> Tensor:
+    def _decode(self, inputs: Tensor, decoder: Callable[[Tensor], Tensor]) -> Tensor:
         """[B, T, 2] -> what the heads see, [B, T, hidden_size or projection_size]."""
         embedded = self.embedding(inputs)
-        hidden = self.decoder(embedded)
+        hidden = decoder(embedded)
         return self.projection(torch.cat([hidden, embedded], dim=-1)) if self.config.projection_size else hidden
 
     def _learned_factor(self, hidden: Tensor) -> Tensor | float:
