@@ -420,7 +420,7 @@ def _bins_to_hz(bins: np.ndarray) -> np.ndarray:
 
 
 def track_swift(audio: np.ndarray, hop_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Track pitch by SwiftF0, a convolutional network over a spectrogram that has a twentieth of CREPE's parameters.
+    """Track pitch by SwiftF0, a small convolutional network over a spectrogram.
 
     It hears low guitar notes that CREPE ``tiny`` takes for an octave more, and needs half the time. On
     voices CREPE is a little surer. It answers every 16 ms, and is interpolated between answers less than a
