@@ -417,36 +417,3 @@ def _trace_back(back: np.ndarray, last: int) -> np.ndarray:
 
 def _bins_to_hz(bins: np.ndarray) -> np.ndarray:
     return 10 * 2 ** ((_FIRST_CENTS + _CENTS * bins) / 1200)
-
-
-def track_swift(audio: np.ndarray, hop_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Track pitch by SwiftF0, a small convolutional network over a spectrogram.
-
-    It hears low guitar notes that CREPE ``tiny`` takes for an octave more, and needs half the time. On
-    voices CREPE is a little surer. It answers every 16 ms, and is interpolated between answers less than a
-    semitone apart; elsewhere the nearest one counts.
-
-    Args:
-        audio: [N] at 16 kHz, N a multiple of hop_length.
-        hop_length: samples a frame.
-
-    Returns:
-        f0 in Hz (46.9 to 2093.8) and periodicity (its confidence that there is a pitch), float32 [T] each.
-
-    Raises:
-        ModuleNotFoundError: swift-f0 is not installed.
-    """
-    try:
-        import swift_f0
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"the package {error.name} is missing; run ./setup_env.sh") from error
-    found = swift_f0.SwiftF0().detect(audio, SAMPLE_RATE)
-    log_f0 = np.log2(found.pitch_hz)
-    place = np.arange(len(audio) // hop_length) * hop_length / SAMPLE_RATE / swift_f0.FRAME_PERIOD
-    place = np.clip(place, 0, len(log_f0) - 1)
-    before = np.floor(place).astype(int)
-    after, nearest = np.minimum(before + 1, len(log_f0) - 1), np.round(place).astype(int)
-    between = log_f0[before] + (place - before) * (log_f0[after] - log_f0[before])
-    is_steady = np.abs(log_f0[after] - log_f0[before]) < 1 / 12
-    f0 = 2 ** np.where(is_steady, between, log_f0[nearest])
-    return f0.astype(np.float32), found.confidence[nearest].astype(np.float32)

@@ -11,7 +11,7 @@ from conftest import harmonic_tone
 import pitch
 from checkpoint import load_model, pretrained_path
 from features import load_audio
-from pitch import crepe_activation, decode_blocks, track_swift
+from pitch import crepe_activation, decode_blocks
 
 HOP = 160
 
@@ -264,35 +264,3 @@ def test_margins_are_the_neighbours():
         assert np.abs(middle - whole[20:30]).max() <= 1e-5  # another batch: rounding, as above
     alone = crepe_activation(audio[20 * HOP - 100 : 30 * HOP + 100], HOP, margin=100)  # zeros beyond what is given
     assert np.abs(alone[4:6] - whole[24:26]).max() <= 1e-5 and np.abs(alone[0] - whole[20]).max() > 1e-3
-
-
-# --- the other tracker --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("f0", [82.4, 220.0, 880.0])
-def test_swift_hears_a_tone(f0):
-    found, periodicity = track_swift(harmonic_tone(f0, 1.0), HOP)
-    assert found.shape == periodicity.shape == (100,) and found.dtype == periodicity.dtype == np.float32
-    inner = slice(5, -5)
-    assert np.abs(cents(found[inner], f0)).max() <= 25  # a tone that it never heard; measured 12
-    assert periodicity[inner].min() > 0.5
-
-
-def test_swift_follows_a_glide_between_its_own_frames():
-    seconds = np.arange(16000) / 16000
-    audio = harmonic_tone(220 * 2**seconds, 1.0)
-    found, _ = track_swift(audio, HOP)
-    # 12 cents pass in a frame, 19 in one of its own; the nearest of those alone would jump. Measured 14.
-    assert np.abs(cents(found, 220 * 2 ** (np.arange(100) / 100))[8:-8]).max() <= 25
-    assert np.diff(np.log2(found))[8:-8].max() * 1200 < 18
-
-
-def test_swift_is_silent_in_silence():
-    found, periodicity = track_swift(np.zeros(50 * HOP, np.float32), HOP)
-    assert (found > 0).all() and periodicity.max() < 0.1
-
-
-def test_swift_missing_says_what_to_do(monkeypatch):
-    monkeypatch.setitem(sys.modules, "swift_f0", None)
-    with pytest.raises(ModuleNotFoundError, match=r"swift_f0 is missing; run \./setup_env\.sh"):
-        track_swift(np.ones(HOP, np.float32), HOP)

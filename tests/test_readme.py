@@ -68,7 +68,7 @@ def test_files_exist() -> None:
 
 def test_preset_sizes_are_true() -> None:
     rows = re.findall(r"^\| `(\w+)`.* \| ([\d.]+) M \|$", README, flags=re.M)
-    assert [name for name, _ in rows] == ["tiny", "standard", "deep", "transformer"]
+    assert [name for name, _ in rows] == ["tiny", "solo", "standard", "deep", "transformer"]
     for name, millions in rows:
         parameters = build_model(load_config(preset=name), "trumpet").parameters()
         assert sum(map(torch.numel, parameters)) == pytest.approx(1e6 * float(millions), abs=5e4)
