@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -93,7 +92,7 @@ def running_page(folder: Path) -> Iterator[tuple[str, int]]:
         _wait_for(port, process)
         yield f"http://127.0.0.1:{port}", process.pid
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # not Ctrl-C, which a command in the background of a shell ignores
         process.wait(timeout=60)
 
 
