@@ -7,6 +7,7 @@ lists of further files and addresses to read. Rates are converted by soxr, whose
 No length that a file states is believed: it is decoded block by block until it ends, or until it is too long.
 """
 
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ SUFFIXES = frozenset({
 })  # fmt: skip
 _CONTAINERS = "mov,matroska,aac,ogg,mp3,wav,flac,aiff,caf,amr"
 _BLOCK_SAMPLES = 2**18  # at most, all channels together
+_KEPT_BYTES = 2**25  # of a Scratch: nine minutes at 16 kHz
 _RATES = range(1000, 1_000_001)  # Hz; what states another is damaged or malicious, and may become terabytes
 _LOUDEST = 1e4  # 80 dB over full scale: whatever is beyond is no sound, and its square may overflow
 
@@ -93,6 +95,40 @@ def resample_blocks(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) 
     rest = stream.resample_chunk(np.empty(0, np.float32), last=True)
     missing = -(-n_read * to_rate // from_rate) - n_written - len(rest)  # soxr rounds to the nearest
     yield np.pad(rest, (0, max(0, missing)))
+
+
+class Scratch:
+    """Float32 samples in a temporary file, read by slices as an array is: memory holds what is asked for.
+
+    Up to ``_KEPT_BYTES`` stay in memory. The file has no name and vanishes with the process.
+    """
+
+    def __init__(self, blocks: Iterable[np.ndarray] = ()) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=_KEPT_BYTES)  # noqa: SIM115  it closes with its owner
+        self._length = 0
+        for block in blocks:
+            self.append(block)
+
+    def append(self, samples: np.ndarray) -> None:
+        self._file.seek(0, 2)
+        self._file.write(np.ascontiguousarray(samples, dtype=np.float32).tobytes())
+        self._length += len(samples)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, step = part.indices(self._length)
+        assert step == 1, part
+        self._file.seek(4 * start)
+        samples = np.empty(max(0, stop - start), np.float32)
+        self._file.readinto(samples)
+        return samples
+
+
+def slices(n_samples: int, size: int) -> Iterator[slice]:
+    """Cut ``n_samples`` into slices of ``size``; the last may be shorter."""
+    return (slice(start, min(start + size, n_samples)) for start in range(0, n_samples, size))
 
 
 def _limit(blocks: Iterable[np.ndarray], rate: int, max_seconds: float | None, path: Path) -> Iterator[np.ndarray]:

@@ -4,20 +4,23 @@
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy import ndimage
 
+from audio_files import Scratch, slices
 from config import Config
 from curves import Curves, Melody, shape_notes
-from features import Features, bridge_f0, extract_features, extract_loudness
+from features import Features, bridge_f0, extract_feature_blocks, extract_loudness
 from model import NeuralGuitar
 from voicing import find_too_high, find_voiced, mend_f0, noise_floor, remove_mains_hum, share_polyphonic
 
+_BLOCK_SAMPLES = 2**20  # of a recording in memory at once: a minute
+_HUM_SECONDS = 120.0  # mains hum is looked for in stretches of about so much; it lasts, its phase does not
 Progress = Callable[[str, float], None]  # a step that a person understands, and the share that is done
 
 
@@ -86,13 +89,18 @@ def key_pitches(key: str) -> tuple[int, ...]:
 
 
 def listen(
-    audio: np.ndarray, config: Config, device: torch.device | str = "cpu", gate_offset: float = 0.0
+    audio: np.ndarray | Scratch,
+    config: Config,
+    device: torch.device | str = "cpu",
+    gate_offset: float = 0.0,
+    tell: Callable[[float], None] | None = None,
 ) -> tuple[Features, Melody, dict[str, Any]]:
     """Measure a voice and find what is sung.
 
     Args:
-        audio: [N] at the features' rate, N a multiple of their hop.
+        audio: [N] at the features' rate, N a multiple of their hop; of any length, if it is a Scratch.
         gate_offset: dB on the level under which nothing is heard.
+        tell: is told the share that is measured, now and then; it may raise to cancel.
 
     Returns:
         What was measured, what is sung, and entries of the report.
@@ -100,19 +108,18 @@ def listen(
     Raises:
         SilentError, NoMelodyError: there is nothing to play.
     """
-    audio, hum = remove_mains_hum(audio, config.audio.feature_rate, config.transfer)
+    audio, hum = _take_out_hum(audio, config)
     gain = _lift(audio, config.transfer.max_loudness_gain)
-    lifted = extract_features(audio * 10 ** (gain / 20), config, device)
+    parts = extract_feature_blocks(_scaled(audio, 10 ** (gain / 20), config, tell), config, device)
+    lifted = Features(*map(torch.cat, zip(*parts)))
     loudness, periodicity = lifted.loudness.numpy(), lifted.periodicity.numpy()
     if loudness.max() <= config.features.loudness_floor:
         raise SilentError("the recording is silent")
     too_high = find_too_high(audio, config)
     can_sound = ~too_high
-    if hum:
-        # A hum is not taken out to its last bit, and CREPE hears a pitch in what is left, however soft.
-        hum_loudness = float(np.median(extract_loudness(hum.audio, config)))
-        can_sound &= loudness - gain > hum_loudness - config.transfer.mains_left
-        can_sound &= ~_is_mains(lifted.f0.numpy(), hum.frequency)
+    # A hum is not taken out to its last bit, and CREPE hears a pitch in what is left, however soft.
+    can_sound &= loudness - gain > hum.loudness - config.transfer.mains_left
+    can_sound &= ~_is_mains(lifted.f0.numpy(), hum.frequency)
     voiced = find_voiced(loudness, periodicity, can_sound, config, gate_offset)
     if not voiced.any():
         raise NoMelodyError(_explain_no_melody(too_high, config))
@@ -122,18 +129,53 @@ def listen(
     heard = {
         "share_too_high": float(too_high.mean()),
         "share_polyphonic": share_polyphonic(audio, melody.f0, voiced, config),
-        "mains_hum": hum.level if hum else None,
+        "mains_hum": hum.level,
     }
     return lifted._replace(loudness=lifted.loudness - gain), melody, heard
 
 
-def _lift(audio: np.ndarray, most: float) -> float:
+class _Mains(NamedTuple):
+    """The mains hum of a recording."""
+
+    loudness: np.ndarray  # [T] dB, A-weighted; minus infinity where there is none
+    frequency: np.ndarray  # [T] Hz; NaN where there is none
+    level: float | None  # RMS of all of it, dBFS; None if there is none
+
+
+def _take_out_hum(audio: np.ndarray | Scratch, config: Config) -> tuple[Scratch, _Mains]:
+    """Take mains hum out of a recording, from one stretch of some minutes after the other."""
+    hop_length, n_frames = config.audio.feature_hop_length, len(audio) // config.audio.feature_hop_length
+    n_stretches = max(1, round(n_frames / config.audio.seconds_to_frames(_HUM_SECONDS)))
+    clean, energy = Scratch(), 0.0
+    loudness, frequency = np.full(n_frames, -np.inf), np.full(n_frames, np.nan)
+    for frames in slices(n_frames, -(-n_frames // n_stretches)):
+        part = audio[frames.start * hop_length : frames.stop * hop_length]
+        rest, hum = remove_mains_hum(part, config.audio.feature_rate, config.transfer)
+        clean.append(rest)
+        if hum:
+            loudness[frames] = np.median(extract_loudness(hum.audio, config))
+            frequency[frames] = hum.frequency
+            energy += float(np.sum(hum.audio**2))
+    return clean, _Mains(loudness, frequency, 10 * float(np.log10(energy / len(audio))) if energy else None)
+
+
+def _scaled(
+    audio: Scratch, gain: float, config: Config, tell: Callable[[float], None] | None
+) -> Iterator[np.ndarray]:
+    """Yield a recording in blocks, louder by ``gain``."""
+    for part in slices(len(audio), _BLOCK_SAMPLES):
+        if tell and part.start:
+            tell(part.start / len(audio))
+        yield audio[part] * gain
+
+
+def _lift(audio: Scratch, most: float) -> float:
     """Return the gain in dB that brings a quiet recording to full scale, so that the loudness floor hides no note."""
-    peak = float(np.abs(audio).max(initial=0.0))
+    peak = max((float(np.abs(audio[part]).max()) for part in slices(len(audio), _BLOCK_SAMPLES)), default=0.0)
     return float(np.clip(-20 * np.log10(peak), 0.0, most)) if peak > 0 else 0.0
 
 
-def _is_mains(f0: np.ndarray, frequency: float) -> np.ndarray:
+def _is_mains(f0: np.ndarray, frequency: np.ndarray) -> np.ndarray:
     """Say which f0 [T] are the mains or their double, within a quarter of a semitone."""
     return np.any([np.abs(12 * np.log2(f0 / (number * frequency))) < 0.25 for number in (1, 2)], axis=0)
 
@@ -232,14 +274,13 @@ def follow_notes(
         float [T], whole MIDI numbers.
     """
     notes = np.array([note for note in range(128) if note % 12 in pitches])
-    distance = np.abs(pitch[:, None] - notes) * voiced[:, None]  # (T, notes)
-    back = np.zeros(distance.shape, dtype=np.int16)
-    total = distance[0]
+    back = np.zeros((len(pitch), len(notes)), dtype=np.int8)
+    total = np.abs(pitch[0] - notes) * voiced[0]
     for t in range(1, len(pitch)):
         best = int(total.argmin())
         stays = total <= total[best] + change_cost
         back[t] = np.where(stays, np.arange(len(notes)), best)
-        total = np.where(stays, total, total[best] + change_cost) + distance[t]
+        total = np.where(stays, total, total[best] + change_cost) + np.abs(pitch[t] - notes) * voiced[t]
     path = np.empty(len(pitch), dtype=np.int64)
     path[-1] = total.argmin()
     for t in range(len(pitch) - 1, 0, -1):

@@ -80,6 +80,10 @@ class GruDecoder(nn.Module):
             hidden = _GruRecurrence.apply(nn.functional.linear(hidden, weight_in, bias_in), weight, bias)
         return hidden.transpose(0, 1)
 
+    def proceed(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Decode the frames that follow a state, the start if None; return what ``forward`` does, and the state."""
+        return self.gru(inputs, state)
+
 
 class _GruRecurrence(torch.autograd.Function):
     """One GRU layer: [T, B, 3H] that its inputs add to reset gate, update gate and candidate, to states [T, B, H].
@@ -135,6 +139,7 @@ class TransformerDecoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.embed = nn.Linear(config.embed_size or 2, config.hidden_size)
+        self.window = config.attention_window
         self.layers = nn.ModuleList(_TransformerLayer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.hidden_size)
 
@@ -143,6 +148,12 @@ class TransformerDecoder(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden)
         return self.norm(hidden)
+
+    def proceed(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Decode the frames that follow a state: the inputs before them that can be seen, from a window's start."""
+        known = inputs if state is None else torch.cat([state, inputs], dim=1)
+        unseen = max(0, known.shape[1] // self.window - len(self.layers)) * self.window
+        return self(known)[:, -inputs.shape[1] :], known[:, unseen:]
 
 
 class _TransformerLayer(nn.Module):
@@ -270,6 +281,20 @@ class NeuralGuitar(nn.Module):
         level = weighted_level(f0, harmonic_distribution, noise_magnitudes, self.audio.sample_rate)
         amplitude = amplitude / level.clamp(min=_LEAST_LEVEL)
         return Controls(harmonic_distribution * amplitude, noise_magnitudes * amplitude)
+
+    def proceed(self, f0: Tensor, loudness: Tensor, state: Tensor | None) -> tuple[Controls, Tensor]:
+        """Decide on the frames that follow a state, the start if None, in blocks of any length.
+
+        Returns:
+            What ``controls`` does for them, and the state after them.
+        """
+
+        def decode(inputs: Tensor) -> Tensor:
+            nonlocal state
+            hidden, state = self.decoder.proceed(inputs, state)
+            return hidden
+
+        return self.controls(f0, loudness, decode), state
 
     def _decode(self, inputs: Tensor, decoder: Callable[[Tensor], Tensor]) -> Tensor:
         """[B, T, 2] -> what the heads see, [B, T, hidden_size or projection_size]."""

@@ -66,7 +66,18 @@ def weighted_level(f0: Tensor, harmonic_amplitudes: Tensor, noise_magnitudes: Te
     return torch.sqrt(harmonics + noise)
 
 
-def fundamental_phase(f0: Tensor, sample_rate: int, hop_length: int) -> Tensor:
+def elapsed_cycles(f0: Tensor, sample_rate: int, hop_length: int) -> Tensor:
+    """Return how many cycles f0 [B, T, 1] runs through in each frame: doubles [B, T]; the last frame is held."""
+    cycles = f0.squeeze(-1).to(_home_of_doubles(f0), torch.float64) / sample_rate
+    return cycles * hop_length + (_next_frames(cycles) - cycles) * ((hop_length - 1) / 2)
+
+
+def _home_of_doubles(tensor: Tensor) -> torch.device:
+    """Return the tensor's device; the CPU in place of Apple's MPS, which has no doubles."""
+    return torch.device("cpu") if tensor.device.type == "mps" else tensor.device
+
+
+def fundamental_phase(f0: Tensor, sample_rate: int, hop_length: int, start: Tensor | None = None) -> Tensor:
     """Accumulate the phase of the fundamental in double precision and wrap it.
 
     In float32 a plain cumulative sum ruins high harmonics within a minute (harmonic 30 of a 220 Hz
@@ -76,24 +87,28 @@ def fundamental_phase(f0: Tensor, sample_rate: int, hop_length: int) -> Tensor:
         f0: [B, T, 1] in Hz.
         sample_rate: Hz.
         hop_length: samples a frame.
+        start: [B] cycles, double, that went before; none if None.
 
     Returns:
         [B, T, hop_length] in radians, 0 to 2 pi, in the type of ``f0``.
     """
-    # Apple's MPS has no doubles: there the sum runs on the CPU.
-    home = torch.device("cpu") if f0.device.type == "mps" else f0.device
+    home = _home_of_doubles(f0)
     cycles = f0.squeeze(-1).to(home, torch.float64) / sample_rate  # (B, T) a sample
     rise = _next_frames(cycles) - cycles
     step = torch.arange(1, hop_length + 1, device=home, dtype=torch.float64)
     # Inclusive sums of a linear ramp: of ones, and of 0, 1/hop, 2/hop, ...
     within = cycles[..., None] * step + rise[..., None] * (step * (step - 1) / (2 * hop_length))  # (B, T, hop)
     before = torch.cumsum(within[..., -1], dim=1) - within[..., -1]
+    if start is not None:
+        before += start[:, None]
     within += before[..., None]
     within -= within.floor()  # remainder() is slower
     return within.mul_(2 * math.pi).to(f0.device, f0.dtype)
 
 
-def harmonic_bank(f0: Tensor, harmonic_amplitudes: Tensor, sample_rate: int, hop_length: int) -> Tensor:
+def harmonic_bank(
+    f0: Tensor, harmonic_amplitudes: Tensor, sample_rate: int, hop_length: int, start: Tensor | None = None
+) -> Tensor:
     """Sum harmonics of f0; those at or above Nyquist are silent.
 
     Args:
@@ -101,6 +116,7 @@ def harmonic_bank(f0: Tensor, harmonic_amplitudes: Tensor, sample_rate: int, hop
         harmonic_amplitudes: [B, T, H], linear; entry k - 1 belongs to harmonic k.
         sample_rate: Hz.
         hop_length: samples a frame.
+        start: [B] cycles of the fundamental, double, that went before; none if None.
 
     Returns:
         Audio [B, T * hop_length].
@@ -109,7 +125,7 @@ def harmonic_bank(f0: Tensor, harmonic_amplitudes: Tensor, sample_rate: int, hop
     assert f0.shape == (n_batch, n_frames, 1), f"f0 {tuple(f0.shape)}, amplitudes {tuple(harmonic_amplitudes.shape)}"
     audible = harmonics_below_nyquist(f0, n_harmonics, sample_rate)
     amplitudes = torch.where(audible, harmonic_amplitudes, 0.0)
-    phase = fundamental_phase(f0, sample_rate, hop_length)
+    phase = fundamental_phase(f0, sample_rate, hop_length, start)
     n_sounding = audible.sum(dim=-1, keepdim=True)
     # A frame fades into the next one, in which more harmonics may sound.
     n_sounding = torch.maximum(n_sounding, _next_frames(n_sounding))
@@ -248,10 +264,10 @@ class HarmonicSynthesizer(nn.Module):
         self.sample_rate = sample_rate
         self.hop_length = hop_length
 
-    def forward(self, f0: Tensor, harmonic_amplitudes: Tensor) -> Tensor:
-        """Render f0 [B, T, 1] in Hz and linear amplitudes [B, T, H] to audio [B, N]."""
+    def forward(self, f0: Tensor, harmonic_amplitudes: Tensor, start: Tensor | None = None) -> Tensor:
+        """Render f0 [B, T, 1] in Hz and linear amplitudes [B, T, H] to audio [B, N]; see ``harmonic_bank``."""
         assert harmonic_amplitudes.shape[-1] == self.n_harmonics, tuple(harmonic_amplitudes.shape)
-        return harmonic_bank(f0, harmonic_amplitudes, self.sample_rate, self.hop_length)
+        return harmonic_bank(f0, harmonic_amplitudes, self.sample_rate, self.hop_length, start)
 
 
 def noise_filters(noise_magnitudes: Tensor) -> Tensor:
@@ -276,6 +292,8 @@ class FilteredNoiseSynthesizer(nn.Module):
         super().__init__()
         self.n_noise_bands = n_noise_bands
         self.hop_length = hop_length
+        # A frame's sound depends on so many frames before it and after it: a fade of one, and the filter's reach.
+        self.context = 1 + math.ceil((n_noise_bands - 1) / hop_length)
         # A frame's filter fades in over one hop and out over the next: neighbours sum to one.
         fade = torch.arange(hop_length) / hop_length
         self.register_buffer("fades", torch.cat([fade, 1 - fade]), persistent=False)

@@ -8,30 +8,35 @@ silent), and played by the model.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import librosa
 import numpy as np
 import soundfile
 import torch
+from tqdm import tqdm
 
+from audio_files import Scratch, resample_blocks, slices
 from checkpoint import load_model, pretrained_path
 from conditioning import Progress, TransferOptions, fit, fit_register, listen
 from config import get_device
 from curves import Curves, Melody, read_curves, replacing, shape_notes, write_curves
-from features import SUFFIXES, Features, load_audio, pad_to_frames, prepare_audio
+from features import SUFFIXES, Features, prepare_audio, read_blocks
 from midi import make_melody, play_one_at_a_time, read_midi, share_of_chords, write_midi
-from model import Controls, NeuralGuitar, Sound
+from model import NeuralGuitar, Sound
+from player import play
 
 _STEMS = ("harmonic", "noise")
 _MIDI = {".mid", ".midi"}
+_BLOCK_SAMPLES = 2**20  # in memory at once, of either part
 _DEFAULTS = TransferOptions()
 _UNHEARD = {  # what a report says where no voice was measured
     "semitones": 0.0, "share_out_of_range": 0.0, "loudness_gain": 0.0,
@@ -42,16 +47,39 @@ log = logging.getLogger("transfer")
 
 @dataclass(frozen=True)
 class Transfer:
-    """The result: sound at ``sample_rate``, and everything it was made of."""
+    """The result: sound at ``sample_rate``, and everything it was made of.
 
-    audio: np.ndarray  # [N]
-    harmonic: np.ndarray  # [N], harmonic part of audio
-    noise: np.ndarray  # [N], noise part
+    The sound is kept on disk if it is long. ``audio``, ``harmonic`` and ``noise`` read all of it; ``blocks`` does
+    not.
+    """
+
+    stems: tuple[Scratch, Scratch]  # [N], harmonic and noise part, before ``gain``
+    gain: float  # linear, by which the peak is limited
     sample_rate: int
     features: Features  # measured in the input
     curves: Curves  # fitted to the instrument
-    controls: Controls
     report: dict[str, Any]
+
+    @property
+    def harmonic(self) -> np.ndarray:
+        """The harmonic part, [N]."""
+        return self.stems[0][:] * self.gain
+
+    @property
+    def noise(self) -> np.ndarray:
+        """The noise part, [N]."""
+        return self.stems[1][:] * self.gain
+
+    @property
+    def audio(self) -> np.ndarray:
+        """The sum, [N]."""
+        return self.harmonic + self.noise
+
+    def blocks(self, *numbers: int) -> Iterator[np.ndarray]:
+        """Yield the sum of some stems, 0 and 1 (both, if none is named), in blocks [n]."""
+        stems = [self.stems[number] for number in numbers or (0, 1)]
+        for part in slices(len(stems[0]), _BLOCK_SAMPLES):
+            yield sum(stem[part] * self.gain for stem in stems)
 
 
 def transfer(
@@ -76,17 +104,34 @@ def transfer(
         SilentError, NoMelodyError: there is nothing to play.
         ValueError: no samples, or samples that are no sound.
     """
+    mono = np.asarray(audio, dtype=np.float32).reshape(len(audio), -1).mean(axis=1) if len(audio) else np.zeros(0)
+    voice = prepare_audio(mono, sample_rate, model.settings.audio.feature_rate)
+    return transfer_blocks([voice], model, options, seed, progress)
+
+
+def transfer_blocks(
+    blocks: Iterable[np.ndarray],
+    model: NeuralGuitar,
+    options: TransferOptions = _DEFAULTS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Transfer:
+    """Play a voice that comes in blocks, [n] each at the features' rate, in memory that hardly depends on its length.
+
+    Arguments and errors are those of ``transfer``, and so is the result.
+    """
     tell = progress or _tell_nobody
     started, config = time.perf_counter(), model.settings
     assert config is not None, "transfer needs a model from checkpoint.load_model"
-    tell("Listening to the voice", 0.0)
-    mono = np.asarray(audio, dtype=np.float32).reshape(len(audio), -1).mean(axis=1) if len(audio) else np.zeros(0)
-    mono = pad_to_frames(prepare_audio(mono, sample_rate, config.audio.feature_rate), config.audio.feature_hop_length)
-    features, melody, heard = listen(mono, config, next(model.parameters()).device, options.gate_offset)
+    step = "Listening to the voice"
+    tell(step, 0.0)
+    audio = Scratch(blocks)
+    audio.append(np.zeros(-len(audio) % config.audio.feature_hop_length))
+    device = next(model.parameters()).device
+    features, melody, heard = listen(audio, config, device, options.gate_offset, lambda share: tell(step, 0.6 * share))
     tell(f"Fitting the melody to the {model.instrument}", 0.6)
     curves, fitting = fit(melody, model, options)
-    tell(f"Playing the {model.instrument}", 0.65)
-    result = render(model, features, curves, options, seed, {**fitting, **heard}, started)
+    result = render(model, features, curves, options, seed, {**fitting, **heard}, started, tell)
     tell("Done", 1.0)
     return result
 
@@ -144,50 +189,52 @@ def render(
     seed: int,
     done: dict[str, Any],
     started: float,
+    tell: Progress = _tell_nobody,
 ) -> Transfer:
     """Play curves on the model and make the sound ready; ``done`` is what the report says of the curves."""
-    sound, controls = play(model, curves, options.noise_balance, seed)
-    rate = model.settings.audio.sample_rate
-    out_rate = options.output_rate or rate
-    parts = [resample(part[0].cpu().numpy(), rate, out_rate) for part in sound]
-    harmonic, noise, peak_gain = limit_peak(*parts, model.settings.transfer.max_peak)
-    seconds = len(harmonic) / out_rate
+    sample_rate = options.output_rate or model.settings.audio.sample_rate
+    played = play_told(model, curves, options.noise_balance, seed, tell)
+    stems, peak = keep(played, model.settings.audio.sample_rate, sample_rate)
+    gain = min(1.0, 10 ** (model.settings.transfer.max_peak / 20) / max(peak, 1e-9))
+    seconds = len(stems[0]) / sample_rate
     report = {
         "instrument": model.instrument,
         "seconds": round(seconds, 3),
         **done,
         "share_gated": float((curves.gate == 0).mean()),
-        "peak_gain": peak_gain,
+        "peak_gain": 20 * float(np.log10(gain)),
         "times_real_time": seconds / (time.perf_counter() - started),
     }
-    return Transfer(harmonic + noise, harmonic, noise, out_rate, features, curves, controls, report)
+    return Transfer(stems, gain, sample_rate, features, curves, report)
 
 
-@torch.inference_mode()
-def play(model: NeuralGuitar, curves: Curves, noise_balance: float = 0.0, seed: int = 0) -> tuple[Sound, Controls]:
-    """Play curves on the model; gated frames are silent in both parts. ``noise_balance`` is in dB."""
-    device = next(model.parameters()).device
-    f0, loudness, gate = (
-        torch.from_numpy(values)[None, :, None].to(device) for values in (curves.f0, curves.loudness, curves.gate)
-    )
-    harmonic_amplitudes, noise_magnitudes = model.controls(f0, loudness)
-    controls = Controls(harmonic_amplitudes * gate, noise_magnitudes * gate * 10 ** (noise_balance / 20))
-    return model.synthesize(f0, controls, torch.Generator(device).manual_seed(seed)), controls
+def play_told(
+    model: NeuralGuitar, curves: Curves, noise_balance: float, seed: int, tell: Progress
+) -> Iterator[Sound]:
+    """Play curves as ``player.play`` does, and tell how far it is."""
+    n_samples, n_done = model.settings.audio.frames_to_samples(len(curves.f0)), 0
+    tell(f"Playing the {model.instrument}", 0.65)
+    for sound, _ in play(model, curves, noise_balance, seed):
+        n_done += sound.harmonic.shape[1]
+        yield sound
+        if n_done < n_samples:
+            tell(f"Playing the {model.instrument}", 0.65 + 0.35 * n_done / n_samples)
 
 
-def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    """Return [N] at another rate; N * to_rate / from_rate samples."""
-    if from_rate == to_rate:
-        return audio
-    resampled = librosa.resample(audio, orig_sr=from_rate, target_sr=to_rate, res_type="soxr_hq")
-    return librosa.util.fix_length(resampled, size=round(len(audio) * to_rate / from_rate))
+def keep(played: Iterable[Sound], from_rate: int, to_rate: int) -> tuple[tuple[Scratch, Scratch], float]:
+    """Keep what is played, at another rate; return both parts, and the peak of their sum."""
+    raw = Scratch(), Scratch()
+    for sound in played:
+        for stem, part in zip(raw, sound):
+            stem.append(part[0].cpu().numpy())
+    stems = raw if from_rate == to_rate else tuple(_resampled(stem, from_rate, to_rate) for stem in raw)
+    parts = slices(len(stems[0]), _BLOCK_SAMPLES)
+    return stems, max(float(np.abs(stems[0][part] + stems[1][part]).max()) for part in parts)
 
 
-def limit_peak(harmonic: np.ndarray, noise: np.ndarray, max_peak: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return both parts [N], turned down together if their sum would exceed max_peak in dBFS, and the gain in dB."""
-    peak = float(np.abs(harmonic + noise).max())
-    scale = min(1.0, 10 ** (max_peak / 20) / max(peak, 1e-9))
-    return harmonic * scale, noise * scale, 20 * float(np.log10(scale))
+def _resampled(stem: Scratch, from_rate: int, to_rate: int) -> Scratch:
+    blocks = (stem[part] for part in slices(len(stem), _BLOCK_SAMPLES))
+    return Scratch(resample_blocks(blocks, from_rate, to_rate))
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -219,12 +266,13 @@ def transfer_file(source: Path, target: Path, model: NeuralGuitar, args: argpars
     elif source.suffix.lower() in _MIDI:
         result = transfer_midi(source, model, args.options)
     else:
-        rate = model.settings.audio.feature_rate
-        result = transfer(load_audio(source, rate), rate, model, args.options)
-    write_audio(target, result.audio, result.sample_rate)
+        blocks = read_blocks(source, model.settings.audio.feature_rate)
+        with _progress_bar() as show:
+            result = transfer_blocks(blocks, model, args.options, progress=show)
+    write_blocks(target, result.blocks(), result.sample_rate)
     if args.stems:
-        for name in _STEMS:
-            write_audio(target.with_stem(f"{target.stem}_{name}"), getattr(result, name), result.sample_rate)
+        for number, name in enumerate(_STEMS):
+            write_blocks(target.with_stem(f"{target.stem}_{name}"), result.blocks(number), result.sample_rate)
     if args.export_controls:
         write_curves(args.export_controls, result.curves, model.settings.audio.frame_rate)
     if args.midi:
@@ -232,7 +280,25 @@ def transfer_file(source: Path, target: Path, model: NeuralGuitar, args: argpars
     return result
 
 
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[Progress]:
+    """Give a progress that draws a bar on a terminal, if it takes more than some seconds."""
+    shape = "{desc}: {bar} {n:.0f} %, {remaining} left"
+    with tqdm(total=100, delay=3, leave=False, disable=None, bar_format=shape) as bar:
+
+        def show(step: str, share: float) -> None:
+            bar.set_description(step, refresh=False)
+            bar.update(100 * share - bar.n)
+
+        yield show
+
+
 def write_audio(path: Path, audio: np.ndarray, sample_rate: int) -> None:
+    """Write audio [N] as ``write_blocks`` does."""
+    write_blocks(path, [audio], sample_rate)
+
+
+def write_blocks(path: Path, blocks: Iterable[np.ndarray], sample_rate: int) -> None:
     """Write a sound file under a temporary name, then rename it; the suffix chooses the format.
 
     Raises:
@@ -240,10 +306,15 @@ def write_audio(path: Path, audio: np.ndarray, sample_rate: int) -> None:
         OSError: the disk is full, say; what stood there stays.
     """
     try:
-        with replacing(path) as partial:
-            soundfile.write(partial, audio, sample_rate, format=path.suffix[1:].upper())
+        with replacing(path) as partial, _create(partial, path.suffix[1:].upper(), sample_rate) as file:
+            for block in blocks:
+                file.write(block)
     except (soundfile.LibsndfileError, TypeError) as error:
         raise OSError(f"{path} could not be written; is the disk full?") from error
+
+
+def _create(path: Path, kind: str, sample_rate: int) -> soundfile.SoundFile:
+    return soundfile.SoundFile(path, "w", sample_rate, channels=1, format=kind)
 
 
 def refuse_overwriting(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:

@@ -1,17 +1,21 @@
 """What is sung in a recording: its steady mains hum taken out, where there are notes, and their pitch mended.
 
-Everything here works on arrays: audio [N] and curves of one value a frame, [T].
+Everything here works on arrays: audio [N], which may be a ``Scratch``, and curves of one value a frame, [T].
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage, signal
 
+from audio_files import Scratch, slices
 from config import Config, TransferConfig
 
 _SMALLEST = 1e-20
+_BLOCK_FRAMES = 1000  # looked at in one go, and
+_BLOCK_SAMPLES = 2**18  # as many, so that the memory stays small
 
 
 # --- mains hum ------------------------------------------------------------------------------------
@@ -62,6 +66,7 @@ def _measure_lines(audio: np.ndarray, rate: int, nominal: float, count: int) -> 
     hop = rate // _LINE_RATE
     size = hop * _LINE_FRAMES
     n_frames = -(-len(audio) // hop)
+    starts = np.arange(n_frames)[:, None] * hop - size // 2
     bins = np.round(np.arange(1, 2 * count + 1) * nominal / 2 * size / rate).astype(int)
     padding = (size // 2, size // 2 + hop)
     windows, inside = (
@@ -69,11 +74,12 @@ def _measure_lines(audio: np.ndarray, rate: int, nominal: float, count: int) -> 
         for values in (audio, np.ones(len(audio), np.float32))
     )
     window = signal.get_window("hann", size)
-    blocks = range(0, n_frames, 500)  # so that the memory stays small
-    spectra = np.concatenate([np.fft.rfft(windows[start : start + 500] * window)[:, bins] for start in blocks])
-    spectra /= (inside @ window)[:, None]  # (T, 2 count): the first and the last windows are partly empty
-    starts = np.arange(n_frames) * hop - size // 2
-    spectra *= np.exp(-2j * np.pi * (bins / size) * starts[:, None])
+    spectra = np.empty((n_frames, 2 * count), complex)
+    for block in slices(n_frames, _BLOCK_FRAMES // 2):
+        turning = np.exp(-2j * np.pi * (bins / size) * starts[block])
+        # The first and the last windows are partly empty.
+        share = (inside[block] @ window)[:, None]
+        spectra[block] = np.fft.rfft(windows[block] * window)[:, bins] / share * turning
     return spectra[:, 1::2].T, spectra[:, ::2].T
 
 
@@ -110,16 +116,18 @@ def _rebuild_hum(
     settings: TransferConfig,
 ) -> np.ndarray:
     """Return the hum [N]: every harmonic that follows the phase of the mains."""
-    hum, samples = np.zeros(n_samples), np.arange(n_samples)
-    times, frames = samples * (_LINE_RATE / rate), np.arange(len(phase))
-    turning = np.exp(1j * (2 * np.pi * nominal / rate * samples + np.interp(times, frames, phase)))
-    turned = np.ones(n_samples, complex)
-    for number, line in enumerate(lines, start=1):
-        turned *= turning
-        unwound = line * np.exp(-1j * number * phase)
-        steady = _steady_part(unwound, weight, 4 * settings.mains_steady_seconds, settings)
-        if steady is not None:
-            hum += 2 * (np.interp(times, frames, steady) * turned).real
+    numbers, frames, hum = np.arange(1, len(lines) + 1), np.arange(len(phase)), np.zeros(n_samples)
+    unwound = (line * np.exp(-1j * number * phase) for number, line in zip(numbers, lines))
+    steady = [_steady_part(line, weight, 4 * settings.mains_steady_seconds, settings) for line in unwound]
+    for block in slices(n_samples, _BLOCK_SAMPLES):
+        samples = np.arange(block.start, block.stop)
+        times = samples * (_LINE_RATE / rate)
+        turning = np.exp(1j * (2 * np.pi * nominal / rate * samples + np.interp(times, frames, phase)))
+        turned = np.ones(len(samples), complex)
+        for amplitudes in steady:
+            turned *= turning
+            if amplitudes is not None:
+                hum[block] += 2 * (np.interp(times, frames, amplitudes) * turned).real
     return hum
 
 
@@ -200,23 +208,35 @@ def _drop_short(mask: np.ndarray, n_frames: int, keep_ends: bool = False) -> np.
     return mask & ~short[runs]
 
 
-def find_too_high(audio: np.ndarray, config: Config) -> np.ndarray:
+def find_too_high(audio: np.ndarray | Scratch, config: Config) -> np.ndarray:
     """Find frames that are one tone above CREPE's range, as high whistling is: bool [T].
 
     CREPE would answer with some lower pitch, sure of itself.
     """
     settings, rate, n_fft = config.transfer, config.audio.feature_rate, config.transfer.too_high_n_fft
-    power = _power_spectrum(audio, np.arange(len(audio) // config.audio.feature_hop_length), n_fft, config)  # (T, F)
-    peak = power.argmax(axis=1)
-    around = np.clip(peak[:, None] + np.arange(-3, 4), 0, n_fft // 2)
-    share = np.take_along_axis(power, around, axis=1).sum(axis=1) / (power.sum(axis=1) + _SMALLEST)
-    return (peak * rate / n_fft > config.features.f0_max * settings.too_high_margin) & (share > settings.too_high_share)
+    lowest = config.features.f0_max * settings.too_high_margin
+    too_high = [np.empty(0, bool)]
+    for _, power in _power_spectra(audio, np.arange(len(audio) // config.audio.feature_hop_length), n_fft, config):
+        peak = power.argmax(axis=1)
+        around = np.clip(peak[:, None] + np.arange(-3, 4), 0, n_fft // 2)
+        share = np.take_along_axis(power, around, axis=1).sum(axis=1) / (power.sum(axis=1) + _SMALLEST)
+        too_high.append((peak * rate / n_fft > lowest) & (share > settings.too_high_share))
+    return np.concatenate(too_high)
 
 
-def _power_spectrum(audio: np.ndarray, frames: np.ndarray, n_fft: int, config: Config) -> np.ndarray:
-    """Return power [n, n_fft / 2 + 1] under a Hann window centred on each of the frames [n]."""
-    windows = sliding_window_view(np.pad(audio, n_fft // 2), n_fft)[frames * config.audio.feature_hop_length]
-    return np.abs(np.fft.rfft(windows * signal.get_window("hann", n_fft).astype(np.float32))) ** 2
+def _power_spectra(
+    audio: np.ndarray | Scratch, frames: np.ndarray, n_fft: int, config: Config
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield some of the rising frames, [n], and the power [n, n_fft / 2 + 1] under a Hann window centred on each."""
+    hop_length, reach = config.audio.feature_hop_length, n_fft // 2
+    window = signal.get_window("hann", n_fft).astype(np.float32)
+    cuts = range(_BLOCK_FRAMES, frames.max(initial=0) + 1, _BLOCK_FRAMES)
+    for here in np.split(frames, np.searchsorted(frames, cuts)):
+        if len(here):
+            first, end = here[0] * hop_length - reach, here[-1] * hop_length + reach
+            padding = (max(0, -first), max(0, end - len(audio)))
+            windows = sliding_window_view(np.pad(audio[max(0, first) : end], padding), n_fft)
+            yield here, np.abs(np.fft.rfft(windows[(here - here[0]) * hop_length] * window)) ** 2
 
 
 # --- the pitch of the notes -----------------------------------------------------------------------
@@ -268,7 +288,7 @@ def _find_stretches(pitch: np.ndarray, voiced: np.ndarray, max_glide: float) -> 
 # --- several pitches at once ----------------------------------------------------------------------
 
 
-def share_polyphonic(audio: np.ndarray, f0: np.ndarray, voiced: np.ndarray, config: Config) -> float:
+def share_polyphonic(audio: np.ndarray | Scratch, f0: np.ndarray, voiced: np.ndarray, config: Config) -> float:
     """Estimate the share of the sung frames in which other pitches sound too: a chord, a backing track.
 
     Measured where f0 holds still: what is tonal and lies between the harmonics of f0 (and of the
@@ -277,14 +297,14 @@ def share_polyphonic(audio: np.ndarray, f0: np.ndarray, voiced: np.ndarray, conf
     settings = config.transfer
     steady = voiced & (ndimage.maximum_filter1d(f0, 13) < 2 ** (1 / 24) * ndimage.minimum_filter1d(f0, 13))
     frames = np.flatnonzero(ndimage.binary_erosion(steady, iterations=3))[::4]
-    if len(frames) == 0:
-        return 0.0
-    power = _power_spectrum(audio, frames, settings.polyphony_n_fft, config)
-    hertz = np.arange(power.shape[1]) * config.audio.feature_rate / settings.polyphony_n_fft
+    hertz = np.fft.rfftfreq(settings.polyphony_n_fft, 1 / config.audio.feature_rate)
     band = (hertz > 70) & (hertz < settings.polyphony_max_frequency)
-    power, hertz = power[:, band], hertz[band]
-    strays = np.min([_stray_power(power, hertz, f0[frames, None] / divisor) for divisor in (1, 2)], axis=0)
-    return float(np.mean(strays > settings.polyphony_share * power.sum(axis=1)))
+    hertz, n_found = hertz[band], 0
+    for here, spectra in _power_spectra(audio, frames, settings.polyphony_n_fft, config):
+        power = spectra[:, band]
+        strays = np.min([_stray_power(power, hertz, f0[here, None] / divisor) for divisor in (1, 2)], axis=0)
+        n_found += np.count_nonzero(strays > settings.polyphony_share * power.sum(axis=1))
+    return n_found / max(1, len(frames))
 
 
 def _stray_power(power: np.ndarray, hertz: np.ndarray, f0: np.ndarray) -> np.ndarray:

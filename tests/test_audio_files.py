@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 import audio_files
-from audio_files import SUFFIXES, load_audio, prepare_audio, read_blocks, resample_blocks
+from audio_files import SUFFIXES, Scratch, load_audio, prepare_audio, read_blocks, resample_blocks, slices
 
 # What FFmpeg writes here, and how much longer it may come back: an encoder's own frames.
 RECORDED = {"m4a": "aac", "mp4": "aac", "aac": "aac", "webm": "libopus", "3gp": "aac"}
@@ -270,3 +270,17 @@ def test_a_file_is_read_in_blocks(tmp_path):
     blocks = list(read_blocks(tmp_path / "take.wav", 16000))
     assert len(blocks) > 4 and max(map(len, blocks)) < 20000
     assert np.array_equal(np.concatenate(blocks), load_audio(tmp_path / "take.wav", 16000))
+
+
+@pytest.mark.parametrize("kept", [10, 10**6])
+def test_scratch_reads_as_an_array_does(kept: int, monkeypatch) -> None:
+    """In memory and on disk; what is read can be written to."""
+    monkeypatch.setattr(audio_files, "_KEPT_BYTES", kept)
+    sound = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    scratch = Scratch(np.split(sound, [1, 300, 300]))
+    for part in (slice(None), slice(0, 1), slice(5, 900), slice(990, 2000), slice(1000, None), slice(-10, -2)):
+        assert np.array_equal(scratch[part], sound[part])
+    scratch[:10][:] = 0
+    scratch.append(np.ones(3))
+    assert len(scratch) == 1003 and np.array_equal(scratch[:], [*sound, 1, 1, 1])
+    assert [*slices(7, 3)] == [slice(0, 3), slice(3, 6), slice(6, 7)] and [*slices(0, 3)] == []
