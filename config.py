@@ -167,6 +167,9 @@ class TransferConfig:
     midi_plucked_decay: float  # dB a second on a plucked one
     midi_gap_seconds: float  # between two notes of the same pitch
     max_peak: float  # dBFS of the result
+    live_f0: float  # Hz, about the middle of a voice: live, the register is that which suits it
+    live_loudness: float  # dB, of a voice's louder notes: live, they are played as the instrument's
+    live_gate: float  # dB: live, a note begins over it
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def extract_feature_blocks(
     def activations() -> Iterator[np.ndarray]:
         nonlocal loudness
         for sound, power in _frame_blocks(blocks, config):
-            loudness = np.concatenate([loudness, _level(power, config)])
+            loudness = np.concatenate([loudness, _level(power, config, _margin(config))])
             yield pitch.crepe_activation(
                 sound, config.audio.feature_hop_length, settings.crepe_model, device, margin=_margin(config)
             )
@@ -133,6 +133,33 @@ def _whole_frames(blocks: Iterable[np.ndarray], most: int, hop_length: int) -> I
         yield np.zeros(-n_samples % hop_length, np.float32)
 
 
+class Ears:
+    """Measures a sound while it comes in, frame by frame: as ``extract_features``, but each frame's pitch by itself.
+
+    A frame is known ``reach`` samples after its centre. The frames do not depend on how the sound is cut.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.reach = max(pitch.MARGIN, config.features.loudness_window // 2)
+        self._sos = a_weighting_sos(config.audio.feature_rate)
+        self._state = np.zeros((len(self._sos), 2))
+        self._held = np.zeros((self.reach, 2))  # samples and their A-weighted power, from ``reach`` before a frame
+
+    def listen(self, samples: np.ndarray) -> Iterator[tuple[float, float, float]]:
+        """Take samples [n], yield f0 (Hz), loudness (dB) and periodicity of every frame that is complete."""
+        weighted, self._state = signal.sosfilt(self._sos, samples.astype(np.float64), zi=self._state)
+        self._held = np.concatenate([self._held, np.stack([samples, weighted**2], axis=1)])
+        settings, hop_length = self._config.features, self._config.audio.feature_hop_length
+        while len(self._held) >= 2 * self.reach:
+            # The hop that follows the frame's centre is there already; what is asked for ends after the window.
+            sound, power = _split(np.pad(self._held[: 2 * self.reach], ((0, hop_length), (0, 0))))
+            self._held = self._held[hop_length:]
+            activation = pitch.crepe_activation(sound, hop_length, settings.crepe_model, margin=self.reach)
+            (f0,), (periodicity,) = pitch.find_peaks(activation, settings.f0_min, settings.f0_max)
+            yield float(f0), float(_level(power, self._config, self.reach)[0]), float(periodicity)
+
+
 # --- loudness -----------------------------------------------------------------------------------
 
 
@@ -171,7 +198,8 @@ def _match_lowpass(cutoff: float) -> tuple[float, float]:
 
 def extract_loudness(audio: np.ndarray, config: Config) -> np.ndarray:
     """Return the A-weighted RMS level in dB re full scale under a Hann window centred on each frame: float32 [T]."""
-    return np.concatenate([_level(power, config) for _, power in _frame_blocks([audio], config)])
+    margin = _margin(config)
+    return np.concatenate([_level(power, config, margin) for _, power in _frame_blocks([audio], config)])
 
 
 def _weigh(blocks: Iterable[np.ndarray], config: Config) -> Iterator[np.ndarray]:
@@ -183,10 +211,9 @@ def _weigh(blocks: Iterable[np.ndarray], config: Config) -> Iterator[np.ndarray]
         yield np.stack([block, weighted**2], axis=1)
 
 
-def _level(power: np.ndarray, config: Config) -> np.ndarray:
+def _level(power: np.ndarray, config: Config, margin: int) -> np.ndarray:
     """Return dB, float32 [T], of weighted power with margins at both ends."""
     hop_length, window_length = config.audio.feature_hop_length, config.features.loudness_window
-    margin = _margin(config)
     windows = np.lib.stride_tricks.sliding_window_view(power[margin - window_length // 2 :], window_length)
     frames = windows[: len(power) - 2 * margin : hop_length]
     window = signal.get_window("hann", window_length)

@@ -366,6 +366,17 @@ def _decode(activation: np.ndarray, inside: np.ndarray, parts: list[slice]) -> t
     """Return f0 and periodicity [T], each part by a search of its own."""
     allowed = np.where(inside, activation, 0.0)
     path = np.concatenate([_best_path(allowed[part]) for part in parts])
+    return _refine(activation, allowed, path)
+
+
+def find_peaks(activation: np.ndarray, f0_min: float, f0_max: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return f0 and periodicity, float32 [T] each, of each frame of CREPE's activation [T, 360] by itself."""
+    allowed = np.where(_inside(f0_min, f0_max), activation, 0.0)
+    return _refine(activation, allowed, allowed.argmax(axis=1))
+
+
+def _refine(activation: np.ndarray, allowed: np.ndarray, path: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return f0 and periodicity [T] of the peaks near a path, to a fraction of a bin."""
     rows = np.arange(len(path))[:, None]
     around = np.arange(4, 13)  # four bins either side, in an array padded by eight
     near = np.pad(allowed, ((0, 0), (8, 8)))[rows, path[:, None] + around]

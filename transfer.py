@@ -30,6 +30,7 @@ from conditioning import Progress, TransferOptions, fit, fit_register, listen
 from config import get_device
 from curves import Curves, Melody, read_curves, replacing, shape_notes, write_curves
 from features import SUFFIXES, Features, prepare_audio, read_blocks
+from live import StreamingTransfer, curves_of
 from midi import make_melody, play_one_at_a_time, read_midi, share_of_chords, write_midi
 from model import NeuralGuitar, Sound
 from player import play
@@ -37,6 +38,7 @@ from player import play
 _STEMS = ("harmonic", "noise")
 _MIDI = {".mid", ".midi"}
 _BLOCK_SAMPLES = 2**20  # in memory at once, of either part
+_CAUSAL_SAMPLES = 16000  # of the voice between two reports of progress
 _DEFAULTS = TransferOptions()
 _UNHEARD = {  # what a report says where no voice was measured
     "semitones": 0.0, "share_out_of_range": 0.0, "loudness_gain": 0.0,
@@ -134,6 +136,47 @@ def transfer_blocks(
     result = render(model, features, curves, options, seed, {**fitting, **heard}, started, tell)
     tell("Done", 1.0)
     return result
+
+
+def transfer_causal(
+    blocks: Iterable[np.ndarray],
+    model: NeuralGuitar,
+    options: TransferOptions = _DEFAULTS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Transfer:
+    """Play a voice as ``live.StreamingTransfer`` plays it, without a look at the whole recording.
+
+    Arguments as in ``transfer_blocks``; the sound is in time with the voice.
+
+    Raises:
+        ValueError: no samples, or an option that needs the whole recording.
+    """
+    tell, started = progress or _tell_nobody, time.perf_counter()
+    stream, frames, stems = StreamingTransfer(model, options, seed), [], (Scratch(), Scratch())
+    tell(f"Playing the {model.instrument}", 0.0)
+    voice, hop_length = Scratch(blocks), model.audio.hop_length
+    n_frames = model.audio.samples_to_frames(len(voice))
+    voice.append(np.zeros(-len(voice) % hop_length + stream.latency))
+    for part in slices(len(voice), _CAUSAL_SAMPLES):
+        for frame, sound in stream.advance(voice[part]):
+            frames.append(frame)
+            for stem, samples in zip(stems, sound):
+                stem.append(samples[0].cpu().numpy())
+        tell(f"Playing the {model.instrument}", part.stop / len(voice))
+    curves, seconds = curves_of(frames[:n_frames]), n_frames * hop_length / stream.rate
+    report = {
+        "instrument": model.instrument,
+        "seconds": round(seconds, 3),
+        **_UNHEARD,
+        "semitones": stream.fitting.semitones,
+        "loudness_gain": stream.fitting.gain,
+        "share_gated": float((curves.gate == 0).mean()),
+        "peak_gain": 0.0,
+        "times_real_time": seconds / (time.perf_counter() - started),
+    }
+    features = Features(*map(torch.tensor, zip(*(frame.heard for frame in frames[:n_frames]))))
+    return Transfer(stems, 1.0, model.audio.sample_rate, features, curves, report)
 
 
 def _tell_nobody(step: str, share: float) -> None:
@@ -268,7 +311,8 @@ def transfer_file(source: Path, target: Path, model: NeuralGuitar, args: argpars
     else:
         blocks = read_blocks(source, model.settings.audio.feature_rate)
         with _progress_bar() as show:
-            result = transfer_blocks(blocks, model, args.options, progress=show)
+            play_voice = transfer_causal if args.causal else transfer_blocks
+            result = play_voice(blocks, model, args.options, progress=show)
     write_blocks(target, result.blocks(), result.sample_rate)
     if args.stems:
         for number, name in enumerate(_STEMS):
@@ -379,6 +423,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--instrument", help="a shipped model, such as trumpet (the default)")
     parser.add_argument("--checkpoint", type=Path, help="your own model instead, such as checkpoints/latest.pth")
     _add_options(parser)
+    parser.add_argument("--causal", action="store_true", help="as live.py plays it: nothing is known of what follows")
     parser.add_argument("--stems", action="store_true", help="also write the harmonic and the noise part")
     parser.add_argument("--export_controls", type=Path, help="write what is played as curves that can be edited (CSV)")
     parser.add_argument("--midi", type=Path, help="write the notes, with bends, as a MIDI file")

@@ -265,6 +265,17 @@ def test_a_file_with_stems_and_report(checkpoint_path: Path, song: np.ndarray, t
     assert rate == RATE and len(audio) == len(song)
 
 
+def test_a_file_as_live_plays_it(checkpoint_path: Path, song: np.ndarray, tmp_path: Path, caplog, capsys) -> None:
+    soundfile.write(tmp_path / "in.wav", song[: 2 * RATE], RATE)
+    out = tmp_path / "result.wav"
+    flags = ("--input", tmp_path / "in.wav", "--checkpoint", checkpoint_path, "--output", out, "--causal")
+    assert run(*flags, "--stems") == 0 and "shifted +12 st" in capsys.readouterr().out
+    audio, harmonic, noise = (soundfile.read(out.with_stem(f"result{name}"))[0] for name in ("", "_harmonic", "_noise"))
+    assert len(audio) == 2 * RATE and np.abs(audio).max() > 0.01
+    assert np.abs(audio - harmonic - noise).max() < 1e-4
+    assert run(*flags, "--fold") == 1 and "fold needs the whole recording" in caplog.text
+
+
 def test_a_folder_does_them_all_and_names_what_failed(
     checkpoint_path: Path, song: np.ndarray, tmp_path: Path, caplog
 ) -> None:

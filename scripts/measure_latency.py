@@ -1,0 +1,94 @@
+"""Measure how long live.py's work takes for each block of sound, on one core, and draw it.
+
+    ./venv/bin/python scripts/measure_latency.py --seconds 60 --output docs/live_latency.png
+"""
+
+import argparse
+import gc
+import logging
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from audio_files import load_audio  # noqa: E402
+from checkpoint import load_model, pretrained_path  # noqa: E402
+from live import StreamingTransfer  # noqa: E402
+
+log = logging.getLogger("measure_latency")
+
+
+def measure(stream: StreamingTransfer, voice: np.ndarray, size: int, n_blocks: int) -> np.ndarray:
+    """Return the times [n_blocks, 2] in ms for blocks of ``size`` samples: by the clock, and of the processor."""
+    n_whole = len(voice) // size
+    times = np.empty((n_blocks, 2))
+    for number in range(n_blocks):
+        start = number % n_whole * size
+        before = time.perf_counter(), time.thread_time()
+        stream.process(voice[start : start + size])
+        times[number] = time.perf_counter() - before[0], time.thread_time() - before[1]
+    return 1000 * times
+
+
+def describe(times: np.ndarray, block_ms: float) -> str:
+    shares = (50, 99, 99.9, 100)
+    clock, processor = (np.percentile(column, shares) / block_ms * 100 for column in times.T)
+    names = ("median", "99 %", "99.9 %", "worst")
+    rows = [f"{name}: {a:.0f} % of real time ({b:.0f} % by the clock)" for name, a, b in zip(names, processor, clock)]
+    return ", ".join(rows)
+
+
+def plot(times: np.ndarray, block_ms: float) -> matplotlib.figure.Figure:
+    """Draw a histogram of both times."""
+    figure = matplotlib.figure.Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    bins = np.geomspace(max(times.min(), 0.1), times.max() * 1.01, 80)
+    for column, label in zip(times.T, ("by the clock", "of the processor")):
+        axes.hist(column, bins=bins, alpha=0.6, label=f"{label}: 99.9 % under {np.percentile(column, 99.9):.1f} ms")
+    axes.axvline(block_ms, color="black", linestyle="--", linewidth=1, label="the length of the block")
+    axes.set(xscale="log", yscale="log", xlabel=f"ms for a block of {block_ms:g} ms", ylabel="blocks")
+    axes.legend()
+    return figure
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure the time that live.py takes for each block.")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of sound (default 60)")
+    parser.add_argument("--block_ms", type=float, default=10.0, help="length of a block (default 10)")
+    parser.add_argument("--input", type=Path, default=ROOT / "examples" / "hum.wav", help="the voice")
+    parser.add_argument("--instrument", default="trumpet", help="a shipped model (default trumpet)")
+    parser.add_argument("--output", type=Path, required=True, help="the picture (.png, .svg, .pdf)")
+    args = parser.parse_args(argv)
+    if not (0 < args.seconds <= 36000 and 1 <= args.block_ms <= 1000):
+        parser.error("--seconds should be between 0 and 36000, --block_ms between 1 and 1000")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+    try:
+        stream = StreamingTransfer(load_model(pretrained_path(args.instrument), "cpu"))
+        rate = stream.rate
+        voice, size = load_audio(args.input, rate), round(args.block_ms * rate / 1000)
+        measure(stream, voice, size, 50)  # what is slow only once
+        gc.collect()
+        times = measure(stream, voice, size, max(1, round(args.seconds * 1000 / args.block_ms)))
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        plot(times, args.block_ms).savefig(args.output, dpi=150)
+    except (ValueError, OSError) as error:
+        log.error("measure_latency.py: %s", error)
+        return 1
+    log.info("latency %.1f ms and a block; %s", 1000 * stream.latency / rate, describe(times, args.block_ms))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
