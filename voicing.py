@@ -304,7 +304,7 @@ def share_polyphonic(audio: np.ndarray | Scratch, f0: np.ndarray, voiced: np.nda
         power = spectra[:, band]
         strays = np.min([_stray_power(power, hertz, f0[here, None] / divisor) for divisor in (1, 2)], axis=0)
         n_found += np.count_nonzero(strays > settings.polyphony_share * power.sum(axis=1))
-    return n_found / max(1, len(frames))
+    return float(n_found / max(1, len(frames)))
 
 
 def _stray_power(power: np.ndarray, hertz: np.ndarray, f0: np.ndarray) -> np.ndarray:
