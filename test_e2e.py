@@ -35,12 +35,13 @@ def heard(result: Transfer):
     return extract_features(result.audio, load_model(pretrained_path("trumpet")).settings)
 
 
-def test_the_shipped_trumpet_is_small_and_describes_itself() -> None:
-    path = pretrained_path("trumpet")
-    assert path.stat().st_size < 5_000_000
+@pytest.mark.parametrize("instrument", ["trumpet", "guitar"])
+def test_a_shipped_model_is_small_and_describes_itself(instrument: str) -> None:
+    path = pretrained_path(instrument)
+    assert path.stat().st_size < 10_000_000
     assert path.with_suffix(".md").is_file()
     checkpoint = read_checkpoint(path)
-    assert checkpoint["optimizer"] is None and checkpoint["preset"] == "tiny"
+    assert checkpoint["optimizer"] is None and checkpoint["preset"] == "solo"
 
 
 def test_the_trumpet_follows_the_tune(hum: Transfer) -> None:
