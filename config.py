@@ -213,6 +213,7 @@ class InstrumentConfig:
     f0_max: float  # Hz, highest note
     file_patterns: tuple[str, ...]  # names of the data set's own files
     licence: str  # of the training data
+    crepe_model: str | None  # which CREPE measures its recordings; null: the one of ``features``
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,13 @@ class Config:
         if name not in self.instruments:
             raise ValueError(f"unknown instrument '{name}'; config.json knows {_listed(self.instruments)}")
         return self.instruments[name]
+
+    def for_recordings_of(self, instrument: str | None) -> "Config":
+        """Return the configuration that measures an instrument's recordings: some need a larger CREPE than a voice."""
+        known = self.instruments.get(instrument or "")
+        if known is None or known.crepe_model is None:
+            return self
+        return dataclasses.replace(self, features=dataclasses.replace(self.features, crepe_model=known.crepe_model))
 
     def guess_instrument(self, file_name: str) -> str | None:
         """Return the instrument whose data set names its files like this one, or None."""

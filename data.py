@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,8 +57,9 @@ class Recording:
         return self.f0.shape[1]
 
 
-def extractor_settings(config: Config) -> dict[str, Any]:
-    """Return all settings on which a processed file depends."""
+def extractor_settings(config: Config, instrument: str) -> dict[str, Any]:
+    """Return all settings on which a processed file of an instrument depends."""
+    config = config.for_recordings_of(instrument)
     return {
         "version": _EXTRACTION_VERSION,
         "audio": dataclasses.asdict(config.audio),
@@ -109,7 +110,7 @@ def load_recording(path: Path, config: Config | None = None) -> Recording:
     recording = Recording(**content)
     _check_description(path, recording)
     _check_shapes(path, recording)
-    if config is not None and recording.extractor != extractor_settings(config):
+    if config is not None and recording.extractor != extractor_settings(config, recording.instrument):
         raise ValueError(f"{path} was made with other settings, or by an earlier version; run preprocess.py again")
     return recording
 
@@ -228,16 +229,16 @@ def _load_index(path: Path, config: Config) -> dict[str, _Entry]:
     """Return the index; an empty one where it is missing, unreadable or of files made with other settings."""
     try:
         content = json.loads(path.read_text())
-        if [content["format_version"], content["extractor"]] != [FORMAT_VERSION, extractor_settings(config)]:
-            return {}
-        return {name: _Entry(tuple(stamp), *rest) for name, (stamp, *rest) in content["files"].items()}
+        entries = {name: _Entry(tuple(stamp), *rest) for name, (stamp, *rest) in content["files"].items()}
+        expected = [FORMAT_VERSION, _settings_of(entries.values(), config)]
+        return entries if [content["format_version"], content["extractors"]] == expected else {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
 
 
 def _save_index(data_dir: Path, config: Config, entries: list[tuple[Path, _Entry]]) -> None:
     files = {str(path.relative_to(data_dir)): entry for path, entry in entries}
-    content = {"format_version": FORMAT_VERSION, "extractor": extractor_settings(config), "files": files}
+    content = {"format_version": FORMAT_VERSION, "extractors": _settings_of(files.values(), config), "files": files}
     partial = data_dir / f"{_INDEX}.{os.getpid()}.part"
     try:
         partial.write_text(json.dumps(content))
@@ -245,6 +246,10 @@ def _save_index(data_dir: Path, config: Config, entries: list[tuple[Path, _Entry
     except OSError:
         # It only saves time: a folder that cannot be written (shared, or a full disk) is read again each time.
         partial.unlink(missing_ok=True)
+
+
+def _settings_of(entries: Iterable[_Entry], config: Config) -> dict[str, Any]:
+    return {name: extractor_settings(config, name) for name in sorted({entry.instrument for entry in entries})}
 
 
 def split_takes(

@@ -35,6 +35,7 @@ _OFFLINE = (
     LocalEntryNotFoundError,
     json.JSONDecodeError,  # a page of a proxy that says that the Hub is down
 )
+_CLOSED = "Cannot send a request, as the client has been closed."  # by a thread whose connection failed: it is shared
 _TOKENS = "https://huggingface.co/settings/tokens"
 
 log = logging.getLogger("hub")
@@ -141,7 +142,7 @@ def explain(error: BaseException, repo_id: str) -> HubError | None:
     chain = list(_causes(error))
     answer = next((cause for cause in chain if isinstance(cause, HfHubHTTPError)), None)
     if answer is None:
-        if any(isinstance(cause, _OFFLINE) for cause in chain):
+        if any(isinstance(cause, _OFFLINE) or str(cause) == _CLOSED for cause in chain):
             return UnreachableError("the Hugging Face Hub cannot be reached")
         return HubError(f"the Hub: {error}") if isinstance(error, httpx2.HTTPError) else None
     status = answer.response.status_code

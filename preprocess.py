@@ -71,7 +71,7 @@ def process_recording(job: Job, config: Config) -> Outcome:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if _is_up_to_date(job, digest, config):
             return Outcome(job, "skipped")
-        recording = measure_recording(job, digest, config)
+        recording = measure_recording(job, digest, config.for_recordings_of(job.instrument))
         job.target.parent.mkdir(parents=True, exist_ok=True)
         save_recording(job.target, recording)
     except (ValueError, OSError, RuntimeError) as error:
@@ -90,7 +90,7 @@ def measure_recording(job: Job, digest: str, config: Config) -> Recording:
     audio.resize(config.audio.frames_to_samples(len(features.f0)), refcheck=False)  # in place; what is new is 0
     frames = {name: values[None, :, None] for name, values in features._asdict().items()}
     source = {"file": job.source.name, "sha256": digest}
-    extractor = extractor_settings(config)
+    extractor = extractor_settings(config, job.instrument)
     return Recording(job.instrument, **frames, audio=torch.from_numpy(audio)[None], source=source, extractor=extractor)
 
 

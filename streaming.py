@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -88,7 +89,7 @@ class HubRecordings:
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._fetch_all, name="hub", daemon=True)
-        self._in_trouble = False
+        self._trouble_began: float | None = None  # by the monotonic clock
 
     def start(self) -> None:
         """Learn what there is, check what is cached, and begin to fetch the rest.
@@ -128,7 +129,7 @@ class HubRecordings:
         training, validation = ({span.path for span in side} for side in (self.corpus.training, self.corpus.validation))
 
         def enough() -> bool:
-            hoped_for = set() if self._in_trouble else validation - self.failed.keys()
+            hoped_for = set() if self._trouble_began is not None else validation - self.failed.keys()
             return len(training & self._ready.keys()) >= n and (not hoped_for or bool(hoped_for & self._ready.keys()))
 
         with self._changed:
@@ -273,7 +274,11 @@ class HubRecordings:
                 return
 
     def _fetch(self, entry: Entry, attempts: int = 3) -> None:
+        asked = 0.0
+
         def download() -> Path:
+            nonlocal asked
+            asked = time.monotonic()
             return self._download(entry.file, self._revision, self.cache_dir / _INCOMING)
 
         path, reason = self._path(entry), ""
@@ -289,7 +294,7 @@ class HubRecordings:
                     raise
                 reason = str(error)
                 continue
-            return self._note_arrival(path)
+            return self._note_arrival(path, asked)
         log.warning("%s will be missing: %s", entry.file, reason)
         with self._changed:
             self.failed[path] = reason
@@ -306,19 +311,20 @@ class HubRecordings:
             arrived.unlink()
             raise DamagedError(str(error)) from error
 
-    def _note_arrival(self, path: Path) -> None:
+    def _note_arrival(self, path: Path, asked: float) -> None:
         with self._changed:
-            if self._in_trouble:
+            # What was on its way when the trouble began says nothing of how the Hub is now.
+            if self._trouble_began is not None and asked > self._trouble_began:
                 log.info("the Hub answers again")
-            self._in_trouble = False
+                self._trouble_began = None
             self._ready[path] = None
             self._changed.notify_all()
 
     def _warn_once(self, message: str) -> None:
         with self._changed:
-            if not self._in_trouble:
+            if self._trouble_began is None:
                 log.warning("%s; training goes on with the %d recordings that are here", message, len(self._ready))
-            self._in_trouble = True
+                self._trouble_began = time.monotonic()
             self._changed.notify_all()
 
     def _give_up(self, entry: Entry, reason: str) -> None:
@@ -344,7 +350,7 @@ def build_corpus(
         ValueError: an instrument that config.json does not know.
     """
     config.instrument(index.instrument)
-    if index.extractor != json.loads(json.dumps(extractor_settings(config))):
+    if index.extractor != json.loads(json.dumps(extractor_settings(config, index.instrument))):
         raise HubError(f"{origin} was measured with other settings than config.json has now; upload it anew")
     takes: dict[str, list[Span]] = {}
     for entry in sorted(index.recordings, key=lambda entry: cache_dir / entry.file):

@@ -38,7 +38,7 @@ def find_problems(path: Path, config: Config) -> list[str]:
     except ValueError as error:
         return [str(error).removeprefix(f"{path} ").partition(";")[0]]
     problems = _find_wrong_numbers(recording, config)
-    if recording.extractor != extractor_settings(config):
+    if recording.extractor != extractor_settings(config, recording.instrument):
         problems.append("was made with other settings than config.json has now")
     audio = recording.audio[0]
     if audio.isfinite().all():

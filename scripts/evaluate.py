@@ -75,7 +75,7 @@ def read_takes(data_dir: Path, model: NeuralGuitar, own: bool) -> list[Take]:
     if not data_dir.is_dir():
         raise FileNotFoundError(f"there is no folder {data_dir}")
     if not any(data_dir.rglob("*.pt")):
-        return [_read_sound(path, model) for path in find_sounds([data_dir])]
+        return [_read_sound(path, model, own) for path in find_sounds([data_dir])]
     corpus = read_corpus(data_dir, model.settings)
     if (corpus.instrument == model.instrument) != own:
         wanted = f"{model.instrument} is wanted" if own else f"another instrument than {model.instrument} is wanted"
@@ -86,11 +86,12 @@ def read_takes(data_dir: Path, model: NeuralGuitar, own: bool) -> list[Take]:
     return [_read_span(span, model) for span in spans]
 
 
-def _read_sound(path: Path, model: NeuralGuitar) -> Take:
-    audio_settings = model.settings.audio
+def _read_sound(path: Path, model: NeuralGuitar, own: bool) -> Take:
+    config, audio_settings = model.settings, model.settings.audio
+    heard_as = config.for_recordings_of(model.instrument if own else config.guess_instrument(path.name))
     audio = load_audio(path, audio_settings.sample_rate)
     audio = np.pad(audio, (0, -len(audio) % audio_settings.hop_length))
-    return Take(path.stem, audio, measure(audio, audio_settings.sample_rate, model.settings, _device(model)))
+    return Take(path.stem, audio, measure(audio, audio_settings.sample_rate, heard_as, _device(model)))
 
 
 def _read_span(span: Span, model: NeuralGuitar) -> Take:
@@ -184,10 +185,11 @@ def judge_takes(
     if not takes:
         return [], []
     rate, rows = models[MODEL].settings.audio.sample_rate, []
+    config = models[MODEL].settings.for_recordings_of(models[MODEL].instrument)
     exhibits = [Exhibit(take.name, [Track(RECORDING, take.audio, rate)], {RECORDING: take.sound}) for take in takes]
     for name, model in tqdm(models.items(), desc="copies", unit="model", leave=False):
         copies = [copy_take(take, model, seed) for take in takes]
-        sounds = [measure(copy, rate, model.settings, _device(model)) for copy in copies]
+        sounds = [measure(copy, rate, config, _device(model)) for copy in copies]
         rows.append({"sound": name, **judge_copies(takes, copies, sounds, model, instrument, seed)})
         for exhibit, copy, sound in zip(exhibits, copies, sounds):
             exhibit.tracks.append(Track(name, copy, rate))
@@ -268,13 +270,13 @@ def judge_voice(
         FileNotFoundError, ValueError: it cannot be read, or no melody can be heard in it.
     """
     model = models[MODEL]
-    rate = model.settings.audio.feature_rate
+    rate, config = model.settings.audio.feature_rate, model.settings.for_recordings_of(model.instrument)
     judged, wanted = [], {}
     for name, audio in read_voice(path, rate, snr, seed).items():
         results = {sound: transfer(audio, rate, each) for sound, each in models.items()}
         wanted = wanted or {sound: what_is_wanted(result) for sound, result in results.items()}
         heard = {
-            sound: measure(result.audio, result.sample_rate, model.settings, _device(model))
+            sound: measure(result.audio, result.sample_rate, config, _device(model))
             for sound, result in results.items()
         }
         figures = {

@@ -80,7 +80,7 @@ def inspect(data_dir: Path, config: Config, annotations: Path | None = None) -> 
         except ValueError as error:
             unreadable.append(str(error))
             continue
-        if recording.extractor != extractor_settings(config):
+        if recording.extractor != extractor_settings(config, recording.instrument):
             stale.append(path.name.removesuffix(".pt"))
         measured.append(measure(path, recording, config))
         annotation = annotated.get(Path(recording.source.get("file", "")).stem)
@@ -252,7 +252,8 @@ def judge_pitch(errors: tuple[int, int], is_asked: bool, config: Config) -> list
         return [Finding(False, "no annotation belongs to any recording, by its name")]
     if n_compared and n_wrong > config.inspect.max_octave_errors * n_compared:
         share = f"{n_wrong / n_compared:.1%} of {n_compared} annotated frames are octaves off"
-        return [Finding(True, f'{share}; set "crepe_model" to "full", or f0_min and f0_max closer, in config.json')]
+        mend = 'set its "crepe_model" to "full", or f0_min and f0_max closer, in config.json'
+        return [Finding(True, f"{share}; {mend}")]
     return []
 
 

@@ -64,7 +64,7 @@ def write_corpus(folder: Path, config: Config) -> None:
             periodicity=torch.ones(1, n_frames, 1),
             audio=audio[None],
             source={"file": f"{number}.wav", "sha256": f"{number}"},
-            extractor=extractor_settings(config),
+            extractor=extractor_settings(config, "trumpet"),
         )
         save_recording(folder / f"{number}.pt", recording)
 

@@ -117,7 +117,8 @@ def read_folder(data_dir: Path, config: Config) -> Index:
     if len(played) > 1:
         named = ", ".join(f"{name} ({path})" for name, path in played.items())
         raise ValueError(f"a data set has one instrument, {data_dir} has several: {named}; give the folder of one")
-    return Index(*played, extractor_settings(config), tuple(entries))
+    (instrument,) = played
+    return Index(instrument, extractor_settings(config, instrument), tuple(entries))
 
 
 class Upload:

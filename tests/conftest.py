@@ -65,7 +65,8 @@ def make_recording(config):
         frames = {key: values[None, :, None] for key, values in measured._asdict().items()}
         padded = torch.from_numpy(pad_to_frames(audio, config.audio.hop_length))[None]
         source = {"file": name, "sha256": hashlib.sha256(audio.tobytes()).hexdigest()}
-        return Recording(instrument, **frames, audio=padded, source=source, extractor=extractor_settings(config))
+        extractor = extractor_settings(config, instrument)
+        return Recording(instrument, **frames, audio=padded, source=source, extractor=extractor)
 
     return make
 
@@ -83,7 +84,7 @@ def counting_recording(config):
             periodicity=torch.ones(1, n_frames, 1),
             audio=frames.repeat_interleave(config.audio.hop_length)[None],
             source={"file": "counting.wav", "sha256": sha256},
-            extractor=extractor_settings(config),
+            extractor=extractor_settings(config, instrument),
         )
 
     return make

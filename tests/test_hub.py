@@ -5,10 +5,12 @@ import importlib.util
 import json
 import logging
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from hub_server import Fault
+from huggingface_hub.utils import close_session, get_session
 
 import streaming
 from data import read_corpus, save_recording
@@ -456,3 +458,24 @@ def test_repository_names(name):
     with pytest.raises(ValueError, match="is named user/name"):
         check_repo_id(name)
     assert check_repo_id(NAME) == NAME
+
+
+def test_client_that_another_thread_has_closed_is_a_passing_fault(hub):
+    client = get_session()
+    close_session()  # as huggingface_hub does in the thread whose connection fails, though all threads share it
+    sessions = iter([client, get_session()])
+    ask(lambda: next(sessions).get(hub.url), NAME, wait=lambda _: None)
+    assert next(sessions, None) is None
+
+
+def test_file_that_was_on_its_way_does_not_end_the_trouble(data_set, stream, caplog):
+    caplog.set_level(logging.INFO)
+    recordings = stream()
+    recordings.start()
+    finish(recordings)
+    asked = time.monotonic()
+    recordings._warn_once("the Hub cannot be reached")
+    recordings._note_arrival(Path("a.pt"), asked)
+    assert "answers again" not in caplog.text
+    recordings._note_arrival(Path("b.pt"), time.monotonic())
+    assert "answers again" in caplog.text

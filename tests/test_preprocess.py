@@ -12,6 +12,7 @@ import torch
 import preprocess
 from config import Config, load_config
 from data import load_recording
+from features import extract_features, load_audio
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,6 +66,15 @@ def test_files_of_one_name_do_not_overwrite_each_other(raw: Path, tmp_path: Path
     assert run("--input_dir", raw, "--output_dir", tmp_path / "out") == 0
     pitches = sorted(float(load_recording(path).f0[0, 50, 0]) for path in (tmp_path / "out").rglob("*.pt"))
     assert np.allclose(pitches, [220, 330, 440], rtol=0.01)
+
+
+def test_instrument_may_ask_for_a_larger_crepe(raw: Path, tmp_path: Path) -> None:
+    config = load_config()
+    assert run("--input_dir", raw, "--output_dir", tmp_path / "out", "--instrument", "guitar") == 0
+    recording = load_recording(tmp_path / "out" / "rendered_trumpet_0.wav.pt", config)
+    assert recording.extractor["features"]["crepe_model"] == "full" != config.features.crepe_model
+    expected = extract_features(load_audio(raw / "rendered_trumpet_0.wav", 16000), config.for_recordings_of("guitar"))
+    assert torch.equal(recording.periodicity[0, :, 0], expected.periodicity)
 
 
 def test_skips_what_is_done_and_redoes_what_is_stale(

@@ -38,7 +38,7 @@ def folder(tmp_path, config):
             periodicity=torch.ones(1, 200, 1),
             audio=torch.from_numpy(harmonic_tone(f0, 2.0) * np.linspace(0, 1, 32000, dtype=np.float32))[None],
             source={"file": f"{number}.wav", "sha256": f"{number * 7919:064x}"},
-            extractor=extractor_settings(config),
+            extractor=extractor_settings(config, "trumpet"),
         )
         path = tmp_path / "local" / f"{number}.wav.pt"
         path.parent.mkdir(exist_ok=True)

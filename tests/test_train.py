@@ -37,7 +37,7 @@ def make_recording(path: Path, seconds: float, f0: float, instrument: str = "tru
         periodicity=torch.ones(1, n_frames, 1),
         audio=torch.from_numpy(audio.astype(np.float32))[None],
         source={"file": path.name, "sha256": f"{f0}"},
-        extractor=extractor_settings(config),
+        extractor=extractor_settings(config, instrument),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     save_recording(path, recording)
