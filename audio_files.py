@@ -21,7 +21,7 @@ SUFFIXES = frozenset({
 })  # fmt: skip
 _CONTAINERS = "mov,matroska,aac,ogg,mp3,wav,flac,aiff,caf,amr"
 _BLOCK_SAMPLES = 2**18  # at most, all channels together
-_KEPT_BYTES = 2**25  # of a Scratch: nine minutes at 16 kHz
+_KEPT_BYTES = 2**23  # of a Scratch: two minutes at 16 kHz
 _RATES = range(1000, 1_000_001)  # Hz; what states another is damaged or malicious, and may become terabytes
 _LOUDEST = 1e4  # 80 dB over full scale: whatever is beyond is no sound, and its square may overflow
 
