@@ -199,7 +199,7 @@ def _add_endpoints(service: Service) -> None:
         with tempfile.TemporaryDirectory(prefix="vox2trumpet-") as folder:
             try:
                 options = TransferOptions(*values)
-                request = Request(recording, instrument, options, seed, Path(folder))
+                request = Request(recording, instrument, options, seed or 0, Path(folder))
                 *_, outcome = work(service, request)
                 files = write_files(outcome, request)
             except (ValueError, OSError) as error:
@@ -243,8 +243,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
     parser.add_argument("--max_seconds", type=float, help="longest recording (default: config.json's)")
     args = parser.parse_args(argv)
-    if args.max_seconds is not None and args.max_seconds <= 0:
-        parser.error("--max_seconds should be over 0")
+    if args.max_seconds is not None and not 0 < args.max_seconds < float("inf"):
+        parser.error("--max_seconds should be a number over 0")
     return args
 
 

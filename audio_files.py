@@ -159,12 +159,12 @@ def _open_sound(path: Path) -> tuple[int, Iterator[np.ndarray]]:
     """Return sample rate and mono blocks, by whichever library knows the format."""
     try:
         file = soundfile.SoundFile(path)
-    except soundfile.LibsndfileError as error:
+    except (soundfile.LibsndfileError, TypeError) as error:  # a TypeError: .raw, of which nothing is known
         frames = _decode_with_ffmpeg(path)
         try:
             first = next(frames, None)
         except av.FFmpegError:
-            raise _unreadable(path, error.error_string) from error
+            raise _unreadable(path, getattr(error, "error_string", "its format is not known")) from error
         if first is None:
             raise ValueError(f"{path} holds no samples") from error
         return first.sample_rate, _mix_frames(path, first, frames)

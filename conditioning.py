@@ -44,6 +44,9 @@ _LIMITS = {
 }
 
 
+_MAY_BE_NONE = ("semitones", "output_rate")
+
+
 @dataclass(frozen=True)
 class TransferOptions:
     """What a person can choose about a transfer."""
@@ -63,9 +66,15 @@ class TransferOptions:
     def __post_init__(self) -> None:
         for name, (least, most) in _LIMITS.items():
             value = getattr(self, name)
-            if value is not None and not least <= value <= most:
+            if not (value is None and name in _MAY_BE_NONE) and not _lies_between(value, least, most):
                 raise ValueError(f"{name} should be between {least} and {most}, not {value}")
+        if not isinstance(self.output_rate, int | None):
+            raise ValueError(f"output_rate should be a whole number, not {self.output_rate}")
         key_pitches(self.key)
+
+
+def _lies_between(value: float | None, least: float, most: float) -> bool:
+    return value is not None and least <= value <= most
 
 
 def key_pitches(key: str) -> tuple[int, ...]:

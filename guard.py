@@ -51,7 +51,8 @@ def _is_address(text: Any) -> bool:
 def _is_json(scope: Scope) -> bool:
     """Say whether the body is JSON, as Gradio's own requests are; what is not said to be another kind may be."""
     kinds = [value for name, value in scope["headers"] if name == b"content-type"]
-    return not any(kind.strip().lower().startswith(b"multipart/") for kind in kinds)
+    # Said twice, the first would count for Gradio, and here perhaps the second.
+    return len(kinds) != 1 or not kinds[0].strip().lower().startswith(b"multipart/")
 
 
 async def _read_body(receive: Receive) -> bytes | None:

@@ -36,6 +36,7 @@ _OFFLINE = (
     json.JSONDecodeError,  # a page of a proxy that says that the Hub is down
 )
 _CLOSED = "Cannot send a request, as the client has been closed."  # by a thread whose connection failed: it is shared
+_LONGEST_PAUSE = 600.0  # s; who asks for more is asked again
 _TOKENS = "https://huggingface.co/settings/tokens"
 
 log = logging.getLogger("hub")
@@ -169,7 +170,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _asked_pause(error: BaseException) -> float | None:
     for cause in _causes(error):
         if isinstance(cause, HfHubHTTPError) and (asked := cause.response.headers.get("Retry-After", "")).isdigit():
-            return float(asked)
+            return min(float(asked), _LONGEST_PAUSE)
     return None
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import mido
 import numpy as np
+from mido.midifiles.meta import KeySignatureError
 from scipy import ndimage
 
 from conditioning import follow_notes
@@ -20,6 +21,7 @@ _TICKS_PER_BEAT = 500  # at 120 beats a minute a tick is a millisecond
 _DRUMS = 9  # the channel that has no pitch
 _WHEEL = 8192  # steps of the pitch wheel either way
 _WHEEL_RANGE = 2.0  # semitones either way, unless a file says otherwise
+_UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, ZeroDivisionError, KeySignatureError)  # of mido
 _CHORD_SECONDS = 0.03  # notes that begin within this are one chord
 
 
@@ -48,7 +50,8 @@ def write_midi(path: Path, curves: Curves, config: Config) -> int:
     """Write the notes of curves with bends; return how many there are."""
     notes = find_played_notes(curves, config)
     track = mido.MidiTrack()
-    events = [event for where, key in notes for event in _note_events(where, key, notes, curves, config)]
+    loudest = max((float(curves.loudness[where].max()) for where, _ in notes), default=0.0)
+    events = [event for where, key in notes for event in _note_events(where, key, loudest, curves, config)]
     setup = [("control_change", {"control": control, "value": value}) for control, value in
              ((101, 0), (100, 0), (6, int(_WHEEL_RANGE)), (38, 0))]  # fmt: skip
     track.extend(mido.Message(kind, time=0, **values) for kind, values in setup)
@@ -62,13 +65,12 @@ def write_midi(path: Path, curves: Curves, config: Config) -> int:
 
 
 def _note_events(
-    where: slice, key: int, notes: list[tuple[slice, int]], curves: Curves, config: Config
+    where: slice, key: int, loudest: float, curves: Curves, config: Config
 ) -> list[tuple[int, str, dict[str, int]]]:
     """Return a note's messages as (tick, kind, values): wheel, strike, the wheel's moves, end."""
     tick = 1000 / config.audio.frame_rate
     bends = np.clip((_to_pitch(curves.f0[where]) - key) / _WHEEL_RANGE, -1, 1) * _WHEEL
     bends = np.clip(np.round(bends), -_WHEEL, _WHEEL - 1).astype(int)
-    loudest = max(float(curves.loudness[other].max()) for other, _ in notes)
     velocity = round(127 * 10 ** ((float(curves.loudness[where].max()) - loudest) / 40))
     start = round(where.start * tick)
     events = [(start, "pitchwheel", {"pitch": int(bends[0])})]
@@ -96,13 +98,13 @@ def read_midi(path: Path) -> tuple[list[Note], list[tuple[float, int, float]]]:
         raise FileNotFoundError(f"there is no file {path}")
     try:
         messages = list(mido.MidiFile(path, clip=True))
-    except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as MIDI ({error or 'it ends too early'})") from error
     notes, bends = _follow(messages)
     if not notes:
         raise ValueError(f"{path} holds no notes")
-    if notes[-1].end > LONGEST:
-        raise ValueError(f"{path} lasts {notes[-1].end / 3600:.0f} hours, and up to {LONGEST / 3600:.0f} can be played")
+    if (end := max(note.end for note in notes)) > LONGEST:
+        raise ValueError(f"{path} lasts {end / 3600:.0f} hours, and up to {LONGEST / 3600:.0f} can be played")
     return notes, bends
 
 

@@ -263,7 +263,7 @@ def explain(error: Exception, recording: str | None) -> str:
         "no melody": "I could not hear a melody. Sing or hum a little closer to the microphone, one note at a time.",
         "be read as sound": "This is not a sound file that I can read. Try wav, mp3, m4a, flac or ogg.",
     }
-    message = str(error)
+    message = str(error).replace(recording or "\0", "the recording")
     if isinstance(error, TimeoutError):
         return "This took too long, so I stopped. Try a shorter recording."
     if sentence := next((sentence for sign, sentence in known.items() if sign in message), None):
@@ -271,7 +271,7 @@ def explain(error: Exception, recording: str | None) -> str:
     if isinstance(error, OSError):
         log.error("app.py: %s", error)
         return "The recording could not be read, or the result not written. Please try again."
-    message = message.replace(recording or "\0", "the recording")
+    message = re.sub(r"(?<!\S)/\S*/", "", message)  # of a path, only the file's name is for strangers
     return f"{message[:1].upper()}{message[1:]}.".replace("..", ".")
 
 

@@ -90,6 +90,7 @@ class HubRecordings:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._fetch_all, name="hub", daemon=True)
         self._trouble_began: float | None = None  # by the monotonic clock
+        self._answered = 0.0  # when the last trouble ended
 
     def start(self) -> None:
         """Learn what there is, check what is cached, and begin to fetch the rest.
@@ -218,8 +219,11 @@ class HubRecordings:
 
     def _is_cached(self, entry: Entry) -> bool:
         path = self._path(entry)
-        if path.is_file() and path.stat().st_size == entry.n_bytes and hash_file(path) == entry.sha256:
-            return True
+        try:
+            if path.stat().st_size == entry.n_bytes and hash_file(path) == entry.sha256:
+                return True
+        except FileNotFoundError:  # perhaps not yet: another process may be fetching it
+            return False
         path.unlink(missing_ok=True)  # of an older version, or broken
         return False
 
@@ -230,7 +234,7 @@ class HubRecordings:
 
     def _fetch_all(self) -> None:
         lock = FileLock(self.cache_dir / ".lock")
-        while not self._closing.is_set():
+        while self._wanted and not self._closing.is_set():
             try:
                 with lock.acquire(timeout=0):
                     self._look_again()
@@ -242,6 +246,9 @@ class HubRecordings:
                 if not self._wanted:
                     break
                 self._closing.wait(0.5)
+            except (OSError, NotImplementedError) as error:
+                log.error("%s cannot be locked, so nothing is fetched into it: %s", self.cache_dir, error)
+                break
         self._stop()
 
     def _look_again(self) -> None:
@@ -269,12 +276,15 @@ class HubRecordings:
                 entry = self._wanted.popleft()
             try:
                 self._fetch(entry)
-            except (RefusedError, UnreachableError, OSError) as error:
+            except (RefusedError, UnreachableError, OSError, RuntimeError) as error:
                 self._give_up(entry, str(error))
                 return
 
     def _fetch(self, entry: Entry, attempts: int = 3) -> None:
         asked = 0.0
+
+        def warn(message: str) -> None:
+            self._warn_once(message, asked)
 
         def download() -> Path:
             nonlocal asked
@@ -284,7 +294,7 @@ class HubRecordings:
         path, reason = self._path(entry), ""
         for _ in range(attempts):
             try:
-                arrived = ask(download, self.repo_id, self.patience, self._closing.wait, self._warn_once)
+                arrived = ask(download, self.repo_id, self.patience, self._closing.wait, warn)
                 self._check(arrived, entry)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(arrived, path)
@@ -316,12 +326,14 @@ class HubRecordings:
             # What was on its way when the trouble began says nothing of how the Hub is now.
             if self._trouble_began is not None and asked > self._trouble_began:
                 log.info("the Hub answers again")
-                self._trouble_began = None
+                self._trouble_began, self._answered = None, time.monotonic()
             self._ready[path] = None
             self._changed.notify_all()
 
-    def _warn_once(self, message: str) -> None:
+    def _warn_once(self, message: str, asked: float) -> None:
         with self._changed:
+            if asked < self._answered:  # by now it is known to answer again
+                return
             if self._trouble_began is None:
                 log.warning("%s; training goes on with the %d recordings that are here", message, len(self._ready))
                 self._trouble_began = time.monotonic()

@@ -219,7 +219,7 @@ def run(trainer: Trainer, args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     ranks = read_ranks()
-    logging.basicConfig(level=logging.INFO if ranks.is_first else logging.CRITICAL, format="%(message)s")
+    logging.basicConfig(level=logging.INFO if ranks.is_first else logging.ERROR, format="%(message)s")
     try:
         with joined(ranks, ranks.own(get_device(args.device))), torch.autograd.set_detect_anomaly(args.debug):
             return run(prepare(args, ranks), args)

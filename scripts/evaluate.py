@@ -30,7 +30,7 @@ from tqdm import tqdm
 import likeness
 import scorecard
 from checkpoint import load_model, read_checkpoint
-from config import get_device
+from config import Config, get_device
 from data import Span, load_recording, read_corpus
 from features import SUFFIXES, load_audio, prepare_audio
 from likeness import Timbre, describe_timbre
@@ -66,8 +66,16 @@ class Instrument:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_takes(data_dir: Path, model: NeuralGuitar, own: bool) -> list[Take]:
+def read_takes(
+    data_dir: Path, model: NeuralGuitar, own: bool, trained: dict[str, Any] | None = None
+) -> list[Take]:
     """Read an instrument's recordings: of processed ones of the model's own instrument, those that are held out.
+
+    Args:
+        data_dir: processed recordings, or plain ones, which are all taken.
+        model: to be judged.
+        own: whether they are of the model's own instrument.
+        trained: the model's checkpoint, which says how its training divided the recordings.
 
     Raises:
         FileNotFoundError, ValueError: none, none held out, damaged ones, or of the wrong instrument.
@@ -76,7 +84,7 @@ def read_takes(data_dir: Path, model: NeuralGuitar, own: bool) -> list[Take]:
         raise FileNotFoundError(f"there is no folder {data_dir}")
     if not any(data_dir.rglob("*.pt")):
         return [_read_sound(path, model, own) for path in find_sounds([data_dir])]
-    corpus = read_corpus(data_dir, model.settings)
+    corpus = read_corpus(data_dir, *_split_of(trained, model.settings))
     if (corpus.instrument == model.instrument) != own:
         wanted = f"{model.instrument} is wanted" if own else f"another instrument than {model.instrument} is wanted"
         raise ValueError(f"{data_dir} holds {corpus.instrument}, but {wanted}")
@@ -84,6 +92,15 @@ def read_takes(data_dir: Path, model: NeuralGuitar, own: bool) -> list[Take]:
     if not spans:
         raise ValueError(f"{data_dir} holds out no recordings; set val_fraction in config.json above 0")
     return [_read_span(span, model) for span in spans]
+
+
+def _split_of(trained: dict[str, Any] | None, config: Config) -> tuple[Config, str | None]:
+    """Return a configuration, and a boundary, by which ``read_corpus`` holds out what a training has held out."""
+    if trained is None:
+        return config, None
+    saved = trained["config"].get("train", {})
+    train = dataclasses.replace(config.train, val_fraction=saved.get("val_fraction", config.train.val_fraction))
+    return dataclasses.replace(config, train=train), (trained["schedule"] or {}).get("boundary")
 
 
 def _read_sound(path: Path, model: NeuralGuitar, own: bool) -> Take:
@@ -292,8 +309,7 @@ def judge_voice(
 
 def what_is_wanted(result: Transfer) -> Wanted:
     """Return what a transfer was to play: the notes as they are held, without their releases."""
-    held = getattr(result.curves, "voiced", result.curves.gate >= 0.5)
-    return Wanted(result.curves.f0, result.features.loudness.numpy(), held)
+    return Wanted(result.curves.f0, result.features.loudness.numpy(), result.curves.voiced)
 
 
 def judge_transfer(
@@ -363,7 +379,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Exhibit], int]:
     """
     models = load_models(args)
     model, voices = models[MODEL], find_sounds(args.input)
-    takes = read_takes(args.data_dir, model, own=True) if args.data_dir else []
+    trained = read_checkpoint(args.checkpoint)
+    takes = read_takes(args.data_dir, model, own=True, trained=trained) if args.data_dir else []
     others = read_takes(args.other_dir, model, own=False) if args.other_dir else []
     instrument = read_instrument(takes, others)
     resynthesis, exhibits = judge_takes(takes, models, instrument, args.seed)
@@ -377,14 +394,13 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Exhibit], int]:
             continue
         played += [row for rows, _ in judged for row in rows]
         exhibits += [exhibit for _, exhibit in judged]
-    recordings = [take.name for take in takes]
-    report = {**describe(args, models), "recordings": recordings, "resynthesis": resynthesis, "transfer": played}
-    return report, exhibits, failed
+    judged = {"recordings": [take.name for take in takes], "resynthesis": resynthesis, "transfer": played}
+    return {**describe(args, trained, models), **judged}, exhibits, failed
 
 
-def describe(args: argparse.Namespace, models: dict[str, NeuralGuitar]) -> dict[str, Any]:
-    """Say what was judged, for the report."""
-    content, model = read_checkpoint(args.checkpoint), models[MODEL]
+def describe(args: argparse.Namespace, content: dict[str, Any], models: dict[str, NeuralGuitar]) -> dict[str, Any]:
+    """Say what was judged, a model of the checkpoint ``content``, for the report."""
+    model = models[MODEL]
     return {
         "checkpoint": args.checkpoint.name,
         "sha256": hashlib.sha256(args.checkpoint.read_bytes()).hexdigest(),

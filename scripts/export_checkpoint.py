@@ -98,6 +98,7 @@ def strip(source: dict[str, Any], path: Path) -> dict[str, Any]:
         # A copy: a tensor that is a part of a larger one would be saved with all of it.
         model={name: weight.clone() for name, weight in source["model"].items()},
         run_name=source["run_name"],
+        schedule={"boundary": (source["schedule"] or {}).get("boundary")},  # which recordings were held out
         statistics=source["statistics"],
         metrics=metrics,
     )

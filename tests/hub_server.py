@@ -82,6 +82,10 @@ class Refused(Exception):
         self.status, self.code, self.message = status, code, message
 
 
+class Lost(Exception):
+    """The network is gone."""
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # saves 40 ms for each answer
@@ -104,6 +108,8 @@ class Handler(BaseHTTPRequestHandler):
         self.fault, self.close_connection = fault or Fault(""), bool(fault and fault.after)
         try:
             answer = self._route(body)
+        except Lost:
+            return self._drop(None)
         except Refused as refusal:
             headers = {"X-Error-Code": refusal.code} if refusal.code else {}
             answer = refusal.status, {"error": refusal.message}, headers
@@ -282,7 +288,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, body: bytes, oid: str) -> tuple:
         content = self.server.stored[oid]
-        self.server.count_down()
+        if not self.server.count_down():
+            raise Lost
         if self.fault.flip:
             content = content[:-1] + bytes([content[-1] ^ 1])
         if self.fault.short:
@@ -327,11 +334,13 @@ class HubServer(ThreadingHTTPServer):
         repo.commit({path: Blob(content, path.endswith((".pt", ".pth"))) for path, content in files.items()}, "add")
         return repo
 
-    def count_down(self) -> None:
+    def count_down(self) -> bool:
+        """Say whether one more large file may be sent."""
         with self._choosing:
             if self.files_left is not None:
                 self.files_left -= 1
                 self.down = self.files_left < 0
+            return not self.down
 
     def asked(self, pattern: str) -> list[str]:
         """Return the requests ("METHOD /path") in which the pattern is found."""

@@ -1,6 +1,7 @@
 """app.py on a running server: the endpoints, what the page shows, hostile requests, and the command line."""
 
 import dataclasses
+import http.client
 import importlib.util
 import inspect
 import json
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -309,6 +311,18 @@ def test_only_an_upload_can_be_played(server: str, secret: Path, bait: str, want
     assert Bait.visits == []
 
 
+def test_a_kind_said_twice_opens_no_door(server: str) -> None:
+    body = json.dumps({"recording": {"path": "https://example.com/x.wav", "meta": {"_type": "gradio.FileData"}}})
+    at = urllib.parse.urlsplit(server)
+    connection = http.client.HTTPConnection(at.hostname, at.port, timeout=10)
+    connection.putrequest("POST", "/gradio_api/call/v2/transfer")
+    for kind in ("application/json", "multipart/form-data"):
+        connection.putheader("Content-Type", kind)
+    connection.putheader("Content-Length", str(len(body)))
+    connection.endheaders(body.encode())
+    assert connection.getresponse().status == 403
+
+
 @pytest.mark.parametrize("address", ["https://example.com/x.wav", "http:%2f%2fexample.com", "%20HTTPS://example.com"])
 def test_no_address_is_fetched_to_be_handed_on(server: str, address: str) -> None:
     answer = requests.get(f"{server}gradio_api/file={address}", timeout=10)
@@ -392,10 +406,11 @@ def test_ctrl_c_leaves_cleanly(tmp_path: Path, caplog) -> None:
         assert sock.connect_ex(("127.0.0.1", port)) != 0  # the port is free again
 
 
-def test_a_limit_that_makes_no_sense_is_refused(capsys) -> None:
+@pytest.mark.parametrize("wanted", ["0", "-1", "nan", "inf"])
+def test_a_limit_that_makes_no_sense_is_refused(capsys, wanted: str) -> None:
     with pytest.raises(SystemExit):
-        app.parse_args(["--max_seconds", "0"])
-    assert "--max_seconds should be over 0" in capsys.readouterr().err
+        app.parse_args(["--max_seconds", wanted])
+    assert "--max_seconds should be a number over 0" in capsys.readouterr().err
 
 
 # --- as a Space runs it ---------------------------------------------------------------------------
@@ -454,7 +469,7 @@ def wait_for_client(address: str, process: subprocess.Popen) -> Client:
         try:
             requests.get(address, timeout=5)
             break
-        except requests.ConnectionError:
+        except requests.RequestException:  # it may also be slow to answer for the first time
             time.sleep(0.1)
     return Client(address, verbose=False)
 

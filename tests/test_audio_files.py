@@ -198,6 +198,12 @@ def test_a_rate_that_changes_midway(tmp_path):
 # --- length ---------------------------------------------------------------------------------------
 
 
+def test_headerless_samples_are_no_sound_file(tmp_path):
+    (tmp_path / "take.raw").write_bytes(bytes(1000))
+    with pytest.raises(ValueError, match=r"take\.raw cannot be read as sound \(its format is not known\)"):
+        load_audio(tmp_path / "take.raw", 16000)
+
+
 @pytest.mark.parametrize("suffix", ["wav", "flac", "m4a"])
 def test_limit(tmp_path, suffix):
     path = tmp_path / f"take.{suffix}"

@@ -43,9 +43,14 @@ LIMITS = dataclasses.replace(load_config().page, max_seconds=20.0, max_waiting=1
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
+def server(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a page with the shipped trumpet, an untrained guitar and an untrained training."""
-    shipped, checkpoints = tmp_path_factory.mktemp("pretrained"), tmp_path_factory.mktemp("checkpoints")
+    shipped = tmp_path_factory.mktemp("pretrained")
     save_untrained(shipped / "guitar.pth", "guitar")
     for suffix in (".pth", ".md"):
         shutil.copy(ROOT / "checkpoints" / "pretrained" / f"trumpet{suffix}", shipped)
@@ -57,11 +62,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         page = app.build_ui(checkpoints, "cpu", LIMITS)
         yield app.launch(page, LIMITS, None, free_port())
         page.close(verbose=False)
-
-
-@pytest.fixture(scope="module")
-def checkpoints(server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return next(tmp_path_factory.getbasetemp().glob("checkpoints*"))
 
 
 class Browser:

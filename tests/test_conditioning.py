@@ -57,12 +57,17 @@ def play(tune: Melody, model, **options) -> tuple[np.ndarray, np.ndarray, dict]:
     [
         ("semitones", 61), ("transpose", -61), ("autotune", 1.1), ("autotune", -0.1), ("smoothing", -1),
         ("smoothing", 9), ("loudness_offset", 100), ("gate_offset", float("nan")), ("noise_balance", float("inf")),
-        ("output_rate", 96000),
+        ("output_rate", 96000), ("transpose", None), ("autotune", None),
     ],
 )  # fmt: skip
 def test_options_out_of_their_limits_are_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} should be between"):
         TransferOptions(**{name: value})
+
+
+def test_a_rate_is_a_whole_number() -> None:
+    with pytest.raises(ValueError, match="output_rate should be a whole number"):
+        TransferOptions(output_rate=44100.5)
 
 
 @pytest.mark.parametrize("key", ["H major", "C", "C dorian", "", "major", "C  major"])

@@ -12,8 +12,8 @@ import pytest
 import soundfile
 from conftest import melody
 
-from checkpoint import load_model
-from data import read_corpus, save_recording
+from checkpoint import load_model, read_checkpoint
+from data import load_recording, read_corpus, save_recording
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
 NOTES = (330.0, 392.0, 440.0, 494.0, 523.3, 587.3)
@@ -117,6 +117,17 @@ def test_plain_recordings_are_all_taken(write_checkpoint, voices, tmp_path):
     report = json.loads((tmp_path / "a.json").read_text())
     assert report["recordings"] == ["hum", "silent"] and report["transfer"] == []
     assert report["resynthesis"][0]["likeness"] is None
+
+
+def test_what_is_judged_is_what_training_held_out(write_checkpoint, takes, tmp_path):
+    model, folder = load_model(write_checkpoint()), takes(tmp_path / "own", "trumpet", 6)
+    digests = sorted(load_recording(path).source["sha256"] for path in folder.glob("*.pt"))
+    content = read_checkpoint(write_checkpoint())
+    trained = content | {"schedule": {"boundary": digests[3]}}
+    assert len(ev.read_takes(folder, model, own=True, trained=trained)) == 4
+    halved = content["config"] | {"train": content["config"]["train"] | {"val_fraction": 0.5}}
+    trained = content | {"schedule": None, "config": halved}  # of an earlier version
+    assert len(ev.read_takes(folder, model, own=True, trained=trained)) == 3
 
 
 def test_few_takes_are_held_out_by_their_ends(write_checkpoint, takes, tmp_path):

@@ -104,11 +104,18 @@ def test_velocity_and_decay_make_the_loudness() -> None:
 def test_what_is_no_midi_is_one_sentence(tmp_path) -> None:
     good = save(tmp_path / "good.mid", [mido.Message("note_on", note=60), mido.Message("note_off", note=60, time=500)])
     content = good.read_bytes()
-    for number, damaged in enumerate((b"", b"RIFF", content[:20], content[:-6], content[:14] + b"\xff" * 20)):
+    timeless = content[:12] + b"\0\0" + content[14:]  # no ticks a beat
+    for number, damaged in enumerate((b"", b"RIFF", content[:20], content[:-6], content[:14] + b"\xff" * 20, timeless)):
         path = tmp_path / f"{number}.mid"
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=f"{number}.mid (cannot be read as MIDI|holds no notes)"):
             read_midi(path)
+    sharps = content.replace(b"\xff\x2f", b"\xff\x59\x02\x09\x00\x00\xff\x2f").replace(
+        len(content[22:]).to_bytes(4, "big"), (len(content[22:]) + 6).to_bytes(4, "big")
+    )
+    (tmp_path / "nine sharps.mid").write_bytes(sharps)
+    with pytest.raises(ValueError, match=r"sharps\.mid cannot be read as MIDI"):
+        read_midi(tmp_path / "nine sharps.mid")
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_midi(tmp_path / "none.mid")
     with pytest.raises(ValueError, match="holds no notes"):

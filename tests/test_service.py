@@ -5,6 +5,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,8 @@ def test_the_newest_latest_comes_first_and_the_trumpet_before_the_others(collect
     save_untrained(collection.checkpoint_dir / "latest.pth", "tuba", epoch=4, when=1e9)
     latest, *others = collection.find()
     assert (latest.name, latest.sound, len(others)) == ("latest", "oboe", 2)
-    assert "oboe" in latest.label and "epoch 3, step 30, 18 May 2033" in latest.label  # 2e9 s after 1970
+    day = time.strftime("%d %b %Y", time.localtime(2e9))
+    assert "oboe" in latest.label and f"epoch 3, step 30, {day}" in latest.label
     save_untrained(collection.checkpoint_dir / "a" / "latest.pth", "oboe", epoch=5, when=2.1e9)
     assert "epoch 5" in collection.find()[0].label
     assert collection.choose("").sound == "oboe" and collection.choose("guitar").sound == "guitar"
@@ -281,10 +283,16 @@ def test_no_path_of_the_server_is_in_an_error(caplog) -> None:
         ValueError("/secret/a.wav is a folder, a sound file is expected"),
         FileNotFoundError("there is no file /secret/a.wav"),
         OSError(28, "No space left on device", "/secret/b.wav"),
+        ValueError("/secret/place/latest.pth holds weights of another architecture"),
     ):
         sentence = explain(error, "/secret/a.wav")
         assert "secret" not in sentence and sentence[0].isupper() and sentence.endswith(".")
     assert "/secret/b.wav" in caplog.text  # who runs the server is told
+
+
+def test_a_recordings_name_is_not_taken_for_what_went_wrong() -> None:
+    error = ValueError("/a/no melody.wav cannot be read as sound (its format is not known)")
+    assert explain(error, "/a/no melody.wav").startswith("This is not a sound file")
 
 
 def test_a_melody_is_played_in_tune(service: Service, tmp_path: Path) -> None:
