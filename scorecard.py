@@ -53,7 +53,7 @@ RESYNTHESIS = (
     Figure("stft_loss", "STFT loss", 3, "multi-resolution STFT loss, as in training"),
     Figure("loudness_l1", "loudness L1 dB", 2, f"mean loudness error, frames over {AUDIBLE:g} dB", 1.5),
     Figure("loudness_bias", "bias dB", 2, "mean signed loudness error; below zero the model plays too softly"),
-    Figure("f0_l1", "f0 L1 cents", 1, f"mean pitch error, frames of periodicity {CONFIDENT:g} or more", 10.0),
+    Figure("f0_l1", "f0 L1 cents", 1, f"mean pitch error, frames of periodicity {CONFIDENT:g} or more over the loudness floor", 10.0),
     Figure("f0_outliers", "f0 outliers %", 2, f"frames more than {OUTLIER:g} semitones off; not in the mean", 1.0),
     Figure("log_mel", "log-mel dB", 2, "mean difference of 80 mel bands, frames that sound"),
     Figure("rest_level", "rests dBFS", 1, "median level where the recording rests: the model's noise floor"),
@@ -155,8 +155,16 @@ def _quantile(values: np.ndarray, share: float) -> float | None:
 # --- resynthesis ----------------------------------------------------------------------------------
 
 
-def judge_copies(recordings: Sequence[Measured], copies: Sequence[Measured]) -> dict[str, float | None]:
+def judge_copies(
+    recordings: Sequence[Measured], copies: Sequence[Measured], loudness_floor: float
+) -> dict[str, float | None]:
     """Compare recordings with what a model makes of their curves; the frames of all count alike.
+
+    Args:
+        recordings: of the instrument.
+        copies: of the same lengths.
+        loudness_floor: dB, the least that is measured; of a frame there a model only knows that it is no louder, so
+            its pitch is not judged.
 
     Returns:
         The figures of ``RESYNTHESIS`` that curves and sound give; None where there is no such frame.
@@ -164,7 +172,7 @@ def judge_copies(recordings: Sequence[Measured], copies: Sequence[Measured]) -> 
     pairs = list(zip(recordings, copies, strict=True))
     for recording, copy in pairs:
         assert len(recording.f0) == len(copy.f0), f"{len(recording.f0)} frames against {len(copy.f0)}"
-    gathered = [_compare(recording, copy) for recording, copy in pairs]
+    gathered = [_compare(recording, copy, loudness_floor) for recording, copy in pairs]
     loudness, cents, mel, rests = (np.concatenate(parts) for parts in zip(*gathered))
     outliers = cents > 100 * OUTLIER
     return {
@@ -177,10 +185,10 @@ def judge_copies(recordings: Sequence[Measured], copies: Sequence[Measured]) -> 
     }
 
 
-def _compare(recording: Measured, copy: Measured) -> tuple[np.ndarray, ...]:
+def _compare(recording: Measured, copy: Measured, loudness_floor: float) -> tuple[np.ndarray, ...]:
     """Return errors of loudness (dB), of pitch (cents) and of mel bands (dB), and levels in rests, of their frames."""
     sounding = recording.loudness > AUDIBLE
-    confident = recording.periodicity >= CONFIDENT
+    confident = (recording.periodicity >= CONFIDENT) & (recording.loudness > loudness_floor)
     return (
         (copy.loudness - recording.loudness)[sounding],
         cents_between(copy.f0, recording.f0)[confident],

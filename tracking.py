@@ -39,6 +39,7 @@ SOUNDS = ("target", "resynthesis", "harmonic", "noise")
 _N_PHRASES = 3
 _PHRASE_SECONDS = 4.0
 _INIT_SECONDS = 30  # to reach W&B
+_START_SECONDS = 120  # for its own process to start
 _FINISH_SECONDS = 120  # to send it the rest; what it has not got then stays on disk
 _MAX_POINTS = 1000  # of a curve on the page
 _TEMPLATE = Path(__file__).parent / "tracking.html"
@@ -215,8 +216,8 @@ class Tracker:
 
             (self.folder / "wandb").mkdir(parents=True, exist_ok=True)  # else wandb takes a temporary folder
             settings = wandb.Settings(
-                silent=True, console="off", disable_git=True, login_timeout=1, init_timeout=_INIT_SECONDS,
-                finish_timeout=_FINISH_SECONDS,
+                silent=True, console="off", disable_git=True, login_timeout=1,
+                init_timeout=_INIT_SECONDS if mode == "online" else _START_SECONDS, finish_timeout=_FINISH_SECONDS,
             )  # fmt: skip
             run = wandb.init(
                 mode=mode, project=project, id=run_id, name=self.folder.name, dir=self.folder, resume="allow",

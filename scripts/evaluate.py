@@ -211,7 +211,7 @@ def judge_takes(
         for exhibit, copy, sound in zip(exhibits, copies, sounds):
             exhibit.tracks.append(Track(name, copy, rate))
             exhibit.heard[name] = sound
-    rows.append({"sound": RECORDING, **judge_originals(takes, instrument, seed)})
+    rows.append({"sound": RECORDING, **judge_originals(takes, config.features.loudness_floor, instrument, seed)})
     return rows, exhibits
 
 
@@ -227,17 +227,19 @@ def judge_copies(
     halves = likeness.split(likeness.join([describe_timbre(sound) for sound in sounds]))
     return {
         "stft_loss": float(np.mean([stft_loss(copy, take.audio, model) for copy, take in zip(copies, takes)])),
-        **scorecard.judge_copies([take.sound for take in takes], sounds),
+        **scorecard.judge_copies([take.sound for take in takes], sounds, model.settings.features.loudness_floor),
         "likeness": _scaled((halves[1], halves[0]), instrument, seed),
     }
 
 
-def judge_originals(takes: list[Take], instrument: Instrument | None, seed: int) -> dict[str, Any]:
+def judge_originals(
+    takes: list[Take], loudness_floor: float, instrument: Instrument | None, seed: int
+) -> dict[str, Any]:
     """Return the figures of recordings held against themselves: what a perfect copy would reach."""
     sounds = [take.sound for take in takes]
     halves = likeness.split(likeness.join([describe_timbre(sound) for sound in sounds]))
     scaled = _scaled((halves[1], halves[0]), instrument, seed)
-    return {"stft_loss": 0.0, **scorecard.judge_copies(sounds, sounds), "likeness": scaled}
+    return {"stft_loss": 0.0, **scorecard.judge_copies(sounds, sounds, loudness_floor), "likeness": scaled}
 
 
 @torch.inference_mode()

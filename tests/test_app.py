@@ -187,10 +187,19 @@ def test_the_recording_alone_is_enough(client: Client, tmp_path: Path) -> None:
     assert cents(hear(sound), 110 * 2 ** (report["semitones"] / 12)) < 10
 
 
-def test_many_at_once_get_their_own_tunes_and_one_too_many_is_turned_away(client: Client, tmp_path: Path) -> None:
+def test_many_at_once_get_their_own_tunes_and_one_too_many_is_turned_away(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, transfer = threading.Event(), service_module.transfer
+    monkeypatch.setattr(service_module, "transfer", lambda *a: (release.wait(60), transfer(*a))[1])
     pitches = [180.0 * 2 ** (step / 6) for step in range(16)]
     voices = [handle_file(sing(tmp_path / f"{f0:.0f}.wav", f0, 0.5)) for f0 in pitches]
     jobs = [client.submit(voice, "guitar", 0, api_name="/transfer") for voice in voices]
+    for _ in range(600):
+        if any(job.done() for job in jobs):  # nothing is played yet, so it was turned away
+            break
+        time.sleep(0.1)
+    release.set()
     served = 0
     for job, f0 in zip(jobs, pitches):
         try:
@@ -382,15 +391,12 @@ def test_a_port_in_use_is_one_sentence_and_exit_1(tmp_path: Path, caplog, capsys
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_ctrl_c_leaves_cleanly(tmp_path: Path, caplog) -> None:
-    port = free_port()
+def test_ctrl_c_leaves_cleanly(tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch) -> None:
+    port, launched, launch = free_port(), threading.Event(), app.launch
+    monkeypatch.setattr(app, "launch", lambda *a: (launch(*a), launched.set())[0])
 
     def press() -> None:
-        for _ in range(600):
-            with socket.socket() as sock:
-                if sock.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
+        launched.wait(60)
         os.kill(os.getpid(), signal.SIGINT)
 
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background inherits "ignore"

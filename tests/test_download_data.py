@@ -1,3 +1,4 @@
+import dataclasses
 import email.utils
 import hashlib
 import io
@@ -20,7 +21,8 @@ import download_data
 from download_data import DataError, Patience, Source
 
 ROOT = Path(download_data.__file__).parent
-FAST = Patience(retries=4, retries_offline=1, backoff=0.0, timeout=(1.0, 0.08))
+FAST = Patience(retries=4, retries_offline=1, backoff=0.0, timeout=(5.0, 0.5))
+RASH = dataclasses.replace(FAST, timeout=(5.0, 0.08))  # where it does not matter if a busy machine is taken for a fault
 CONTENT = random.Random(0).randbytes(20_000)
 TAKES = ["00_BN1-129-Eb_comp", "00_BN1-129-Eb_solo", "03_Jazz2-187-F#_comp", "03_Jazz2-187-F#_solo"]
 
@@ -475,13 +477,16 @@ def test_ctrl_c_keeps_the_part_and_the_next_run_resumes(tmp_path):
     content = zip_of({"00_BN1-129-Eb_solo_mic.wav": CONTENT})
     command = [sys.executable, ROOT / "download_data.py", "--md5", md5(content), "--output_dir", tmp_path, "--url"]
     with FaultyServer(content, [Fault(stall=9_000)]) as server:
-        child = subprocess.Popen([*command, server.url], stderr=subprocess.PIPE, text=True)
+        # A shell's background jobs, and so their children, ignore Ctrl-C.
+        hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+        child = subprocess.Popen([*command, server.url], stderr=subprocess.PIPE, text=True, **hears)
         part = tmp_path / "audio_mono-mic.zip.part"
-        while not (part.exists() and server.requests):
-            time.sleep(0.01)
-        time.sleep(0.2)
+        for _ in range(1200):
+            if (part.exists() and part.stat().st_size) or child.poll() is not None:
+                break
+            time.sleep(0.05)
         child.send_signal(signal.SIGINT)
-        _, words = child.communicate(timeout=10)
+        _, words = child.communicate(timeout=60)
         assert child.returncode == 130
         assert "resumes" in words and "Traceback" not in words
         assert 0 < part.stat().st_size <= 9_000
@@ -492,7 +497,7 @@ def test_ctrl_c_keeps_the_part_and_the_next_run_resumes(tmp_path):
 
 def test_the_command_line_says_one_sentence_and_no_traceback(tmp_path):
     command = [sys.executable, ROOT / "download_data.py", "--url", "nonsense", "--output_dir", tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "Traceback" not in done.stderr and not done.stdout
     assert len([line for line in done.stderr.splitlines() if line.startswith("Error: ")]) == 1
 
@@ -503,7 +508,7 @@ def test_flags_that_are_wrong(flags):
         download_data.parse_args(flags)
 
 
-def test_a_hundred_runs_with_random_faults(tmp_path):
+def test_a_hundred_runs_with_random_faults(tmp_path, monkeypatch):
     """Right bytes or a clear error, never anything between; and whatever happened, the next clean run finishes."""
     content = zip_of({"00_BN1-129-Eb_solo_mic.wav": CONTENT[:6_000], "00_BN1-129-Eb_comp_mic.wav": b"chords"})
     codes = []
@@ -511,7 +516,9 @@ def test_a_hundred_runs_with_random_faults(tmp_path):
         rng, folder = random.Random(seed), tmp_path / str(seed)
         faults = [random_fault(rng, len(content)) for _ in range(rng.randrange(1, 8))]
         with FaultyServer(content, faults) as server:
-            codes.append(run(server, content, folder))
+            with monkeypatch.context() as patch:
+                patch.setattr(download_data, "PATIENCE", RASH)
+                codes.append(run(server, content, folder))
             assert wav_names(folder) == (["00_BN1-129-Eb_solo_mic.wav"] if codes[-1] == 0 else []), f"seed {seed}"
             server.faults.clear()
             assert run(server, content, folder) == 0, f"seed {seed}"

@@ -55,14 +55,14 @@ def test_rests_leave_out_releases_and_attacks():
 
 def test_a_copy_of_itself_has_no_error():
     recording = sound(tone() + white(-60))
-    figures = scorecard.judge_copies([recording], [recording])
+    figures = scorecard.judge_copies([recording], [recording], -80.0)
     assert [figures[key] for key in ("loudness_l1", "loudness_bias", "f0_l1", "f0_outliers", "log_mel")] == [0] * 5
 
 
 def test_loudness_error_counts_frames_that_sound():
     recording = sound(loudness=part(0, 100, -20.0, -61.0))
     copy = sound(loudness=part(0, 50, -18.0, -24.0))  # + 2 dB, - 4 dB; then + 37 dB in a rest
-    figures = scorecard.judge_copies([recording], [copy])
+    figures = scorecard.judge_copies([recording], [copy], -80.0)
     assert figures["loudness_l1"] == pytest.approx(3) and figures["loudness_bias"] == pytest.approx(-1)
 
 
@@ -70,27 +70,34 @@ def test_pitch_error_leaves_out_outliers_and_unsure_frames():
     recording = sound(f0=440.0, periodicity=part(0, 100, 0.85, 0.84))
     cents = part(0, 10, 1300.0, -20.0)
     cents[100:] = 600.0
-    figures = scorecard.judge_copies([recording], [sound(f0=440 * 2 ** (cents / 1200))])
+    figures = scorecard.judge_copies([recording], [sound(f0=440 * 2 ** (cents / 1200))], -80.0)
     assert figures["f0_l1"] == pytest.approx(20) and figures["f0_outliers"] == pytest.approx(10)
+
+
+def test_pitch_is_not_judged_where_loudness_is_not_known():
+    recording = sound(f0=440.0, loudness=part(0, 50, -79.9, -80.0), periodicity=0.95)
+    copy = sound(f0=440 * 2 ** (part(0, 50, 5.0, 1200.0) / 1200))
+    assert scorecard.judge_copies([recording], [copy], -80.0)["f0_l1"] == pytest.approx(5)
+    assert scorecard.judge_copies([recording], [copy], -90.0)["f0_l1"] > 100
 
 
 def test_frames_of_all_recordings_count_alike():
     quiet = sound(loudness=part(0, 20, -20.0, -70.0))
-    figures = scorecard.judge_copies([sound(), quiet], [sound(loudness=-21.0), sound(loudness=-31.0)])
+    figures = scorecard.judge_copies([sound(), quiet], [sound(loudness=-21.0), sound(loudness=-31.0)], -80.0)
     assert figures["loudness_l1"] == pytest.approx((200 * 1 + 20 * 11) / 220)
 
 
 def test_noise_floor_is_heard_in_rests_alone():
     recording = sound(loudness=part(0, 100, -20.0, -80.0))
     copy = sound(np.where(np.arange(N_FRAMES * 160) < 108 * 160, tone(0.5), white(-50)).astype(np.float32))
-    assert scorecard.judge_copies([recording], [copy])["rest_level"] == pytest.approx(-50, abs=0.3)
+    assert scorecard.judge_copies([recording], [copy], -80.0)["rest_level"] == pytest.approx(-50, abs=0.3)
 
 
 def test_what_does_not_occur_is_not_measured():
     silent = sound(loudness=-80.0, periodicity=0.0)
-    figures = scorecard.judge_copies([silent], [silent])
+    figures = scorecard.judge_copies([silent], [silent], -80.0)
     assert figures["loudness_l1"] is figures["f0_l1"] is figures["f0_outliers"] is figures["log_mel"] is None
-    assert scorecard.judge_copies([sound()], [sound()])["rest_level"] is None
+    assert scorecard.judge_copies([sound()], [sound()], -80.0)["rest_level"] is None
 
 
 def test_log_mel_is_in_dbfs_and_sees_gain():
@@ -98,7 +105,7 @@ def test_log_mel_is_in_dbfs_and_sees_gain():
     assert bands.shape == (80, N_FRAMES)
     assert -4 < bands.max() < 1  # a sine of full scale lies between two bands
     noise = white(-20)
-    figures = scorecard.judge_copies([sound(noise)], [sound(noise / 2)])
+    figures = scorecard.judge_copies([sound(noise)], [sound(noise / 2)], -80.0)
     assert figures["log_mel"] == pytest.approx(6.02, abs=0.02)
 
 
