@@ -53,7 +53,7 @@ RESYNTHESIS = (
     Figure("stft_loss", "STFT loss", 3, "multi-resolution STFT loss, as in training"),
     Figure("loudness_l1", "loudness L1 dB", 2, f"mean loudness error, frames over {AUDIBLE:g} dB", 1.5),
     Figure("loudness_bias", "bias dB", 2, "mean signed loudness error; below zero the model plays too softly"),
-    Figure("f0_l1", "f0 L1 cents", 1, f"mean pitch error, frames of periodicity {CONFIDENT:g} or more over the loudness floor", 10.0),
+    Figure("f0_l1", "f0 L1 cents", 1, f"mean pitch error, frames of periodicity over {CONFIDENT:g}", 10.0),
     Figure("f0_outliers", "f0 outliers %", 2, f"frames more than {OUTLIER:g} semitones off; not in the mean", 1.0),
     Figure("log_mel", "log-mel dB", 2, "mean difference of 80 mel bands, frames that sound"),
     Figure("rest_level", "rests dBFS", 1, "median level where the recording rests: the model's noise floor"),
