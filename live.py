@@ -8,6 +8,8 @@ with hysteresis, and a pitch is the median of the last three. Headphones keep th
 
 import argparse
 import logging
+import math
+import statistics
 import sys
 import time
 from collections import deque
@@ -78,7 +80,7 @@ class CausalFit:
         if self._voiced:
             self._since = 0
             self._last.append(f0 * 2 ** (self.semitones / 12))
-            self._f0 = float(np.median(self._last))
+            self._f0 = statistics.median(self._last)
             self._given = min(loudness + self.gain, self._ceiling)
         else:
             self._since += 1
@@ -86,9 +88,9 @@ class CausalFit:
         fallen = self._settings.release_fall * self._since / max(1, self._n_release)
         # The gate closes over the last frames of the release, so that nothing is cut off.
         sounds = self._since <= self._n_release - self._n_fade
-        self._openness += np.clip(float(sounds) - self._openness, -1 / self._n_fade, 1 / self._n_fade)
-        gate = np.sin(self._openness * np.pi / 2) ** 2
-        return Frame(heard, self._f0, max(self._given - fallen, self._floor), self._voiced, float(gate))
+        self._openness += max(-1 / self._n_fade, min(float(sounds) - self._openness, 1 / self._n_fade))
+        gate = math.sin(self._openness * math.pi / 2) ** 2
+        return Frame(heard, self._f0, max(self._given - fallen, self._floor), self._voiced, gate)
 
     def _is_voiced(self, loudness: float, periodicity: float) -> bool:
         settings = self._settings
