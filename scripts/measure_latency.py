@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from audio_files import load_audio  # noqa: E402
+from causal import StreamingTransfer  # noqa: E402
 from checkpoint import load_model, pretrained_path  # noqa: E402
-from live import StreamingTransfer  # noqa: E402
 
 log = logging.getLogger("measure_latency")
 
