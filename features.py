@@ -149,6 +149,8 @@ class Ears:
 
     def listen(self, samples: np.ndarray) -> Iterator[tuple[float, float, float]]:
         """Take samples [n], yield f0 (Hz), loudness (dB) and periodicity of every frame that is complete."""
+        if not len(samples):  # which scipy refuses
+            return
         weighted, self._state = signal.sosfilt(self._sos, samples.astype(np.float64), zi=self._state)
         self._sound = np.concatenate([self._sound, samples], dtype=np.float32)
         self._power = np.concatenate([self._power, weighted**2])

@@ -1,9 +1,13 @@
 """causal.py: the same sound however it comes in, from what has been heard so far alone."""
 
+import gc
+from collections import deque
 from itertools import pairwise
+from types import FunctionType, ModuleType
 
 import numpy as np
 import pytest
+import torch
 from conftest import melody
 
 from causal import CausalFit, Frame, StreamingTransfer
@@ -40,11 +44,33 @@ def test_any_blocks_make_the_same_sound_and_so_does_a_file(model) -> None:
     given = np.concatenate([song, np.zeros(latency, np.float32)])
     expected = stream(model, given, [160])
     assert np.abs(expected).max() > 0.01 and np.abs(expected[:latency]).max() == 0
-    for sizes in ([len(given)], [1000], [1, 37, 500, 161]):
+    for sizes in ([len(given)], [1000], [1, 37, 0, 500, 161]):
         assert np.array_equal(stream(model, given, sizes), expected)
     result = transfer_causal(iter(np.split(song, [7000])), model)
     assert np.abs(result.audio[: len(song)] - expected[latency:]).max() < 1e-6
     assert len(result.audio) == len(song) and len(result.curves.f0) == len(song) // 160
+
+
+def weigh(thing, seen: set[int]) -> int:
+    """Return the bytes of all samples and tensors, and the entries of all lists, that can be reached from an object."""
+    if id(thing) in seen or isinstance(thing, (type, ModuleType, FunctionType, torch.nn.Module)):
+        return 0
+    seen.add(id(thing))
+    weight = sum(weigh(each, seen) for each in gc.get_referents(thing))
+    if isinstance(thing, torch.Tensor):
+        return weight + thing.untyped_storage().nbytes()
+    if isinstance(thing, np.ndarray):
+        return weight + (thing if thing.base is None else thing.base).nbytes
+    return weight + (len(thing) if isinstance(thing, (list, deque, dict)) else 0)
+
+
+def test_what_it_holds_does_not_grow(model) -> None:
+    streaming, song, weights = StreamingTransfer(model), melody(), []
+    for start in range(0, 3 * RATE, 160):
+        streaming.process(song[start % RATE :][:160])
+        if start % RATE == RATE - 160:
+            weights.append(weigh(streaming, set()))
+    assert len(set(weights)) == 1 and 10_000 < weights[0] < 1_000_000
 
 
 def test_the_tune_is_played_in_time_and_rests_are_silent(model) -> None:
