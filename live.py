@@ -6,6 +6,7 @@ What is played is ``causal.py``; this is the sound card. Headphones keep the ins
 """
 
 import argparse
+import gc
 import logging
 import sys
 import time
@@ -73,8 +74,9 @@ def play_live(stream: StreamingTransfer, rate: int, args: argparse.Namespace) ->
     sounddevice, meter = open_sounddevice(), Meter()
 
     def process(heard: np.ndarray, played: np.ndarray, n_samples: int, clock: Any, status: Any) -> None:
-        played[:, 0] = stream.process(heard[:, 0])
-        meter.heard, meter.played = max(meter.heard, np.abs(heard).max()), max(meter.played, np.abs(played).max())
+        voice = np.nan_to_num(heard[:, 0]).clip(-1, 1)  # one sample that is none would silence all that follow
+        played[:, 0] = stream.process(voice)
+        meter.heard, meter.played = max(meter.heard, np.abs(voice).max()), max(meter.played, np.abs(played).max())
         meter.n_late += bool(status)
 
     devices = (_device_name(args.input_device), _device_name(args.output_device))
@@ -133,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
         model = load_model(args.checkpoint or pretrained_path(args.instrument), "cpu")
         stream = StreamingTransfer(model, args.options)
         stream.process(np.zeros(model.audio.sample_rate, np.float32))  # what is loaded at first use, is loaded now
+        gc.freeze()  # what is there now stays: no garbage collection need walk through it while the card waits
         play_live(stream, model.audio.sample_rate, args)
     except (ValueError, OSError) as error:
         log.error("live.py: %s", error)

@@ -75,10 +75,11 @@ def plot(times: np.ndarray, block_ms: float) -> matplotlib.figure.Figure:
     axes.set(xscale="log", yscale="log", xlabel=f"ms for a block of {block_ms:g} ms", ylabel="blocks")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    axes.set_xticks([tick for tick in (1, 2, 5, 10, 20, 50, 100) if bins[0] <= tick <= bins[-1]], minor=False)
+    axes.set_xticks([tick for tick in (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100) if bins[0] <= tick <= bins[-1]])
+    axes.set_ylim(0.7, 12 * axes.get_ylim()[1])  # room for the legend
     axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes.set_title("live: work for each block of sound")
-    axes.legend()
+    axes.legend(loc="upper right")
     return figure
 
 

@@ -1,10 +1,26 @@
 """live.py: the command line, and the sound card as far as a machine without one can tell."""
 
+import contextlib
+import importlib
+import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import live
+
+ROOT = Path(__file__).parent.parent
+# A sound card of ALSA's that plays nothing and hears nothing (what it gives may be any bits), without hardware.
+NULL_CARD = "pcm.nothing { type null hint { show on description nothing } }\n"
+
+
+def has_sounddevice() -> bool:
+    with contextlib.suppress(ImportError, OSError):
+        return bool(importlib.import_module("sounddevice"))
+    return False
 
 
 def test_without_a_sound_device_it_says_what_is_missing(write_checkpoint, monkeypatch, caplog, capsys) -> None:
@@ -15,6 +31,24 @@ def test_without_a_sound_device_it_says_what_is_missing(write_checkpoint, monkey
         with pytest.raises(SystemExit):
             live.parse_args(flags)
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not (has_sounddevice() and sys.platform == "linux"), reason="needs sounddevice, and ALSA")
+def test_it_plays_through_a_sound_card_until_ctrl_c(write_checkpoint, tmp_path: Path) -> None:
+    (tmp_path / ".asoundrc").write_text(NULL_CARD)
+    command = [sys.executable, "live.py", "--checkpoint", str(write_checkpoint())]
+    shared = {"cwd": ROOT, "env": {**os.environ, "HOME": str(tmp_path)}, "text": True}
+    refused = subprocess.run([*command, "--input_device", "flute"], **shared, capture_output=True, check=False)
+    assert refused.returncode == 1 and "no sound device can be opened" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    flags = ["--input_device", "nothing", "--output_device", "0"]
+    with subprocess.Popen([*command, *flags], **shared, stderr=subprocess.PIPE) as playing:
+        said = ""
+        while said.count("late") < 3 and playing.poll() is None:
+            said += playing.stderr.read(1)
+        playing.send_signal(signal.SIGINT)
+        assert playing.wait(60) == 130
+    assert "latency: 52 ms here, 10 ms a block" in said and "instrument" in said
 
 
 def test_the_level_meter() -> None:
