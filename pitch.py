@@ -168,26 +168,19 @@ def _best_path(activation: np.ndarray) -> np.ndarray:
     """
     if not activation.any():  # digital silence
         return np.zeros(len(activation), dtype=np.int64)
-    reach = 11
+    reach, n_frames = 11, len(activation)
     log_step = np.log(12.0 - np.abs(np.arange(-reach, reach + 1)))  # (23,)
-    score = np.full(N_BINS + 2 * reach, -np.inf)
-    score[reach:-reach] = activation[0]
-    candidates = np.lib.stride_tricks.sliding_window_view(score, 2 * reach + 1)  # a view: it follows score
-    back = np.zeros(activation.shape, dtype=np.int16)
-    rows = np.arange(N_BINS)
-    for t in range(1, len(activation)):
-        arriving = candidates + log_step
-        best = arriving.argmax(axis=1)
-        back[t] = rows + best - reach
-        score[reach:-reach] = arriving[rows, best] + activation[t]
-    return _trace_back(back, int(score[reach:-reach].argmax()))
-
-
-def _trace_back(back: np.ndarray, last: int) -> np.ndarray:
-    path = np.empty(len(back), dtype=np.int64)
-    path[-1] = last
-    for t in range(len(back) - 1, 0, -1):
-        path[t - 1] = back[t, path[t]]
+    scores = np.full((n_frames, reach + N_BINS + reach), -np.inf)
+    scores[0, reach:-reach] = activation[0]
+    origins = np.lib.stride_tricks.sliding_window_view(scores, len(log_step), axis=1)  # (T, 360, 23), a view
+    arriving = np.empty((len(log_step), N_BINS))
+    for t in range(1, n_frames):
+        np.add(origins[t - 1].T, log_step[:, None], out=arriving)
+        np.add(arriving.max(axis=0), activation[t], out=scores[t, reach:-reach])
+    path = np.empty(n_frames, dtype=np.int64)
+    path[-1] = scores[-1, reach:-reach].argmax()
+    for t in range(n_frames - 1, 0, -1):  # only here is it asked whence the best came
+        path[t - 1] = path[t] - reach + (origins[t - 1, path[t]] + log_step).argmax()
     return path
 
 

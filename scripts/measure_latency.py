@@ -106,6 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         voice, size = load_audio(args.input, rate), round(args.block_ms * rate / 1000)
         measure(stream, voice, size, 50)  # what is slow only once
         gc.collect()
+        gc.freeze()  # as live.py does
         times, memory = measure(stream, voice, size, max(1, round(args.seconds * 1000 / args.block_ms)))
         args.output.parent.mkdir(parents=True, exist_ok=True)
         plot(times, args.block_ms).savefig(args.output, dpi=150)
