@@ -74,7 +74,8 @@ class _FirstLayer(_Layer):
         order = _fold(np.arange(_POSITIONS // 2))
         self.register_buffer("order", torch.from_numpy(np.argsort(order)[::-1].copy()))
         self.register_buffer("places", torch.from_numpy(_pairs(order)))
-        self.register_buffer("spectra", _polyphase_spectra(kernel))  # (4, C, F)
+        # (4, C, F, 2): not every device knows complex numbers
+        self.register_buffer("spectra", torch.view_as_real(_polyphase_spectra(kernel)))
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames [T, 1024], a view that overlaps, to [128, T, C] in the order of ``_fold``."""
@@ -93,9 +94,9 @@ class _FirstLayer(_Layer):
     def convolve(self, frame: Tensor) -> Tensor:
         """Do for a frame [1024] that comes alone, and shares nothing, what ``forward`` does."""
         samples = frame - frame.mean()
-        samples = samples / samples.std().clamp_min(1e-10)
-        spectrum = torch.fft.rfft(samples.view(-1, 4).T, n=_CIRCLE)  # (4, F)
-        sums = torch.fft.irfft((self.spectra * spectrum[:, None]).sum(dim=0), n=_CIRCLE).T[self.places]  # (256, C)
+        spectrum = torch.fft.rfft((samples / samples.std().clamp_min(1e-10)).view(-1, 4).T, n=_CIRCLE)  # (4, F)
+        spectrum = (torch.view_as_complex(self.spectra) * spectrum[:, None]).sum(dim=0)  # (C, F)
+        sums = torch.fft.irfft(spectrum, n=_CIRCLE).T[self.places]  # (256, C)
         return self.clamp(torch.maximum(*sums.chunk(2)) + self.bias)[:, None]
 
     def _sums(self, samples: Tensor, n_frames: int, hop_length: int):
