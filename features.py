@@ -80,7 +80,7 @@ def extract_feature_blocks(
     def activations() -> Iterator[np.ndarray]:
         nonlocal loudness
         for sound, power in _frame_blocks(blocks, config):
-            loudness = np.concatenate([loudness, _level(power, config, _margin(config))])
+            loudness = np.concatenate([loudness, _frame_levels(power, config, _margin(config))])
             yield pitch.crepe_activation(
                 sound, config.audio.feature_hop_length, settings.crepe_model, device, margin=_margin(config)
             )
@@ -144,20 +144,29 @@ class Ears:
         self.reach = max(pitch.MARGIN, config.features.loudness_window // 2)
         self._sos = a_weighting_sos(config.audio.feature_rate)
         self._state = np.zeros((len(self._sos), 2))
-        self._held = np.zeros((self.reach, 2))  # samples and their A-weighted power, from ``reach`` before a frame
+        self._sound = np.zeros(self.reach, np.float32)  # from ``reach`` before the frame to come
+        self._power = np.zeros(self.reach)  # of the same samples, A-weighted
 
     def listen(self, samples: np.ndarray) -> Iterator[tuple[float, float, float]]:
         """Take samples [n], yield f0 (Hz), loudness (dB) and periodicity of every frame that is complete."""
+        if not len(samples):  # which scipy refuses
+            return
         weighted, self._state = signal.sosfilt(self._sos, samples.astype(np.float64), zi=self._state)
-        self._held = np.concatenate([self._held, np.stack([samples, weighted**2], axis=1)])
+        self._sound = np.concatenate([self._sound, samples], dtype=np.float32)
+        self._power = np.concatenate([self._power, weighted**2])
         settings, hop_length = self._config.features, self._config.audio.feature_hop_length
-        while len(self._held) >= 2 * self.reach:
-            # The hop that follows the frame's centre is there already; what is asked for ends after the window.
-            sound, power = _split(np.pad(self._held[: 2 * self.reach], ((0, hop_length), (0, 0))))
-            self._held = self._held[hop_length:]
-            activation = pitch.crepe_activation(sound, hop_length, settings.crepe_model, margin=self.reach)
+        while len(self._sound) >= 2 * self.reach:
+            sound = _around(self._sound, self.reach, 2 * pitch.MARGIN)
+            activation = pitch.frame_activation(sound, settings.crepe_model)
             (f0,), (periodicity,) = pitch.find_peaks(activation, settings.f0_min, settings.f0_max)
-            yield float(f0), float(_level(power, self._config, self.reach)[0]), float(periodicity)
+            loudness = _level(_around(self._power, self.reach, settings.loudness_window)[None], self._config)
+            self._sound, self._power = self._sound[hop_length:], self._power[hop_length:]
+            yield float(f0), float(loudness[0]), float(periodicity)
+
+
+def _around(samples: np.ndarray, centre: int, length: int) -> np.ndarray:
+    """Return a window of samples around one of them, as a view."""
+    return samples[centre - length // 2 :][:length]
 
 
 # --- loudness -----------------------------------------------------------------------------------
@@ -199,7 +208,7 @@ def _match_lowpass(cutoff: float) -> tuple[float, float]:
 def extract_loudness(audio: np.ndarray, config: Config) -> np.ndarray:
     """Return the A-weighted RMS level in dB re full scale under a Hann window centred on each frame: float32 [T]."""
     margin = _margin(config)
-    return np.concatenate([_level(power, config, margin) for _, power in _frame_blocks([audio], config)])
+    return np.concatenate([_frame_levels(power, config, margin) for _, power in _frame_blocks([audio], config)])
 
 
 def _weigh(blocks: Iterable[np.ndarray], config: Config) -> Iterator[np.ndarray]:
@@ -211,15 +220,25 @@ def _weigh(blocks: Iterable[np.ndarray], config: Config) -> Iterator[np.ndarray]
         yield np.stack([block, weighted**2], axis=1)
 
 
-def _level(power: np.ndarray, config: Config, margin: int) -> np.ndarray:
+def _frame_levels(power: np.ndarray, config: Config, margin: int) -> np.ndarray:
     """Return dB, float32 [T], of weighted power with margins at both ends."""
     hop_length, window_length = config.audio.feature_hop_length, config.features.loudness_window
     windows = np.lib.stride_tricks.sliding_window_view(power[margin - window_length // 2 :], window_length)
-    frames = windows[: len(power) - 2 * margin : hop_length]
-    window = signal.get_window("hann", window_length)
-    # einsum reads the overlapping windows in place; a matrix product would first copy them all.
-    level = 10 * np.log10(np.einsum("tw,w->t", frames, window / window.sum()) + _SMALLEST)
+    return _level(windows[: len(power) - 2 * margin : hop_length], config)
+
+
+def _level(frames: np.ndarray, config: Config) -> np.ndarray:
+    """Return dB, float32 [T], of windows [T, loudness_window] of weighted power."""
+    # einsum reads windows that overlap in place; a matrix product would first copy them all.
+    level = 10 * np.log10(np.einsum("tw,w->t", frames, _hann(frames.shape[1])) + _SMALLEST)
     return np.maximum(level, config.features.loudness_floor).astype(np.float32)
+
+
+@functools.cache
+def _hann(length: int) -> np.ndarray:
+    """Return a Hann window whose sum is one."""
+    window = signal.get_window("hann", length)
+    return window / window.sum()
 
 
 # --- pitch --------------------------------------------------------------------------------------

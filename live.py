@@ -2,150 +2,26 @@
 
     ./venv/bin/python live.py --instrument trumpet
 
-Nothing is known of what comes later, so register and level are fixed beforehand, a note begins and ends by a gate
-with hysteresis, and a pitch is the median of the last three. Headphones keep the instrument out of the microphone.
+What is played is ``causal.py``; this is the sound card. Headphones keep the instrument out of the microphone.
 """
 
 import argparse
+import gc
 import logging
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
+from causal import StreamingTransfer
 from checkpoint import load_model, pretrained_path
 from conditioning import TransferOptions
-from curves import Curves
-from features import Ears
-from model import NeuralGuitar, Sound
-from player import Player
 
-_DEFAULTS = TransferOptions()
-# What needs the whole recording, or the notes to come.
-WHOLE_ONLY = ("fold", "autotune", "key", "smoothing", "output_rate")
 log = logging.getLogger("live")
-
-
-class Frame(NamedTuple):
-    """What was heard in a frame, and what is played."""
-
-    heard: tuple[float, float, float]  # f0 in Hz, loudness in dB, periodicity
-    f0: float  # Hz
-    loudness: float  # dB
-    voiced: bool
-    gate: float  # 0..1
-
-
-def curves_of(frames: list[Frame]) -> Curves:
-    """Return what was played as curves."""
-    heard, f0, loudness, voiced, gate = zip(*frames)
-    periodicity = [each[2] for each in heard]
-    f0, loudness, periodicity, gate = (np.array(values, np.float32) for values in (f0, loudness, periodicity, gate))
-    return Curves(f0, loudness, periodicity, np.array(voiced), gate)
-
-
-class CausalFit:
-    """Fits frame after frame to the model's instrument, as ``conditioning.fit`` does a whole melody."""
-
-    def __init__(self, model: NeuralGuitar, options: TransferOptions) -> None:
-        config, settings = model.settings, model.settings.transfer
-        middle = model.statistics["f0_quantiles"][50]
-        octaves = round(float(np.log2(middle / settings.live_f0))) if options.fit else 0
-        register = 12.0 * octaves if options.semitones is None else options.semitones
-        wanted = model.statistics["loudness_quantiles"][settings.loudness_anchor]
-        self.semitones = register + options.transpose
-        self.gain = (wanted - settings.live_loudness if options.fit else 0.0) + options.loudness_offset  # dB
-        self._floor, self._ceiling = config.features.loudness_floor, 0.0
-        if options.fit:
-            self._ceiling = model.statistics["loudness_quantiles"][-1]
-        self._settings, self._opening = settings, settings.live_gate + options.gate_offset
-        self._n_release = config.audio.seconds_to_frames(settings.release_seconds)
-        self._n_fade = max(1, config.audio.seconds_to_frames(settings.gate_fade_seconds))
-        self._last = deque(maxlen=3)  # f0 of the note's newest frames
-        self._f0, self._given = middle, self._floor
-        self._voiced, self._since, self._openness = False, self._n_release, 0.0
-
-    def fit(self, heard: tuple[float, float, float]) -> Frame:
-        """Fit the next frame."""
-        f0, loudness, periodicity = heard
-        self._voiced = self._is_voiced(loudness, periodicity)
-        if self._voiced:
-            self._since = 0
-            self._last.append(f0 * 2 ** (self.semitones / 12))
-            self._f0 = float(np.median(self._last))
-            self._given = min(loudness + self.gain, self._ceiling)
-        else:
-            self._since += 1
-            self._last.clear()
-        fallen = self._settings.release_fall * self._since / max(1, self._n_release)
-        # The gate closes over the last frames of the release, so that nothing is cut off.
-        sounds = self._since <= self._n_release - self._n_fade
-        self._openness += np.clip(float(sounds) - self._openness, -1 / self._n_fade, 1 / self._n_fade)
-        gate = np.sin(self._openness * np.pi / 2) ** 2
-        return Frame(heard, self._f0, max(self._given - fallen, self._floor), self._voiced, float(gate))
-
-    def _is_voiced(self, loudness: float, periodicity: float) -> bool:
-        settings = self._settings
-        if self._voiced:
-            below = self._opening - settings.gate_hysteresis
-            return periodicity > settings.sustained_periodicity and loudness > below
-        return periodicity > settings.voiced_periodicity and loudness > self._opening
-
-
-class StreamingTransfer:
-    """A voice in, an instrument out, in blocks of any sizes: the sound does not depend on them, to the bit.
-
-    ``latency`` is by how many samples the output lags behind the input, blocks aside: half of CREPE's window, and
-    the frames that a ``Player`` is behind.
-    """
-
-    def __init__(self, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0) -> None:
-        """Take a model from ``checkpoint.load_model``.
-
-        Raises:
-            ValueError: an option that needs the whole recording, or a model that does not play at the features' rate.
-        """
-        audio = model.settings.audio
-        for name in WHOLE_ONLY:
-            if getattr(options, name) != getattr(_DEFAULTS, name):
-                raise ValueError(f"{name} needs the whole recording; it cannot be had while the voice comes in")
-        if audio.feature_rate != audio.sample_rate:
-            raise ValueError(f"a model of {audio.sample_rate} Hz cannot be played live, only {audio.feature_rate} Hz")
-        self.fitting, self._ears = CausalFit(model, options), Ears(model.settings)
-        self._player, self._device = Player(model, options.noise_balance, seed), next(model.parameters()).device
-        self._peak = 10 ** (model.settings.transfer.max_peak / 20)
-        self.rate = audio.sample_rate
-        self.latency = self._ears.reach + self._player.latency * audio.hop_length - 1
-        self._ready = np.zeros(self.latency, np.float32)
-
-    def process(self, block: np.ndarray) -> np.ndarray:
-        """Take the next samples [n] and return as many, which belong ``latency`` samples earlier."""
-        parts = [sound.audio[0].cpu().numpy() for _, sound in self.advance(block)]
-        self._ready = np.concatenate([self._ready, *parts])
-        played, self._ready = self._ready[: len(block)], self._ready[len(block) :]
-        return played
-
-    def advance(self, block: np.ndarray) -> Iterator[tuple[Frame, Sound]]:
-        """Take the next samples [n]; yield each frame that is complete, and the sound that it completes."""
-        for heard in self._ears.listen(block):
-            frame = self.fitting.fit(heard)
-            values = (torch.full((1, 1, 1), value, device=self._device) for value in frame[1:3] + frame[4:])
-            sound, _ = self._player.play(*values)
-            yield frame, self._limit(sound)
-
-    def _limit(self, sound: Sound) -> Sound:
-        """Clip what is too loud; how loud it will be nobody knows."""
-        scale = (self._peak / sound.audio.abs().clamp(min=1e-9)).clamp(max=1.0)
-        return Sound(sound.harmonic * scale, sound.noise * scale)
-
-
-# --- the microphone -------------------------------------------------------------------------------
 
 
 class AudioDeviceError(ValueError):
@@ -198,8 +74,9 @@ def play_live(stream: StreamingTransfer, rate: int, args: argparse.Namespace) ->
     sounddevice, meter = open_sounddevice(), Meter()
 
     def process(heard: np.ndarray, played: np.ndarray, n_samples: int, clock: Any, status: Any) -> None:
-        played[:, 0] = stream.process(heard[:, 0])
-        meter.heard, meter.played = max(meter.heard, np.abs(heard).max()), max(meter.played, np.abs(played).max())
+        voice = np.nan_to_num(heard[:, 0]).clip(-1, 1)  # one sample that is none would silence all that follow
+        played[:, 0] = stream.process(voice)
+        meter.heard, meter.played = max(meter.heard, np.abs(voice).max()), max(meter.played, np.abs(played).max())
         meter.n_late += bool(status)
 
     devices = (_device_name(args.input_device), _device_name(args.output_device))
@@ -258,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
         model = load_model(args.checkpoint or pretrained_path(args.instrument), "cpu")
         stream = StreamingTransfer(model, args.options)
         stream.process(np.zeros(model.audio.sample_rate, np.float32))  # what is loaded at first use, is loaded now
+        gc.freeze()  # what is there now stays: no garbage collection need walk through it while the card waits
         play_live(stream, model.audio.sample_rate, args)
     except (ValueError, OSError) as error:
         log.error("live.py: %s", error)

