@@ -89,9 +89,10 @@ def play_live(stream: StreamingTransfer, rate: int, args: argparse.Namespace) ->
             cards = 1000 * sum(opened.latency)
             own = 1000 * stream.latency / rate
             log.info("latency: %.0f ms here, %.0f ms a block, %.0f ms in the sound card", own, args.block_ms, cards)
-            while True:
+            while opened.active:
                 time.sleep(0.1)
                 print(f"\r{meter.draw()} ", end="", file=sys.stderr, flush=True)
+            raise AudioDeviceError("the sound device has stopped; is it still plugged in?")
     except (sounddevice.PortAudioError, ValueError) as error:
         raise AudioDeviceError(f"no sound device can be opened ({error}); see --list_devices") from error
 

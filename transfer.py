@@ -8,15 +8,21 @@ This is the command line: files and folders in and out. What it does with them i
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
+import signal
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 from tqdm import tqdm
 
 from checkpoint import load_model, pretrained_path
@@ -42,7 +48,9 @@ _DEFAULTS = TransferOptions()
 log = logging.getLogger("transfer")
 
 
-def transfer_file(source: Path, target: Path, model: NeuralGuitar, args: argparse.Namespace) -> Transfer:
+def transfer_file(
+    source: Path, target: Path, model: NeuralGuitar, args: argparse.Namespace, has_bar: bool = True
+) -> Transfer:
     """Transfer one file to another, with stems beside it, and curves and notes, if asked for."""
     if args.controls:
         result = transfer_curves(read_curves(source, model.settings), model, args.options)
@@ -50,7 +58,7 @@ def transfer_file(source: Path, target: Path, model: NeuralGuitar, args: argpars
         result = transfer_midi(source, model, args.options)
     else:
         blocks = read_blocks(source, model.settings.audio.feature_rate)
-        with _progress_bar() as show:
+        with _progress_bar(has_bar) as show:
             play_voice = transfer_causal if args.causal else transfer_blocks
             result = play_voice(blocks, model, args.options, progress=show)
     write_blocks(target, result.blocks(), result.sample_rate)
@@ -65,10 +73,10 @@ def transfer_file(source: Path, target: Path, model: NeuralGuitar, args: argpars
 
 
 @contextlib.contextmanager
-def _progress_bar() -> Iterator[Progress]:
+def _progress_bar(wanted: bool) -> Iterator[Progress]:
     """Give a progress that draws a bar on a terminal, if it takes more than some seconds."""
     shape = "{desc}: {bar} {n:.0f} %, {remaining} left"
-    with tqdm(total=100, delay=3, leave=False, disable=None, bar_format=shape) as bar:
+    with tqdm(total=100, delay=3, leave=False, disable=None if wanted else True, bar_format=shape) as bar:
 
         def show(step: str, share: float) -> None:
             bar.set_description(step, refresh=False)
@@ -98,6 +106,7 @@ def write_blocks(path: Path, blocks: Iterable[np.ndarray], sample_rate: int) -> 
 
 
 def _create(path: Path, kind: str, sample_rate: int) -> soundfile.SoundFile:
+    path.touch()  # libsndfile would not say why it cannot be made
     return soundfile.SoundFile(path, "w", sample_rate, channels=1, format=kind)
 
 
@@ -129,7 +138,7 @@ def plan_files(source: Path, target: Path, instrument: str) -> list[tuple[Path, 
         return [(source, target)]
     if target.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"--output {target} lies in --input {source}; the next run would play it too")
-    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
         raise ValueError(f"{source} holds no sound files ({', '.join(sorted(SUFFIXES))})")
     if target.is_file():
@@ -142,16 +151,45 @@ def plan_files(source: Path, target: Path, instrument: str) -> list[tuple[Path, 
 def transfer_all(jobs: list[tuple[Path, Path]], model: NeuralGuitar, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Transfer every file; a failed one is named and the rest go on. Returns the reports of those that worked."""
     reports = []
-    for source, target in jobs:
-        try:
-            result = transfer_file(source, target, model, args)
-        except (ValueError, OSError) as error:
-            message = str(error) if str(source) in str(error) else f"{source}: {error}"
-            log.error("transfer.py: %s", message)
+    for (source, target), outcome in zip(jobs, _play_all(jobs, model, args)):
+        if isinstance(outcome, str):
+            log.error("transfer.py: %s", outcome)
             continue
-        reports.append({"input": str(source), "output": str(target), **result.report})
-        print(f"{target}: {describe(result.report)}", file=sys.stdout)
+        reports.append({"input": str(source), "output": str(target), **outcome})
+        print(f"{target}: {describe(outcome)}", file=sys.stdout)
     return reports
+
+
+def _play_all(
+    jobs: list[tuple[Path, Path]], model: NeuralGuitar, args: argparse.Namespace
+) -> Iterator[dict[str, Any] | str]:
+    """Yield what ``_play`` returns for each job, in their order; many are shared out among processes."""
+    n_workers = min(args.num_workers, len(jobs) // 2)  # a process takes seconds to start
+    if n_workers < 2 or next(model.parameters()).device.type != "cpu":
+        yield from (_play(job, model, args) for job in jobs)
+        return
+    pool = ProcessPoolExecutor(n_workers, get_context("spawn"), _begin_worker)
+    try:
+        yield from pool.map(functools.partial(_play, model=model, args=args, has_bar=False), jobs)
+    except BrokenProcessPool as error:
+        raise ValueError("a worker died, probably for want of memory; try --num_workers 1") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that shares the work out
+    torch.set_num_threads(1)
+
+
+def _play(
+    job: tuple[Path, Path], model: NeuralGuitar, args: argparse.Namespace, has_bar: bool = True
+) -> dict[str, Any] | str:
+    """Transfer a file; return the report, or what went wrong in a sentence."""
+    try:
+        return transfer_file(*job, model, args, has_bar).report
+    except (ValueError, OSError) as error:
+        return str(error) if str(job[0]) in str(error) else f"{job[0]}: {error}"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -169,7 +207,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--midi", type=Path, help="write the notes, with bends, as a MIDI file")
     parser.add_argument("--report", type=Path, help="write what was done as JSON")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
+    parser.add_argument(
+        "--num_workers", type=int, default=torch.get_num_threads(), help="processes for a folder (default: all cores)"
+    )
     args = parser.parse_args(argv)
+    if args.num_workers < 1:
+        parser.error("--num_workers must be at least 1")
+    if args.causal and (args.controls or args.input.suffix.lower() in _MIDI):
+        parser.error("--causal plays a recording, not curves or notes")
     if args.instrument and args.checkpoint:
         parser.error("give --instrument or --checkpoint, not both: a checkpoint knows its instrument")
     try:

@@ -292,6 +292,20 @@ def test_a_folder_does_them_all_and_names_what_failed(
     assert written == ["a.flac_trumpet.wav", "a.wav_trumpet.wav", "sub/a.wav_trumpet.wav"]
 
 
+def test_processes_share_a_folder(checkpoint_path: Path, tmp_path: Path, caplog, capsys) -> None:
+    for number in range(4):
+        soundfile.write(tmp_path / f"{number}.wav", sing(200.0 + 20 * number, 0.5), RATE)
+    (tmp_path / "2.wav").write_text("no sound")
+    for number in (1, 2):
+        flags = ("--num_workers", number, "--output", tmp_path.parent / f"out{number}")
+        assert run("--input", tmp_path, "--checkpoint", checkpoint_path, *flags) == 1
+    assert caplog.text.count("2.wav cannot be read as sound") == 2
+    said = [line.split(":")[0].rpartition("/")[2] for line in capsys.readouterr().out.splitlines()]
+    assert said == 2 * ["0.wav_trumpet.wav", "1.wav_trumpet.wav", "3.wav_trumpet.wav"]
+    for name in said[:3]:
+        assert (tmp_path.parent / "out1" / name).read_bytes() == (tmp_path.parent / "out2" / name).read_bytes()
+
+
 def test_bad_input_is_one_sentence_and_exit_1(checkpoint_path: Path, tmp_path: Path, caplog) -> None:
     (tmp_path / "text.wav").write_text("hello")
     soundfile.write(tmp_path / "good.wav", sing(220.0), RATE)
@@ -383,6 +397,9 @@ def test_flags_that_cannot_be_meant(checkpoint_path: Path, tmp_path: Path, capsy
         (("--input", "a.wav", "--output_rate", "96000"), "output_rate should be between 8000 and 48000"),
         (("--controls", "a.csv", "--autotune", "1"), "played as they stand"),
         (("--controls", "a.csv", "--input", "a.wav"), "not allowed with"),
+        (("--controls", "a.csv", "--causal"), "--causal plays a recording"),
+        (("--input", "a.mid", "--causal"), "--causal plays a recording"),
+        (("--input", "a.wav", "--num_workers", "0"), "must be at least 1"),
         ((), "one of the arguments --input --controls is required"),
     ]
     for flags, message in cases:
