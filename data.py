@@ -143,15 +143,19 @@ def _check_shapes(path: Path, recording: Recording) -> None:
 
 
 def find_recordings(data_dir: Path) -> list[Path]:
-    """Return the processed files under a folder, sorted.
+    """Return the processed files under a folder, sorted; none of hidden folders, where downloads arrive.
 
     Raises:
         ValueError: there are none.
     """
-    paths = sorted(data_dir.rglob("*.pt"))
+    paths = sorted(path for path in data_dir.rglob("*.pt") if not _is_hidden(path.relative_to(data_dir)))
     if not paths:
         raise ValueError(f"{data_dir} holds no .pt files; run preprocess.py first")
     return paths
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parent.parts)
 
 
 class Span(NamedTuple):
@@ -211,7 +215,7 @@ def _read_entries(data_dir: Path, config: Config) -> list[tuple[Path, _Entry]]:
     """Return what is to be known of each file, opening only those that the folder's index does not know."""
     known = _load_index(data_dir / _INDEX, config)
     entries, n_new = [], 0
-    for path in tqdm(find_recordings(data_dir), desc="reading recordings", unit="file", delay=2):
+    for path in tqdm(find_recordings(data_dir), desc="reading recordings", unit="file", delay=2, disable=None):
         status = path.stat()
         stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
         entry = known.get(str(path.relative_to(data_dir)))

@@ -194,7 +194,8 @@ class Trainer:
         size = self.config.train.batch_size
         return tqdm(
             desc=f"epoch {self.progress.epoch + 1}", unit="it", total=-(-n_crops // size),
-            initial=self.progress.position_in_epoch // size, disable=not self.ranks.is_first,
+            initial=self.progress.position_in_epoch // size,
+            disable=None if self.ranks.is_first else True,  # None: quiet where nobody watches
         )  # fmt: skip
 
     def _batches(

@@ -77,7 +77,7 @@ def inspect(data_dir: Path, config: Config, annotations: Path | None = None) -> 
     if annotations and not annotated:
         raise ValueError(f"{annotations} holds neither F0s_*.txt (URMP) nor *.jams (GuitarSet)")
     measured, unreadable, stale, errors = [], [], [], np.zeros(2, int)
-    for path in tqdm(find_recordings(data_dir), unit="file", desc="inspect", leave=False):
+    for path in tqdm(find_recordings(data_dir), unit="file", desc="inspect", leave=False, disable=None):
         try:
             recording = load_recording(path)
         except ValueError as error:

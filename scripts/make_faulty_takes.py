@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     takes = make_takes(np.random.default_rng(args.seed), args.notes)
     try:
-        for name, take in tqdm(takes.items(), unit="file", desc="write", leave=False):
+        for name, take in tqdm(takes.items(), unit="file", desc="write", leave=False, disable=None):
             path = args.output_dir / name
             path.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(path, take, RATE)

@@ -411,7 +411,7 @@ def write_set(args: argparse.Namespace) -> tuple[int, int]:
     pool = ThreadPoolExecutor(args.num_workers)  # each thread waits for a FluidSynth of its own
     try:
         jobs = [pool.submit(write, i) for i in range(math.ceil(args.minutes * 60 / FILE_SECONDS))]
-        written = sum(job.result() for job in tqdm(as_completed(jobs), total=len(jobs), unit="file"))
+        written = sum(job.result() for job in tqdm(as_completed(jobs), total=len(jobs), unit="file", disable=None))
     finally:
         pool.shutdown(cancel_futures=True)
     return written, len(jobs) - written

@@ -223,6 +223,9 @@ def test_find_recordings(tmp_path):
     for name in ("b.pt", "inside/a.pt", "c.pt.part", "d.wav"):
         (tmp_path / name).touch()
     assert find_recordings(tmp_path) == [tmp_path / "b.pt", tmp_path / "inside" / "a.pt"]
+    (tmp_path / ".incoming").mkdir()
+    (tmp_path / ".incoming" / "unchecked.pt").touch()
+    assert find_recordings(tmp_path) == [tmp_path / "b.pt", tmp_path / "inside" / "a.pt"]
 
 
 # --- split --------------------------------------------------------------------------------------

@@ -59,13 +59,16 @@ def test_reads_formats_rates_and_stereo(tmp_path: Path, suffix: str, rate: int) 
     assert abs(1200 * np.log2(float(recording.f0[0, 50, 0]) / 440)) < 15
 
 
-def test_files_of_one_name_do_not_overwrite_each_other(raw: Path, tmp_path: Path) -> None:
+def test_files_of_one_name_do_not_overwrite_each_other(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     (raw / "more").mkdir()
     soundfile.write(raw / "more" / "rendered_trumpet_0.wav", tone(f0=330), 16000)
     soundfile.write(raw / "rendered_trumpet_0.flac", tone(f0=220), 16000)
     assert run("--input_dir", raw, "--output_dir", tmp_path / "out") == 0
     pitches = sorted(float(load_recording(path).f0[0, 50, 0]) for path in (tmp_path / "out").rglob("*.pt"))
     assert np.allclose(pitches, [220, 330, 440], rtol=0.01)
+    assert capsys.readouterr().err.count("\r") == 2  # where nobody watches, at the beginning and the end
 
 
 def test_instrument_may_ask_for_a_larger_crepe(raw: Path, tmp_path: Path) -> None:
