@@ -261,7 +261,8 @@ def test_louder_is_brighter_at_each_pitch_and_in_tune(name):
         steps = [a_weighted_db(cut(shaped, i, i + 0.85)) - a_weighted_db(cut(raw, i, i + 0.85)) for i in range(4)]
         assert steps == pytest.approx([0] * 4, abs=1.0)
         heard = [measure_pitch(cut(audio, 3.3, 3.6)) for audio in (raw, shaped)]
-        assert heard[1] == pytest.approx(heard[0], abs=0.05)  # a string's partials are not quite harmonic
+        # A string's partials are not quite harmonic: which are the strong ones moves its pitch, by 2.5 cents at most.
+        assert heard[1] == pytest.approx(heard[0], abs={"guitar": 0.04, "trumpet": 0.005}[name])
 
 
 @needs_fluidsynth
@@ -297,9 +298,11 @@ def test_dynamics_span_over_25_db_and_peak_is_3_db_down(name):
     audio = gain * shape(render(pair, ins.program, 2.2), pair, name)
     assert level_db(cut(audio, 1.1, 1.9)) - level_db(cut(audio, 0.1, 0.9)) > 25
     assert 20 * np.log10(np.abs(audio).max()) < rd.PEAK + 0.1
-    loudest = [make_tone(ins.low + i, 0.3 * i, 0.25, velocity=127) for i in range(ins.high - ins.low + 1)]
-    everything = gain * shape(render(loudest, ins.program, 0.3 * len(loudest)), loudest, name)
-    assert 20 * np.log10(np.abs(everything).max()) == pytest.approx(rd.PEAK, abs=0.4)
+    # As long as those that the gain was measured by: how far a tone is tilted depends on its average spectrum, and
+    # so on its length (0.25 s: 0.3 dB off).
+    loudest = [make_tone(ins.low + i, 0.5 * i, 0.44, velocity=127) for i in range(ins.high - ins.low + 1)]
+    everything = gain * shape(render(loudest, ins.program, 0.5 * len(loudest)), loudest, name)
+    assert 20 * np.log10(np.abs(everything).max()) == pytest.approx(rd.PEAK, abs=0.05)
 
 
 @needs_fluidsynth
