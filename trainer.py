@@ -30,7 +30,8 @@ from checkpoint import (
     save_checkpoint,
 )
 from config import Config, TrainConfig, training_changes
-from data import Corpus, CropDataset, build_dataset, measure_statistics
+from corpus import Corpus, measure_statistics
+from data import CropDataset, build_dataset
 from distributed import ALONE, Ranks
 from loss import MultiResolutionSTFTLoss, StftLoss
 from model import NeuralGuitar, NoiseSource, build_model

@@ -13,7 +13,8 @@ from hub_server import Fault
 from huggingface_hub.utils import close_session, get_session
 
 import streaming
-from data import read_corpus, save_recording
+from corpus import read_corpus
+from data import save_recording
 from hub import INDEX, HubError, Index, RefusedError, UnreachableError, ask, check_repo_id, connect
 from streaming import HubRecordings, build_corpus
 
