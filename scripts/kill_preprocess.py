@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from multiprocessing import get_context
@@ -60,6 +61,7 @@ def start(source: Path, target: Path, num_workers: int) -> BaseProcess:
 
 def _lead(argv: list[str]) -> None:
     os.setsid()
+    tqdm.set_lock(threading.RLock())  # its own is shared with the parent, and would stay locked by who is killed
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
