@@ -125,7 +125,8 @@ def run_jobs(jobs: list[Job], config: Config, num_workers: int) -> Iterator[Outc
 def report(outcomes: Iterable[Outcome], total: int) -> dict[str, int]:
     """Show progress, name each failed file, and return how many were written, skipped and failed."""
     counts = {"written": 0, "skipped": 0, "failed": 0}
-    for outcome in tqdm(outcomes, total=total, unit="file", desc="preprocess"):
+    pause = 0.1 if sys.stderr.isatty() else 30.0  # s; a log file needs no more
+    for outcome in tqdm(outcomes, total=total, unit="file", desc="preprocess", mininterval=pause):
         counts[outcome.status] += 1
         if outcome.status == "failed":
             tqdm.write(f"failed: {outcome.job.source}: {outcome.message}", file=sys.stderr)

@@ -24,7 +24,8 @@ from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils import logging as client_logging
 
 from config import Config
-from data import Corpus, Span, extractor_settings, load_recording, split_takes
+from corpus import Corpus, split_takes
+from data import Span, extractor_settings, load_recording
 from hub import (
     INDEX,
     PATIENCE,
@@ -238,6 +239,7 @@ class HubRecordings:
             try:
                 with lock.acquire(timeout=0):
                     self._look_again()
+                    self._clear_incoming()
                     self._run_workers()
                     shutil.rmtree(self.cache_dir / _INCOMING, ignore_errors=True)
                 break
@@ -250,6 +252,11 @@ class HubRecordings:
                 log.error("%s cannot be locked, so nothing is fetched into it: %s", self.cache_dir, error)
                 break
         self._stop()
+
+    def _clear_incoming(self) -> None:
+        """Delete what a killed process left unchecked; what it left half stays, for the client goes on with it."""
+        for left in (self.cache_dir / _INCOMING).rglob("*.pt"):
+            left.unlink(missing_ok=True)
 
     def _look_again(self) -> None:
         """Take note of what another process has fetched."""

@@ -28,7 +28,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from config import Config, config_to_dict
-from data import Corpus, Span, load_recording
+from corpus import Corpus
+from data import Span, load_recording
 from features import extract_loudness
 from loss import StftLoss
 from model import NeuralGuitar

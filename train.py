@@ -31,7 +31,7 @@ from config import (
     get_device,
     load_config,
 )
-from data import Corpus, read_corpus
+from corpus import Corpus, read_corpus
 from distributed import ALONE, Ranks, joined, read_ranks
 from tracking import MODES, Tracker, choose_run_name, new_run_id
 from trainer import Stopped, Trainer

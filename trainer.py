@@ -30,7 +30,8 @@ from checkpoint import (
     save_checkpoint,
 )
 from config import Config, TrainConfig, training_changes
-from data import Corpus, CropDataset, build_dataset, measure_statistics
+from corpus import Corpus, measure_statistics
+from data import CropDataset, build_dataset
 from distributed import ALONE, Ranks
 from loss import MultiResolutionSTFTLoss, StftLoss
 from model import NeuralGuitar, NoiseSource, build_model
@@ -194,7 +195,8 @@ class Trainer:
         size = self.config.train.batch_size
         return tqdm(
             desc=f"epoch {self.progress.epoch + 1}", unit="it", total=-(-n_crops // size),
-            initial=self.progress.position_in_epoch // size, disable=not self.ranks.is_first,
+            initial=self.progress.position_in_epoch // size,
+            disable=None if self.ranks.is_first else True,  # None: quiet where nobody watches
         )  # fmt: skip
 
     def _batches(

@@ -429,7 +429,7 @@ def plan_pictures(data_dir: Path, output_dir: Path) -> list[tuple[Path, Path]]:
 def visualize_all(jobs: Iterable[tuple[Path, Path]], periodicity_threshold: float, theme: str) -> dict[str, int]:
     """Draw many files; a failed one is named and the rest go on. Returns how many were written and failed."""
     counts = {"written": 0, "failed": 0}
-    for source, target in tqdm(jobs, unit="file", desc="visualize"):
+    for source, target in tqdm(jobs, unit="file", desc="visualize", disable=None):
         try:
             visualize_file(source, target, periodicity_threshold, theme)
             counts["written"] += 1

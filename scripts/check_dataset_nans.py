@@ -102,7 +102,7 @@ def check_folder(data_dir: Path, config: Config, move_bad: Path | None = None) -
     """
     bad = {}
     paths = find_recordings(data_dir)
-    for path in tqdm(paths, desc="checking", unit="file"):
+    for path in tqdm(paths, desc="checking", unit="file", disable=None):
         if problems := find_problems(path, config):
             bad[path] = problems
             moved = f" -> {move(path, data_dir, move_bad)}" if move_bad else ""

@@ -31,7 +31,8 @@ import likeness
 import scorecard
 from checkpoint import load_model, read_checkpoint
 from config import Config, get_device
-from data import Span, load_recording, read_corpus
+from corpus import read_corpus
+from data import Span, load_recording
 from features import SUFFIXES, load_audio, prepare_audio
 from likeness import Timbre, describe_timbre
 from loss import MultiResolutionSTFTLoss

@@ -151,24 +151,31 @@ def count_full_scale_peaks(audio: np.ndarray) -> int:
 def find_hum(audio: np.ndarray, rate: int, least_excess: float) -> tuple[int, float]:
     """Look for the mains in the quietest tenth of the recording.
 
+    Hum is there all the time, while a note that ends in a quiet moment smears over low frequencies only there: so the
+    mains must stand out in nine of ten quiet windows, each looked at alone.
+
     Returns:
         50 or 60 (Hz), and by how many dB its third strongest multiple stands out; (0, 0.0) without hum.
     """
     size = 2 * 8192
-    n_windows = len(audio) // size
-    if not n_windows:
+    windows = _quietest(audio[: len(audio) // size * size].reshape(-1, size))
+    if not len(windows):
         return 0, 0.0
-    windows = audio[: n_windows * size].reshape(n_windows, size)
-    level = np.mean(np.square(windows, dtype=np.float64), axis=1)
-    windows = windows[level > _DIGITAL_SILENCE]
-    level = level[level > _DIGITAL_SILENCE]
-    if not len(level):
-        return 0, 0.0
-    quiet = windows[np.argsort(level)[: max(1, min(len(level) // 10, _MOST_WINDOWS))]]
-    spectrum = 10 * np.log10(_spectra(quiet).mean(axis=0) + 1e-20)
-    excess = {mains: _mains_excess(spectrum, mains, rate / size) for mains in (50, 60)}
+    low = int(6 * 60 * size / rate)  # bins; five multiples and their neighbours
+    spectra = 10 * np.log10(_spectra(windows)[:, :low] + 1e-20)
+    excess = {
+        mains: float(np.quantile([_mains_excess(each, mains, rate / size) for each in spectra], 0.1))
+        for mains in (50, 60)
+    }
     mains = max(excess, key=excess.get)
     return (mains, excess[mains]) if excess[mains] > least_excess else (0, 0.0)
+
+
+def _quietest(windows: np.ndarray) -> np.ndarray:
+    """Return the quietest tenth of windows [M, n], at least two of them; digital silence does not count."""
+    level = np.mean(np.square(windows, dtype=np.float64), axis=1)
+    windows, level = windows[level > _DIGITAL_SILENCE], level[level > _DIGITAL_SILENCE]
+    return windows[np.argsort(level)[: max(2, min(len(level) // 10, _MOST_WINDOWS))]]
 
 
 def _mains_excess(spectrum: np.ndarray, mains: int, width: float) -> float:
@@ -182,16 +189,24 @@ def _mains_excess(spectrum: np.ndarray, mains: int, width: float) -> float:
 
 
 def measure_bleed(loudness: np.ndarray, voiced: np.ndarray, below: float) -> float:
-    """Return the share of the time in which something with a pitch goes on far under the loud frames.
+    """Return the share of the time in which something with a pitch is heard far under the loud frames, up to them.
 
-    What rings on falls, by 5 dB a second at least; what keeps its level through a rest is somebody else.
+    What rings on falls, by 5 dB a second at least. What keeps its level is somebody else or a soft note; but a soft
+    note is led up to, by silence or by others as soft, while somebody else is heard until the loud sound drowns him.
     """
-    span = 20  # frames, over which a level is compared with itself
+    span, reach, step = 20, 25, 20.0  # frames that keep a level; frames beside them, and dB to the loud ones there
     if not voiced.any() or len(loudness) <= span:
         return 0.0
     quiet = voiced & (loudness < np.quantile(loudness[voiced], 0.9) - below)
-    goes_on = quiet[span:] & quiet[:-span] & (loudness[span:] > loudness[:-span] - 1)
-    return float(goes_on.sum() / len(loudness))
+    starts = np.flatnonzero(quiet[span:] & quiet[:-span] & (loudness[span:] > loudness[:-span] - 1))
+    goes_on = np.zeros(len(loudness), bool)
+    goes_on[starts[:, None] + np.arange(span + 1)] = True
+    bleed = 0
+    for (stretch,) in ndimage.find_objects(ndimage.label(goes_on)[0]):
+        beside = loudness[max(0, stretch.start - reach) : stretch.stop + reach]
+        if beside.max() > np.median(loudness[stretch]) + step:
+            bleed += stretch.stop - stretch.start
+    return bleed / len(loudness)
 
 
 def measure_ringing(loudness: np.ndarray, frame_seconds: float) -> float:

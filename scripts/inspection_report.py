@@ -35,10 +35,12 @@ p { margin: 0; } .muted { color: var(--muted); }
 .warn { color: var(--warn); background: var(--warn-soft); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: .75rem; padding: 1.25rem;
   margin-bottom: 1.25rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; margin: 0; }
-dt { color: var(--muted); font-size: .85rem; } dd { margin: 0; font-size: 1.3rem; font-weight: 600; }
+dl { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 1rem 2rem; margin: 0; }
+dt { color: var(--muted); font-size: .85rem; } dd { margin: 0; font-size: 1.3rem; font-weight: 600;
+  white-space: nowrap; }
 ul { list-style: none; margin: 0; padding: 0; } li { padding: .6rem 0; border-top: 1px solid var(--line); }
-li:first-child { border-top: 0; padding-top: 0; } li > details { margin: .35rem 0 0 4.9rem; color: var(--muted); }
+li:first-child { border-top: 0; padding-top: 0; } li > .which { margin: .35rem 0 0 4.9rem; color: var(--muted);
+  overflow-wrap: anywhere; }
 .finding { display: grid; grid-template-columns: 4.4rem 1fr; gap: .5rem; align-items: baseline; }
 .tag { font-size: .8rem; font-weight: 600; padding: .1rem .45rem; border-radius: .3rem; text-align: center;
   white-space: nowrap; }
@@ -79,6 +81,7 @@ def build_page(found: Any, summary: list[tuple[str, str]], marks: dict[str, list
     tone = "bad" if not found.is_fit else "warn" if found.findings else "good"
     tiles = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in summary)
     findings = "".join(map(_finding, found.findings)) or "<li>Nothing stands out.</li>"
+    suspects_first = sorted(found.recordings, key=lambda each: not marks[each.name])
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}: {html.escape(found.verdict)}</title><style>{_style()}</style></head><body><main>
@@ -89,7 +92,7 @@ def build_page(found: Any, summary: list[tuple[str, str]], marks: dict[str, list
 {_picture(found.recordings, config)}
 <section><h2>Recordings</h2><div class="scroll"><table><thead><tr><th>Recording</th><th class="number">Seconds</th>
 <th class="number">Voiced</th><th class="number">Loudest</th><th class="number">Several pitches</th><th>Suspected</th>
-</tr></thead><tbody>{"".join(_row(each, marks[each.name]) for each in found.recordings)}</tbody></table></div></section>
+</tr></thead><tbody>{"".join(_row(each, marks[each.name]) for each in suspects_first)}</tbody></table></div></section>
 </main></body></html>
 """
 
@@ -105,7 +108,9 @@ def _style() -> str:
 def _finding(finding: Any) -> str:
     tone, word = ("bad", "problem") if finding.is_problem else ("warn", "advice")
     names = "<br>".join(map(html.escape, finding.recordings))
-    details = f"<details><summary>which</summary>{names}</details>" if names else ""
+    if len(finding.recordings) > 3:
+        names = f"<details><summary>which</summary>{names}</details>"
+    details = f'<div class="which">{names}</div>' if names else ""
     text = f'<span class="tag {tone}">{word}</span><span>{html.escape(finding.text)}</span>'
     return f'<li><div class="finding">{text}</div>{details}</li>'
 

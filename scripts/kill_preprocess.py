@@ -3,10 +3,11 @@
     ./venv/bin/python scripts/kill_preprocess.py --kills 50
 
 A folder of synthetic recordings is processed once in peace. Then it is processed into another folder by runs that are
-killed (SIGKILL, the workers too) at random moments; each goes on where the one before was killed. After every kill each
-file that stands under its final name must be whole. When the folder is complete it must hold the same bits as the
-undisturbed one; it is emptied, and the next round begins, until there were as many kills as asked for and a last run in
-peace. The moments are drawn by ``--seed``; what is going on at them is not repeatable, and need not be.
+killed (SIGKILL, the workers too) at random moments after their first progress; each goes on where the one before was
+killed. After every kill each file that stands under its final name must be whole. When the folder is complete it must
+hold the same bits as the undisturbed one; it is emptied, and the next round begins, until there were as many kills as
+asked for and a last run in peace. The moments are drawn by ``--seed``; what is going on at them is not repeatable, and
+need not be.
 
 The exit code is 0 if all bits were right, 1 if some were not, 2 for wrong flags.
 """
@@ -16,22 +17,25 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import preprocess
 from data import load_recording
 
-ROOT = Path(__file__).parents[1]
 RATE = 44_100  # Hz, so that they must be resampled
 log = logging.getLogger("kill_preprocess")
 
@@ -47,35 +51,55 @@ def make_recordings(folder: Path, count: int, seconds: float, rng: np.random.Gen
         soundfile.write(folder / f"rendered_trumpet_{number:03}.wav", sound, RATE)
 
 
-def start(source: Path, target: Path, num_workers: int) -> subprocess.Popen:
-    """Start preprocess.py as the leader of a process group."""
-    flags = ["--input_dir", source, "--output_dir", target, "--num_workers", str(num_workers)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([sys.executable, ROOT / "preprocess.py", *flags], start_new_session=True, **quiet)
+def start(source: Path, target: Path, num_workers: int) -> BaseProcess:
+    """Start preprocess.py as the leader of a process group, by a fork, which spares the imports."""
+    flags = ["--input_dir", source, "--output_dir", target, "--num_workers", num_workers]
+    process = get_context("fork").Process(target=_lead, args=([str(flag) for flag in flags],))
+    process.start()
+    return process
+
+
+def _lead(argv: list[str]) -> None:
+    os.setsid()
+    tqdm.set_lock(threading.RLock())  # its own is shared with the parent, and would stay locked by who is killed
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os._exit(preprocess.main(argv))
 
 
 def run_in_peace(source: Path, target: Path, num_workers: int) -> float:
-    """Process everything and return the seconds it took.
+    """Process everything and return the seconds from the first progress to the end.
 
     Raises:
         RuntimeError: preprocess.py failed.
     """
-    started = time.monotonic()
-    if start(source, target, num_workers).wait():
+    process = start(source, target, num_workers)
+    wait_for_progress(process, target)
+    began = time.monotonic()
+    process.join()
+    if process.exitcode:
         raise RuntimeError("preprocess.py fails undisturbed; run it by hand to see why")
-    return time.monotonic() - started
+    return time.monotonic() - began
+
+
+def wait_for_progress(process: BaseProcess, target: Path) -> None:
+    """Wait until a run writes, under whatever name, or ends."""
+    before = set(target.rglob("*"))
+    while process.is_alive() and set(target.rglob("*")) <= before:
+        time.sleep(0.002)
 
 
 def run_and_kill(source: Path, target: Path, num_workers: int, after: float) -> bool:
-    """Start a run and kill all its processes ``after`` seconds; return False if it ended before that."""
+    """Start a run and kill all its processes ``after`` seconds of work; return False if it ended before that."""
     process = start(source, target, num_workers)
-    try:
-        process.wait(after)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return True
-    return False
+    wait_for_progress(process, target)
+    process.join(after)
+    if not process.is_alive():
+        return False
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    return True
 
 
 def read_all(folder: Path) -> dict[str, bytes]:
@@ -94,12 +118,13 @@ def disturb(
     rng, seen = np.random.default_rng(args.seed), Counter()
     with tqdm(total=args.kills, unit="kill") as bar:
         while seen["kills"] < args.kills:
-            killed = run_and_kill(source, target, args.num_workers, rng.uniform(0, seconds))
+            killed = run_and_kill(source, target, args.num_workers, rng.uniform(0, seconds / 2))
             finished = list(target.rglob("*.pt")) if target.exists() else []
             for path in finished:
                 load_recording(path)
             seen["kills"] += killed
-            seen["kills before the first file"] += killed and not finished
+            n_wanted = sum(name.endswith(".pt") for name in expected)
+            seen["kills between the first file and the last"] += killed and 0 < len(finished) < n_wanted
             seen["kills in the middle of writing"] += killed and any(target.rglob("*.part"))
             if not killed:
                 compare(target, expected)
@@ -137,6 +162,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)  # what is forked must not wait for threads that it does not have
     try:
         with tempfile.TemporaryDirectory(prefix="kill_preprocess_") as name:
             source, peace, target = (Path(name, part) for part in ("raw", "undisturbed", "killed"))

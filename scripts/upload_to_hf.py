@@ -110,7 +110,7 @@ def read_folder(data_dir: Path, config: Config) -> Index:
     paths = find_recordings(data_dir)
     entries: list[Entry] = []
     played: dict[str, Path] = {}
-    for path in tqdm(paths, desc="reading", unit="file"):
+    for path in tqdm(paths, desc="reading", unit="file", disable=None):
         recording = load_recording(path, config)
         played.setdefault(recording.instrument, path)
         entries.append(describe(path, data_dir, recording))

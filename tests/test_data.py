@@ -11,7 +11,9 @@ import torch
 from conftest import damaged_pickles, zipped
 from torch.utils.data import DataLoader
 
+import corpus
 import data
+from corpus import measure_statistics, read_corpus
 from data import (
     CropDataset,
     NeuralGuitarDataset,
@@ -20,8 +22,6 @@ from data import (
     build_dataset,
     find_recordings,
     load_recording,
-    measure_statistics,
-    read_corpus,
     save_recording,
 )
 
@@ -223,6 +223,9 @@ def test_find_recordings(tmp_path):
     for name in ("b.pt", "inside/a.pt", "c.pt.part", "d.wav"):
         (tmp_path / name).touch()
     assert find_recordings(tmp_path) == [tmp_path / "b.pt", tmp_path / "inside" / "a.pt"]
+    (tmp_path / ".incoming").mkdir()
+    (tmp_path / ".incoming" / "unchecked.pt").touch()
+    assert find_recordings(tmp_path) == [tmp_path / "b.pt", tmp_path / "inside" / "a.pt"]
 
 
 # --- split --------------------------------------------------------------------------------------
@@ -304,7 +307,7 @@ def test_second_time_no_file_is_opened(write_takes, config, monkeypatch):
     folder = write_takes([f"{i:064x}" for i in range(8)])
     first = read_corpus(folder, config)
     opened = []
-    monkeypatch.setattr(data, "load_recording", lambda path, *_: opened.append(path.name) or load_recording(path))
+    monkeypatch.setattr(corpus, "load_recording", lambda path, *_: opened.append(path.name) or load_recording(path))
     assert read_corpus(folder, config) == first and opened == []
     save_recording(folder / "take_03.pt", load_recording(folder / "take_02.pt"))
     (folder / "take_05.pt").unlink()
@@ -324,7 +327,7 @@ def test_unusable_index_is_made_again(write_takes, config, content):
 
 def test_index_that_cannot_be_written(write_takes, config, monkeypatch):
     folder = write_takes(["a", "b"])
-    monkeypatch.setattr(data.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
+    monkeypatch.setattr(corpus.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
     assert len(read_corpus(folder, config).training) == 2
     assert sorted(path.name for path in folder.iterdir()) == ["take_00.pt", "take_01.pt"]
 
@@ -513,10 +516,10 @@ def test_statistics_of_much_data_are_sampled_evenly(write_takes, config, monkeyp
     folder = write_takes([f"{i}" for i in range(8)], n_frames=500)
     spans = [Span(path, 0, 500) for path in find_recordings(folder)]
     whole = measure_statistics(spans, config)
-    monkeypatch.setattr(data, "_STATISTICS_RECORDINGS", 3)
-    monkeypatch.setattr(data, "_STATISTICS_FRAMES", 300)
+    monkeypatch.setattr(corpus, "_STATISTICS_RECORDINGS", 3)
+    monkeypatch.setattr(corpus, "_STATISTICS_FRAMES", 300)
     opened = []
-    monkeypatch.setattr(data, "load_recording", lambda path: opened.append(path.name) or load_recording(path))
+    monkeypatch.setattr(corpus, "load_recording", lambda path: opened.append(path.name) or load_recording(path))
     sampled = measure_statistics(spans, config)
     assert opened == ["take_00.pt", "take_03.pt", "take_06.pt"]
     # Every fifth of 500 different frames: within five of the whole.

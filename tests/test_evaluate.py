@@ -13,7 +13,8 @@ import soundfile
 from conftest import melody
 
 from checkpoint import load_model, read_checkpoint
-from data import load_recording, read_corpus, save_recording
+from corpus import read_corpus
+from data import load_recording, save_recording
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
 NOTES = (330.0, 392.0, 440.0, 494.0, 523.3, 587.3)

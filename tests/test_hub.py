@@ -13,7 +13,8 @@ from hub_server import Fault
 from huggingface_hub.utils import close_session, get_session
 
 import streaming
-from data import read_corpus, save_recording
+from corpus import read_corpus
+from data import save_recording
 from hub import INDEX, HubError, Index, RefusedError, UnreachableError, ask, check_repo_id, connect
 from streaming import HubRecordings, build_corpus
 
@@ -260,6 +261,21 @@ def test_disk_that_cannot_be_written_ends_the_download(data_set, stream, tmp_pat
     recordings.start()
     finish(recordings)
     assert ".incoming" in caplog.text and "goes on with the 0 recordings" in caplog.text and recordings.failed
+
+
+def test_what_a_killed_download_left_unchecked_is_deleted_at_once(hub, data_set, stream, tmp_path):
+    hub.faults = [Fault("HEAD .*pt", times=10**6, status=503)]  # nothing arrives, so the download never ends
+    recordings = stream()
+    recordings.start()
+    recordings.close()
+    left = tmp_path / "cache" / ".incoming" / "folder" / "take.pt"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    resumable = left.with_suffix(".incomplete")
+    for path in (left, resumable):
+        path.write_bytes(b"unchecked")
+    stream().start()
+    wait_until(lambda: not left.exists())
+    assert resumable.exists()
 
 
 def test_waiting_for_what_cannot_come_ends(hub, data_set, stream):

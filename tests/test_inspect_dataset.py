@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soxr
+import soundfile
 import torch
-from conftest import harmonic_tone, melody
-from scipy import signal
+from conftest import harmonic_tone
 
 from data import save_recording
 from features import extract_loudness
@@ -20,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import inspect_dataset
 import inspection
+import inspection_findings
+import make_faulty_takes
 import pitch_annotations
 
 RATE = 16000
@@ -28,12 +29,8 @@ NOTES = (220.0, 330.0, 262.0, 440.0, 196.0, 294.0)
 
 @pytest.fixture(scope="module")
 def clean():
-    """6 s: six notes, each soft or loud, with rests; all partials under 7.9 kHz, as an instrument has."""
-    levels = np.resize([1.0, 0.25], len(NOTES)).repeat(RATE)
-    notes = [melody((note,), 0.5, 0.5) for note in NOTES]
-    bright = [harmonic_tone(note, 0.5, n_harmonics=35, amplitude=0.1) for note in NOTES]
-    overtones = np.concatenate([np.pad(note * np.hanning(len(note)), (0, RATE - len(note))) for note in bright])
-    return ((np.concatenate(notes) + overtones) * levels).astype(np.float32)
+    """6 s: six notes, each soft or loud, with rests."""
+    return make_faulty_takes.play(list(NOTES), np.random.default_rng(0)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -45,43 +42,11 @@ def inspect_audio(make_recording, config):
 
 
 def faults(measured, config):
-    return [name for name, (test, _) in inspect_dataset.list_faults(config).items() if test(measured)]
-
-
-def add_hum(audio, mains):
-    time = np.arange(len(audio)) / RATE
-    return audio + 0.003 * sum(np.sin(2 * np.pi * mains * k * time) / k for k in range(1, 8))
-
-
-def add_room(audio):
-    rng, time = np.random.default_rng(0), np.arange(2 * RATE) / RATE
-    room = rng.standard_normal(len(time)) * 10 ** (-3 * time / 1.5)
-    return 0.3 * audio + 0.7 * signal.fftconvolve(audio, room / np.sqrt(np.sum(room**2)))[: len(audio)]
-
-
-def strum(audio):
-    chords = [sum(harmonic_tone(note * ratio, 1.0) for ratio in (1, 1.26, 1.5, 1.78)) for note in NOTES]
-    return 0.4 * np.concatenate(chords)
-
-
-def through_a_telephone(audio):
-    return soxr.resample(soxr.resample(audio, RATE, 8000), 8000, RATE)
-
-
-PLANTED = {
-    "silent": lambda audio: 1e-5 * audio,
-    "several pitches at once": strum,
-    "clipped": lambda audio: np.clip(12 * audio, -1, 1),
-    "50 Hz mains hum": lambda audio: add_hum(audio, 50),
-    "60 Hz mains hum": lambda audio: add_hum(audio, 60),
-    "bleed": lambda audio: audio + 0.0015 * harmonic_tone(370, len(audio) / RATE),
-    "reverb": add_room,
-    "nothing over 4 kHz": through_a_telephone,
-}
+    return [name for name, (test, _) in inspection_findings.list_faults(config).items() if test(measured)]
 
 
 def test_every_fault_is_planted(config):
-    assert list(PLANTED) == list(inspect_dataset.list_faults(config))
+    assert list(make_faulty_takes.FAULTS) == list(inspection_findings.list_faults(config))
 
 
 def test_a_clean_take_is_left_alone(clean, inspect_audio, config):
@@ -90,12 +55,47 @@ def test_a_clean_take_is_left_alone(clean, inspect_audio, config):
     assert measured.seconds == 6 and 2.5 < measured.voiced_seconds < 4.0
 
 
-@pytest.mark.parametrize("fault", PLANTED)
+@pytest.mark.parametrize("fault", make_faulty_takes.FAULTS)
 def test_a_planted_fault_is_found(fault, clean, inspect_audio, config):
-    found = faults(inspect_audio(PLANTED[fault](clean)), config)
+    found = faults(inspect_audio(make_faulty_takes.FAULTS[fault](clean)), config)
     assert fault in found
     # A hum is a pitch too, and a chord, a room or a tone in the rests leave no rest to judge the others by.
     assert set(found) - {fault} <= {"several pitches at once", "reverb"}
+
+
+def test_two_faulty_sets_are_written(tmp_path, capsys, caplog):
+    assert make_faulty_takes.main(["--output_dir", str(tmp_path), "--notes", "2"]) == 0
+    assert "17 takes of 2 notes or chords" in capsys.readouterr().out
+    takes = {path.relative_to(tmp_path).as_posix(): soundfile.read(path)[0] for path in tmp_path.rglob("*.wav")}
+    assert sum(name.startswith("strummed/") for name in takes) == 6
+    assert all(2 * RATE <= len(take) <= 3 * RATE for take in takes.values())
+    assert np.abs(takes["broken/clipped.wav"]).max() > 0.99 > np.abs(takes["broken/clean_0.wav"]).max()
+    assert np.allclose(takes["broken/clean_1_softer.wav"], takes["broken/clean_1.wav"] / 2, atol=1e-4)
+    (tmp_path / "file").touch()
+    assert make_faulty_takes.main(["--output_dir", str(tmp_path / "file")]) == 1
+    assert "make_faulty_takes.py:" in caplog.text
+    with pytest.raises(SystemExit):
+        make_faulty_takes.main(["--output_dir", str(tmp_path), "--notes", "1"])
+
+
+def test_what_hums_in_one_quiet_moment_alone_is_no_mains(config):
+    excess, noise = config.inspect.hum_excess, np.random.default_rng(0).standard_normal(24 * RATE)
+    audio = noise * np.where(np.arange(len(noise)) < 3 * RATE, 1e-4, 1e-2)
+    audio[:RATE] += harmonic_tone(60, 1.0, amplitude=2e-4)
+    assert inspection.find_hum(audio, RATE, excess) == (0, 0.0)
+    audio[: 3 * RATE] += harmonic_tone(60, 3.0, amplitude=2e-4)
+    assert inspection.find_hum(audio, RATE, excess)[0] == 60
+
+
+def test_soft_notes_are_no_bleed(config):
+    """Loudness alone decides: three seconds of a soft note after silence, then a crescendo; or right up to the loud."""
+    silence, loud = np.full(100, -80.0), np.full(400, -15.0)
+    soft, crescendo = np.full(300, -55.0), np.linspace(-55, -15, 200)
+    played = np.concatenate([loud, silence, soft, crescendo, loud, silence])
+    others = np.concatenate([loud, soft, loud, silence])
+    for loudness, is_bleed in ((played, False), (others, True)):
+        share = inspection.measure_bleed(loudness, loudness > -80, config.inspect.bleed_level)
+        assert (share > config.inspect.bleed_share) == is_bleed, share
 
 
 def test_copies(clean, inspect_audio):
@@ -104,10 +104,10 @@ def test_copies(clean, inspect_audio):
     assert one.sha256 == other.sha256 != softer.sha256
     assert [sorted((a.name, b.name)) for a, b in inspection.find_copies([one, another, other])] == [["one", "other"]]
     assert inspection.sounds_the_same(one, softer) and not inspection.sounds_the_same(one, another)
-    bytewise, audible = inspect_dataset.judge_copies([one, other])[0], inspect_dataset.judge_copies([one, softer])[0]
+    (bytewise,), (audible,) = (inspection_findings.judge_copies(pair) for pair in ([one, other], [one, softer]))
     assert "byte for byte" in bytewise.text and not bytewise.is_problem
     assert "sound like another" in audible.text and audible.is_problem
-    assert inspect_dataset.judge_copies([one, another]) == []
+    assert inspection_findings.judge_copies([one, another]) == []
 
 
 # --- the set --------------------------------------------------------------------------------------
@@ -134,8 +134,8 @@ def texts(findings):
 
 def test_a_whole_set_is_left_alone(measured, config):
     take = scale(measured, 52, 84, 20)
-    assert inspect_dataset.judge_set([take], config) == []
-    assert inspect_dataset.judge_takes([take], config) == []
+    assert inspection_findings.judge_set([take], config) == []
+    assert inspection_findings.judge_takes([take], config) == []
 
 
 @pytest.mark.parametrize(("changes", "is_problem", "text"), [
@@ -149,19 +149,19 @@ def test_a_whole_set_is_left_alone(measured, config):
     ({"spread": 8}, False, "7 dB from soft to loud, 15 advised"),
 ])  # fmt: skip
 def test_a_set_that_lacks_something(measured, config, changes, is_problem, text):
-    findings = inspect_dataset.judge_set([scale(measured, **{"low": 52, "high": 84, "seconds_each": 20} | changes)],
+    findings = inspection_findings.judge_set([scale(measured, **{"low": 52, "high": 84, "seconds_each": 20} | changes)],
                                          config)  # fmt: skip
     assert len(findings) == 1 and text in findings[0].text and findings[0].is_problem == is_problem
 
 
 def test_a_set_of_rests(measured, config):
     take = dataclasses.replace(scale(measured, 52, 84, 20), seconds=4000)
-    assert "only 16% of the time has a pitch" in texts(inspect_dataset.judge_set([take], config))
+    assert "only 16% of the time has a pitch" in texts(inspection_findings.judge_set([take], config))
 
 
 def test_a_few_faulty_takes_are_advice_and_many_a_problem(measured, config):
     good, bad = scale(measured, 52, 84, 20), dataclasses.replace(measured, polyphony=0.5, name="strummed")
-    advice, problem = (inspect_dataset.judge_takes(takes, config) for takes in ([good, bad], [measured, bad]))
+    advice, problem = (inspection_findings.judge_takes(takes, config) for takes in ([good, bad], [measured, bad]))
     assert [finding.is_problem for finding in (*advice, *problem)] == [False, True]
     assert advice[0].recordings == ("strummed",) and "1 of 2 recordings" in advice[0].text
 

@@ -27,6 +27,7 @@ def load_script():
 
 
 rd = load_script()
+composition, timbre = rd.composition, rd.timbre
 
 
 def why_no_render() -> str:
@@ -39,22 +40,22 @@ def why_no_render() -> str:
 
 
 needs_fluidsynth = pytest.mark.skipif(bool(why_no_render()), reason=why_no_render() or "FluidSynth is here")
-both = pytest.mark.parametrize("name", sorted(rd.INSTRUMENTS))
+both = pytest.mark.parametrize("name", sorted(composition.INSTRUMENTS))
 
 
 @pytest.fixture(scope="module")
 def compositions():
-    return {name: [rd.compose_file(np.random.default_rng((0, i)), ins, i) for i in range(N_FILES)]
-            for name, ins in rd.INSTRUMENTS.items()}
+    return {name: [composition.compose_file(np.random.default_rng((0, i)), ins, i) for i in range(N_FILES)]
+            for name, ins in composition.INSTRUMENTS.items()}
 
 
 def make_tone(key, start=0.0, seconds=0.9, velocity=100, offset=0.0, moves=(), vibrato=(0, 5, 0, 0), levels=None):
-    levels = levels or [(0.0, 0.0), (seconds - 0.05, 0.0), (seconds, rd.SILENT)]
-    return rd.Tone(start, seconds, key, velocity, offset, list(moves), vibrato, levels)
+    levels = levels or [(0.0, 0.0), (seconds - 0.05, 0.0), (seconds, composition.SILENT)]
+    return composition.Tone(start, seconds, key, velocity, offset, list(moves), vibrato, levels)
 
 
 def shape(audio, tones, name):
-    return rd.shape_tones(audio, tones, rd.INSTRUMENTS[name], np.random.default_rng(0))
+    return rd.shape_tones(audio, tones, composition.INSTRUMENTS[name], np.random.default_rng(0))
 
 
 def make_string(level, f0=220.0):
@@ -76,7 +77,7 @@ def a_weighted_db(audio):
 
 
 def render(tones, program, seconds):
-    midi = rd.write_midi(tones, program, seconds, "")
+    midi = composition.write_midi(tones, program, seconds, "")
     return rd.render_midi(midi, seconds, rd.find_program(), rd.find_soundfont(None))
 
 
@@ -102,18 +103,19 @@ def level_db(audio):
 
 @both
 def test_composition_is_a_function_of_seed_and_index(compositions, name):
-    ins = rd.INSTRUMENTS[name]
-    again = rd.compose_file(np.random.default_rng((0, 1)), ins, 1)
+    ins = composition.INSTRUMENTS[name]
+    again = composition.compose_file(np.random.default_rng((0, 1)), ins, 1)
     assert again == compositions[name][1]
-    first, second = (rd.write_midi(tones, ins.program, 30.0, "x") for tones in (again, compositions[name][1]))
+    first, second = (composition.write_midi(tones, ins.program, 30.0, "x") for tones in (again, compositions[name][1]))
     assert first == second
-    assert compositions[name][0] != compositions[name][1] != rd.compose_file(np.random.default_rng((1, 1)), ins, 1)
+    another = composition.compose_file(np.random.default_rng((1, 1)), ins, 1)
+    assert compositions[name][0] != compositions[name][1] != another
 
 
 @both
 def test_midi_is_monophonic_and_muted_before_each_note(compositions, name):
     for tones in compositions[name][:4]:
-        midi = rd.write_midi(tones, rd.INSTRUMENTS[name].program, rd.FILE_SECONDS, "")
+        midi = composition.write_midi(tones, composition.INSTRUMENTS[name].program, composition.FILE_SECONDS, "")
         now, sounding, muted_at, n_notes = 0.0, None, -1.0, 0
         for message in mido.MidiFile(file=io.BytesIO(midi)):
             now += message.time
@@ -125,28 +127,29 @@ def test_midi_is_monophonic_and_muted_before_each_note(compositions, name):
                 sounding = None
             elif message.is_cc(120):
                 muted_at = now
-        assert sounding is None and n_notes == len(tones) and now == pytest.approx(rd.FILE_SECONDS, abs=1e-3)
+        assert sounding is None and n_notes == len(tones) and now == pytest.approx(composition.FILE_SECONDS, abs=1e-3)
 
 
 @both
 def test_pitch_stays_in_range(compositions, name):
-    ins = rd.INSTRUMENTS[name]
+    ins = composition.INSTRUMENTS[name]
     for tone in (tone for tones in compositions[name] for tone in tones):
-        pitch = rd.compute_curves(tone)[1]
+        pitch = composition.compute_curves(tone)[1]
         # half a semitone below for vibrato and tuning; above also for the one-sided vibrato of a bent string
         assert ins.low - 0.7 < pitch.min() and pitch.max() < ins.high + 0.7
-        assert 0 < tone.velocity < 128 and abs(pitch - tone.key).max() < rd.WHEEL_RANGE
+        assert 0 < tone.velocity < 128 and abs(pitch - tone.key).max() < composition.WHEEL_RANGE
 
 
 @both
 def test_coverage_of_range_and_dynamics(compositions, name):
-    ins, seconds, registers = rd.INSTRUMENTS[name], Counter(), np.zeros((3, rd.N_LEVELS))
+    ins, seconds, registers = composition.INSTRUMENTS[name], Counter(), np.zeros((3, composition.N_LEVELS))
     for tone in (tone for tones in compositions[name] for tone in tones):
-        pitches = np.round(rd.compute_curves(tone)[1]).astype(int)
-        seconds.update({int(p): rd.CONTROL_SECONDS * n for p, n in zip(*np.unique(pitches, return_counts=True))})
+        pitches = np.round(composition.compute_curves(tone)[1]).astype(int)
+        counts = zip(*np.unique(pitches, return_counts=True))
+        seconds.update({int(pitch): composition.CONTROL_SECONDS * n for pitch, n in counts})
         third = min(3 * (tone.key - ins.low) // (ins.high - ins.low), 2)
-        level = -40 * np.log10(tone.velocity / 127) / rd.LEVEL_STEP
-        registers[third, min(round(level), rd.N_LEVELS - 1)] += tone.seconds
+        level = -40 * np.log10(tone.velocity / 127) / composition.LEVEL_STEP
+        registers[third, min(round(level), composition.N_LEVELS - 1)] += tone.seconds
     mean = sum(seconds.values()) / (ins.high - ins.low + 1)
     assert all(seconds[p] > 0.1 * mean for p in range(ins.low, ins.high + 1)), "a pitch is all but missing"
     assert max(seconds.values()) < 4 * mean
@@ -157,9 +160,9 @@ def test_coverage_of_range_and_dynamics(compositions, name):
 def test_rests_long_notes_and_short_ones(compositions, name):
     for tones in compositions[name]:
         ends = [tone.start + tone.seconds for tone in tones]
-        rests = np.append([tone.start for tone in tones[1:]], rd.FILE_SECONDS) - ends
+        rests = np.append([tone.start for tone in tones[1:]], composition.FILE_SECONDS) - ends
         assert rests.min() >= 0 and tones[0].start > 0.1
-        assert 0.1 < 1 - sum(tone.seconds for tone in tones) / rd.FILE_SECONDS < 0.5
+        assert 0.1 < 1 - sum(tone.seconds for tone in tones) / composition.FILE_SECONDS < 0.5
     lengths = [tone.seconds for tones in compositions[name] for tone in tones]
     assert max(lengths) > 2.0 and np.quantile(lengths, 0.2) < 0.3
 
@@ -180,7 +183,7 @@ def test_expression_is_what_the_instrument_can_do(compositions):
 def test_curves_of_a_known_tone():
     tone = make_tone(60, seconds=3.0, offset=-2.0, moves=[(0.5, 2.0, 0.2)], vibrato=(1.0, 5.0, 0.5, 0.0),
                      levels=[(0.0, -20.0), (1.0, 0.0), (3.0, 0.0)])
-    times, pitch, level = rd.compute_curves(tone)
+    times, pitch, level = composition.compute_curves(tone)
     assert np.allclose(pitch[times < 0.39], 58) and np.allclose(pitch[(times > 0.61) & (times < 1)], 60)
     swing = pitch[times >= 1.4] - 60
     assert np.abs(swing).max() == pytest.approx(0.5, abs=0.01)
@@ -194,8 +197,8 @@ def test_curves_of_a_known_tone():
 @both
 def test_crescendo_inside_a_tone_brightens_as_asked_and_stays_as_loud(name):
     level = np.linspace(-36, 0, 3 * rd.SAMPLE_RATE)
-    audio, brightness = make_string(level), rd.INSTRUMENTS[name].brightness
-    shaped = rd.timbre.shape_tone(audio, level, rd.timbre.MIDDLE, brightness, rd.SAMPLE_RATE)
+    audio, brightness = make_string(level), composition.INSTRUMENTS[name].brightness
+    shaped = timbre.shape_tone(audio, level, timbre.MIDDLE, brightness, rd.SAMPLE_RATE)
     spans = [(a, a + 0.25) for a in np.arange(0, 3, 0.25)]
     shares = [share_above_4k(cut(shaped, *span)) for span in spans]
     asked = np.interp([np.mean(cut(level, *span)) for span in spans], brightness.levels, brightness.shares)
@@ -205,12 +208,12 @@ def test_crescendo_inside_a_tone_brightens_as_asked_and_stays_as_loud(name):
 
 
 def test_dull_sample_starts_from_as_bright_as_it_gets_and_falls_as_far():
-    brightness = rd.timbre.Brightness((-60.0, 0.0), (-50.0, -20.0))
-    shares = np.linspace(-30.0, -108.0, len(rd.timbre.SLOPES))  # a dB for each dB an octave
-    slopes = rd.timbre.choose_slopes(np.array([0.0, -20.0, -40.0]), shares, rd.timbre.MIDDLE, brightness)
+    brightness = timbre.Brightness((-60.0, 0.0), (-50.0, -20.0))
+    shares = np.linspace(-30.0, -108.0, len(timbre.SLOPES))  # a dB for each dB an octave
+    slopes = timbre.choose_slopes(np.array([0.0, -20.0, -40.0]), shares, timbre.MIDDLE, brightness)
     assert slopes == pytest.approx([-6, 4, 14])
-    higher = rd.timbre.choose_slopes(np.array([0.0]), shares + 30, rd.timbre.MIDDLE + 12, brightness)
-    assert higher == pytest.approx([20 - rd.timbre.PITCH_SLOPE - 6])
+    higher = timbre.choose_slopes(np.array([0.0]), shares + 30, timbre.MIDDLE + 12, brightness)
+    assert higher == pytest.approx([20 - timbre.PITCH_SLOPE - 6])
 
 
 def test_silence_stays_silence_and_noise_stays_inside_its_tone():
@@ -229,7 +232,7 @@ def test_breath_is_drawn_from_the_seed_and_is_as_loud_as_asked():
     assert np.array_equal(breath, again)
     assert np.abs(breath - without).max() / np.abs(without).max() == pytest.approx(10 ** (-36 / 20))
     assert np.array_equal(cut(breath, 0.15, 1), cut(without, 0.15, 1)) and share_above_4k(breath - without) < -6
-    other = rd.shape_tones(audio, [blown], rd.INSTRUMENTS["trumpet"], np.random.default_rng(1))
+    other = rd.shape_tones(audio, [blown], composition.INSTRUMENTS["trumpet"], np.random.default_rng(1))
     assert not np.array_equal(breath, other)
 
 
@@ -251,7 +254,7 @@ def test_guitar_mutes_rings_and_squeaks_and_trumpet_breathes(compositions):
 @needs_fluidsynth
 @both
 def test_louder_is_brighter_at_each_pitch_and_in_tune(name):
-    ins = rd.INSTRUMENTS[name]
+    ins = composition.INSTRUMENTS[name]
     for key in np.linspace(ins.low, ins.high, 4).round().astype(int).tolist():
         tones = [make_tone(key, i, velocity=round(127 * 10 ** (db / 40))) for i, db in enumerate((-30, -20, -10, 0))]
         raw = render(tones, ins.program, 4.0)
@@ -261,13 +264,14 @@ def test_louder_is_brighter_at_each_pitch_and_in_tune(name):
         steps = [a_weighted_db(cut(shaped, i, i + 0.85)) - a_weighted_db(cut(raw, i, i + 0.85)) for i in range(4)]
         assert steps == pytest.approx([0] * 4, abs=1.0)
         heard = [measure_pitch(cut(audio, 3.3, 3.6)) for audio in (raw, shaped)]
-        assert heard[1] == pytest.approx(heard[0], abs=0.05)  # a string's partials are not quite harmonic
+        # A string's partials are not quite harmonic: which are the strong ones moves its pitch, by 2.5 cents at most.
+        assert heard[1] == pytest.approx(heard[0], abs={"guitar": 0.04, "trumpet": 0.005}[name])
 
 
 @needs_fluidsynth
 @both
 def test_sound_has_the_composed_pitch_and_silent_rests(name):
-    ins = rd.INSTRUMENTS[name]
+    ins = composition.INSTRUMENTS[name]
     tones = [make_tone(58, 0.1), make_tone(64, 1.1, moves=[(0.45, 3.0, 0.03)]), make_tone(69, 2.1, offset=0.5)]
     audio = render(tones, ins.program, 3.2)
     heard = [measure_pitch(cut(audio, *span)) for span in ((0.4, 0.7), (1.3, 1.5), (1.65, 1.9), (2.4, 2.7))]
@@ -279,10 +283,10 @@ def test_sound_has_the_composed_pitch_and_silent_rests(name):
 @needs_fluidsynth
 @both
 def test_no_note_rings_into_the_next(name):
-    first, second = make_tone(60, 0.1, levels=[(0.0, 0.0), (0.9, 0.0)]), make_tone(66, 1.0 + rd.GAP)
-    program = rd.INSTRUMENTS[name].program
+    first, second = make_tone(60, 0.1, levels=[(0.0, 0.0), (0.9, 0.0)]), make_tone(66, 1.0 + composition.GAP)
+    program = composition.INSTRUMENTS[name].program
     audio, alone = (render(tones, program, 2.0) for tones in ([first, second], [second]))
-    after = 1.0 + rd.GAP + 5 * 64 / rd.SAMPLE_RATE  # the attack's first blocks take the level over from before
+    after = 1.0 + composition.GAP + 5 * 64 / rd.SAMPLE_RATE  # the attack's first blocks take the level over from before
     assert level_db(cut(audio, 0.9, 0.99)) > -50 and level_db(cut(audio, after, 1.8)) > -50
     assert np.array_equal(cut(audio, after, 2.0), cut(alone, after, 2.0))
 
@@ -290,16 +294,18 @@ def test_no_note_rings_into_the_next(name):
 @needs_fluidsynth
 @both
 def test_dynamics_span_over_25_db_and_peak_is_3_db_down(name):
-    ins = rd.INSTRUMENTS[name]
+    ins = composition.INSTRUMENTS[name]
     gain = rd.measure_gain(ins, rd.find_program(), rd.find_soundfont(None))
-    quiet = round(127 * 10 ** (-(rd.N_LEVELS - 1) * rd.LEVEL_STEP / 40))
+    quiet = round(127 * 10 ** (-(composition.N_LEVELS - 1) * composition.LEVEL_STEP / 40))
     pair = [make_tone(67, 0.1, velocity=quiet), make_tone(67, 1.1, velocity=127)]
     audio = gain * shape(render(pair, ins.program, 2.2), pair, name)
     assert level_db(cut(audio, 1.1, 1.9)) - level_db(cut(audio, 0.1, 0.9)) > 25
     assert 20 * np.log10(np.abs(audio).max()) < rd.PEAK + 0.1
-    loudest = [make_tone(ins.low + i, 0.3 * i, 0.25, velocity=127) for i in range(ins.high - ins.low + 1)]
-    everything = gain * shape(render(loudest, ins.program, 0.3 * len(loudest)), loudest, name)
-    assert 20 * np.log10(np.abs(everything).max()) == pytest.approx(rd.PEAK, abs=0.4)
+    # As long as those that the gain was measured by: how far a tone is tilted depends on its average spectrum, and
+    # so on its length (0.25 s: 0.3 dB off).
+    loudest = [make_tone(ins.low + i, 0.5 * i, 0.44, velocity=127) for i in range(ins.high - ins.low + 1)]
+    everything = gain * shape(render(loudest, ins.program, 0.5 * len(loudest)), loudest, name)
+    assert 20 * np.log10(np.abs(everything).max()) == pytest.approx(rd.PEAK, abs=0.05)
 
 
 @needs_fluidsynth
@@ -333,7 +339,7 @@ def test_interruption_leaves_no_half_file(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(rd, "find_program", lambda: "unused")
     monkeypatch.setattr(rd, "find_soundfont", lambda _: SCRIPT)
     monkeypatch.setattr(rd, "measure_gain", lambda *_: 1.0)
-    monkeypatch.setattr(rd, "render_midi", lambda *_: np.zeros(round(rd.FILE_SECONDS * rd.SAMPLE_RATE)))
+    monkeypatch.setattr(rd, "render_midi", lambda *_: np.zeros(round(composition.FILE_SECONDS * rd.SAMPLE_RATE)))
     monkeypatch.setattr(rd.sf, "write", write_half)
     assert rd.main(["--instrument", "guitar", "--minutes", "1", "--output_dir", str(tmp_path)]) == 130
     assert list(tmp_path.iterdir()) == [] and "run again" in caplog.text

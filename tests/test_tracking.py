@@ -12,7 +12,8 @@ import torch
 from conftest import melody
 
 import tracking
-from data import Corpus, Span, load_recording, save_recording
+from corpus import Corpus
+from data import Span, load_recording, save_recording
 from loss import StftLoss
 from model import build_model
 from tracking import Tracker, choose_phrases, choose_run_name, draw_phrase, play_phrase, read_metrics, write_page

@@ -15,7 +15,8 @@ import torch
 import train
 from checkpoint import load_model, read_checkpoint
 from config import DEFAULT_CONFIG_PATH, load_config
-from data import Recording, extractor_settings, read_corpus, save_recording
+from corpus import read_corpus
+from data import Recording, extractor_settings, save_recording
 from tracking import read_metrics
 from trainer import Stopped, learning_rate_at
 
