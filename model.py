@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from config import AudioConfig, Config, ModelConfig
+from gru import GruLayer
 from synth import FilteredNoiseSynthesizer, HarmonicSynthesizer, harmonics_below_nyquist, weighted_level
 
 _LOUDNESS_RANGE = 80.0  # dB that are scaled to 0..1
@@ -73,64 +74,15 @@ class GruDecoder(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.device.type != "cpu" or not torch.is_grad_enabled():
             return self.gru(inputs)[0]
-        hidden = inputs.transpose(0, 1)  # (T, B, C)
         for number, (weight_in, weight, bias_in, bias) in enumerate(self.gru.all_weights):
             if number:
-                hidden = nn.functional.dropout(hidden, self.gru.dropout, self.training)
-            hidden = _GruRecurrence.apply(nn.functional.linear(hidden, weight_in, bias_in), weight, bias)
-        return hidden.transpose(0, 1)
+                inputs = nn.functional.dropout(inputs, self.gru.dropout, self.training)
+            inputs = GruLayer.apply(inputs, weight_in, weight, bias_in, bias)
+        return inputs
 
     def proceed(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Decode the frames that follow a state, the start if None; return what ``forward`` does, and the state."""
         return self.gru(inputs, state)
-
-
-class _GruRecurrence(torch.autograd.Function):
-    """One GRU layer: [T, B, 3H] that its inputs add to reset gate, update gate and candidate, to states [T, B, H].
-
-    The same as nn.GRU, whose backward pass on a CPU adds to the gradient of the weight, megabytes,
-    once a frame. Here it is a single matrix product at the end.
-    """
-
-    @staticmethod
-    def forward(ctx, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        n_frames, n_batch, size = inputs.shape[0], inputs.shape[1], weight.shape[1]
-        states = inputs.new_zeros(n_frames + 1, n_batch, size)
-        gates = inputs.new_empty(n_frames, 4, n_batch, size)
-        for t in range(n_frames):
-            reset, update, candidate, recalled = gates[t].unbind()
-            in_reset, in_update, in_candidate = inputs[t].chunk(3, dim=-1)
-            of_reset, of_update, of_candidate = torch.addmm(bias, states[t], weight.t()).chunk(3, dim=-1)
-            torch.add(in_reset, of_reset, out=reset).sigmoid_()
-            torch.add(in_update, of_update, out=update).sigmoid_()
-            recalled.copy_(of_candidate)
-            torch.addcmul(in_candidate, reset, recalled, out=candidate).tanh_()
-            torch.lerp(candidate, states[t], update, out=states[t + 1])
-        ctx.save_for_backward(states, gates, weight)
-        return states[1:]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        states, gates, weight = ctx.saved_tensors
-        n_frames, _, n_batch, size = gates.shape
-        grad_inputs, grad_sums = gates.new_empty(2, n_frames, n_batch, 3, size)  # of inputs; of W h + b
-        carried = torch.zeros_like(states[0])
-        for t in reversed(range(n_frames)):
-            reset, update, candidate, recalled = gates[t].unbind()
-            carried = carried + grad[t]
-            through = carried * (1 - update)
-            to_candidate = torch.addcmul(through, through * candidate, candidate, value=-1)
-            sums = grad_sums[t]
-            sums[:, 2] = to_candidate * reset
-            sums[:, 1] = through * update * (states[t] - candidate)
-            sums[:, 0] = sums[:, 2] * recalled * (1 - reset)
-            grad_inputs[t, :, :2] = sums[:, :2]
-            grad_inputs[t, :, 2] = to_candidate
-            carried = torch.addmm(carried * update, sums.flatten(1), weight)
-        grad_sums = grad_sums.view(-1, 3 * size)
-        grad_weight = grad_sums.t() @ states[:-1].reshape(-1, size)
-        return grad_inputs.flatten(2), grad_weight, grad_sums.sum(dim=0)
 
 
 class TransformerDecoder(nn.Module):

@@ -4,23 +4,16 @@ Both follow DDSP (Engel et al., ICLR 2020). Frame t is centred on sample ``t * h
 frames every control is linear, and the last frame is held. The phase at sample n is 2 pi times the
 inclusive cumulative sum of f0 / sample_rate.
 
-A textbook bank stores several tensors of [B, N, H]. This one stores none. All harmonics of a sample
-share one phase phi; with z = exp(i phi) and k = q * P + p they are powers z^k = (z^P)^q z^p, so that
-the sum over harmonics becomes a small matrix product a frame and a polynomial in z^P. The backward
-pass has the same form (see ``_HarmonicBank``). Groups of harmonics that lie above Nyquist are left out.
+The bank itself is in ``bank.py``.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-# Harmonics are numbered k = q * _GROUP + p. 16, a power of two, balances the P powers against the Q = H / 16 groups.
-_GROUP = 16
-# Frames rendered at once: the powers of this many stay in the cache of a CPU's core, and a GPU is busy with as many.
-_BLOCK_FRAMES = 64
-_BLOCK_FRAMES_GPU = 8192
+from bank import HarmonicBank, next_frames
 
 
 def harmonics_below_nyquist(f0: Tensor, n_harmonics: int, sample_rate: int) -> Tensor:
@@ -69,7 +62,7 @@ def weighted_level(f0: Tensor, harmonic_amplitudes: Tensor, noise_magnitudes: Te
 def elapsed_cycles(f0: Tensor, sample_rate: int, hop_length: int) -> Tensor:
     """Return how many cycles f0 [B, T, 1] runs through in each frame: doubles [B, T]; the last frame is held."""
     cycles = f0.squeeze(-1).to(_home_of_doubles(f0), torch.float64) / sample_rate
-    return cycles * hop_length + (_next_frames(cycles) - cycles) * ((hop_length - 1) / 2)
+    return cycles * hop_length + (next_frames(cycles) - cycles) * ((hop_length - 1) / 2)
 
 
 def _home_of_doubles(tensor: Tensor) -> torch.device:
@@ -94,7 +87,7 @@ def fundamental_phase(f0: Tensor, sample_rate: int, hop_length: int, start: Tens
     """
     home = _home_of_doubles(f0)
     cycles = f0.squeeze(-1).to(home, torch.float64) / sample_rate  # (B, T) a sample
-    rise = _next_frames(cycles) - cycles
+    rise = next_frames(cycles) - cycles
     step = torch.arange(1, hop_length + 1, device=home, dtype=torch.float64)
     # Inclusive sums of a linear ramp: of ones, and of 0, 1/hop, 2/hop, ...
     within = cycles[..., None] * step + rise[..., None] * (step * (step - 1) / (2 * hop_length))  # (B, T, hop)
@@ -128,131 +121,8 @@ def harmonic_bank(
     phase = fundamental_phase(f0, sample_rate, hop_length, start)
     n_sounding = audible.sum(dim=-1, keepdim=True)
     # A frame fades into the next one, in which more harmonics may sound.
-    n_sounding = torch.maximum(n_sounding, _next_frames(n_sounding))
-    return _HarmonicBank.apply(phase, amplitudes, n_sounding).flatten(1)
-
-
-class _HarmonicBank(torch.autograd.Function):
-    """[B, T, hop] phases, [B, T, H] amplitudes and how many of them sound, [B, T], to [B, T, hop] audio.
-
-    Keeps its inputs alone for the backward pass: to make the powers again costs less than to store them.
-    """
-
-    @staticmethod
-    def forward(ctx, phase: Tensor, amplitudes: Tensor, n_sounding: Tensor) -> Tensor:
-        ctx.save_for_backward(phase, amplitudes, n_sounding)
-        return _sum_harmonics(phase, amplitudes, n_sounding).imag.contiguous()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        phase, amplitudes, n_sounding = ctx.saved_tensors
-        grad_phase = grad_amplitudes = None
-        if ctx.needs_input_grad[0]:
-            numbers = torch.arange(1, amplitudes.shape[-1] + 1, device=grad.device, dtype=grad.dtype)
-            grad_phase = grad * _sum_harmonics(phase, amplitudes * numbers, n_sounding).real
-        if ctx.needs_input_grad[1]:
-            grad_amplitudes = _correlate_harmonics(phase, grad, n_sounding, amplitudes.shape[-1])
-        return grad_phase, grad_amplitudes, None
-
-
-def _sum_harmonics(phase: Tensor, amplitudes: Tensor, n_sounding: Tensor) -> Tensor:
-    """Return sum_k a[k] z^k for z = exp(i phase), with amplitudes linear in time: complex [B, T, hop].
-
-    With k = q * P + p it is sum_q (z^P)^q S[q], a polynomial in z^P, where S[q] = sum_p a[q, p] z^p is
-    a matrix product: a real one, since the amplitudes are real.
-    """
-    grouped = _grouped(amplitudes)
-    ramp = _ramp(phase.shape[-1], phase).repeat_interleave(2)  # (2*hop) for real and imaginary parts
-    total = torch.empty(phase.shape, dtype=phase.dtype.to_complex(), device=phase.device).flatten(0, 1)
-    for block, powers, step, n_groups in _blocks(phase, n_sounding, amplitudes.shape[-1]):
-        weights = grouped[block, :, :n_groups].flatten(1, 2)  # (R, 2Q, P)
-        here, there = torch.bmm(weights, torch.view_as_real(powers).flatten(2)).chunk(2, dim=1)  # (R, Q, 2*hop)
-        total[block] = _polynomial(torch.view_as_complex(torch.lerp(here, there, ramp).unflatten(-1, (-1, 2))), step)
-    return total.view(phase.shape)
-
-
-def _correlate_harmonics(phase: Tensor, grad: Tensor, n_sounding: Tensor, n_harmonics: int) -> Tensor:
-    """Return the gradient of the amplitudes [B, T, H]: sums over time of grad times each harmonic that sounds.
-
-    The harmonic, Im(z^(qP) z^p), is the product of the row (Im z^(qP), Re z^(qP)) and the column
-    (Re z^p, Im z^p); the row is i times the conjugate of z^(qP), as real and imaginary part.
-    """
-    n_batch, n_frames, hop_length = grad.shape
-    ramp = _ramp(hop_length, grad)
-    weighted = grad.flatten(0, 1)[:, None] * torch.stack([1 - ramp, ramp])  # (B*T, 2, hop)
-    sums = grad.new_zeros(n_batch * n_frames, n_harmonics // _GROUP + 1, 2, _GROUP)
-    for block, powers, step, n_groups in _blocks(phase, n_sounding, n_harmonics):
-        rows = step.new_empty(len(step), n_groups, 2, hop_length)
-        torch.complex(torch.zeros_like(weighted[block]), weighted[block], out=rows[:, 0])
-        _fill_powers(rows, torch.conj_physical(step)[:, None, None])
-        rows = torch.view_as_real(rows).flatten(3).flatten(1, 2)  # (R, 2Q, 2*hop)
-        columns = torch.view_as_real(powers).flatten(2).transpose(1, 2)  # (R, 2*hop, P)
-        sums[block, :n_groups] = torch.bmm(rows, columns).unflatten(1, (n_groups, 2))
-    sums = sums.transpose(1, 2).flatten(2)[..., 1 : n_harmonics + 1]
-    here, there = sums.unflatten(0, (n_batch, n_frames)).unbind(dim=2)
-    result = here.clone()
-    result[:, 1:] += there[:, :-1]
-    result[:, -1] += there[:, -1]  # the last frame is held
-    return result
-
-
-def _blocks(phase: Tensor, n_sounding: Tensor, n_harmonics: int) -> Iterator[tuple[slice, Tensor, Tensor, int]]:
-    """Yield rows of B * T as a slice, their z^p for p < P, their z^P and the number of groups that sound in them."""
-    on_cpu = phase.device.type == "cpu"
-    size = _BLOCK_FRAMES * torch.get_num_threads() if on_cpu else _BLOCK_FRAMES_GPU
-    phase, n_sounding = phase.flatten(0, 1), n_sounding.flatten()
-    for start in range(0, len(phase), size):
-        block = slice(start, start + size)
-        # To read the count would make a GPU wait.
-        highest = int(n_sounding[block].max()) if on_cpu else n_harmonics
-        yield block, *_powers(phase[block]), highest // _GROUP + 1
-
-
-def _powers(phase: Tensor) -> tuple[Tensor, Tensor]:
-    """Return z^p for p < P, [R, P, hop], and z^P, [R, hop], of z = exp(i phase) by repeated doubling."""
-    powers = phase.new_empty(len(phase), _GROUP, phase.shape[-1], dtype=phase.dtype.to_complex())
-    powers[:, 0] = 1
-    step = torch.complex(torch.cos(phase), torch.sin(phase))
-    return powers, _fill_powers(powers, step[:, None])[:, 0]
-
-
-def _fill_powers(rows: Tensor, step: Tensor) -> Tensor:
-    """Set rows[:, q] to rows[:, 0] * step ** q by repeated doubling.
-
-    Returns:
-        step to the power of the number of rows, rounded up to a power of two.
-    """
-    done, n_rows = 1, rows.shape[1]
-    while done < n_rows:
-        torch.mul(rows[:, : min(done, n_rows - done)], step, out=rows[:, done : 2 * done])
-        step, done = step * step, 2 * done
-    return step
-
-
-def _polynomial(coefficients: Tensor, step: Tensor) -> Tensor:
-    """Return sum_q coefficients[:, q] * step ** q of [R, Q, hop] and [R, hop] by pairs; overwrites the first."""
-    while coefficients.shape[1] > 1:
-        odd = coefficients[:, 1::2]
-        coefficients[:, : 2 * odd.shape[1] : 2] += odd * step[:, None]
-        coefficients, step = coefficients[:, ::2], step * step
-    return coefficients[:, 0]
-
-
-def _grouped(amplitudes: Tensor) -> Tensor:
-    """Lay out [B, T, H] amplitudes of each frame and of the next by group: [B*T, 2, Q, P]."""
-    n_groups = amplitudes.shape[-1] // _GROUP + 1
-    padded = nn.functional.pad(amplitudes, (1, n_groups * _GROUP - amplitudes.shape[-1] - 1))  # harmonic 0 is silent
-    both = torch.stack([padded, _next_frames(padded)], dim=2).flatten(0, 1)
-    return both.unflatten(-1, (n_groups, _GROUP))
-
-
-def _next_frames(frames: Tensor) -> Tensor:
-    return torch.cat([frames[:, 1:], frames[:, -1:]], dim=1)
-
-
-def _ramp(hop_length: int, like: Tensor) -> Tensor:
-    return torch.arange(hop_length, device=like.device, dtype=like.dtype) / hop_length
+    n_sounding = torch.maximum(n_sounding, next_frames(n_sounding))
+    return HarmonicBank.apply(phase, amplitudes, n_sounding).flatten(1)
 
 
 class HarmonicSynthesizer(nn.Module):
