@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from threads import for_each
 
+_Product = Callable[[Tensor], Tensor]  # the state's with the weight: [b, H] to [b, 3H], or back
+
 
 class GruLayer(torch.autograd.Function):
     """[B, T, C] to states [B, T, H] from a start at zero, with the weights and biases of one layer of an nn.GRU."""
@@ -24,11 +26,12 @@ class GruLayer(torch.autograd.Function):
         hidden = inputs.new_empty(*inputs.shape[:2], weight.shape[1])
         parts = _parts(len(inputs))
         runs: list[_Run | None] = [None] * len(parts)
+        product = _product(weight, bias, -(-len(inputs) // len(parts)))
 
         def proceed(number: int) -> None:
             # (T, b, 3H)
             gates = nn.functional.linear(inputs[parts[number]].transpose(0, 1).contiguous(), weight_in, bias_in)
-            runs[number] = run = _run(gates, weight, bias)
+            runs[number] = run = _run(gates, product)
             hidden[parts[number]] = run.states[1:].transpose(0, 1)
 
         for_each(proceed, range(len(parts)), inputs.device)
@@ -44,9 +47,10 @@ class GruLayer(torch.autograd.Function):
         parts, runs = ctx.parts, ctx.runs
         grad_inputs = torch.empty_like(inputs) if ctx.needs_input_grad[0] else None
         slopes: list[_Slopes | None] = [None] * len(parts)
+        product = _product(weight.t().contiguous(), None, -(-len(inputs) // len(parts)))
 
         def go_back(number: int) -> None:
-            slopes[number] = slope = _run_back(runs[number], grad[parts[number]].transpose(0, 1), weight)
+            slopes[number] = slope = _run_back(runs[number], grad[parts[number]].transpose(0, 1), product)
             if grad_inputs is not None:
                 grad_inputs[parts[number]] = _grad_inputs(slope, weight_in).transpose(0, 1)
 
@@ -76,12 +80,11 @@ def _parts(n_batch: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, n_batch, size)]
 
 
-def _run(gates: Tensor, weight: Tensor, bias: Tensor) -> _Run:
+def _run(gates: Tensor, product: _Product) -> _Run:
     """Run through the frames, given what the inputs add to the gates [T, b, 3H], which are made of it in place."""
-    n_frames, n_items, size = len(gates), gates.shape[1], weight.shape[1]
+    n_frames, n_items, size = len(gates), gates.shape[1], gates.shape[2] // 3
     states = gates.new_zeros(n_frames + 1, n_items, size)
     recalled = gates.new_empty(n_frames, n_items, size)
-    product = _product(weight, bias, n_items)
     both, candidates = gates[..., : 2 * size], gates[..., 2 * size :]
     frames = zip(states, states[1:], both, both[..., :size], both[..., size:], candidates, recalled)
     for state, following, reset_update, reset, update, candidate, memory in frames:
@@ -93,7 +96,7 @@ def _run(gates: Tensor, weight: Tensor, bias: Tensor) -> _Run:
     return _Run(states, gates, recalled)
 
 
-def _run_back(run: _Run, grad: Tensor, weight: Tensor) -> _Slopes:
+def _run_back(run: _Run, grad: Tensor, product: _Product) -> _Slopes:
     """Turn the gradient of the states [T, b, H] into those before the gates."""
     reset, update, candidate = run.gates.chunk(3, dim=-1)
     # Of the next state by candidate and update; of the candidate by the reset.
@@ -102,7 +105,6 @@ def _run_back(run: _Run, grad: Tensor, weight: Tensor) -> _Slopes:
     to_reset = torch.ops.aten.sigmoid_backward(run.recalled, reset)
     of_sums = torch.empty_like(run.gates)
     of_candidate = torch.empty_like(to_candidate)
-    product = _product(weight.t().contiguous(), None, grad.shape[1])
     carried = torch.zeros_like(run.states[0])
     frames = zip(grad, to_candidate, to_update, to_reset, reset, update, of_candidate, of_sums, *of_sums.chunk(3, -1))
     for slope, by_candidate, by_update, by_reset, let, keep, at_candidate, at_all, at_reset, at_update, at_memory in (
@@ -141,7 +143,7 @@ def _grad_weights(
     return grad_in[:-1].t(), grad, grad_in[-1], of_sums[-1]
 
 
-def _product(weight: Tensor, bias: Tensor | None, n_rows: int) -> Callable[[Tensor], Tensor]:
+def _product(weight: Tensor, bias: Tensor | None, n_rows: int) -> _Product:
     """Return a function that multiplies [n_rows, C] by a weight [D, C], to be called often: [n_rows, D]."""
     if not torch.backends.mkldnn.is_available() or weight.dtype != torch.float32:
         return lambda values: nn.functional.linear(values, weight, bias)
