@@ -21,11 +21,15 @@ from torch import Tensor, nn
 from config import AudioConfig, Config, ModelConfig
 from gru import GruLayer
 from synth import FilteredNoiseSynthesizer, HarmonicSynthesizer, harmonics_below_nyquist, weighted_level
+from threads import alone
 
 _LOUDNESS_RANGE = 80.0  # dB that are scaled to 0..1
 _F0_REFERENCE = 32.7  # Hz, scaled to 0: C1, CREPE's lowest pitch
 _F0_OCTAVES = 6.0  # scaled to 1, up to about CREPE's highest
 _LEAST_LEVEL = 1e-2  # -40 dB: a timbre that A-weighting hardly hears is not raised beyond all measure
+# Of one sound, a frame's product with a weight of up to so many numbers is not shared by threads: to meet after each
+# takes them as long. On two quiet cores it is no faster, on busy ones ten times as slow.
+_UNSHARED_WEIGHT = 2**20
 NoiseSource = torch.Generator | Sequence[torch.Generator] | None  # one for a batch, or one for each item
 
 
@@ -72,8 +76,8 @@ class GruDecoder(nn.Module):
         self.gru = nn.GRU(n_inputs, config.hidden_size, config.num_layers, batch_first=True, dropout=dropout)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if inputs.device.type != "cpu" or not torch.is_grad_enabled():
-            return self.gru(inputs)[0]
+        if inputs.device.type != "cpu" or (len(inputs) == 1 and not torch.is_grad_enabled()):
+            return self.proceed(inputs, None)[0]
         for number, (weight_in, weight, bias_in, bias) in enumerate(self.gru.all_weights):
             if number:
                 inputs = nn.functional.dropout(inputs, self.gru.dropout, self.training)
@@ -82,7 +86,10 @@ class GruDecoder(nn.Module):
 
     def proceed(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Decode the frames that follow a state, the start if None; return what ``forward`` does, and the state."""
-        return self.gru(inputs, state)
+        small = self.gru.weight_hh_l0.numel() <= _UNSHARED_WEIGHT and inputs.device.type == "cpu"
+        if not small or torch.is_grad_enabled() or torch.compiler.is_exporting():
+            return self.gru(inputs, state)
+        return alone(lambda: self.gru(inputs, state))
 
 
 class TransformerDecoder(nn.Module):

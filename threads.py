@@ -10,11 +10,12 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 Piece = TypeVar("Piece")
+Result = TypeVar("Result")
 
 
 def for_each(work: Callable[[Piece], None], pieces: Iterable[Piece], device: torch.device) -> None:
@@ -24,14 +25,26 @@ def for_each(work: Callable[[Piece], None], pieces: Iterable[Piece], device: tor
     """
     pieces = list(pieces)
     n_threads = min(torch.get_num_threads(), len(pieces)) if device.type == "cpu" else 1
-    inference = torch.is_inference_mode_enabled()  # both modes belong to a thread
-
-    def plainly(piece: Piece) -> None:
-        with torch.inference_mode(inference), torch.no_grad():
-            work(piece)
-
-    for _ in (_pool(n_threads).map if n_threads > 1 else map)(plainly, pieces):
+    plain = _in_mode_of_caller(work)
+    for _ in (_pool(n_threads).map if n_threads > 1 else map)(plain, pieces):
         pass  # a failure in a piece is raised here
+
+
+def alone(work: Callable[[], Result]) -> Result:
+    """Return what the work returns, done on a CPU by one thread, for what is too small to be shared by several."""
+    n_threads = torch.get_num_threads()
+    plain = _in_mode_of_caller(work)
+    return _pool(n_threads).submit(plain).result() if n_threads > 1 else plain()
+
+
+def _in_mode_of_caller(work: Callable[..., Result]) -> Callable[..., Result]:
+    inference = torch.is_inference_mode_enabled()  # a thread begins without
+
+    def plain(*values: Any) -> Result:
+        with torch.inference_mode(inference), torch.no_grad():
+            return work(*values)
+
+    return plain
 
 
 @functools.cache
