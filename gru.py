@@ -20,6 +20,7 @@ class GruLayer(torch.autograd.Function):
     """[B, T, C] to states [B, T, H] from a start at zero, with the weights and biases of one layer of an nn.GRU."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(
         ctx, inputs: Tensor, weight_in: Tensor, weight: Tensor, bias_in: Tensor, bias: Tensor
     ) -> Tensor:
@@ -41,6 +42,7 @@ class GruLayer(torch.autograd.Function):
         return hidden
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight_in, weight = ctx.saved_tensors

@@ -231,9 +231,9 @@ class NeuralGuitar(nn.Module):
         # Masked before the softmax: what is left still sums to one, no energy is lost.
         audible = harmonics_below_nyquist(f0, self.config.n_harmonics, self.audio.sample_rate)
         # Not minus infinity: where nothing can sound (f0 above Nyquist), that would be NaN.
-        logits = self.harmonic_head(hidden).masked_fill(~audible, -1e9)
+        logits = self.harmonic_head(hidden).float().masked_fill(~audible, -1e9)
         harmonic_distribution = torch.softmax(logits, dim=-1) * audible
-        noise_magnitudes = torch.sigmoid(self.noise_head(hidden))
+        noise_magnitudes = torch.sigmoid(self.noise_head(hidden).float())
         amplitude = 10 ** (loudness / 20) * self.log_gain.exp() * self._learned_factor(hidden)
         if self.config.amplitude != "weighted":
             return Controls(harmonic_distribution * amplitude, noise_magnitudes)
@@ -265,12 +265,13 @@ class NeuralGuitar(nn.Module):
         """Return what the decoder makes of the amplitude, [B, T, 1], within ``amplitude_range`` dB either way."""
         if self.config.amplitude == "gain":
             return 1.0
-        return 10 ** (self.config.amplitude_range / 20 * torch.tanh(self.amplitude_head(hidden)))
+        return 10 ** (self.config.amplitude_range / 20 * torch.tanh(self.amplitude_head(hidden).float()))
 
     def synthesize(self, f0: Tensor, controls: Controls, generator: NoiseSource = None) -> Sound:
         """Play controls at f0 [B, T, 1]; ``generator`` is the source of the noise."""
-        harmonic = self.harmonic_synthesizer(f0, controls.harmonic_amplitudes)
-        return Sound(harmonic, self.noise_synthesizer(controls.noise_magnitudes, generator))
+        with torch.autocast(f0.device.type, enabled=False):  # sound needs float32 whatever the decoder makes do with
+            harmonic = self.harmonic_synthesizer(f0, controls.harmonic_amplitudes)
+            return Sound(harmonic, self.noise_synthesizer(controls.noise_magnitudes, generator))
 
     def forward(self, f0: Tensor, loudness: Tensor, generator: NoiseSource = None) -> Tensor:
         """Turn f0 [B, T, 1] in Hz and loudness [B, T, 1] in dB into audio [B, T * hop_length]."""

@@ -78,13 +78,17 @@ def train_step(
     max_grad_norm: float,
     generator: NoiseSource = None,
     weight: float = 1.0,
+    precision: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """Do one optimizer step and return its losses and gradient norm, still on the device.
 
-    ``weight`` makes up for shares of unequal size where several processes average their gradients.
+    ``weight`` makes up for shares of unequal size where several processes average their gradients;
+    ``precision`` is that of the decoder's products, all else is done in float32.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss = loss_function(model(batch["f0"], batch["loudness"], generator), batch["audio"])
+    with torch.autocast(batch["f0"].device.type, precision, enabled=precision != torch.float32):
+        audio = model(batch["f0"], batch["loudness"], generator)
+    loss = loss_function(audio, batch["audio"])
     (weight * loss.total).backward()
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     optimizer.step()
