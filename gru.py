@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from threads import for_each
+from threads import count_threads, for_each
 
 _Product = Callable[[Tensor], Tensor]  # the state's with the weight: [b, H] to [b, 3H], or back
 
@@ -78,7 +78,7 @@ class _Slopes(NamedTuple):
 
 def _parts(n_batch: int) -> list[slice]:
     """Share the items out among the threads."""
-    size = -(-n_batch // torch.get_num_threads())
+    size = -(-n_batch // count_threads())
     return [slice(start, start + size) for start in range(0, n_batch, size)]
 
 

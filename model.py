@@ -275,6 +275,8 @@ class NeuralGuitar(nn.Module):
 
     def forward(self, f0: Tensor, loudness: Tensor, generator: NoiseSource = None) -> Tensor:
         """Turn f0 [B, T, 1] in Hz and loudness [B, T, 1] in dB into audio [B, T * hop_length]."""
+        if f0.device.type == "cpu" and not torch.is_grad_enabled():
+            return alone(lambda: self.synthesize(f0, self.controls(f0, loudness), generator).audio)
         return self.synthesize(f0, self.controls(f0, loudness), generator).audio
 
 

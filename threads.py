@@ -1,8 +1,9 @@
 """Independent pieces of one computation on the cores of a CPU, each piece on one of them from its start to its end.
 
 Left to itself PyTorch splits every single operation over its threads and lets them wait for each other after it. A
-piece that fits into the cache of a core is too small for that: two threads took as long as one. Pieces are cut by
-their size alone, so that the result is the same to the bit whatever the number of threads.
+piece that fits into the cache of a core is too small for that, and where other programs are at work too the waiting
+takes ten times as long as the work. So ``alone`` gives a computation a thread in which PyTorch uses no other, and
+``for_each`` lets it share out its pieces. Their results do not depend on which thread does what.
 """
 
 import functools
@@ -10,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -19,45 +20,57 @@ Result = TypeVar("Result")
 
 
 def for_each(work: Callable[[Piece], None], pieces: Iterable[Piece], device: torch.device) -> None:
-    """Do the work for each piece, on a CPU with as many threads as PyTorch would use; no gradients are recorded.
+    """Do the work for each piece, on a CPU with as many threads as PyTorch may use; no gradients are recorded.
 
     The work may write to tensors that the pieces share, each to a part of its own.
     """
     pieces = list(pieces)
-    n_threads = min(torch.get_num_threads(), len(pieces)) if device.type == "cpu" else 1
-    plain = _in_mode_of_caller(work)
-    for _ in (_pool(n_threads).map if n_threads > 1 else map)(plain, pieces):
+    n_threads = count_threads() if device.type == "cpu" and len(pieces) > 1 else 1
+    inference = torch.is_inference_mode_enabled()  # a thread begins without
+
+    def plain(piece: Piece) -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            work(piece)
+
+    for _ in (_pool("piece", n_threads).map if n_threads > 1 else map)(plain, pieces):
         pass  # a failure in a piece is raised here
 
 
 def alone(work: Callable[[], Result]) -> Result:
-    """Return what the work returns, done on a CPU by one thread, for what is too small to be shared by several."""
+    """Return what the work returns, done in a thread where only ``for_each`` uses several, in the caller's mode."""
     n_threads = torch.get_num_threads()
-    plain = _in_mode_of_caller(work)
-    return _pool(n_threads).submit(plain).result() if n_threads > 1 else plain()
+    if n_threads == 1:
+        return work()
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def in_mode_of_caller() -> Result:
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+            return work()
+
+    return _pool("alone", n_threads).submit(in_mode_of_caller).result()
 
 
-def _in_mode_of_caller(work: Callable[..., Result]) -> Callable[..., Result]:
-    inference = torch.is_inference_mode_enabled()  # a thread begins without
+def count_threads() -> int:
+    """Return how many pieces are done at once."""
+    return getattr(_own, "n_threads", None) or torch.get_num_threads()
 
-    def plain(*values: Any) -> Result:
-        with torch.inference_mode(inference), torch.no_grad():
-            return work(*values)
 
-    return plain
+_own = threading.local()  # n_threads, of a thread of ``alone``
 
 
 @functools.cache
-def _pool(n_threads: int) -> ThreadPoolExecutor:
+def _pool(role: str, n_threads: int) -> ThreadPoolExecutor:
     """Start threads in each of which PyTorch uses but that one."""
     before = torch.get_num_threads()
     together = threading.Barrier(n_threads)
 
     def start() -> None:
+        torch.get_num_threads()  # a thread takes over the caller's number at its first use of any, which is now
         torch.set_num_threads(1)
+        _own.n_threads = n_threads if role == "alone" else None
         together.wait()
 
-    pool = ThreadPoolExecutor(n_threads, "piece")
+    pool = ThreadPoolExecutor(n_threads, role)
     for started in [pool.submit(start) for _ in range(n_threads)]:
         started.result()
     torch.set_num_threads(before)  # the number is the thread's own, but threads to come begin with the last one set

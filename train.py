@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from checkpoint import LATEST, read_checkpoint, remove_partial, set_aside, settings_of
 from config import (
@@ -33,10 +34,12 @@ from config import (
 )
 from corpus import Corpus, read_corpus
 from distributed import ALONE, Ranks, joined, read_ranks
+from model import GruDecoder, NeuralGuitar
 from tracking import MODES, Tracker, choose_run_name, new_run_id
 from trainer import Stopped, Trainer
 
 log = logging.getLogger("train")
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _OVERRIDES = ("batch_size", "epochs", "val_fraction", "patience", "save_every_minutes")  # flags over config.json
 
 
@@ -77,6 +80,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and noise (default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that load crops (default 0: none)")
+    parser.add_argument("--precision", choices=_PRECISIONS, default="float32", help="of the decoder's products")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for layers beside the GRU (slow start)")
     parser.add_argument("--debug", action="store_true", help="find the operation that makes a NaN (slower)")
     parser.add_argument("--run_name", help="of the run, in runs/ and on W&B (default: two random words)")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="default: runs")
@@ -123,6 +128,9 @@ def prepare(args: argparse.Namespace, ranks: Ranks = ALONE) -> Trainer:
         raise ValueError("--patience watches the validation loss, but nothing is held out; give --val_fraction")
     trainer = Trainer(config, corpus, args.checkpoint_dir, device, args.seed, ranks, args.num_workers)
     trainer.next_corpus = next_corpus
+    trainer.precision = _PRECISIONS[args.precision]
+    if args.compile:
+        compile_layers(trainer.model)
     if ranks.is_first:
         remove_partial(args.checkpoint_dir)
         if args.no_resume and (kept_in := set_aside(args.checkpoint_dir)):
@@ -136,6 +144,16 @@ def prepare(args: argparse.Namespace, ranks: Ranks = ALONE) -> Trainer:
         trainer.resume(checkpoint, latest)
         log.info("resumed %s: epoch %d, step %d", latest, trainer.progress.epoch, trainer.progress.step)
     return trainer
+
+
+def compile_layers(model: NeuralGuitar) -> None:
+    """Let torch.compile have what it can translate; GRU, synthesis and loss are written for speed as they are."""
+    layers = [model.embedding, model.decoder, getattr(model, "projection", None)]
+    layers = [layer for layer in layers if layer is not None and not isinstance(layer, (GruDecoder, nn.Identity))]
+    for layer in layers:
+        layer.compile()
+    if not layers:
+        log.info("--compile: this preset has no layers beside the GRU to compile")
 
 
 def open_corpus(
@@ -225,6 +243,11 @@ def main(argv: list[str] | None = None) -> int:
             return run(prepare(args, ranks), args)
     except (ValueError, OSError) as error:
         log.error("train.py: %s", error)
+        return 1
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        log.error("train.py: torch.compile failed, train without --compile: %s", str(error).strip().splitlines()[0])
         return 1
     except KeyboardInterrupt:
         log.error("train.py: stopped at once; the last checkpoint is intact")

@@ -35,6 +35,7 @@ from data import CropDataset, build_dataset
 from distributed import ALONE, Ranks
 from loss import MultiResolutionSTFTLoss, StftLoss
 from model import NeuralGuitar, NoiseSource, build_model
+from threads import alone
 from tracking import Tracker
 
 # Changing one of these changes what a validation loss means.
@@ -85,14 +86,19 @@ def train_step(
     ``weight`` makes up for shares of unequal size where several processes average their gradients;
     ``precision`` is that of the decoder's products, all else is done in float32.
     """
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(batch["f0"].device.type, precision, enabled=precision != torch.float32):
-        audio = model(batch["f0"], batch["loudness"], generator)
-    loss = loss_function(audio, batch["audio"])
-    (weight * loss.total).backward()
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-    optimizer.step()
-    return {**{f"{name}_loss": value.detach() for name, value in loss._asdict().items()}, "grad_norm": grad_norm}
+
+    def step() -> dict[str, Tensor]:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            audio = model(batch["f0"], batch["loudness"], generator)
+        loss = loss_function(audio, batch["audio"])
+        (weight * loss.total).backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        optimizer.step()
+        return {**{f"{name}_loss": value.detach() for name, value in loss._asdict().items()}, "grad_norm": grad_norm}
+
+    device = batch["f0"].device
+    return alone(step) if device.type == "cpu" else step()
 
 
 class Trainer:
@@ -125,6 +131,7 @@ class Trainer:
         self.run_name: str | None = None
         self.wandb_id: str | None = None
         self.tracker: Tracker | None = None  # of rank 0, if somebody watches
+        self.precision: torch.dtype = torch.float32  # of the decoder's products, in training
         self.stopping = False  # asked of this process
         self.last_loss = float("nan")
         # To read a loss makes a GPU wait for it, so there it is read when the next step is on its way.
@@ -234,7 +241,7 @@ class Trainer:
         max_grad_norm = self.config.train.max_grad_norm
         try:
             losses = train_step(
-                self.parallel, self.loss_function, self.optimizer, batch, max_grad_norm, noise, weight
+                self.parallel, self.loss_function, self.optimizer, batch, max_grad_norm, noise, weight, self.precision
             )
         except RuntimeError as error:  # --debug: autograd names the operation
             if not torch.is_anomaly_enabled() or "nan values" not in str(error):

@@ -8,7 +8,8 @@ ratio is the median of the ratios of neighbours, with the smallest and the large
 there is a floor (PyTorch's own GRU of the model's size, alone) it takes its turn too.
 
 Memory is the growth of the resident set up to its peak, over what the imports, the inputs and a
-miniature run left there. Each variant is measured in a fresh process of its own, on Linux.
+miniature run left there, and, where there is a goal for that, over the imports alone. Each variant
+is measured in a fresh process of its own, on Linux.
 
 To measure one thing more, add a ``Part`` to ``PARTS`` in ``benchmark_parts.py``.
 """
@@ -75,26 +76,41 @@ def measure(part: Part, load: Workload, n_rounds: int) -> dict[str, Any]:
 
 
 def measure_memory(part: Part, load: Workload, threads: int) -> dict[str, Any]:
-    """Return the bytes by which each variant makes a fresh process grow at its peak, and their ratio."""
-    grown = {}
+    """Return the bytes by which each variant makes a fresh process grow at its peak, and their ratio.
+
+    ``bytes_over_imports`` is the growth over what the imports left there.
+    """
+    grown, over_imports = {}, {}
     for name in ("ours", "reference"):
         command = [sys.executable, __file__, "--grow", name, "--only", part.key, "--threads", str(threads)]
         flags = [f"--{field}={value}" for field, value in dataclasses.asdict(load).items()]
         answer = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
-        grown[name] = int(answer.stdout)
+        grown[name], over_imports[name] = map(int, answer.stdout.split())
     ratio = grown["reference"] / max(grown["ours"], 1)
-    return {"bytes": grown, "memory_ratio": ratio, **_judge("memory_goal", part.memory_goal, ratio, load)}
+    return {
+        "bytes": grown,
+        "memory_ratio": ratio,
+        **_judge("memory_goal", part.memory_goal, ratio, load),
+        "bytes_over_imports": over_imports,
+        **_judge("imports_goal", part.imports_goal, over_imports["ours"] / 1e6, load, most=True),
+    }
 
 
-def grow(part: Part, variant: str, load: Workload) -> int:
-    """Run one variant twice in this process and return by how many bytes its resident set grew at its peak."""
+def grow(part: Part, variant: str, load: Workload) -> tuple[int, int]:
+    """Run one variant twice in this process, fresh from its imports.
+
+    Returns:
+        By how many bytes its resident set grew at its peak: over that before the two runs, and over the imports.
+    """
+    imports = _resident("VmRSS")
     part.build(dataclasses.replace(load, batch_size=1, crop_seconds=0.1, render_seconds=0.1))[variant]()
     work = part.build(load)[variant]
     Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak of the imports
     before = _resident("VmRSS")
     for _ in range(2):
         work()
-    return _resident("VmHWM") - before
+    peak = _resident("VmHWM")
+    return peak - before, peak - imports
 
 
 def measure_preprocessing(minutes: float, num_workers: int) -> dict[str, float]:
@@ -192,6 +208,9 @@ def _rows(part: dict[str, Any]) -> list[tuple[str, ...]]:
         ours, theirs = (f"{part['bytes'][name] / 2**20:.0f} MiB" for name in ("ours", "reference"))
         less = f"{part['memory_ratio']:.1f} x less"
         rows.append(("  peak memory", ours, theirs, less, _verdict(part, "memory_goal")))
+        if part["imports_goal"] is not None:
+            ours, theirs = (f"{part['bytes_over_imports'][name] / 1e6:.0f} MB" for name in ("ours", "reference"))
+            rows.append(("  peak over the imports", ours, theirs, "", _verdict(part, "imports_goal", "MB")))
     if "over_floor" in part:
         over = f"{part['over_floor']['median']:.2f} x the floor"
         rows.append(("  floor: its GRU alone", _milliseconds(seconds["floor"]), "", over, _verdict(part, "floor_goal")))
@@ -203,11 +222,11 @@ def _milliseconds(seconds: dict[str, float]) -> str:
     return f"{middle:.0f} ms ({low:.0f} to {high:.0f})"
 
 
-def _verdict(part: dict[str, Any], name: str) -> str:
+def _verdict(part: dict[str, Any], name: str, unit: str = "x") -> str:
     if part[name] is None:
         return ""
     verdict = {True: "met", False: "NOT met", None: "not judged at this size"}[part[f"{name}_met"]]
-    return f"{part[name]:g} x: {verdict}"
+    return f"{part[name]:g} {unit}: {verdict}"
 
 
 # --- command line ---------------------------------------------------------------------------------
@@ -247,7 +266,7 @@ def run(args: argparse.Namespace, load: Workload) -> dict[str, Any]:
         if args.only and part.key not in args.only:
             continue
         result = measure(part, load, args.rounds)
-        if Path("/proc/self/clear_refs").exists() and (part.memory_goal or not args.quick):
+        if Path("/proc/self/clear_refs").exists() and (part.memory_goal or part.imports_goal or not args.quick):
             result |= measure_memory(part, load, args.threads)
         report["parts"].append(result)
     if "preprocess" in (args.only or ["preprocess"] * (not args.quick)):
@@ -262,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
     load = Workload(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Workload)})
     try:
         if args.grow:
-            print(grow(next(part for part in PARTS if part.key in args.only), args.grow, load))
+            print(*grow(next(part for part in PARTS if part.key in args.only), args.grow, load))
             return 0
         report = run(args, load)
         print(format_table(report))

@@ -136,9 +136,12 @@ def test_goals_are_judged_at_their_own_size_only(report):
 
 @on_linux
 def test_memory_is_measured_where_it_has_a_goal(report):
-    bank, *others = report["parts"]
-    assert bank["memory_ratio"] == bank["bytes"]["reference"] / max(bank["bytes"]["ours"], 1)
-    assert all("bytes" not in part for part in others)
+    measured = {part["key"]: part for part in report["parts"] if "bytes" in part}
+    assert set(measured) == {"bank", "step"}
+    for part in measured.values():
+        assert part["memory_ratio"] == part["bytes"]["reference"] / max(part["bytes"]["ours"], 1)
+        assert part["bytes_over_imports"]["ours"] > part["bytes"]["ours"]  # the inputs and the model are more
+    assert measured["step"]["imports_goal"] == 500 and measured["step"]["imports_goal_met"] is None
 
 
 @on_linux
@@ -149,8 +152,9 @@ def test_growth_is_the_peak_not_what_is_left(fake_part):
         torch.ones(64 * mebibytes, dtype=torch.uint8)  # freed on return
         return torch.zeros(1)
 
-    grown = bm.grow(fake_part({"ours": work}), "ours", bm.Workload())
+    grown, over_imports = bm.grow(fake_part({"ours": work}), "ours", bm.Workload())
     assert 60 * mebibytes < grown < 80 * mebibytes
+    assert over_imports >= 60 * mebibytes
 
 
 def test_variants_take_turns(fake_part):
@@ -183,16 +187,19 @@ def test_table_shows_every_figure(fake_part, clock):
     works = {"ours": lambda: clock(0.1), "reference": lambda: clock(0.25), "floor": lambda: clock(0.05)}
     result = bm.measure(fake_part(works), bm.Workload(), 2)
     memory = {"bytes": {"ours": 2**20, "reference": 7 * 2**20}, "memory_ratio": 7.0, "memory_goal": 3}
+    memory |= {"bytes_over_imports": {"ours": 2e8, "reference": 7e8}, "imports_goal": 500, "imports_goal_met": True}
     machine = {"cpu": "A CPU", "threads": 2, "cores": 4, "torch": "2", "date": "2030-01-02T03:04:05"}
     workload = {"config_name": "tiny", "batch_size": 16, "crop_seconds": 1.0, "render_seconds": 10.0}
     parts = [{**result, **memory, "memory_goal_met": True}]
     table = bm.format_table({"machine": machine, "workload": workload, "n_rounds": 2, "parts": parts})
-    head, _, _, _, _, speed, memory, floor = table.splitlines()
+    head, _, _, _, _, speed, memory, imports, floor = table.splitlines()
     assert "A CPU" in head and "2030-01-02" in head
     for text in ("fake work", "100 ms", "250 ms", "other work", "2.5 x faster", "3 x: NOT met"):
         assert text in speed
     for text in ("1 MiB", "7 MiB", "7.0 x less", "3 x: met"):
         assert text in memory
+    for text in ("200 MB", "700 MB", "500 MB: met"):
+        assert text in imports
     assert "50 ms" in floor and "2.00 x" in floor
 
 

@@ -17,6 +17,7 @@ from checkpoint import load_model, read_checkpoint
 from config import DEFAULT_CONFIG_PATH, load_config
 from corpus import read_corpus
 from data import Recording, extractor_settings, save_recording
+from model import TransformerDecoder
 from tracking import read_metrics
 from trainer import Stopped, learning_rate_at
 
@@ -439,3 +440,22 @@ def test_two_processes_train_as_one(corpus: Path, small_config: Path, tmp_path: 
     assert len(list((tmp_path / "runs").iterdir())) == 2
     assert train.main(arguments(corpus, small_config, tmp_path / "together", *flags, 2)) == 0  # goes on with one
     assert read_checkpoint(tmp_path / "together" / "latest.pth")["step"] == 8
+
+
+def test_trains_in_bfloat16(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    flags = ["--epochs", 1, "--precision", "bfloat16", "--compile"]
+    assert train.main(arguments(corpus, small_config, tmp_path / "out", *flags)) == 0
+    assert "no layers beside the GRU to compile" in caplog.text
+
+
+def test_a_failing_compiler_is_one_sentence(corpus: Path, small_config: Path, tmp_path: Path, caplog, monkeypatch):
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def fail(layer) -> None:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(TransformerDecoder, "compile", fail)
+    flags = ["--epochs", 1, "--config_name", "transformer", "--compile"]
+    assert train.main(arguments(corpus, small_config, tmp_path / "out", *flags)) == 1
+    assert "torch.compile failed, train without --compile" in caplog.text and "Traceback" not in caplog.text
