@@ -1,6 +1,7 @@
 """What ``benchmark.py`` measures: one function for each part builds ours, the reference and, for some, a floor.
 
-Parts of a training step are measured as they are done in it, within ``threads.alone``. To measure one thing more, write such a function and add a ``Part`` to ``PARTS``.
+Ours are measured as they are done in a training step, within ``threads.alone``. To measure one thing more, write such a
+function and add a ``Part`` to ``PARTS``.
 """
 
 from collections.abc import Callable
