@@ -86,10 +86,10 @@ class GruDecoder(nn.Module):
 
     def proceed(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Decode the frames that follow a state, the start if None; return what ``forward`` does, and the state."""
-        small = self.gru.weight_hh_l0.numel() <= _UNSHARED_WEIGHT and inputs.device.type == "cpu"
+        small = self.gru.weight_hh_l0.numel() <= _UNSHARED_WEIGHT
         if not small or torch.is_grad_enabled() or torch.compiler.is_exporting():
             return self.gru(inputs, state)
-        return alone(lambda: self.gru(inputs, state))
+        return alone(lambda: self.gru(inputs, state), inputs.device)
 
 
 class TransformerDecoder(nn.Module):
@@ -275,9 +275,11 @@ class NeuralGuitar(nn.Module):
 
     def forward(self, f0: Tensor, loudness: Tensor, generator: NoiseSource = None) -> Tensor:
         """Turn f0 [B, T, 1] in Hz and loudness [B, T, 1] in dB into audio [B, T * hop_length]."""
-        if f0.device.type == "cpu" and not torch.is_grad_enabled():
-            return alone(lambda: self.synthesize(f0, self.controls(f0, loudness), generator).audio)
-        return self.synthesize(f0, self.controls(f0, loudness), generator).audio
+
+        def play() -> Tensor:
+            return self.synthesize(f0, self.controls(f0, loudness), generator).audio
+
+        return play() if torch.is_grad_enabled() else alone(play, f0.device)
 
 
 class Vox2Trumpet(NeuralGuitar):

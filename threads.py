@@ -36,12 +36,12 @@ def for_each(work: Callable[[Piece], None], pieces: Iterable[Piece], device: tor
         pass  # a failure in a piece is raised here
 
 
-def alone(work: Callable[[], Result]) -> Result:
-    """Return what the work returns, done in a thread where only ``for_each`` uses several, in the caller's mode."""
+def alone(work: Callable[[], Result], device: torch.device) -> Result:
+    """Return what the work returns, on a CPU done in a thread where only ``for_each`` uses several."""
     n_threads = torch.get_num_threads()
-    if n_threads == 1:
+    if n_threads == 1 or device.type != "cpu":
         return work()
-    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()  # a thread begins afresh
 
     def in_mode_of_caller() -> Result:
         with torch.inference_mode(inference), torch.set_grad_enabled(gradients):

@@ -86,19 +86,14 @@ def train_step(
     ``weight`` makes up for shares of unequal size where several processes average their gradients;
     ``precision`` is that of the decoder's products, all else is done in float32.
     """
-
-    def step() -> dict[str, Tensor]:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            audio = model(batch["f0"], batch["loudness"], generator)
-        loss = loss_function(audio, batch["audio"])
-        (weight * loss.total).backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-        optimizer.step()
-        return {**{f"{name}_loss": value.detach() for name, value in loss._asdict().items()}, "grad_norm": grad_norm}
-
-    device = batch["f0"].device
-    return alone(step) if device.type == "cpu" else step()
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(batch["f0"].device.type, precision, enabled=precision != torch.float32):
+        audio = model(batch["f0"], batch["loudness"], generator)
+    loss = loss_function(audio, batch["audio"])
+    (weight * loss.total).backward()
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    return {**{f"{name}_loss": value.detach() for name, value in loss._asdict().items()}, "grad_norm": grad_norm}
 
 
 class Trainer:
@@ -239,9 +234,11 @@ class Trainer:
         noise = self._noise_sources(progress.epoch, 0, positions=share)
         weight = len(self.ranks.share(positions)) * n_ranks / len(positions)
         max_grad_norm = self.config.train.max_grad_norm
+        model, loss, optimizer = self.parallel, self.loss_function, self.optimizer
         try:
-            losses = train_step(
-                self.parallel, self.loss_function, self.optimizer, batch, max_grad_norm, noise, weight, self.precision
+            losses = alone(
+                lambda: train_step(model, loss, optimizer, batch, max_grad_norm, noise, weight, self.precision),
+                self.device,
             )
         except RuntimeError as error:  # --debug: autograd names the operation
             if not torch.is_anomaly_enabled() or "nan values" not in str(error):

@@ -23,20 +23,18 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))  # benchmark_parts.py
+sys.path.insert(0, str(Path(__file__).parent))  # benchmark_parts.py, benchmark_preprocess.py
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # textbook.py
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np
-import soundfile
 import torch
 from benchmark_parts import PARTS, Part, Workload
+from benchmark_preprocess import measure_preprocessing
 from tqdm import tqdm
 
 log = logging.getLogger("benchmark")
@@ -111,27 +109,6 @@ def grow(part: Part, variant: str, load: Workload) -> tuple[int, int]:
         work()
     peak = _resident("VmHWM")
     return peak - before, peak - imports
-
-
-def measure_preprocessing(minutes: float, num_workers: int) -> dict[str, float]:
-    """Let preprocess.py measure notes in files of half a minute; its start is part of the time.
-
-    Returns:
-        Minutes of sound, workers, seconds taken, and hours of sound an hour.
-    """
-    root, n_files = Path(__file__).parents[1], max(1, round(2 * minutes))
-    time_axis = np.arange(30 * 44100) / 44100
-    with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-        for number in range(n_files):
-            tone = sum(np.sin(2 * np.pi * (200 + 20 * number) * k * time_axis) / k for k in range(1, 6))
-            (Path(folder) / "raw").mkdir(exist_ok=True)
-            soundfile.write(Path(folder) / "raw" / f"{number}.wav", 0.2 * tone * (time_axis % 2 < 1.6), 44100)
-        command = [sys.executable, root / "preprocess.py", "--instrument", "trumpet", "--num_workers", str(num_workers)]
-        flags = ["--input_dir", f"{folder}/raw", "--output_dir", f"{folder}/pt"]
-        started = time.perf_counter()
-        subprocess.run([*command, *flags], capture_output=True, check=True)
-        seconds = time.perf_counter() - started
-    return {"minutes": n_files / 2, "workers": num_workers, "seconds": seconds, "hours_an_hour": 30 * n_files / seconds}
 
 
 def _resident(field: str) -> int:

@@ -19,6 +19,7 @@ from threads import alone
 from trainer import build_loss, train_step
 
 Work = Callable[[], Tensor]  # does the thing once; what it returns shows that two variants do the same
+CPU = torch.device("cpu")
 LossFunction = Callable[[Tensor, Tensor], StftLoss]
 
 
@@ -86,7 +87,7 @@ def build_bank(load: Workload) -> dict[str, Work]:
         audio.backward(gradient)
         return audio.detach()
 
-    return {"ours": lambda: alone(lambda: run(harmonic_bank)), "reference": lambda: run(textbook.harmonic_bank)}
+    return {"ours": lambda: alone(lambda: run(harmonic_bank), CPU), "reference": lambda: run(textbook.harmonic_bank)}
 
 
 def build_noise(load: Workload) -> dict[str, Work]:
@@ -123,7 +124,7 @@ def build_stft_loss(load: Workload) -> dict[str, Work]:
         return total.detach()
 
     ours, plain = build_loss(config), build_textbook_loss(config)
-    return {"ours": lambda: alone(lambda: run(ours)), "reference": lambda: run(plain)}
+    return {"ours": lambda: alone(lambda: run(ours), CPU), "reference": lambda: run(plain)}
 
 
 def build_decoder(load: Workload) -> dict[str, Work]:
@@ -134,7 +135,7 @@ def build_decoder(load: Workload) -> dict[str, Work]:
     for name, model in build_models(config).items():
         decoder = model.decoder if name == "ours" else getattr(model.decoder, "gru", model.decoder)
         works[name] = lambda decoder=decoder: _forward_backward(decoder, inputs)
-    return works | {"ours": lambda ours=works["ours"]: alone(ours)}
+    return works | {"ours": lambda ours=works["ours"]: alone(ours, CPU)}
 
 
 def _forward_backward(module: nn.Module, inputs: Tensor) -> Tensor:
@@ -174,6 +175,7 @@ def build_step(load: Workload) -> dict[str, Work]:
         return hidden.detach()
 
     works = {name: step_of(model) for name, model in build_models(config).items()}
+    works |= {"ours": lambda ours=works["ours"]: alone(ours, CPU)}
     return works | ({"floor": floor} if gru else {})
 
 

@@ -50,6 +50,20 @@ def test_threads_to_come_have_the_callers_number(n_threads):
     assert seen == [n_threads]
 
 
+def test_alone_pytorch_has_one_thread_and_pieces_have_all(n_threads):
+    together = threading.Barrier(n_threads, timeout=60)  # as above
+
+    def work():
+        for_each(lambda piece: together.wait(), range(n_threads), CPU)
+        weight = torch.ones(3, requires_grad=True)
+        (2 * weight).sum().backward()
+        return torch.get_num_threads(), weight.grad
+
+    threads, grad = alone(work, CPU)
+    assert threads == 1 and (grad == 2).all()
+    assert torch.get_num_threads() == n_threads
+
+
 def test_no_gradient_is_recorded_and_inference_mode_is_taken_over(n_threads):
     weight = torch.ones(4, requires_grad=True)
     results = [None] * 4
@@ -61,7 +75,7 @@ def test_no_gradient_is_recorded_and_inference_mode_is_taken_over(n_threads):
     assert not any(result.requires_grad or result.is_inference() for result in results)
     with torch.inference_mode():
         for_each(work, range(4), CPU)
-        assert alone(lambda: weight * 2).is_inference()
+        assert alone(lambda: weight * 2, CPU).is_inference()
     assert all(result.is_inference() for result in results)
 
 
@@ -73,7 +87,7 @@ def test_a_failing_piece_is_an_error(n_threads):
     with pytest.raises(ValueError, match="piece 2"):
         for_each(work, range(4), CPU)
     with pytest.raises(ValueError, match="piece 2"):
-        alone(lambda: work(2))
+        alone(lambda: work(2), CPU)
 
 
 def test_pieces_may_have_pieces(n_threads):
@@ -81,7 +95,7 @@ def test_pieces_may_have_pieces(n_threads):
 
     def work(row):
         for_each(lambda column: done[row, column].add_(1), range(3), CPU)
-        alone(lambda: None)
+        alone(lambda: None, CPU)
 
     for_each(work, range(3), CPU)
     assert (done == 1).all()
