@@ -17,8 +17,9 @@ from checkpoint import load_model, read_checkpoint
 from config import DEFAULT_CONFIG_PATH, load_config
 from corpus import read_corpus
 from data import Recording, extractor_settings, save_recording
+from optimizing import learning_rate_at
 from tracking import read_metrics
-from trainer import Stopped, learning_rate_at
+from trainer import Stopped
 
 ROOT = Path(__file__).parent.parent
 
