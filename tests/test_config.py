@@ -183,7 +183,7 @@ def test_options_are_off(preset):
     train = config.train
     values = (train.ema_decay, train.f0_jitter, train.loudness_jitter, train.input_smoothing)
     assert not any((*values, config.model.reverb_seconds, config.loss.mel_loss_weight))
-    assert config.model.attack_frames == 0
+    assert config.model.attack_frames == (3 if preset == "solo" else 0)
 
 
 def test_a_whole_number_may_stand_for_a_fraction(load_spoilt, content):
