@@ -163,19 +163,24 @@ def settings_of(checkpoint: dict[str, Any], path: Path) -> Config:
     return settings
 
 
-def load_weights(model: NeuralGuitar, checkpoint: dict[str, Any], path: Path) -> None:
-    """Fill a model with a checkpoint's weights.
+def load_weights(model: NeuralGuitar, weights: dict[str, Any], path: Path) -> None:
+    """Fill a model with weights from a checkpoint: ``model`` to train on, ``weights_for_use`` to play.
 
     Raises:
         ValueError: they belong to another architecture.
     """
     try:
-        model.load_state_dict(checkpoint["model"])
+        model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(f"{path} holds weights of another architecture: {reason}") from error
     if not all(weight.isfinite().all() for weight in model.parameters()):
         raise ValueError(f"{path} holds weights that are not finite (NaN or infinity); use an earlier one")
+
+
+def weights_for_use(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the weights by which a checkpoint was judged: their average over the last steps, if there is one."""
+    return checkpoint["model"] if checkpoint["average"] is None else checkpoint["average"]
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> NeuralGuitar:
@@ -191,7 +196,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> NeuralGu
         model = build_model(settings, checkpoint["instrument"])
     except (ValueError, RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{path} describes a model that cannot be built: {error}") from error
-    load_weights(model, checkpoint, path)
+    load_weights(model, weights_for_use(checkpoint), path)
     model.settings = settings
     model.instrument = checkpoint["instrument"]
     model.statistics = _checked_statistics(checkpoint["statistics"], path)

@@ -85,8 +85,13 @@ class ModelConfig:
     projection_size: int  # width of one behind it, which sees decoder and inputs; 0 for none
     amplitude: str  # "gain": loudness times a gain; "head": and a learned factor; "weighted": exact by A-weighting
     amplitude_range: float  # dB, the most that the learned factor adds or takes
+    attack_frames: int  # the decoder also hears by how much loudness rose over so many frames; 0: it does not
+    reverb_seconds: float  # length of a learned room impulse response; 0 for recordings made in a dry room
     initial_gain: float  # of the harmonic amplitudes, before training
     noise_bias: float  # of the noise head; low, so that an untrained model does not hiss
+
+    def __post_init__(self) -> None:
+        _require_range(self, "attack_frames", "reverb_seconds")
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,12 @@ class LossConfig:
     win_lengths: tuple[int, ...]
     mag_loss_weight: float
     eps: float  # added to a magnitude before its logarithm
+    mel_loss_weight: float  # of the mean difference of log mel bands, added to the total; 0 leaves it out
+    mel_bands: int
+    mel_fft_size: int  # its hop is a quarter of it
+
+    def __post_init__(self) -> None:
+        _require_range(self, "mel_loss_weight")
 
 
 @dataclass(frozen=True)
@@ -109,11 +120,20 @@ class TrainConfig:
     crop_seconds: float
     crops_per_recording: int | None  # crops of each recording an epoch; None: as many as it has seconds
     val_fraction: float  # share of the recordings held out
+    ema_decay: float  # of a moving average of the weights, which is what is validated and used; 0: none
+    f0_jitter: float  # cents, by which the pitch that the decoder hears wavers; the sound's own stays; 0: none
+    loudness_jitter: float  # dB, the same for loudness
+    jitter_seconds: float  # the slowest wavering
+    input_smoothing: float  # s, the widest Gaussian over both curves as the decoder hears them; 0: none
     patience: int | None  # epochs without a lower validation loss after which training ends; None: never
     keep_checkpoints: int  # newest model_epoch_N.pth that stay
     save_every_minutes: float  # latest.pth is written at least so often, in the middle of an epoch too
     log_every_steps: int
     phrases_every_epochs: int  # held-out phrases are played and drawn so often
+
+    def __post_init__(self) -> None:
+        _require_range(self, "ema_decay", "f0_jitter", "loudness_jitter", "jitter_seconds", "input_smoothing")
+        _require_range(self, "ema_decay", below=1)
 
 
 @dataclass(frozen=True)
@@ -248,6 +268,14 @@ class Config:
             if any(fnmatch(file_name, pattern) for pattern in instrument.file_patterns):
                 return name
         return None
+
+
+def _require_range(settings: Any, *names: str, below: float = float("inf")) -> None:
+    """Raise ValueError for a setting that is under zero, not under ``below``, or not a number."""
+    for name in names:
+        if not 0 <= getattr(settings, name) < below:
+            limit = "at least 0" if below == float("inf") else f"at least 0 and less than {below:g}"
+            raise ValueError(f"{name} is {getattr(settings, name)}, it must be {limit}")
 
 
 _SECTIONS = {

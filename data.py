@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from augment import disturb, is_wanted
 from config import AudioConfig, Config
 
 FORMAT_VERSION = 1
@@ -163,6 +164,7 @@ class Span(NamedTuple):
 class CropDataset(Dataset):
     """Crops of equal length, each ``{"f0": [T, 1], "loudness": [T, 1], "audio": [N]}``.
 
+    Where the configuration disturbs what the decoder hears, random crops also have "heard_f0" and "heard_loudness".
     Random crops are a function of (seed, epoch, index) alone, so that a resumed training sees what an
     undisturbed one would have seen. Without a seed the crops lie one after another, for validation.
     """
@@ -173,6 +175,7 @@ class CropDataset(Dataset):
         self.loudness_floor = config.features.loudness_floor
         self.n_frames = config.audio.seconds_to_frames(config.train.crop_seconds)
         self.seed = seed
+        self.disturbance = config.train if seed is not None and is_wanted(config.train) else None
         self.epoch = 0
         counts = [self._count_crops(span, config.train.crops_per_recording) for span in self.spans]
         self._ends = np.cumsum(counts)
@@ -213,7 +216,13 @@ class CropDataset(Dataset):
             raise IndexError(f"crop {index} of {len(self)}")
         number = self._number(index)
         span = self.spans[number]
-        return self._crop(self._open(span.path), span, self._first_frame(span, index, number))
+        crop = self._crop(self._open(span.path), span, self._first_frame(span, index, number))
+        return {**crop, **self._disturbed(crop, index)} if self.disturbance else crop
+
+    def _disturbed(self, crop: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([self.seed, self.epoch, index, 1])
+        heard = disturb(crop["f0"], crop["loudness"], self.disturbance, self.audio.frame_rate, rng)
+        return dict(zip(("heard_f0", "heard_loudness"), heard))
 
     def _first_frame(self, span: Span, index: int, number: int) -> int:
         if self.seed is None:

@@ -71,6 +71,33 @@ class MultiResolutionSTFTLoss(nn.Module):
         return StftLoss(*(torch.stack(values).mean() for values in zip(*parts)))
 
 
+class LogMelLoss(nn.Module):
+    """A loss with a further term: the mean difference of log mel bands, which count as an ear does, not as an FFT.
+
+    Half of an FFT's bins lie in the topmost octave; there are about as many mel bands in each.
+    """
+
+    def __init__(self, first: MultiResolutionSTFTLoss, filters: Tensor, weight: float) -> None:
+        """Take the loss to add to, a filter bank [bands, n_fft / 2 + 1] and the weight of the term."""
+        super().__init__()
+        self.first = first
+        self.weight = weight
+        self.n_fft = 2 * (filters.shape[1] - 1)
+        self.register_buffer("filters", filters.t().contiguous(), persistent=False)  # (F, bands)
+        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+
+    def forward(self, prediction: Tensor, target: Tensor) -> StftLoss:
+        """Return the loss between two sounds [B, N]; the term is part of the total alone."""
+        first = self.first(prediction, target)
+        bands, wanted = (self._log_bands(audio) for audio in (prediction, target.detach()))
+        return first._replace(total=first.total + self.weight * (bands - wanted).abs().mean())
+
+    def _log_bands(self, audio: Tensor) -> Tensor:
+        """[B, N] -> [B, frames, bands]."""
+        spectra = torch.view_as_real(_spectra(audio, self.window, self.n_fft // 4)).square().sum(dim=-1)
+        return torch.log(torch.sqrt(spectra + _VANISHING) @ self.filters + self.first.eps)
+
+
 class _Comparison(torch.autograd.Function):
     """Two sounds [B, N] at one resolution to total loss, spectral convergence and log-magnitude distance."""
 

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from config import AudioConfig, Config, ModelConfig
 from gru import GruLayer
-from synth import FilteredNoiseSynthesizer, HarmonicSynthesizer, harmonics_below_nyquist, weighted_level
+from synth import FilteredNoiseSynthesizer, HarmonicSynthesizer, Reverb, harmonics_below_nyquist, weighted_level
 from threads import alone
 
 _LOUDNESS_RANGE = 80.0  # dB that are scaled to 0..1
+_RISE_RANGE = 20.0  # dB of rise that are scaled to 1
 _F0_REFERENCE = 32.7  # Hz, scaled to 0: C1, CREPE's lowest pitch
 _F0_OCTAVES = 6.0  # scaled to 1, up to about CREPE's highest
 _LEAST_LEVEL = 1e-2  # -40 dB: a timbre that A-weighting hardly hears is not raised beyond all measure
@@ -38,6 +39,13 @@ class Controls(NamedTuple):
 
     harmonic_amplitudes: Tensor  # [B, T, H], linear; zero at and above Nyquist
     noise_magnitudes: Tensor  # [B, T, K], linear gain of each band
+
+
+class State(NamedTuple):
+    """What frames leave for those that follow."""
+
+    memory: Tensor  # of the decoder
+    loudness: Tensor | None  # [B, attack_frames, 1], the last ones, if the decoder hears by how much it rises
 
 
 class Sound(NamedTuple):
@@ -60,6 +68,17 @@ def scale_loudness(loudness: Tensor) -> Tensor:
     return loudness / _LOUDNESS_RANGE + 1
 
 
+def scale_rise(loudness: Tensor, n_frames: int, before: Tensor | None = None) -> Tensor:
+    """Scale by how many dB loudness [B, T, 1] has risen over the last ``n_frames``; ``before`` holds those before."""
+    known = torch.cat([loudness[:, :1].expand(-1, n_frames, -1) if before is None else before, loudness], dim=1)
+    return (loudness - known[:, : loudness.shape[1]]) / _RISE_RANGE
+
+
+def count_inputs(config: ModelConfig) -> int:
+    """Return how many numbers a frame the decoder, or the network before it, hears."""
+    return 3 if config.attack_frames else 2
+
+
 def build_mlp(n_inputs: int, size: int) -> nn.Sequential:
     """Return a network of two layers, [..., n_inputs] -> [..., size]."""
     layers = [[nn.Linear(n, size), nn.LayerNorm(size), nn.GELU()] for n in (n_inputs, size)]
@@ -72,7 +91,7 @@ class GruDecoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dropout = config.dropout if config.num_layers > 1 else 0.0
-        n_inputs = config.embed_size or 2
+        n_inputs = config.embed_size or count_inputs(config)
         self.gru = nn.GRU(n_inputs, config.hidden_size, config.num_layers, batch_first=True, dropout=dropout)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -97,7 +116,7 @@ class TransformerDecoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed = nn.Linear(config.embed_size or 2, config.hidden_size)
+        self.embed = nn.Linear(config.embed_size or count_inputs(config), config.hidden_size)
         self.window = config.attention_window
         self.layers = nn.ModuleList(_TransformerLayer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.hidden_size)
@@ -200,8 +219,9 @@ class NeuralGuitar(nn.Module):
         self.settings: Config | None = None
         self.instrument: str | None = None
         self.statistics: dict[str, list[float]] | None = None
-        n_inputs, n_hidden = config.embed_size or 2, config.projection_size or config.hidden_size
-        self.embedding = build_mlp(2, n_inputs) if config.embed_size else nn.Identity()
+        n_curves, n_hidden = count_inputs(config), config.projection_size or config.hidden_size
+        n_inputs = config.embed_size or n_curves
+        self.embedding = build_mlp(n_curves, n_inputs) if config.embed_size else nn.Identity()
         self.decoder = _DECODERS[config.decoder](config)
         if config.projection_size:
             self.projection = build_mlp(config.hidden_size + n_inputs, n_hidden)
@@ -215,9 +235,22 @@ class NeuralGuitar(nn.Module):
         self.log_gain = nn.Parameter(torch.tensor(math.log(config.initial_gain)))
         self.harmonic_synthesizer = HarmonicSynthesizer(config.n_harmonics, audio.sample_rate, audio.hop_length)
         self.noise_synthesizer = FilteredNoiseSynthesizer(config.n_noise_bands, audio.hop_length)
+        n_taps = round(config.reverb_seconds * audio.sample_rate)
+        self.reverb = Reverb(n_taps) if n_taps else None
+
+    def hear(self, f0: Tensor, loudness: Tensor, before: Tensor | None = None) -> Tensor:
+        """Scale curves [B, T, 1] to what the decoder hears, [B, T, 2 or 3]; ``before``: see ``scale_rise``."""
+        curves = [scale_f0(f0), scale_loudness(loudness)]
+        if self.config.attack_frames:
+            curves.append(scale_rise(loudness, self.config.attack_frames, before))
+        return torch.cat(curves, dim=-1)
 
     def controls(
-        self, f0: Tensor, loudness: Tensor, decoder: Callable[[Tensor], Tensor] | None = None
+        self,
+        f0: Tensor,
+        loudness: Tensor,
+        decoder: Callable[[Tensor], Tensor] | None = None,
+        heard: Tensor | None = None,
     ) -> Controls:
         """Decide what the synthesizers play.
 
@@ -225,9 +258,10 @@ class NeuralGuitar(nn.Module):
             f0: [B, T, 1] in Hz, positive.
             loudness: [B, T, 1] in dB re full scale.
             decoder: stands in for the model's own, such as one that goes on from a state.
+            heard: from ``hear``, if the decoder is to hear other curves than these, or what went before them.
         """
         assert f0.shape == loudness.shape and f0.shape[-1] == 1, f"{tuple(f0.shape)} and {tuple(loudness.shape)}"
-        hidden = self._decode(torch.cat([scale_f0(f0), scale_loudness(loudness)], dim=-1), decoder or self.decoder)
+        hidden = self._decode(self.hear(f0, loudness) if heard is None else heard, decoder or self.decoder)
         # Masked before the softmax: what is left still sums to one, no energy is lost.
         audible = harmonics_below_nyquist(f0, self.config.n_harmonics, self.audio.sample_rate)
         # Not minus infinity: where nothing can sound (f0 above Nyquist), that would be NaN.
@@ -241,19 +275,24 @@ class NeuralGuitar(nn.Module):
         amplitude = amplitude / level.clamp(min=_LEAST_LEVEL)
         return Controls(harmonic_distribution * amplitude, noise_magnitudes * amplitude)
 
-    def proceed(self, f0: Tensor, loudness: Tensor, state: Tensor | None) -> tuple[Controls, Tensor]:
+    def proceed(self, f0: Tensor, loudness: Tensor, state: State | None) -> tuple[Controls, State]:
         """Decide on the frames that follow a state, the start if None, in blocks of any length.
 
         Returns:
             What ``controls`` does for them, and the state after them.
         """
+        memory, before = state or (None, None)
 
         def decode(inputs: Tensor) -> Tensor:
-            nonlocal state
-            hidden, state = self.decoder.proceed(inputs, state)
+            nonlocal memory
+            hidden, memory = self.decoder.proceed(inputs, memory)
             return hidden
 
-        return self.controls(f0, loudness, decode), state
+        controls = self.controls(f0, loudness, decode, self.hear(f0, loudness, before))
+        if n_frames := self.config.attack_frames:
+            before = loudness[:, :1].expand(-1, n_frames, -1) if before is None else before
+            before = torch.cat([before, loudness], dim=1)[:, -n_frames:]
+        return controls, State(memory, before)
 
     def _decode(self, inputs: Tensor, decoder: Callable[[Tensor], Tensor]) -> Tensor:
         """[B, T, 2] -> what the heads see, [B, T, hidden_size or projection_size]."""
@@ -271,13 +310,20 @@ class NeuralGuitar(nn.Module):
         """Play controls at f0 [B, T, 1]; ``generator`` is the source of the noise."""
         with torch.autocast(f0.device.type, enabled=False):  # sound needs float32 whatever the decoder makes do with
             harmonic = self.harmonic_synthesizer(f0, controls.harmonic_amplitudes)
-            return Sound(harmonic, self.noise_synthesizer(controls.noise_magnitudes, generator))
+            noise = self.noise_synthesizer(controls.noise_magnitudes, generator)
+            return Sound(*map(self.reverb, (harmonic, noise))) if self.reverb else Sound(harmonic, noise)
 
-    def forward(self, f0: Tensor, loudness: Tensor, generator: NoiseSource = None) -> Tensor:
-        """Turn f0 [B, T, 1] in Hz and loudness [B, T, 1] in dB into audio [B, T * hop_length]."""
+    def forward(
+        self, f0: Tensor, loudness: Tensor, generator: NoiseSource = None, heard: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Turn f0 [B, T, 1] in Hz and loudness [B, T, 1] in dB into audio [B, T * hop_length].
+
+        ``heard`` are other such curves, for the decoder; the sound keeps to the pitch and loudness of the first two.
+        """
 
         def play() -> Tensor:
-            return self.synthesize(f0, self.controls(f0, loudness), generator).audio
+            controls = self.controls(f0, loudness, heard=self.hear(*heard) if heard else None)
+            return self.synthesize(f0, controls, generator).audio
 
         return play() if torch.is_grad_enabled() else alone(play, f0.device)
 

@@ -30,10 +30,11 @@ class Player:
         self.latency = model.noise_synthesizer.context  # frames
         self._noise_gain = 10 ** (noise_balance / 20)
         self._generator = torch.Generator().manual_seed(seed)
-        self._state: Tensor | None = None  # of the decoder
+        self._state: tuple | None = None  # of the model, after the frames so far
         self._cycles: Tensor | None = None  # (1,) of the fundamental, before the first frame that is to be played
         self._n_played = 0  # of the frames that are held
         self._held: list[Tensor] = []  # f0, amplitudes, magnitudes, noise: [1, T, C] each
+        self._tails: list[Tensor | None] = [None, None]  # of both parts in the room, if the model has learned one
 
     @torch.inference_mode()
     def play(self, f0: Tensor, loudness: Tensor, gate: Tensor, is_last: bool = False) -> tuple[Sound, Controls]:
@@ -55,7 +56,13 @@ class Player:
         given = [f0, *controls, noise]
         self._held = [torch.cat(pair, dim=1) for pair in zip(self._held, given)] if self._held else given
         n_ready = self._held[0].shape[1] - self._n_played - (0 if is_last else self.latency)
-        return self._render(max(0, n_ready)), controls
+        return self._in_room(self._render(max(0, n_ready))), controls
+
+    def _in_room(self, sound: Sound) -> Sound:
+        if not self.model.reverb or not sound.harmonic.shape[1]:
+            return sound
+        wet, self._tails = zip(*map(self.model.reverb.proceed, sound, self._tails))
+        return Sound(*wet)
 
     def _render(self, n_frames: int) -> Sound:
         """Render the next frames, and let go of what no later frame needs."""

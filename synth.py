@@ -225,3 +225,25 @@ def overlap_add(frames: Tensor, hop_length: int) -> Tensor:
     for number, part in enumerate(frames.unflatten(-1, (n_parts, hop_length)).unbind(dim=2)):
         total[:, number : number + n_frames] += part
     return total.flatten(1)
+
+
+class Reverb(nn.Module):
+    """A room, learned: the sound as it is, and its convolution with an impulse response that starts as silence."""
+
+    def __init__(self, n_taps: int) -> None:
+        super().__init__()
+        self.response = nn.Parameter(torch.zeros(n_taps))  # of the room, from one sample after the sound on
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Return the sound [B, N] in the room, of the same length."""
+        return self.proceed(audio, None)[0]
+
+    def proceed(self, audio: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the sound [B, N] with what rings on from before it, and the tail [B, taps] that it leaves."""
+        n_samples, n_taps = audio.shape[-1], len(self.response)
+        n_fft = 1 << (n_samples + n_taps - 1).bit_length()
+        echo = torch.fft.irfft(torch.fft.rfft(audio, n_fft) * torch.fft.rfft(self.response, n_fft), n_fft)
+        ringing = nn.functional.pad(echo[..., : n_samples + n_taps - 1], (1, 0))
+        if tail is not None:
+            ringing = ringing + nn.functional.pad(tail, (0, n_samples))
+        return audio + ringing[..., :n_samples], ringing[..., n_samples:]

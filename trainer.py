@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from averaging import WeightAverage
 from checkpoint import (
     BEST,
     LATEST,
@@ -28,13 +29,15 @@ from checkpoint import (
     random_state,
     restore_random_state,
     save_checkpoint,
+    weights_for_use,
 )
-from config import Config, TrainConfig, training_changes
+from config import Config, training_changes
 from corpus import Corpus, measure_statistics
 from data import CropDataset, build_dataset
 from distributed import ALONE, Ranks
-from loss import MultiResolutionSTFTLoss, StftLoss
+from loss import StftLoss
 from model import NeuralGuitar, NoiseSource, build_model
+from optimizing import build_loss, learning_rate_at
 from threads import alone
 from tracking import Tracker
 
@@ -65,15 +68,9 @@ class _Step(NamedTuple):
     values: Tensor  # [5]: the three losses, how many ranks were asked to stop, the gradient norm
 
 
-def learning_rate_at(step: int, settings: TrainConfig) -> float:
-    """Return the learning rate; it depends on the step alone, so that training on is the same training."""
-    decayed = settings.learning_rate * 0.5 ** (step / settings.learning_rate_half_life)
-    return max(decayed, settings.min_learning_rate)
-
-
 def train_step(
     model: nn.Module,
-    loss_function: MultiResolutionSTFTLoss,
+    loss_function: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: dict[str, Tensor],
     max_grad_norm: float,
@@ -87,8 +84,9 @@ def train_step(
     ``precision`` is that of the decoder's products, all else is done in float32.
     """
     optimizer.zero_grad(set_to_none=True)
+    heard = (batch["heard_f0"], batch["heard_loudness"]) if "heard_f0" in batch else None
     with torch.autocast(batch["f0"].device.type, precision, enabled=precision != torch.float32):
-        audio = model(batch["f0"], batch["loudness"], generator)
+        audio = model(batch["f0"], batch["loudness"], generator, heard)
     loss = loss_function(audio, batch["audio"])
     (weight * loss.total).backward()
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
@@ -119,6 +117,7 @@ class Trainer:
         self.model: NeuralGuitar = build_model(config, corpus.instrument).to(device)
         self.parallel = _parallel(self.model, ranks, device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.train.learning_rate)
+        self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay else None
         self.loss_function = build_loss(config).to(device)
         self.use(corpus)
         self.next_corpus: Callable[[], Corpus] | None = None  # asked before each epoch, where recordings still arrive
@@ -142,6 +141,11 @@ class Trainer:
         self.validation: CropDataset = build_dataset(corpus.validation, corpus.instrument, self.config)
         self.statistics = measure_statistics(corpus.training, self.config)
 
+    @property
+    def judged(self) -> NeuralGuitar:
+        """The model that is validated, played and used: that of the averaged weights, if any."""
+        return self.average.model if self.average else self.model
+
     def _take_on(self, corpus: Corpus) -> None:
         if corpus.validation != self.corpus.validation:  # losses over other recordings do not compare
             self.progress.best_val_loss, self.progress.epochs_since_best = float("inf"), 0
@@ -154,7 +158,9 @@ class Trainer:
         Raises:
             ValueError: it holds unusable weights.
         """
-        load_weights(self.model, checkpoint, path)
+        load_weights(self.model, checkpoint["model"], path)
+        if self.average:
+            load_weights(self.average.model, weights_for_use(checkpoint), path)
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         restore_random_state(checkpoint["rng"])
         position = min(checkpoint["position_in_epoch"], len(self.training))
@@ -248,6 +254,8 @@ class Trainer:
         asked = torch.full_like(grad_norm, float(self.stopping))
         values = self.ranks.sum(torch.stack([*(loss * (weight / n_ranks) for loss in losses.values()), asked]))
         progress.step += 1
+        if self.average:
+            self.average.update(self.model, progress.step)
         progress.position_in_epoch = positions.stop
         self._unread.append(_Step(progress.step, positions, torch.cat([values, grad_norm[None]])))
 
@@ -290,10 +298,10 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> StftLoss:
         """Return the mean losses over the held-out recordings as numbers; NaN if there are none."""
-        self.model.eval()
+        model = self.judged.eval()
         sums, n_crops = torch.zeros(3, device=self.device), len(self.validation)
         for positions, share, batch in self._batches(self.validation, np.arange(n_crops)):
-            audio = self.model(batch["f0"], batch["loudness"], self._noise_sources(0, 1, positions=share))
+            audio = model(batch["f0"], batch["loudness"], self._noise_sources(0, 1, positions=share))
             losses = torch.stack(self.loss_function(audio, batch["audio"]))
             sums += losses * len(self.ranks.share(positions))
         sums = self.ranks.sum(sums).tolist()
@@ -313,6 +321,7 @@ class Trainer:
             **counters,
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
+            average=self.average.model.state_dict() if self.average else None,
             schedule={
                 "learning_rate": learning_rate, "n_crops": len(self.training), "boundary": self.corpus.boundary
             },
@@ -360,15 +369,7 @@ class Trainer:
             progress.epoch, progress.step, train_loss, val_loss, " (best)" if is_best else "",
         )  # fmt: skip
         if self.tracker and progress.epoch % self.config.train.phrases_every_epochs == 0:
-            self.tracker.log_phrases(progress.epoch, progress.step, self.model)
-
-
-def build_loss(config: Config) -> MultiResolutionSTFTLoss:
-    """Build the training loss of a configuration."""
-    settings = config.loss
-    return MultiResolutionSTFTLoss(
-        settings.fft_sizes, settings.hop_sizes, settings.win_lengths, settings.mag_loss_weight, settings.eps
-    )
+            self.tracker.log_phrases(progress.epoch, progress.step, self.judged)
 
 
 def _seed_everything(seed: int) -> None:

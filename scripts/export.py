@@ -48,6 +48,7 @@ class State(NamedTuple):
 
     hidden: Tensor  # [layers, 1, hidden_size] of the GRU
     phase: Tensor  # [1], float64, cycles of the fundamental at the newest frame
+    loudness: Tensor  # [1, attack_frames, 1] in dB, of the newest frames; of one, if the model does not hear it rise
     f0: Tensor  # [1, 1, 1] in Hz, and the two below: of the newest frame
     harmonic_amplitudes: Tensor  # [1, 1, H]
     noise_magnitudes: Tensor  # [1, 1, K]
@@ -59,7 +60,7 @@ class BlockModel(nn.Module):
     """A model as a function of one block and of the state before it, in operations that every exporter knows.
 
     Raises:
-        ValueError: the decoder is no GRU.
+        ValueError: the decoder is no GRU, or the model has a reverb.
     """
 
     def __init__(self, model: NeuralGuitar) -> None:
@@ -68,6 +69,11 @@ class BlockModel(nn.Module):
             raise ValueError(
                 f"a {model.config.decoder} decoder cannot be exported: it remembers whole windows of frames, "
                 "not a state of one size; train a preset with a GRU, such as tiny or solo"
+            )
+        if model.reverb:
+            raise ValueError(
+                f"a model with a reverb of {model.config.reverb_seconds:g} s cannot be exported; "
+                "train without one, and let the host add a room"
             )
         self.model = model
         hop_length, n_bands = model.audio.hop_length, model.config.n_noise_bands
@@ -88,6 +94,7 @@ class BlockModel(nn.Module):
         return State(
             hidden=torch.zeros(sizes[0]),
             phase=torch.zeros(1, dtype=torch.float64),
+            loudness=torch.zeros(1, max(1, config.attack_frames), 1),
             f0=torch.zeros(1, 1, 1),
             harmonic_amplitudes=torch.zeros(sizes[1]),
             noise_magnitudes=torch.zeros(sizes[2]),
@@ -114,7 +121,10 @@ class BlockModel(nn.Module):
         """
         before = State(*state)
         recurrence = _Recurrence(self.model.decoder.gru, before.hidden)
-        controls = self.model.controls(f0, loudness, recurrence)
+        # Before the first frame it was as loud as then.
+        known = torch.where(before.f0 > 0, before.loudness, loudness[:, :1])
+        controls = self.model.controls(f0, loudness, recurrence, self.model.hear(f0, loudness, known))
+        known = torch.cat([known, loudness], dim=1)[:, -before.loudness.shape[1] :]
         audible = harmonics_below_nyquist(f0, self.model.config.n_harmonics, self.model.audio.sample_rate)
         f0s = [before.f0, *f0.split(1, dim=1)]
         amplitudes = [before.harmonic_amplitudes, *(controls.harmonic_amplitudes * audible).split(1, dim=1)]
@@ -130,8 +140,8 @@ class BlockModel(nn.Module):
         sound = torch.cat(harmonic, dim=1)
         n_samples = noise.shape[1]
         audio = sound[:, :n_samples] + torch.cat(filtered, dim=1)
-        after = State(recurrence.hidden, phase, f0s[-1], amplitudes[-1], magnitudes[-1], overlap, sound[:, n_samples:])
-        return (audio, *after)
+        newest = (f0s[-1], amplitudes[-1], magnitudes[-1])
+        return (audio, *State(recurrence.hidden, phase, known, *newest, overlap, sound[:, n_samples:]))
 
     def _cycles(self, f0: Tensor, next_f0: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
         """Return the fundamental's phase in cycles, 0..1, over a hop, [1, hop], and at its end in double precision."""

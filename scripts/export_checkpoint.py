@@ -24,7 +24,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor
 
-from checkpoint import PRETRAINED_DIR, load_model, make_checkpoint, read_checkpoint, save_checkpoint, settings_of
+from checkpoint import (
+    PRETRAINED_DIR,
+    load_model,
+    make_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+    settings_of,
+    weights_for_use,
+)
 from model import NeuralGuitar
 from scorecard import format_tables, format_targets
 
@@ -96,7 +104,7 @@ def strip(source: dict[str, Any], path: Path) -> dict[str, Any]:
         epoch=source["epoch"],
         step=source["step"],
         # A copy: a tensor that is a part of a larger one would be saved with all of it.
-        model={name: weight.clone() for name, weight in source["model"].items()},
+        model={name: weight.clone() for name, weight in weights_for_use(source).items()},
         run_name=source["run_name"],
         schedule={"boundary": (source["schedule"] or {}).get("boundary")},  # which recordings were held out
         statistics=source["statistics"],

@@ -233,7 +233,7 @@ def test_one_weight_too_many_is_not_overlooked(write_checkpoint, small_config):
     content = read_checkpoint(write_checkpoint())
     content["model"]["reverb.weight"] = torch.zeros(3)
     with pytest.raises(ValueError, match="another architecture"):
-        load_weights(build_model(small_config, "trumpet"), content, checkpoint_module.PRETRAINED_DIR / "x.pth")
+        load_weights(build_model(small_config, "trumpet"), content["model"], checkpoint_module.PRETRAINED_DIR / "x.pth")
 
 
 # --- settings of older and newer versions -------------------------------------------------------
@@ -241,13 +241,15 @@ def test_one_weight_too_many_is_not_overlooked(write_checkpoint, small_config):
 
 def test_old_checkpoint_that_lacks_a_newer_setting(rewrite, config):
     def age(content):
-        del content["config"]["model"]["initial_gain"]
+        for name in ("initial_gain", "attack_frames", "reverb_seconds"):
+            del content["config"]["model"][name]
         del content["config"]["transfer"]
         content["config"]["train"]["forgotten"] = 1  # no weight depends on it
 
     model = load_model(rewrite(age))
     assert model.settings.model.initial_gain == config.model.initial_gain
     assert model.settings.transfer == config.transfer
+    assert (model.settings.model.attack_frames, model.reverb) == (0, None)
 
 
 def test_setting_of_a_newer_version_is_refused(rewrite):

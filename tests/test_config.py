@@ -164,6 +164,28 @@ def test_a_value_of_the_wrong_type_is_named(load_spoilt, content, section, key, 
         load_spoilt(content)
 
 
+@pytest.mark.parametrize(("section", "key", "value", "limit"), [
+    ("train", "ema_decay", 1.0, "at least 0 and less than 1"), ("train", "ema_decay", -0.1, "at least 0"),
+    ("train", "f0_jitter", -1.0, "at least 0"), ("train", "loudness_jitter", -1.0, "at least 0"),
+    ("train", "jitter_seconds", -1.0, "at least 0"), ("train", "input_smoothing", float("nan"), "at least 0"),
+    ("model", "attack_frames", -1, "at least 0"), ("model", "reverb_seconds", -1.0, "at least 0"),
+    ("loss", "mel_loss_weight", -1.0, "at least 0"),
+])
+def test_a_value_that_means_nothing_is_named(load_spoilt, content, section, key, value, limit):
+    content["base"][section][key] = value
+    with pytest.raises(ValueError, match=rf"^{key} is {value}, it must be {limit}"):
+        load_spoilt(content)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_options_are_off(preset):
+    config = load_config(preset=preset)
+    train = config.train
+    values = (train.ema_decay, train.f0_jitter, train.loudness_jitter, train.input_smoothing)
+    assert not any((*values, config.model.reverb_seconds, config.loss.mel_loss_weight))
+    assert config.model.attack_frames == (3 if preset == "solo" else 0)
+
+
 def test_a_whole_number_may_stand_for_a_fraction(load_spoilt, content):
     content["base"]["model"]["noise_bias"] = -8
     assert load_spoilt(content).model.noise_bias == -8

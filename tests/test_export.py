@@ -18,12 +18,12 @@ export = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(export)
 
 
-def small(preset):
+def small(preset, **changes):
     config = shrink(load_config(preset=preset))
     model = dataclasses.replace(config.model, noise_bias=-3.0)  # untrained, so that the noise can be heard
     if config.model.embed_size:
         model = dataclasses.replace(model, embed_size=8, projection_size=16)
-    return dataclasses.replace(config, model=model)
+    return dataclasses.replace(config, model=dataclasses.replace(model, **changes))
 
 
 def whole(model, n_frames, shift):
@@ -41,11 +41,12 @@ def whole(model, n_frames, shift):
 
 
 @pytest.mark.parametrize(
-    ("preset", "kind", "size"), [("tiny", "onnx", 2), ("solo", "onnx", 1), ("solo", "torch_export", 1)]
+    ("preset", "kind", "size", "attack_frames"),
+    [("tiny", "onnx", 2, 0), ("solo", "onnx", 1, 3), ("solo", "torch_export", 1, 0), ("solo", "torch_export", 2, 3)],
 )
-def test_blocks_equal_the_model(tmp_path, write_checkpoint, preset, kind, size):
+def test_blocks_equal_the_model(tmp_path, write_checkpoint, preset, kind, size, attack_frames):
     path = tmp_path / f"exported{export.SUFFIXES[kind]}"
-    checkpoint = write_checkpoint(config=small(preset))
+    checkpoint = write_checkpoint(config=small(preset, attack_frames=attack_frames))
     arguments = ["--checkpoint", str(checkpoint), "--format", kind, "--output", str(path), "--block_frames", str(size)]
     assert export.main(arguments) == 0
     assert sorted(found.name for found in tmp_path.iterdir()) == sorted([path.name, "exported.json", checkpoint.name])
@@ -81,6 +82,12 @@ def test_transformer_is_refused_with_a_reason(tmp_path, write_checkpoint, caplog
     target = tmp_path / "t.onnx"
     assert export.main(["--checkpoint", str(checkpoint), "--format", "onnx", "--output", str(target)]) == 1
     assert "a transformer decoder cannot be exported" in caplog.text and not target.exists()
+
+
+def test_a_room_is_refused_with_a_reason(tmp_path, write_checkpoint, caplog):
+    checkpoint, target = write_checkpoint(config=small("tiny", reverb_seconds=0.2)), tmp_path / "t.onnx"
+    assert export.main(["--checkpoint", str(checkpoint), "--format", "onnx", "--output", str(target)]) == 1
+    assert "a model with a reverb of 0.2 s cannot be exported" in caplog.text and not target.exists()
 
 
 def test_a_file_that_differs_never_takes_the_name(tmp_path, write_checkpoint, caplog, monkeypatch):

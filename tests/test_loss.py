@@ -1,7 +1,9 @@
 """The loss is the published formula (an independent float64 version), finite everywhere, and a mean over items."""
 
+import dataclasses
 import math
 
+import librosa
 import numpy as np
 import pytest
 import textbook
@@ -9,7 +11,8 @@ import torch
 from scipy import signal
 
 import loss as loss_module
-from loss import MultiResolutionSTFTLoss
+from loss import LogMelLoss, MultiResolutionSTFTLoss
+from optimizing import build_loss
 
 FFT_SIZES, HOP_SIZES, WIN_LENGTHS = (512, 1024, 2048, 4096), (128, 256, 512, 1024), (512, 1024, 2048, 4096)
 EPS = 1e-5
@@ -177,3 +180,46 @@ def test_sounds_of_different_length_are_refused():
 
 def test_windows_are_not_saved_with_a_model():
     assert make_loss().state_dict() == {}
+
+
+# --- log-mel term -------------------------------------------------------------------------------
+
+
+def mel_loss(weight=0.5):
+    filters = librosa.filters.mel(sr=16000, n_fft=1024, n_mels=80, norm=None)
+    return LogMelLoss(make_loss(), torch.from_numpy(filters), weight), filters.astype(np.float64)
+
+
+@pytest.mark.parametrize("n_samples", [700, 16000])
+def test_log_mel_term_is_the_formula_in_float64(n_samples):
+    prediction, target = sounds(2, n_samples, seed=0), sounds(2, n_samples, seed=1)
+    loss, filters = mel_loss()
+    spectra = [
+        [magnitudes_by_scipy(sound.numpy(), 1024, 256, 1024) for sound in audio] for audio in (prediction, target)
+    ]
+    x, y = (np.log(np.stack([filters @ each for each in group]) + EPS) for group in spectra)
+    ours, plain = loss(prediction, target), make_loss()(prediction, target)
+    assert (ours.total - plain.total).item() == pytest.approx(0.5 * np.mean(np.abs(x - y)), rel=1e-3)
+    assert ours[1:] == plain[1:]  # the parts are reported as they were
+
+
+def test_log_mel_gradient_is_finite_and_leads_to_the_target():
+    loss, _ = mel_loss(weight=10.0)
+    target = sounds(2, 4000, seed=1)
+    target[1] = 0
+    predicted = (0.5 * target).requires_grad_()
+    loss(predicted, target).total.backward()
+    assert torch.isfinite(predicted.grad).all()
+    step = 1e-3 * predicted.grad / predicted.grad.norm()
+    with torch.no_grad():
+        assert loss(predicted - step, target).total < loss(predicted, target).total
+    assert loss(target, target).total == 0
+    assert loss.state_dict() == {}
+
+
+@pytest.mark.parametrize(("weight", "kind"), [(0.0, MultiResolutionSTFTLoss), (0.5, LogMelLoss)])
+def test_the_configuration_decides_the_loss(config, weight, kind):
+    wanted = dataclasses.replace(config, loss=dataclasses.replace(config.loss, mel_loss_weight=weight))
+    built = build_loss(wanted)
+    assert type(built) is kind
+    assert weight == 0 or (built.weight, built.n_fft, built.filters.shape) == (0.5, 1024, (513, 80))

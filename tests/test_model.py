@@ -18,6 +18,7 @@ from model import (
     scale_f0,
     scale_loudness,
 )
+from synth import weighted_level
 
 PRESETS = pytest.mark.parametrize("preset", ["tiny", "solo", "standard", "deep", "transformer"])
 
@@ -331,3 +332,62 @@ def test_one_batch_overfits(decoder):
     # Two random noises of equal level differ by about 0.7 in log magnitude: that much of the loss cannot be learned.
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
     assert np.mean(losses[-5:]) < 1.2
+
+
+# --- options that are off -----------------------------------------------------------------------
+
+
+def test_the_rise_of_loudness_is_heard():
+    loudness = torch.full((1, 9, 1), -20.0)
+    loudness[:, 5] = -40.0
+    heard = build("tiny", attack_frames=3).hear(torch.full_like(loudness, 300.0), loudness)
+    assert heard.shape == (1, 9, 3)
+    # In units of 20 dB, over three frames; before the first frame it was as loud as then.
+    assert heard[0, :, 2].tolist() == pytest.approx([0, 0, 0, 0, 0, -1, 0, 0, 1])
+
+
+@pytest.mark.parametrize("preset", ["tiny", "transformer"])
+def test_blocks_of_a_model_that_hears_rises_are_the_whole(preset):
+    model, (f0, loudness), state, blocks = build(preset, attack_frames=5), curves(1, 150), None, []
+    with torch.no_grad():
+        for start, stop in ((0, 1), (1, 3), (3, 90), (90, 150)):
+            controls, state = model.proceed(f0[:, start:stop], loudness[:, start:stop], state)
+            blocks.append(controls.noise_magnitudes)
+        whole = model.controls(f0, loudness).noise_magnitudes
+    assert (torch.cat(blocks, dim=1) - whole).abs().max() <= 1e-5
+
+
+def test_what_is_heard_changes_the_timbre_and_not_the_pitch_or_the_level():
+    model, (f0, loudness) = build("solo"), curves(1, 40)
+    torch.nn.init.normal_(model.harmonic_head.weight, generator=torch.Generator().manual_seed(0))
+    f0, other = f0.clamp(200, 400), (torch.full_like(f0, 500.0), loudness - 10)
+    with torch.no_grad():
+        plain, same, heard = (
+            model.controls(f0, loudness, heard=None if curves is None else model.hear(*curves))
+            for curves in (None, (f0, loudness), other)
+        )
+        sounds = [model(f0, loudness, torch.Generator().manual_seed(0), heard=each) for each in (None, other)]
+    assert torch.equal(plain.harmonic_amplitudes, same.harmonic_amplitudes)
+    assert not torch.allclose(plain.harmonic_amplitudes, heard.harmonic_amplitudes, rtol=0.1)
+    levels = [weighted_level(f0, *controls, 16000) for controls in (plain, heard)]
+    assert torch.allclose(*levels, rtol=1e-4)  # divided out in closed form; the learned factor is untrained
+    assert not torch.allclose(*sounds, atol=1e-3)
+
+
+def test_a_room_is_heard_in_both_parts():
+    model, (f0, loudness) = build("tiny", noise_bias=-3.0, reverb_seconds=0.1), curves(1, 30)
+    controls = model.controls(f0, loudness)
+    dry = model.synthesize(f0, controls, torch.Generator().manual_seed(0))
+    assert model.reverb.response.shape == (1600,)
+    with torch.no_grad():
+        model.reverb.response[159] = 0.5  # one echo, a frame later
+        wet = model.synthesize(f0, controls, torch.Generator().manual_seed(0))
+    for part, other in zip(wet, dry):
+        echo = torch.nn.functional.pad(other, (160, 0))[:, : other.shape[1]]
+        assert (part - other - 0.5 * echo).abs().max() < 1e-4 and echo.std() > 1e-3
+
+
+def test_options_that_are_off_add_no_weights():
+    tiny = build("tiny")
+    assert not any("reverb" in name for name, _ in tiny.named_parameters()) and tiny.decoder.gru.input_size == 2
+    assert build("tiny", attack_frames=2).decoder.gru.input_size == build("solo").embedding[0].in_features == 3

@@ -12,16 +12,18 @@ from model import Sound, build_model
 from player import Player, play
 
 
-def build(preset: str, config):
+def build(preset: str, config, **changes):
     """Return an untrained model of a preset, made small and lively, so that its curves and its noise are heard."""
     torch.manual_seed(0)
     wanted = load_config(preset=preset)
     small = dict.fromkeys(("embed_size", "projection_size"), 16) if preset == "solo" else {}
     size = 32 if preset == "transformer" else 48
-    model = dataclasses.replace(wanted.model, hidden_size=size, n_harmonics=30, noise_bias=-2.0, **small)
+    model = dataclasses.replace(wanted.model, hidden_size=size, n_harmonics=30, noise_bias=-2.0, **small, **changes)
     built = build_model(dataclasses.replace(wanted, model=model), "trumpet").eval()
     for parameter in built.decoder.parameters():
         parameter.data *= 2  # a memory that matters
+    if built.reverb:
+        built.reverb.response.data = 0.02 * torch.randn(len(built.reverb.response))
     return built
 
 
@@ -57,10 +59,13 @@ def test_forty_seconds_in_blocks_are_forty_seconds_at_once(preset: str, config) 
             assert joined.shape == wanted.shape and (joined - wanted).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("preset", ["tiny", "transformer"])
-def test_blocks_of_any_sizes(preset: str, config) -> None:
+@pytest.mark.parametrize(
+    ("preset", "options"),
+    [("tiny", {}), ("transformer", {}), ("tiny", {"attack_frames": 4}), ("solo", {"reverb_seconds": 0.3})],
+)
+def test_blocks_of_any_sizes(preset: str, options: dict, config) -> None:
     """From one frame to a hundred; the player is late by its latency, and holds no more than it needs."""
-    model, tune = build(preset, config), curves(3.0)
+    model, tune = build(preset, config, **options), curves(3.0)
     expected, player, parts, start = whole(model, tune, seed=0), Player(model, seed=0), [], 0
     for size in (1, 1, 1, 2, 3, 100, 1, 7, 64, 65, 55):
         here = slice(start, start + size)

@@ -338,3 +338,41 @@ def test_noise_of_an_item_does_not_depend_on_its_batch():
     assert not torch.equal(together[:1], synthesizer(magnitudes[:1], sources(8)))
     with pytest.raises(AssertionError, match="1 generators for 3 items"):
         synthesizer(magnitudes, sources(5))
+
+
+# --- reverb -------------------------------------------------------------------------------------
+
+
+def room(n_taps=500):
+    reverb = synth.Reverb(n_taps)
+    reverb.response.data = 0.1 * torch.randn(n_taps, generator=torch.Generator().manual_seed(0))
+    return reverb
+
+
+@pytest.mark.parametrize("n_samples", [1, 100, 1300])
+def test_reverb_is_the_convolution(n_samples):
+    reverb, audio = room(), torch.randn(2, n_samples, generator=torch.Generator().manual_seed(1))
+    response = np.r_[1.0, reverb.response.detach().double().numpy()]  # the sound itself, then the room
+    with torch.no_grad():
+        wet = reverb(audio)
+    for ours, sound in zip(wet, audio):
+        exact = np.convolve(sound.double().numpy(), response)[:n_samples]
+        assert np.abs(ours.numpy() - exact).max() < 1e-5  # float32, values of order one
+
+
+def test_an_untrained_room_is_dry_and_learns():
+    reverb, audio = synth.Reverb(50), torch.randn(1, 200, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(reverb(audio), audio)
+    reverb(audio).square().sum().backward()
+    assert (reverb.response.grad != 0).all()
+
+
+@torch.no_grad()
+def test_reverb_in_blocks_is_the_reverb_at_once():
+    reverb, audio = room(), torch.randn(1, 2000, generator=torch.Generator().manual_seed(1))
+    parts, tail = [], None
+    for block in audio.split([1, 160, 160, 700, 3, 976], dim=1):
+        part, tail = reverb.proceed(block, tail)
+        parts.append(part)
+        assert tail.shape == (1, 500)
+    assert (torch.cat(parts, dim=1) - reverb(audio)).abs().max() < 1e-5

@@ -18,8 +18,9 @@ from config import DEFAULT_CONFIG_PATH, load_config
 from corpus import read_corpus
 from data import Recording, extractor_settings, save_recording
 from model import TransformerDecoder
+from optimizing import learning_rate_at
 from tracking import read_metrics
-from trainer import Stopped, learning_rate_at
+from trainer import Stopped
 
 ROOT = Path(__file__).parent.parent
 
