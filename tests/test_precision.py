@@ -7,7 +7,8 @@ from config import load_config
 from model import build_model
 from trainer import build_loss, train_step
 
-F0, LOUDNESS = torch.full((2, 25, 1), 220.0), torch.full((2, 25, 1), -20.0)
+TIME = torch.linspace(0, 1, 25)[None, :, None].expand(2, -1, -1)
+F0, LOUDNESS = 220 * 2**TIME, 30 * TIME - 50
 
 
 def gradients(preset, **flags):
@@ -27,8 +28,7 @@ def test_gradients_are_close_in_bfloat16_and_the_same_in_float32(preset):
     assert torch.equal(gradients(preset, precision=torch.float32), plain)
     coarse = gradients(preset, precision=torch.bfloat16)
     assert coarse.dtype == torch.float32 and not torch.equal(coarse, plain)
-    # Eight bits a factor. Measured 0.9994 (solo) and more.
-    assert torch.cosine_similarity(plain, coarse, dim=0) > 0.99
+    assert torch.cosine_similarity(plain, coarse, dim=0) > 0.999  # eight bits a factor
 
 
 def test_sound_is_made_in_float32_whatever_the_precision():
