@@ -3,12 +3,17 @@
 import dataclasses
 import hashlib
 import io
+import os
 import types
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# Before torch is imported: two test processes of two threads each would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from hub_server import HubServer
 
