@@ -455,7 +455,9 @@ def test_it_comes_up_as_a_space_without_network_in_two_gigabytes(tmp_path: Path)
         "PYTHONPATH": str(tmp_path), "WALL": str(tmp_path / "wall"), "CUDA_VISIBLE_DEVICES": "",
         "GRADIO_TEMP_DIR": str(tmp_path / "gradio"),
     }  # fmt: skip
-    process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env={**os.environ, **space})
+    # A shell's background jobs, and so their children, ignore Ctrl-C.
+    hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env={**os.environ, **space}, **hears)
     try:
         client = wait_for_client(f"http://127.0.0.1:{port}", process)
         sound, *_ = client.predict(handle_file(ROOT / "examples" / "hum.wav"), api_name="/transfer")

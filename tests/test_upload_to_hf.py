@@ -250,9 +250,9 @@ def test_folders_that_cannot_be_uploaded_get_a_sentence(hub, tmp_path, counting_
     stale = counting_recording()
     save_recording(tmp_path / "a.pt", dataclasses.replace(stale, extractor={"audio": stale.extractor["audio"]}))
     assert upload(tmp_path) == 1 and "was made with other settings" in caplog.text
-    (tmp_path / "hidden" / ".cache").mkdir(parents=True)
-    save_recording(tmp_path / "hidden" / ".cache" / "a.pt", counting_recording())
-    assert upload(tmp_path / "hidden") == 1 and "cannot be uploaded under its name" in caplog.text
+    (tmp_path / "odd").mkdir()
+    save_recording(tmp_path / "odd" / "a:b.pt", counting_recording())
+    assert upload(tmp_path / "odd") == 1 and "cannot be uploaded under its name" in caplog.text
     assert not hub.repos
 
 
