@@ -133,7 +133,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_range(self, "ema_decay", "f0_jitter", "loudness_jitter", "jitter_seconds", "input_smoothing")
-        _require_range(self, "ema_decay", below=1)
+        _require_range(self, "ema_decay", "val_fraction", below=1)
+        _require_positive(
+            self, "batch_size", "epochs", "learning_rate", "learning_rate_half_life", "max_grad_norm", "crop_seconds",
+            "keep_checkpoints", "log_every_steps", "phrases_every_epochs",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -276,6 +280,12 @@ def _require_range(settings: Any, *names: str, below: float = float("inf")) -> N
         if not 0 <= getattr(settings, name) < below:
             limit = "at least 0" if below == float("inf") else f"at least 0 and less than {below:g}"
             raise ValueError(f"{name} is {getattr(settings, name)}, it must be {limit}")
+
+
+def _require_positive(settings: Any, *names: str) -> None:
+    for name in names:
+        if not 0 < getattr(settings, name) < float("inf"):
+            raise ValueError(f"{name} is {getattr(settings, name)}, it must be over 0")
 
 
 _SECTIONS = {

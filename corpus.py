@@ -122,7 +122,7 @@ def split_takes(
         pairs = [_cut_end(span, val_fraction) for digest in digests for span in takes[digest]]
         return tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs if pair[1].n_frames), None
     if boundary is None:
-        n_held_out = max(1, round(val_fraction * len(digests))) if val_fraction > 0 else 0
+        n_held_out = min(max(1, round(val_fraction * len(digests))), len(digests) - 1) if val_fraction > 0 else 0
         boundary = digests[n_held_out - 1] if n_held_out else ""
     held_out = [span for digest in digests if digest <= boundary for span in takes[digest]]
     kept = [span for digest in digests if digest > boundary for span in takes[digest]]

@@ -165,6 +165,8 @@ def test_a_value_of_the_wrong_type_is_named(load_spoilt, content, section, key, 
 
 
 @pytest.mark.parametrize(("section", "key", "value", "limit"), [
+    ("train", "batch_size", 0, "over 0"), ("train", "phrases_every_epochs", 0, "over 0"),
+    ("train", "crop_seconds", float("nan"), "over 0"), ("train", "val_fraction", 1.0, "at least 0 and less than 1"),
     ("train", "ema_decay", 1.0, "at least 0 and less than 1"), ("train", "ema_decay", -0.1, "at least 0"),
     ("train", "f0_jitter", -1.0, "at least 0"), ("train", "loudness_jitter", -1.0, "at least 0"),
     ("train", "jitter_seconds", -1.0, "at least 0"), ("train", "input_smoothing", float("nan"), "at least 0"),

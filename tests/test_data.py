@@ -532,3 +532,8 @@ def test_nothing_with_a_pitch(tmp_path, config, counting_recording):
     save_recording(tmp_path / "noise.pt", recording)
     with pytest.raises(ValueError, match="no frame of the training data has a pitch"):
         measure_statistics([Span(tmp_path / "noise.pt", 0, 20)], config)
+
+
+def test_one_take_at_least_is_left_to_train_on(write_takes, config):
+    corpus = read_corpus(write_takes([f"{i:064x}" for i in range(5)]), with_train(config, val_fraction=0.95))
+    assert (len(corpus.training), len(corpus.validation)) == (1, 4)
