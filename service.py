@@ -76,8 +76,8 @@ class Collection:
         """Return the newest training, if there is one that can be read, then the shipped models."""
         shipped = sorted(PRETRAINED_DIR.glob("*.pth"), key=lambda path: (path.stem != _FIRST, path.stem))
         found = [Instrument(path.stem, path.stem, path.stem.capitalize(), path) for path in shipped]
-        latest = find_latest(self.checkpoint_dir)
         try:
+            latest = find_latest(self.checkpoint_dir)
             return [self._read(self._described, latest, describe_latest), *found] if latest else found
         except (ValueError, OSError) as error:
             log.warning("app.py: %s", error)

@@ -240,7 +240,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     parse_args(argv)
     started = time.perf_counter()
-    results = [run_check(check) for check in list_checks()]
+    try:
+        results = [run_check(check) for check in list_checks()]
+    except KeyboardInterrupt:
+        print("verify_project.py: stopped", file=sys.stderr)
+        return 130
     failed, seconds = results.count(False), time.perf_counter() - started
     if failed:
         print(f"\n{failed} of {len(results)} checks failed ({seconds:.1f} s). Begin with the first, others may follow.")

@@ -267,6 +267,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
         log.error("benchmark.py: %s", error)
         return 1
+    except KeyboardInterrupt:
+        log.error("benchmark.py: stopped")
+        return 130
     return 0
 
 

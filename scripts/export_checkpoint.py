@@ -246,6 +246,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         log.error("export_checkpoint.py: %s", error)
         return 1
+    except KeyboardInterrupt:
+        log.error("export_checkpoint.py: stopped; what stood there stays")
+        return 130
     done, size = "replaced" if replaced else "written", args.output.stat().st_size / 1e6
     print(f"{args.output} {done}: {size:.1f} MB, sounds equal to {args.checkpoint}; its card is {card}")
     return 0

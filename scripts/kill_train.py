@@ -192,6 +192,7 @@ def main(argv: list[str] | None = None) -> int:
         log.error("kill_train.py: %s", error)
         return 1
     except KeyboardInterrupt:
+        log.error("kill_train.py: stopped")
         return 130
 
 

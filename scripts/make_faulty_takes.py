@@ -140,6 +140,9 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, soundfile.LibsndfileError) as error:
         log.error("make_faulty_takes.py: %s", error)
         return 1
+    except KeyboardInterrupt:
+        log.error("make_faulty_takes.py: stopped; what is written stays")
+        return 130
     print(f"{len(takes)} takes of {args.notes} notes or chords in {args.output_dir}, strummed and broken")
     return 0
 

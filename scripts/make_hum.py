@@ -292,6 +292,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"make_hum.py: cannot write {args.output}: {error.strerror}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("make_hum.py: stopped", file=sys.stderr)
+        return 130
     return 0
 
 
