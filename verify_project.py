@@ -179,15 +179,13 @@ def check_model(name: str) -> str:
 
 def check_loss() -> str:
     """Compare a sound with itself and with a quieter one."""
-    import dataclasses
-
     import torch
 
     from config import load_config
-    from loss import MultiResolutionSTFTLoss
+    from optimizing import build_loss
 
     config = load_config()
-    compare = MultiResolutionSTFTLoss(**dataclasses.asdict(config.loss))
+    compare = build_loss(config)
     sound = torch.sin(torch.arange(8000) * (2 * math.pi * _A4 / config.audio.sample_rate))[None]
     same, quieter = compare(sound, sound).total.item(), compare(sound / 2, sound).total.item()
     if not (abs(same) < 1e-4 and 0.5 < quieter < math.inf):
