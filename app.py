@@ -14,7 +14,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
@@ -129,12 +129,19 @@ def _connect(
         api_visibility="private", concurrency_id="transfer", show_progress="minimal", show_progress_on=results.status,
     )  # fmt: skip
 
-    def stop(sentence: str, kind: str = "") -> Callable[[], tuple]:
-        return lambda: (gr.update(visible=True), gr.update(visible=False), parts.say(sentence, kind))
+    cancelled = parts.say("Cancelled. Nothing was kept.")
+
+    def stop() -> tuple:
+        return gr.update(visible=True), gr.update(visible=False), cancelled
+
+    def fail(status: str | None) -> tuple:
+        # What is cancelled may also count as failed, and be told so later.
+        said = gr.skip() if status == cancelled else parts.say(_FULL, "error")
+        return gr.update(visible=True), gr.update(visible=False), said
 
     quiet = {"outputs": [play, cancel, results.status], "queue": False, "api_visibility": "private"}
-    cancel.click(stop("Cancelled. Nothing was kept."), cancels=started, **quiet)
-    started.failure(stop(_FULL, "error"), **quiet)
+    cancel.click(stop, cancels=started, **quiet)
+    started.failure(fail, results.status, **quiet)
 
 
 def _show_sound(results: parts.Results, outcome: Outcome, request: Request) -> dict:

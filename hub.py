@@ -35,7 +35,12 @@ _OFFLINE = (
     LocalEntryNotFoundError,
     json.JSONDecodeError,  # a page of a proxy that says that the Hub is down
 )
-_CLOSED = "Cannot send a request, as the client has been closed."  # by a thread whose connection failed: it is shared
+# All threads share the client's connection, and one whose request fails closes it under the hands of the others.
+_CLOSED = (
+    "Cannot send a request, as the client has been closed.",
+    "'NoneType' object has no attribute 'request'",
+    "'NoneType' object has no attribute 'stream'",
+)
 _LONGEST_PAUSE = 600.0  # s; who asks for more is asked again
 _TOKENS = "https://huggingface.co/settings/tokens"
 
@@ -125,7 +130,7 @@ def ask(
     for attempt in itertools.count():
         try:
             return action()
-        except (httpx2.HTTPError, OSError, RuntimeError, json.JSONDecodeError) as error:
+        except (httpx2.HTTPError, OSError, RuntimeError, AttributeError, json.JSONDecodeError) as error:
             problem = explain(error, repo_id)
             if problem is None:
                 raise
@@ -143,7 +148,7 @@ def explain(error: BaseException, repo_id: str) -> HubError | None:
     chain = list(_causes(error))
     answer = next((cause for cause in chain if isinstance(cause, HfHubHTTPError)), None)
     if answer is None:
-        if any(isinstance(cause, _OFFLINE) or str(cause) == _CLOSED for cause in chain):
+        if any(isinstance(cause, _OFFLINE) or str(cause) in _CLOSED for cause in chain):
             return UnreachableError("the Hugging Face Hub cannot be reached")
         return HubError(f"the Hub: {error}") if isinstance(error, httpx2.HTTPError) else None
     status = answer.response.status_code

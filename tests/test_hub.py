@@ -482,6 +482,10 @@ def test_client_that_another_thread_has_closed_is_a_passing_fault(hub):
     sessions = iter([client, get_session()])
     ask(lambda: next(sessions).get(hub.url), NAME, wait=lambda _: None)
     assert next(sessions, None) is None
+    sessions = iter([None, get_session()])  # the same, a moment earlier
+    ask(lambda: next(sessions).request("GET", hub.url), NAME, wait=lambda _: None)
+    with pytest.raises(AttributeError):
+        ask(lambda: None.something, NAME, wait=lambda _: None)  # a mistake of our own is not
 
 
 def test_file_that_was_on_its_way_does_not_end_the_trouble(data_set, stream, caplog):
