@@ -132,7 +132,7 @@ class TrainConfig:
     phrases_every_epochs: int  # held-out phrases are played and drawn so often
 
     def __post_init__(self) -> None:
-        _require_range(self, "learning_rate", "ema_decay", "f0_jitter", "loudness_jitter", "jitter_seconds", "input_smoothing")
+        _require_range(self, "learning_rate", "f0_jitter", "loudness_jitter", "jitter_seconds", "input_smoothing")
         _require_range(self, "ema_decay", "val_fraction", below=1)
         _require_positive(
             self, "batch_size", "epochs", "learning_rate_half_life", "max_grad_norm", "crop_seconds",
