@@ -11,7 +11,7 @@ from torch import Tensor
 
 from audio_files import slices
 from curves import Curves
-from model import Controls, NeuralGuitar, Sound
+from model import Controls, NeuralGuitar, Sound, State
 from synth import elapsed_cycles, fundamental_phase, harmonics_below_nyquist
 
 _BLOCK_FRAMES = 1000  # played at once; more is no faster
@@ -30,7 +30,7 @@ class Player:
         self.latency = model.noise_synthesizer.context  # frames
         self._noise_gain = 10 ** (noise_balance / 20)
         self._generator = torch.Generator().manual_seed(seed)
-        self._state: tuple | None = None  # of the model, after the frames so far
+        self._state: State | None = None  # of the model, after the frames so far
         self._cycles: Tensor | None = None  # (1,) of the fundamental, before the first frame that is to be played
         self._n_played = 0  # of the frames that are held
         self._held: list[Tensor] = []  # f0, amplitudes, magnitudes, noise: [1, T, C] each

@@ -27,7 +27,8 @@ from conditioning import TransferOptions
 from config import PageConfig
 from features import load_audio
 from model import NeuralGuitar
-from transfer import transfer, write_audio
+from timbre_transfer import MUCH_POLYPHONY, transfer
+from transfer import write_audio
 from visualize_features import THEMES, plot_features, save_figure
 
 try:
@@ -43,7 +44,6 @@ FETCH, LISTEN, PLAY, DRAW = range(len(STEPS))
 Enter = Callable[[int], None]  # is told each step before it begins
 _HEARD = 0.6  # share of a transfer after which the voice has been listened to
 _LENT = bool(os.environ.get("SPACES_ZERO_GPU"))  # then what a request does on the GPU happens in another process
-_MUCH_POLYPHONY = 0.3  # share of the sounding frames
 _TICK = 0.1  # s, how soon a cancel is noticed
 _FIRST = "trumpet"  # of the shipped instruments
 log = logging.getLogger("app")
@@ -248,7 +248,7 @@ def play(
 
 def is_polyphonic(outcome: Outcome) -> bool:
     """Return whether so much of a recording holds several notes at once that it will disappoint."""
-    return outcome.report.get("share_polyphonic", 0.0) > _MUCH_POLYPHONY
+    return outcome.report.get("share_polyphonic", 0.0) > MUCH_POLYPHONY
 
 
 # --- words --------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from player import play
 _BLOCK_SAMPLES = 2**20  # in memory at once, of either part
 _CAUSAL_SAMPLES = 16000  # of the voice between two reports of progress
 _DEFAULTS = TransferOptions()
+MUCH_POLYPHONY = 0.3  # share of the sounding frames from which a person should be told
 _UNHEARD = {  # what a report says where no voice was measured
     "semitones": 0.0, "share_out_of_range": 0.0, "loudness_gain": 0.0,
     "share_too_high": 0.0, "share_polyphonic": 0.0, "mains_hum": None,
@@ -278,7 +279,7 @@ def describe(report: dict[str, Any]) -> str:
         parts.append(f"{100 * report['share_too_high']:.0f} % too high to hear and left silent")
     if report["mains_hum"] is not None:
         parts.append("mains hum taken out")
-    if report["share_polyphonic"] > 0.3:
+    if report["share_polyphonic"] > MUCH_POLYPHONY:
         parts.append("several notes at once: one line of them is played")
     if report["peak_gain"] < 0:
         parts.append(f"turned down {-report['peak_gain']:.1f} dB")
