@@ -99,7 +99,7 @@ def read_midi(path: Path) -> tuple[list[Note], list[tuple[float, int, float]]]:
     try:
         messages = list(mido.MidiFile(path, clip=True))
     except _UNREADABLE as error:
-        raise ValueError(f"{path} cannot be read as MIDI ({error or 'it ends too early'})") from error
+        raise ValueError(f"{path} cannot be read as MIDI ({str(error) or 'it ends too early'})") from error
     notes, bends = _follow(messages)
     if not notes:
         raise ValueError(f"{path} holds no notes")
