@@ -111,13 +111,15 @@ def _create(path: Path, kind: str, sample_rate: int) -> soundfile.SoundFile:
 
 
 def refuse_overwriting(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
-    """Raise ValueError if a recording would be replaced by what is written, or one result by another."""
+    """Raise ValueError if a recording would be replaced by what is written, or one result by another, or a folder."""
     sources = {source.resolve() for source, _ in jobs}
     beside = [path for path in (args.report, args.export_controls, args.midi) if path]
     written = [target for _, target in jobs] + beside
     if args.stems:
         written += [target.with_stem(f"{target.stem}_{name}") for _, target in jobs for name in _STEMS]
     for path in written:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name a file to be written")
         if path.resolve() in sources:
             raise ValueError(f"{path} is a recording to be transferred and would be overwritten; name another")
     if len({path.resolve() for path in written}) < len(written):
@@ -220,8 +222,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     try:
         args.options = TransferOptions(**{name: getattr(args, name) for name in _OPTIONS}, fit=not args.no_fit)
     except ValueError as error:
-        parser.error(f"--{error}")
+        parser.error(str(error))
     if args.controls:
+        if args.controls.is_dir():
+            parser.error(f"--controls {args.controls} is a folder; name a file of curves")
         kept = dataclasses.replace(_DEFAULTS, noise_balance=args.noise_balance, output_rate=args.output_rate)
         if args.options != kept:
             parser.error("--controls are played as they stand: only --noise_balance and --output_rate count")

@@ -393,11 +393,12 @@ def test_notes_out_of_range_move_by_octaves(checkpoint_path: Path, model, tmp_pa
 def test_flags_that_cannot_be_meant(checkpoint_path: Path, tmp_path: Path, capsys, caplog) -> None:
     cases = [
         (("--input", "a.wav", "--autotune", "2"), "autotune should be between 0 and 1, not 2.0"),
-        (("--input", "a.wav", "--key", "H dur"), "there is no key 'H dur'"),
+        (("--input", "a.wav", "--key", "H dur"), "error: there is no key 'H dur'"),
         (("--input", "a.wav", "--output_rate", "96000"), "output_rate should be between 8000 and 48000"),
         (("--controls", "a.csv", "--autotune", "1"), "played as they stand"),
         (("--controls", "a.csv", "--input", "a.wav"), "not allowed with"),
         (("--controls", "a.csv", "--causal"), "--causal plays a recording"),
+        (("--controls", tmp_path), "is a folder; name a file of curves"),
         (("--input", "a.mid", "--causal"), "--causal plays a recording"),
         (("--input", "a.wav", "--num_workers", "0"), "must be at least 1"),
         ((), "one of the arguments --input --controls is required"),
@@ -409,6 +410,9 @@ def test_flags_that_cannot_be_meant(checkpoint_path: Path, tmp_path: Path, capsy
     soundfile.write(tmp_path / "in.wav", sing(220.0), RATE)
     good = ("--input", tmp_path / "in.wav", "--output", tmp_path / "out.wav", "--checkpoint", checkpoint_path)
     assert run(*good, "--midi", tmp_path / "out.wav") == 1 and "have the same name" in caplog.text
+    for flags in (("--output", tmp_path / "a.wav"), ("--report", tmp_path / "a.wav"), ("--midi", tmp_path / "a.wav")):
+        (tmp_path / "a.wav").mkdir(exist_ok=True)
+        assert run(*good, *flags) == 1 and "a.wav is a folder; name a file to be written" in caplog.messages[-1]
     folder = ("--input", tmp_path, "--output", tmp_path.parent / "o", "--checkpoint", checkpoint_path)
     assert run(*folder, "--midi", tmp_path / "x.mid") == 1 and "take one recording" in caplog.text
 
