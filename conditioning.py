@@ -42,8 +42,6 @@ _LIMITS = {
     "noise_balance": (-60, 60),
     "output_rate": (8000, 48000),
 }
-
-
 _MAY_BE_NONE = ("semitones", "output_rate")
 
 
@@ -262,8 +260,15 @@ def tune(
     if options.fold:
         notes = follow_notes(pitch, voiced, settings.note_change_cost)
         pitch = pitch + 12 * (np.ceil(np.maximum(low - notes, 0) / 12) - np.ceil(np.maximum(notes - high, 0) / 12))
-    outside = (pitch[voiced] < low) | (pitch[voiced] > high)
-    return pitch, float(outside.mean())
+    return pitch, share_out_of_range(440 * 2 ** ((pitch[voiced] - 69) / 12), model)
+
+
+def share_out_of_range(f0: np.ndarray, model: NeuralGuitar) -> float:
+    """Return which share of the pitches [T] in Hz the model's instrument does not have; 0 if there are none."""
+    instrument = model.settings.instrument(model.instrument)
+    tolerance = 2 ** (model.settings.transfer.range_tolerance / 12)
+    outside = (f0 < instrument.f0_min / tolerance) | (f0 > instrument.f0_max * tolerance)
+    return float(outside.mean()) if len(f0) else 0.0
 
 
 def follow_notes(

@@ -17,7 +17,7 @@ import torch
 
 from audio_files import Scratch, resample_blocks, slices
 from causal import StreamingTransfer, curves_of
-from conditioning import Progress, TransferOptions, fit, fit_register, listen
+from conditioning import Progress, TransferOptions, fit, fit_register, listen, share_out_of_range
 from curves import Curves, Melody, shape_notes
 from features import Features, prepare_audio
 from midi import make_melody, play_one_at_a_time, read_midi, share_of_chords
@@ -29,8 +29,7 @@ _CAUSAL_SAMPLES = 16000  # of the voice between two reports of progress
 _DEFAULTS = TransferOptions()
 MUCH_POLYPHONY = 0.3  # share of the sounding frames from which a person should be told
 _UNHEARD = {  # what a report says where no voice was measured
-    "semitones": 0.0, "share_out_of_range": 0.0, "loudness_gain": 0.0,
-    "share_too_high": 0.0, "share_polyphonic": 0.0, "mains_hum": None,
+    "semitones": 0.0, "loudness_gain": 0.0, "share_too_high": 0.0, "share_polyphonic": 0.0, "mains_hum": None,
 }  # fmt: skip
 
 
@@ -157,6 +156,7 @@ def transfer_causal(
         "seconds": round(seconds, 3),
         **_UNHEARD,
         "semitones": stream.fitting.semitones,
+        "share_out_of_range": share_out_of_range(curves.f0[curves.voiced], model),
         "loudness_gain": stream.fitting.gain,
         "share_gated": float((curves.gate == 0).mean()),
         "peak_gain": 0.0,
@@ -173,7 +173,7 @@ def _tell_nobody(step: str, share: float) -> None:
 def transfer_midi(
     path: Path, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0
 ) -> Transfer:
-    """Play a MIDI file on the model's instrument, in its own register unless notes lie out of range.
+    """Play a MIDI file on the model's instrument, in its own register unless another has more of its notes in range.
 
     Raises:
         FileNotFoundError, ValueError: see ``midi.read_midi``.
@@ -184,12 +184,17 @@ def transfer_midi(
     plucked = config.instrument(model.instrument).model == "NeuralGuitar"
     melody = make_melody(played, bends, model.statistics["loudness_quantiles"][95], plucked, config)
     if options.semitones is None:
-        options = dataclasses.replace(options, semitones=0.0)
-        if fit(melody, model, dataclasses.replace(options, fit=False, fold=False))[1]["share_out_of_range"]:
-            options = dataclasses.replace(options, semitones=fit_register(melody.f0[melody.voiced], model))
+        options = dataclasses.replace(options, semitones=_choose_register(melody, model))
     curves, fitting = fit(melody, model, dataclasses.replace(options, fit=False))
     done = {**_UNHEARD, **fitting, "share_polyphonic": share_of_chords(notes, config.audio.frame_rate)}
     return render(model, _as_features(melody), curves, options, seed, done, started)
+
+
+def _choose_register(melody: Melody, model: NeuralGuitar) -> float:
+    """Return the register of written notes in semitones: their own, unless octaves bring more of them into range."""
+    f0 = melody.f0[melody.voiced]
+    fitted = fit_register(f0, model)
+    return fitted if share_out_of_range(f0 * 2 ** (fitted / 12), model) < share_out_of_range(f0, model) else 0.0
 
 
 def transfer_curves(
@@ -200,7 +205,9 @@ def transfer_curves(
     Of the options only ``noise_balance`` and ``output_rate`` count.
     """
     started = time.perf_counter()
-    return render(model, _as_features(melody), shape_notes(melody, model.settings), options, seed, _UNHEARD, started)
+    outside = share_out_of_range(melody.f0[melody.voiced], model)
+    done, curves = {**_UNHEARD, "share_out_of_range": outside}, shape_notes(melody, model.settings)
+    return render(model, _as_features(melody), curves, options, seed, done, started)
 
 
 def _as_features(melody: Melody) -> Features:

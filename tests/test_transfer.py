@@ -12,10 +12,12 @@ import pytest
 import soundfile
 import torch
 
+import timbre_transfer
 import transfer
 from checkpoint import make_checkpoint, save_checkpoint
 from conditioning import Curves, TransferOptions
 from config import load_config
+from curves import Melody
 from features import extract_features
 from midi import read_midi
 from model import build_model
@@ -388,6 +390,40 @@ def test_notes_out_of_range_move_by_octaves(checkpoint_path: Path, model, tmp_pa
     assert result.report["semitones"] in (24, 36, 48) and result.report["share_out_of_range"] == 0
     kept = transfer.transfer_midi(tmp_path / "bass.mid", model, TransferOptions(semitones=0.0))
     assert kept.report["semitones"] == 0 and kept.report["share_out_of_range"] == 1
+
+
+def write_notes(path: Path, keys: list[int]) -> Path:
+    kinds = {"note_on": 0, "note_off": 240}
+    notes = [mido.Message(kind, note=key, time=ticks) for key in keys for kind, ticks in kinds.items()]
+    mido.MidiFile(tracks=[mido.MidiTrack(notes)]).save(path)
+    return path
+
+
+def test_a_transposition_comes_on_top_of_the_notes_own_register(model, tmp_path: Path) -> None:
+    high = write_notes(tmp_path / "high.mid", [74, 79])
+    for semitones, share in ((1, 0), (6, 0.5), (12, 1)):
+        report = transfer.transfer_midi(high, model, TransferOptions(transpose=semitones)).report
+        assert report["semitones"] == semitones and report["share_out_of_range"] == pytest.approx(share, abs=0.02)
+
+
+def test_one_note_too_high_moves_no_other(model, tmp_path: Path) -> None:
+    """No octave has more of these notes in range than their own has."""
+    path = write_notes(tmp_path / "stray.mid", [60] * 9 + [86])
+    report = transfer.transfer_midi(path, model).report
+    assert report["semitones"] == 0 and report["share_out_of_range"] == pytest.approx(0.1, abs=0.02)
+    folded = transfer.transfer_midi(path, model, TransferOptions(fold=True)).report
+    assert folded["semitones"] == 0 and folded["share_out_of_range"] == 0
+
+
+def test_curves_and_causal_playing_say_what_lies_out_of_range(model) -> None:
+    frames = np.ones(100)
+    for f0, share in ((300.0, 0.0), (3000.0, 1.0)):
+        tune = Melody(f0 * frames, -20 * frames, frames, frames > 0)
+        assert timbre_transfer.transfer_curves(tune, model).report["share_out_of_range"] == share
+    for semitones, share in ((12.0, 0.0), (36.0, 1.0)):
+        voice = [sing(220.0, 0.3)]
+        report = timbre_transfer.transfer_causal(voice, model, TransferOptions(semitones=semitones)).report
+        assert report["share_out_of_range"] == share
 
 
 def test_flags_that_cannot_be_meant(checkpoint_path: Path, tmp_path: Path, capsys, caplog) -> None:
