@@ -7,11 +7,8 @@ never costs the checkpoint that was there.
 """
 
 import math
-import os
-import pickle
 import random
 import re
-import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,18 +17,13 @@ import numpy as np
 import torch
 
 from config import Config, adopt_settings, config_to_dict, load_config
+from files import load_tensors, save_tensors
 from model import NeuralGuitar, build_model
 
 FORMAT_VERSION = 2  # 1, which is still read, counted steps in position_in_epoch, and kept the losses one by one
 LATEST = "latest.pth"
 BEST = "best.pth"
 PRETRAINED_DIR = Path(__file__).parent / "checkpoints" / "pretrained"
-
-# What torch's unpickler raises on bytes that are no checkpoint.
-_UNREADABLE = (
-    RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
-    struct.error,
-)
 
 _KEYS = (
     "format_version",
@@ -68,25 +60,12 @@ def make_checkpoint(config: Config, instrument: str, **values: Any) -> dict[str,
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint; until it is complete, what stood at ``path`` stays.
+    """Write a checkpoint.
 
     Raises:
-        OSError: it cannot be written (a full disk, say); nothing is lost.
+        OSError: it cannot be written; what stood at ``path`` stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    try:
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        # torch reports a full disk as RuntimeError, in words about its own file format.
-        reason = error if isinstance(error, OSError) else "is the disk full?"
-        raise OSError(f"{path} could not be written ({reason}); what was there is untouched") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    save_tensors(path, checkpoint)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -100,8 +79,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch's remarks on foreign pickles
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+            checkpoint = load_tensors(path)
+    except ValueError as error:
         raise ValueError(f"{path} is damaged or not a checkpoint; nothing in it was run") from error
     if not isinstance(checkpoint, dict) or "format_version" not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this project")

@@ -1,7 +1,7 @@
 """A folder of processed recordings as one instrument's corpus: checked, split for validation, described in numbers."""
 
+import contextlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from config import Config
 from data import FORMAT_VERSION, Span, extractor_settings, find_recordings, load_recording
+from files import write_text
 
 _INDEX = ".index.json"  # what read_corpus learned of a folder, so that it need not open every file again
 # Statistics are measured on at most so many recordings and frames, so that neither time nor memory grow with the data.
@@ -97,13 +98,9 @@ def _load_index(path: Path, config: Config) -> dict[str, _Entry]:
 def _save_index(data_dir: Path, config: Config, entries: list[tuple[Path, _Entry]]) -> None:
     files = {str(path.relative_to(data_dir)): entry for path, entry in entries}
     content = {"format_version": FORMAT_VERSION, "extractors": _settings_of(files.values(), config), "files": files}
-    partial = data_dir / f"{_INDEX}.{os.getpid()}.part"
-    try:
-        partial.write_text(json.dumps(content))
-        os.replace(partial, data_dir / _INDEX)
-    except OSError:
-        # It only saves time: a folder that cannot be written (shared, or a full disk) is read again each time.
-        partial.unlink(missing_ok=True)
+    # It only saves time: a folder that cannot be written (shared, or a full disk) is read again each time.
+    with contextlib.suppress(OSError):
+        write_text(data_dir / _INDEX, json.dumps(content), shared=True)
 
 
 def _settings_of(entries: Iterable[_Entry], config: Config) -> dict[str, Any]:

@@ -4,9 +4,6 @@ A file of curves is CSV with the columns time (s), f0 (Hz), loudness (dB re full
 (1 where a note is held). It holds what the instrument plays: written and read again, it makes the same sound.
 """
 
-import contextlib
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from config import Config
+from files import write_text
 
 LONGEST = 4 * 3600.0  # s, of a file of curves or a MIDI file: what is longer was not meant
 COLUMNS = ("time", "f0", "loudness", "periodicity", "voiced")
@@ -75,26 +73,13 @@ def _fade(sounding: np.ndarray, n_frames: int) -> np.ndarray:
 # --- files ----------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to; it becomes ``path`` if all goes well, else nothing changes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_curves(path: Path, curves: Curves, frame_rate: float) -> None:
     """Write curves as CSV. Nine digits keep every bit of them."""
     lines = [",".join(COLUMNS)]
     rows = zip(curves.f0, curves.loudness, curves.periodicity, curves.voiced)
     for frame, (f0, loudness, periodicity, voiced) in enumerate(rows):
         lines.append(f"{frame / frame_rate:.4f},{f0:.9g},{loudness:.9g},{periodicity:.9g},{int(voiced)}")
-    with replacing(path) as partial:
-        partial.write_text("\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def read_curves(path: Path, config: Config) -> Melody:

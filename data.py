@@ -7,9 +7,6 @@ mapped: a crop reads only its own samples, so memory does not grow with the data
 
 import dataclasses
 import functools
-import os
-import pickle
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +19,12 @@ from torch.utils.data import Dataset
 
 from augment import disturb, is_wanted
 from config import AudioConfig, Config
+from files import load_tensors, save_tensors
 
 FORMAT_VERSION = 1
 _EXTRACTION_VERSION = 2  # to be raised whenever features.py or pitch.py measures otherwise; 1 searched whole files
 _FRAME_KEYS = ("f0", "loudness", "periodicity")
 _KEYS = ("format_version", "instrument", *_FRAME_KEYS, "audio", "source", "extractor")
-# What torch's unpickler raises on bytes that are no processed file.
-_UNREADABLE = (
-    RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
-    struct.error,
-)
 _OPEN_FILES = 128  # memory maps that stay open
 
 
@@ -68,17 +61,8 @@ def save_recording(path: Path, recording: Recording) -> None:
     Raises:
         OSError: it cannot be written (a full disk, say); what stood there stays.
     """
-    partial = path.with_name(path.name + ".part")
     content = {field.name: getattr(recording, field.name) for field in dataclasses.fields(recording)}
-    try:
-        torch.save({"format_version": FORMAT_VERSION, **content}, partial)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        # torch reports a full disk as RuntimeError, in words about its own file format.
-        reason = error if isinstance(error, OSError) else "is the disk full?"
-        raise OSError(f"{path} could not be written ({reason})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    save_tensors(path, {"format_version": FORMAT_VERSION, **content})
 
 
 def load_recording(path: Path, config: Config | None = None) -> Recording:
@@ -95,8 +79,8 @@ def load_recording(path: Path, config: Config | None = None) -> Recording:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except _UNREADABLE as error:
+        content = load_tensors(path, mmap=True)
+    except ValueError as error:
         raise ValueError(f"{path} is not a readable processed file; run preprocess.py again") from error
     if not isinstance(content, dict) or set(content) != set(_KEYS):
         raise ValueError(f"{path} is not a processed file; preprocess.py makes them")

@@ -33,6 +33,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, ReadTimeoutError
 from urllib3.util import Retry
 
+from files import write_text
+
 log = logging.getLogger(__name__)
 
 RECORD = "https://zenodo.org/records/3371780"
@@ -254,9 +256,7 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, content: dict) -> None:
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(fresh, path)
+    write_text(path, json.dumps(content, indent=1))
 
 
 def require_space(folder: Path, needed: float) -> None:

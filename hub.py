@@ -6,14 +6,13 @@ training has to know before the file is there: how long it is, which take it com
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import httpx2  # what huggingface_hub speaks through; its exceptions come out of it
@@ -239,9 +238,3 @@ def stays_inside(name: str) -> bool:
     parts = PurePosixPath(name).parts
     safe = all(part != ".." and not part.startswith(".") for part in parts) and not any(c in name for c in "\\:\0")
     return safe and name.endswith(".pt") and not name.startswith("/") and str(PurePosixPath(name)) == name
-
-
-def hash_file(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

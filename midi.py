@@ -15,7 +15,8 @@ from scipy import ndimage
 
 from conditioning import follow_notes
 from config import Config
-from curves import LONGEST, Curves, Melody, replacing
+from curves import LONGEST, Curves, Melody
+from files import replacing
 
 _TICKS_PER_BEAT = 500  # at 120 beats a minute a tick is a millisecond
 _DRUMS = 9  # the channel that has no pitch

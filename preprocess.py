@@ -8,7 +8,6 @@ the names that the data sets use, or given by ``--instrument``; training inherit
 """
 
 import argparse
-import hashlib
 import logging
 import sys
 from collections.abc import Iterable, Iterator
@@ -25,6 +24,7 @@ from config import Config, load_config
 from data import Recording, extractor_settings, load_recording, save_recording
 from distributed import read_ranks
 from features import SUFFIXES, extract_features, load_audio
+from files import hash_file
 
 log = logging.getLogger("preprocess")
 
@@ -67,8 +67,7 @@ def process_recording(job: Job, config: Config) -> Outcome:
     # The order of sums depends on the number of threads: with one, any number of workers gives the same bits.
     torch.set_num_threads(1)
     try:
-        with job.source.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hash_file(job.source)
         if _is_up_to_date(job, digest, config):
             return Outcome(job, "skipped")
         recording = measure_recording(job, digest, config.for_recordings_of(job.instrument))

@@ -26,6 +26,7 @@ from huggingface_hub.utils import logging as client_logging
 from config import Config
 from corpus import Corpus, split_takes
 from data import Span, extractor_settings, load_recording
+from files import hash_file, write_text
 from hub import (
     INDEX,
     PATIENCE,
@@ -37,7 +38,6 @@ from hub import (
     UnreachableError,
     ask,
     connect,
-    hash_file,
 )
 
 NOTE = "hub.json"  # in a cache: where it comes from, and the index
@@ -182,9 +182,7 @@ class HubRecordings:
 
     def _write_note(self, note: dict[str, str]) -> None:
         Index.from_json(note["index"], self.repo_id)  # what cannot be used is not kept
-        partial = self.cache_dir / f"{NOTE}.{os.getpid()}.part"
-        partial.write_text(json.dumps(note))
-        os.replace(partial, self.cache_dir / NOTE)
+        write_text(self.cache_dir / NOTE, json.dumps(note), shared=True)
 
     def _read_note(self) -> dict[str, str] | None:
         path = self.cache_dir / NOTE

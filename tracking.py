@@ -31,6 +31,7 @@ from config import Config, config_to_dict
 from corpus import Corpus
 from data import Span, load_recording
 from features import extract_loudness
+from files import write_text
 from loss import StftLoss
 from model import NeuralGuitar
 from visualize_features import THEMES, Theme, save_figure
@@ -306,9 +307,7 @@ class Tracker:
     def _open(self, resumed_at: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = [record for record in read_metrics(self.folder) if record["step"] <= resumed_at]
-        partial = self.folder / "metrics.jsonl.part"
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(partial, self.folder / "metrics.jsonl")
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
     def _append(self, record: dict[str, Any]) -> None:
         with (self.folder / "metrics.jsonl").open("a") as file:
@@ -374,6 +373,4 @@ def write_page(folder: Path) -> None:
     # "<" would end the script in which the data stands.
     data = json.dumps(content).replace("<", "\\u003c")
     page = _TEMPLATE.read_text().replace("{{name}}", html.escape(folder.name)).replace("{{data}}", data)
-    partial = folder / "index.html.part"
-    partial.write_text(page)
-    os.replace(partial, folder / "index.html")
+    write_text(folder / "index.html", page)

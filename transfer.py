@@ -28,8 +28,9 @@ from tqdm import tqdm
 from checkpoint import load_model, pretrained_path
 from conditioning import Progress, TransferOptions
 from config import get_device
-from curves import read_curves, replacing, write_curves
+from curves import read_curves, write_curves
 from features import SUFFIXES, read_blocks
+from files import replacing, write_text
 from midi import write_midi
 from model import NeuralGuitar
 from timbre_transfer import (  # offered here too
@@ -265,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
         refuse_overwriting(jobs, args)
         reports = transfer_all(jobs, model, args)
         if args.report and reports:
-            _write_report(args.report, reports)
+            write_text(args.report, json.dumps(reports, indent=2) + "\n")
     except (ValueError, OSError) as error:
         log.error("transfer.py: %s", error)
         return 1
@@ -273,11 +274,6 @@ def main(argv: list[str] | None = None) -> int:
         log.error("transfer.py: stopped; what is written stays")
         return 130
     return 0 if len(reports) == len(jobs) else 1
-
-
-def _write_report(path: Path, reports: list[dict[str, Any]]) -> None:
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(reports, indent=2) + "\n")
 
 
 if __name__ == "__main__":

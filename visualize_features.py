@@ -11,7 +11,6 @@ rcParams, no mathtext), and figures may be drawn in several threads at once.
 import argparse
 import logging
 import math
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 from config import load_config
 from data import Recording, find_recordings, load_recording
+from files import replacing
 
 DPI = 150
 NOTE_NAMES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
@@ -401,18 +401,13 @@ def _choose_voiced(frames: dict[str, np.ndarray], threshold: float) -> np.ndarra
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a picture as PNG under a temporary name, then rename it.
+    """Write a picture as PNG.
 
     Raises:
         OSError: it cannot be written (a full disk, say); what stood there stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    try:
+    with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=DPI)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def visualize_file(source: Path, target: Path, periodicity_threshold: float, theme: str) -> None:

@@ -9,7 +9,6 @@ what seeds alone change is what a difference has to exceed.
 """
 
 import argparse
-import hashlib
 import json
 import logging
 import subprocess
@@ -26,6 +25,7 @@ import evaluate
 
 from checkpoint import LATEST, load_model, read_checkpoint
 from config import DEFAULT_CONFIG_PATH, get_device
+from files import hash_file, write_text
 from scorecard import RESYNTHESIS, TRANSFER, Figure, format_value
 
 ROOT = Path(__file__).parents[1]
@@ -132,7 +132,7 @@ def train_row(row: Row, args: argparse.Namespace) -> None:
 def judge_row(row: Row, args: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of a trained row, from its last judgement where nothing has changed since."""
     path, kept = row.folder / LATEST, row.folder / "figures.json"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hash_file(path)
     asked = [digest, str(args.data_dir), str(args.other_dir), *map(str, args.input)]
     if kept.exists() and (known := json.loads(kept.read_text()))["asked"] == asked:
         return known
@@ -156,7 +156,7 @@ def judge_row(row: Row, args: argparse.Namespace) -> dict[str, Any]:
         "copies": {name: copies[name] for name in _COPIES},
         "played": {name: _worst(name, [voice[name] for voice in voices]) for name in _PLAYED},
     }
-    evaluate.write_text(kept, json.dumps(figures, indent=2))
+    write_text(kept, json.dumps(figures, indent=2))
     return figures
 
 
@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
             figures.append(judge_row(row, args))
         print(format_table(figures))
         if args.json:
-            evaluate.write_text(args.json, json.dumps(figures, indent=2, allow_nan=False) + "\n")
+            write_text(args.json, json.dumps(figures, indent=2, allow_nan=False) + "\n")
     except (ValueError, OSError) as error:
         log.error("ablate.py: %s", error)
         return 1

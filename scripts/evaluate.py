@@ -10,10 +10,8 @@ with ``--baseline``, another checkpoint. Same files and seed, same figures on on
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +32,7 @@ from config import Config, get_device
 from corpus import read_corpus
 from data import Span, load_recording
 from features import SUFFIXES, load_audio, prepare_audio
+from files import hash_file, write_text
 from likeness import Timbre, describe_timbre
 from loss import MultiResolutionSTFTLoss
 from model import NeuralGuitar, build_model
@@ -406,7 +405,7 @@ def describe(args: argparse.Namespace, content: dict[str, Any], models: dict[str
     model = models[MODEL]
     return {
         "checkpoint": args.checkpoint.name,
-        "sha256": hashlib.sha256(args.checkpoint.read_bytes()).hexdigest(),
+        "sha256": hash_file(args.checkpoint),
         "instrument": model.instrument,
         "preset": content["preset"],
         "epoch": content["epoch"],
@@ -418,17 +417,6 @@ def describe(args: argparse.Namespace, content: dict[str, Any], models: dict[str
         "torch": torch.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoint import load_model
+from files import write_text
 from model import GruDecoder, NeuralGuitar
 from synth import harmonics_below_nyquist, noise_filters
 
@@ -318,7 +319,7 @@ def export(model: NeuralGuitar, kind: str, target: Path, size: int) -> dict[str,
         os.replace(unproven, target)
     finally:
         unproven.unlink(missing_ok=True)
-    _write_json(target.with_suffix(".json"), description)
+    write_text(target.with_suffix(".json"), json.dumps(description, indent=2) + "\n")
     return description
 
 
@@ -343,15 +344,6 @@ def describe(block_model: BlockModel, kind: str, size: int) -> dict[str, Any]:
             for name, value in block_model.start()._asdict().items()
         },
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # --- command line ---------------------------------------------------------------------------------

@@ -10,11 +10,9 @@ an older one. The source itself is never changed.
 """
 
 import argparse
-import hashlib
 import json
 import logging
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from checkpoint import (
     settings_of,
     weights_for_use,
 )
+from files import hash_file, replacing, write_text
 from model import NeuralGuitar
 from scorecard import format_tables, format_targets
 
@@ -123,15 +122,11 @@ def export(source: Path, target: Path) -> NeuralGuitar:
     content = read_checkpoint(source)
     if content["statistics"] is None:
         raise ValueError(f"{source} has no statistics of its training data, without which no voice can be fitted to it")
-    unproven = target.with_name(f".{target.name}.part")
-    try:
+    with replacing(target) as unproven:
         save_checkpoint(unproven, strip(content, source))
         model = load_model(unproven)
         if not torch.equal(_sample(model), _sample(load_model(source))):
             raise ValueError(f"the exported model does not equal {source}, which may have changed meanwhile; run again")
-        os.replace(unproven, target)
-    finally:
-        unproven.unlink(missing_ok=True)
     return model
 
 
@@ -159,7 +154,7 @@ def format_scorecard(path: Path, checkpoint: Path) -> str:
         text = _SCORECARD.format(date=date, tables=format_tables(report), targets=format_targets(report["targets"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a report of scripts/evaluate.py --json") from error
-    if judged != hashlib.sha256(checkpoint.read_bytes()).hexdigest():
+    if judged != hash_file(checkpoint):
         raise ValueError(f"{path} judges another file ({name}) than {checkpoint}; run scripts/evaluate.py on this one")
     return text
 
@@ -180,7 +175,7 @@ def format_card(path: Path, model: NeuralGuitar, args: argparse.Namespace, score
         nyquist=model.audio.sample_rate // 2,
         file_name=path.name,
         size=path.stat().st_size,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=hash_file(path),
         epoch=content["epoch"],
         step=content["step"],
         best_val_loss=f"{best:.4f}" if best is not None and math.isfinite(best) else "not measured",
@@ -201,16 +196,6 @@ def _usage(path: Path, instrument: str) -> str:
     shipped = path.resolve() == (PRETRAINED_DIR / f"{instrument}.pth").resolve()
     choice = f"--instrument {instrument}" if shipped else f"--checkpoint {path}"
     return f"./venv/bin/python transfer.py --input examples/hum.wav {choice} --output out/hum_{instrument}.wav"
-
-
-def write_card(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        partial.write_text(text)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -242,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         scorecard = format_scorecard(args.scorecard, args.checkpoint) if args.scorecard else ""
         model = export(args.checkpoint, args.output)
-        write_card(card, format_card(args.output, model, args, scorecard))
+        write_text(card, format_card(args.output, model, args, scorecard))
     except (ValueError, OSError) as error:
         log.error("export_checkpoint.py: %s", error)
         return 1

@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 
 from config import Config
+from files import write_text
 from visualize_features import THEMES, Theme, note_name
 
 _DPI = 160
@@ -66,13 +66,7 @@ def write_report(
     Raises:
         OSError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        partial.write_text(build_page(found, summary, marks, config), encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, build_page(found, summary, marks, config))
 
 
 def build_page(found: Any, summary: list[tuple[str, str]], marks: dict[str, list[str]], config: Config) -> str:

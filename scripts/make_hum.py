@@ -15,16 +15,20 @@ References: Fant, Liljencrants, Lin, STL-QPSR 4/1985 (LF model); Fant, STL-QPSR 
 
 import argparse
 import io
-import os
 import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+
 import numpy as np
 import soundfile as sf
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import butter, fftconvolve, resample_poly, sosfilt
+
+from files import replacing
 
 SAMPLE_RATE, OVERSAMPLING = 44_100, 4  # Hz; the source is rendered this many times finer
 FRAME_HOP = 441  # samples between two shapes of the vocal tract
@@ -264,13 +268,11 @@ def make_hum(seed: int = 0) -> np.ndarray:
 
 
 def save_wav(path: Path, audio: np.ndarray) -> None:
-    """Write 16-bit mono to a temporary name, then rename."""
+    """Write 16-bit mono."""
     buffer = io.BytesIO()
     sf.write(buffer, audio, SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(buffer.getvalue())
-    os.replace(part, path)
+    with replacing(path) as partial:
+        partial.write_bytes(buffer.getvalue())
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from config import Config, load_config
 from data import Recording, extractor_settings, find_recordings, load_recording
-from hub import INDEX, Entry, HubError, Index, ask, check_repo_id, connect, hash_file, stays_inside
+from files import hash_file
+from hub import INDEX, Entry, HubError, Index, ask, check_repo_id, connect, stays_inside
 
 CARD = "README.md"
 BATCH_FILES = 500  # of a commit: the Hub wants few commits, a lost connection should cost little

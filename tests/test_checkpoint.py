@@ -9,6 +9,7 @@ import torch
 from conftest import damaged_pickles, zipped
 
 import checkpoint as checkpoint_module
+import files
 from checkpoint import (
     FORMAT_VERSION,
     keep_newest,
@@ -140,7 +141,7 @@ def test_disk_that_fails_at_the_last_moment(write_checkpoint, monkeypatch, small
     def fail(*args):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(checkpoint_module.os, call, fail)
+    monkeypatch.setattr(files.os, call, fail)
     with pytest.raises(OSError, match=r"Input/output error.*what was there is untouched"):
         save_checkpoint(path, make_checkpoint(small_config, "trumpet"))
     assert path.read_bytes() == before

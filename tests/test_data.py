@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 import corpus
 import data
+import files
 from corpus import measure_statistics, read_corpus
 from data import (
     CropDataset,
@@ -99,7 +100,7 @@ def test_failed_write_leaves_what_was_there(tmp_path, monkeypatch, counting_reco
     before = path.read_bytes()
 
     def write_half(content, target):
-        target.write_bytes(before[: len(before) // 2])
+        target.write(before[: len(before) // 2])
         raise error
 
     monkeypatch.setattr(data.torch, "save", write_half)
@@ -327,7 +328,7 @@ def test_unusable_index_is_made_again(write_takes, config, content):
 
 def test_index_that_cannot_be_written(write_takes, config, monkeypatch):
     folder = write_takes(["a", "b"])
-    monkeypatch.setattr(corpus.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
+    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
     assert len(read_corpus(folder, config).training) == 2
     assert sorted(path.name for path in folder.iterdir()) == ["take_00.pt", "take_01.pt"]
 

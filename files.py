@@ -1,0 +1,78 @@
+"""Files that are there whole or not at all, and torch's files read without running anything that is in them."""
+
+import contextlib
+import hashlib
+import os
+import pickle
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# What torch's unpickler raises on bytes that it did not write.
+_UNREADABLE = (
+    RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
+    struct.error,
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Give a temporary name beside ``path`` to write to; it becomes ``path`` if all goes well, else nothing changes.
+
+    Args:
+        path: to be written; its folder is made.
+        shared: other processes may write it at the same moment, so each needs a temporary name of its own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part" if shared else f".{path.name}.part")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, shared: bool = False) -> None:
+    """Write a text file whole or not at all; ``shared`` as for ``replacing``."""
+    with replacing(path, shared) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Write plain types and tensors; until the file is complete and on the disk, what stood at ``path`` stays.
+
+    Raises:
+        OSError: it cannot be written (a full disk, say); nothing is lost.
+    """
+    import torch  # not at the top: a download need not wait for it
+
+    try:
+        with replacing(path) as partial, partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as RuntimeError, in words about its own file format.
+        reason = error if isinstance(error, OSError) else "is the disk full?"
+        raise OSError(f"{path} could not be written ({reason}); what was there is untouched") from error
+
+
+def load_tensors(path: Path, mmap: bool = False) -> Any:
+    """Read what ``save_tensors`` wrote, to the CPU; with ``mmap`` tensors are read when they are looked at.
+
+    Raises:
+        ValueError: damaged, or not such a file; nothing in it was run.
+    """
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except _UNREADABLE as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
