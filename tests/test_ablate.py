@@ -1,10 +1,9 @@
 """The ablation: rows are trained and judged by the scripts that users run, and go on where they were."""
 
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
+import ablate
 import pytest
 import soundfile
 from conftest import melody
@@ -12,11 +11,6 @@ from conftest import melody
 from checkpoint import read_checkpoint
 from config import load_config
 from data import save_recording
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "ablate.py"
-spec = importlib.util.spec_from_file_location("ablate", SCRIPT)
-ablate = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(ablate)
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """The average of the weights is the recursion of its definition, and follows the model more slowly than itself."""
 
-import importlib.util
 import json
-from pathlib import Path
 
+import export_checkpoint
 import pytest
 import torch
 from test_train import arguments, change, make_recording
@@ -13,11 +12,6 @@ import train
 from averaging import WeightAverage
 from checkpoint import load_model, read_checkpoint
 from config import DEFAULT_CONFIG_PATH
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "export_checkpoint.py"
-spec = importlib.util.spec_from_file_location("export_checkpoint", SCRIPT)
-export_checkpoint = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(export_checkpoint)
 
 
 def steps(values):

@@ -1,26 +1,16 @@
 """The benchmark compares equal work, in turns, and takes its ratios from one run. No test here asserts on the clock."""
 
-import importlib.util
 import json
 import statistics
 import sys
 from pathlib import Path
 
+import benchmark as bm
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
 MINIATURE = ["--batch_size", "2", "--crop_seconds", "0.1", "--render_seconds", "0.2", "--threads", "1"]
 
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-bm = load_script()
 benchmark_parts = sys.modules["benchmark_parts"]  # imported by the script, from its own folder
 on_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux only")
 

@@ -1,27 +1,14 @@
 """scripts/check_dataset_nans.py names what would spoil a training, and nothing else."""
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
+import check_dataset_nans as check
 import numpy as np
 import pytest
 import torch
 from conftest import harmonic_tone, melody
 
 from data import save_recording
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "check_dataset_nans.py"
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("check_dataset_nans", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-check = load_script()
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,6 @@ TRUMPETS = [
     "AuSep_2_tpt_15_Surprise.wav",
 ]
 
-
 FAST = Patience(retries=4, retries_offline=1, backoff=0.0, timeout=(5.0, 0.5))
 RASH = dataclasses.replace(FAST, timeout=(5.0, 0.08))  # where it does not matter if a busy machine is taken for a fault
 

@@ -1,12 +1,11 @@
 """The scorecard's command: whole runs on real sound, on a model that takes a second, and everything it refuses."""
 
 import dataclasses
-import importlib.util
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
+import evaluate as ev
 import numpy as np
 import pytest
 import soundfile
@@ -16,18 +15,9 @@ from checkpoint import load_model, read_checkpoint
 from corpus import read_corpus
 from data import load_recording, save_recording
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
 NOTES = (330.0, 392.0, 440.0, 494.0, 523.3, 587.3)
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("evaluate", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-ev = load_script()
 
 
 def evaluate(checkpoint, *flags):

@@ -1,21 +1,15 @@
 """An exported model, run by onnxruntime or by torch, equals the Python model over consecutive blocks."""
 
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
+import export
 import pytest
 import torch
 from conftest import shrink
 
 from checkpoint import load_model
 from config import load_config
-
-ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("export", ROOT / "scripts" / "export.py")
-export = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(export)
 
 
 def small(preset, **changes):

@@ -1,12 +1,11 @@
 """An exported checkpoint holds the same model and no more; what stood there is replaced only by a proven file."""
 
 import hashlib
-import importlib.util
 import json
 import re
 import shlex
-from pathlib import Path
 
+import export_checkpoint as ex
 import pytest
 import torch
 
@@ -16,18 +15,9 @@ from config import config_to_dict
 from model import build_model
 from scorecard import RESYNTHESIS, TRANSFER
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "export_checkpoint.py"
 TEXTS = ["--data", "20 minutes of Anna's trumpet", "--licence", "CC BY 4.0"]
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("export_checkpoint", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-ex = load_script()
 
 
 def export(source, target, *flags):

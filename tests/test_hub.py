@@ -1,7 +1,6 @@
 """hub.py and streaming.py with the real client, against a Hub on loopback that drops, delays, spoils and refuses."""
 
 import dataclasses
-import importlib.util
 import json
 import logging
 import threading
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from hub_server import Fault
 from huggingface_hub.utils import close_session, get_session
+from upload_to_hf import read_folder
 
 import streaming
 from corpus import read_corpus
@@ -18,19 +18,8 @@ from data import save_recording
 from hub import INDEX, HubError, Index, RefusedError, UnreachableError, ask, check_repo_id, connect
 from streaming import HubRecordings, build_corpus
 
-ROOT = Path(__file__).parents[1]
 NAME = "user/trumpet"
 N_FILES = 12
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-read_folder = load_script("upload_to_hf").read_folder
 
 
 @pytest.fixture

@@ -3,10 +3,14 @@
 import dataclasses
 import json
 import re
-import sys
 from pathlib import Path
 
+import inspect_dataset
+import inspection
+import inspection_findings
+import make_faulty_takes
 import numpy as np
+import pitch_annotations
 import pytest
 import soundfile
 import torch
@@ -14,14 +18,6 @@ from conftest import harmonic_tone
 
 from data import save_recording
 from features import extract_loudness
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import inspect_dataset
-import inspection
-import inspection_findings
-import make_faulty_takes
-import pitch_annotations
 
 RATE = 16000
 NOTES = (220.0, 330.0, 262.0, 440.0, 196.0, 294.0)

@@ -1,9 +1,8 @@
 """The kill test itself: it finds nothing wrong with preprocess.py, and it would find what is."""
 
+import kill_preprocess
 import pytest
-from test_readme import load_script
 
-kill_preprocess = load_script("scripts/kill_preprocess.py")
 QUICK = ["--recordings", "2", "--seconds", "0.5", "--num_workers", "2"]
 
 

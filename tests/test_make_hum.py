@@ -1,17 +1,14 @@
 """The example hum: as composed, as committed, and as a voice is built."""
 
-import importlib.util
 from pathlib import Path
 
 import librosa
+import make_hum
 import numpy as np
 import pytest
 import soundfile as sf
 
 ROOT = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location("make_hum", ROOT / "scripts" / "make_hum.py")
-make_hum = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(make_hum)
 RATE = make_hum.SAMPLE_RATE
 NOTES = make_hum.schedule()
 HELD = [note for note in NOTES if note.end - note.start > 0.4]

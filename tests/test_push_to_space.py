@@ -1,15 +1,14 @@
 """scripts/push_to_space.py with the real client, against a Hub on loopback."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
+import push_to_space as space
 import pytest
 from hub_server import Fault
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "scripts" / "push_to_space.py"
 NAME = "user/vox2trumpet"
 FRONT_MATTER = "---\ntitle: Vox2Trumpet\nsdk: gradio\nsdk_version: 6.31.0\napp_file: app.py\n---\n\n"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
@@ -50,14 +49,6 @@ SECRETS = {
 }
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("push_to_space", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-space = load_script()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """README.md: every command in it parses, every file it names exists, its numbers are the configuration's."""
 
-import importlib.util
+import importlib
 import re
 import shlex
 from itertools import pairwise
@@ -28,13 +28,6 @@ def python_commands() -> list[str]:
     return [command for command in commands() if command.startswith(starts) and ".py" in command]
 
 
-def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_commands_are_found() -> None:
     assert len(python_commands()) > 12
     others = set(commands()) - set(python_commands())
@@ -45,7 +38,7 @@ def test_commands_are_found() -> None:
 def test_command_parses(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(command)
     script, *arguments = words[next(place for place, word in enumerate(words) if word.endswith(".py")) :]
-    module = load_script(script)
+    module = importlib.import_module(Path(script).stem)
     monkeypatch.chdir(tmp_path)
     for flag, value in pairwise(arguments):  # what an earlier command of the README would have made
         if flag in ("--input_dir", "--data_dir"):

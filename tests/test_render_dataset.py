@@ -1,10 +1,8 @@
 """Composition is deterministic, monophonic and covers the instrument; the rendered sound is what was composed."""
 
 import dataclasses
-import importlib.util
 import io
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,21 +10,11 @@ import librosa
 import mido
 import numpy as np
 import pytest
+import render_dataset as rd
 import soundfile as sf
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "render_dataset.py"
 N_FILES = 30  # the default set, five rounds of the six pairings of register and level
 
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("render_dataset", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-rd = load_script()
 composition, timbre = rd.composition, rd.timbre
 
 
@@ -337,7 +325,7 @@ def test_interruption_leaves_no_half_file(tmp_path, monkeypatch, caplog):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(rd, "find_program", lambda: "unused")
-    monkeypatch.setattr(rd, "find_soundfont", lambda _: SCRIPT)
+    monkeypatch.setattr(rd, "find_soundfont", lambda _: Path(rd.__file__))
     monkeypatch.setattr(rd, "measure_gain", lambda *_: 1.0)
     monkeypatch.setattr(rd, "render_midi", lambda *_: np.zeros(round(composition.FILE_SECONDS * rd.SAMPLE_RATE)))
     monkeypatch.setattr(rd.sf, "write", write_half)

@@ -1,6 +1,5 @@
 """train.py on a data set that arrives from a Hub on loopback, as users run it."""
 
-import importlib.util
 import json
 import threading
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import upload_to_hf
 from conftest import harmonic_tone
 
 import train
@@ -15,16 +15,8 @@ from checkpoint import read_checkpoint
 from config import DEFAULT_CONFIG_PATH
 from data import Recording, extractor_settings, save_recording
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "upload_to_hf.py"
 NAME = "user/trumpet"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("upload_to_hf", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -56,7 +48,7 @@ def place(hub, folder, tmp_path, monkeypatch):
     content["base"]["model"]["hidden_size"] = 32
     content["base"]["train"] |= {"batch_size": 4}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    assert load_script().main(["--repo_id", NAME, "--data_dir", str(folder), "--licence", "mit"]) == 0
+    assert upload_to_hf.main(["--repo_id", NAME, "--data_dir", str(folder), "--licence", "mit"]) == 0
     hub.requests.clear()
     return tmp_path
 

@@ -1,17 +1,12 @@
 """scripts/stress_app.py: its ear can tell tunes apart, and a small trial with real clients passes."""
 
-import importlib.util
 import json
 import sys
 
 import numpy as np
 import pytest
 import soundfile
-from page import ROOT
-
-_spec = importlib.util.spec_from_file_location("stress_app", ROOT / "scripts" / "stress_app.py")
-stress_app = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(stress_app)
+import stress_app
 
 
 def test_no_two_tunes_are_alike(tmp_path):

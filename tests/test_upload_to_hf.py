@@ -1,34 +1,23 @@
 """scripts/upload_to_hf.py with the real client, against a Hub on loopback."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+import upload_to_hf as up
 from hub_server import Blob, Fault, HubServer
 
 from data import save_recording
 from hub import Entry, Index
 
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "scripts" / "upload_to_hf.py"
 NAME = "user/trumpet"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("upload_to_hf", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-up = load_script()
 
 
 @pytest.fixture
@@ -289,7 +278,7 @@ def test_as_a_user_runs_it(folder, tmp_path):
     with HubServer() as hub:
         variables = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
         environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")} | variables
-        command = [sys.executable, SCRIPT, "--repo_id", NAME, "--data_dir", folder]
+        command = [sys.executable, up.__file__, "--repo_id", NAME, "--data_dir", folder]
         done = subprocess.run(command, env=environment | {"HF_TOKEN": "hf_write"}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"{hub.url}/datasets/{NAME}: 11 recordings uploaded, 0 were there\n"
