@@ -20,7 +20,6 @@ from model import NeuralGuitar
 from voicing import find_too_high, find_voiced, mend_f0, noise_floor, remove_mains_hum, share_polyphonic
 
 _BLOCK_SAMPLES = 2**20  # of a recording in memory at once: a minute
-_HUM_SECONDS = 120.0  # mains hum is looked for in stretches of about so much; it lasts, its phase does not
 Progress = Callable[[str, float], None]  # a step that a person understands, and the share that is done
 
 
@@ -152,7 +151,7 @@ class _Mains(NamedTuple):
 def _take_out_hum(audio: np.ndarray | Scratch, config: Config) -> tuple[Scratch, _Mains]:
     """Take mains hum out of a recording, from one stretch of some minutes after the other."""
     hop_length, n_frames = config.audio.feature_hop_length, len(audio) // config.audio.feature_hop_length
-    n_stretches = max(1, round(n_frames / config.audio.seconds_to_frames(_HUM_SECONDS)))
+    n_stretches = max(1, round(n_frames / config.audio.seconds_to_frames(config.transfer.mains_stretch_seconds)))
     clean, energy = Scratch(), 0.0
     loudness, frequency = np.full(n_frames, -np.inf), np.full(n_frames, np.nan)
     for frames in slices(n_frames, -(-n_frames // n_stretches)):

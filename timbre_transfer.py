@@ -25,7 +25,6 @@ from model import NeuralGuitar, Sound
 from player import play
 
 _BLOCK_SAMPLES = 2**20  # in memory at once, of either part
-_CAUSAL_SAMPLES = 16000  # of the voice between two reports of progress
 _DEFAULTS = TransferOptions()
 MUCH_POLYPHONY = 0.3  # share of the sounding frames from which a person should be told
 _UNHEARD = {  # what a report says where no voice was measured
@@ -144,7 +143,7 @@ def transfer_causal(
     voice, hop_length = Scratch(blocks), model.audio.hop_length
     n_frames = model.audio.samples_to_frames(len(voice))
     voice.append(np.zeros(-len(voice) % hop_length + stream.latency))
-    for part in slices(len(voice), _CAUSAL_SAMPLES):
+    for part in slices(len(voice), stream.rate):  # a second between two reports of progress
         for frame, sound in stream.advance(voice[part]):
             frames.append(frame)
             for stem, samples in zip(stems, sound):

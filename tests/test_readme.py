@@ -57,6 +57,8 @@ def test_files_exist() -> None:
     names = [name for row in re.findall(r"^\| (`.*?) \|", table, flags=re.M) for name in re.findall(r"`([^`]+)`", row)]
     assert len(names) > 18
     assert [name for name in names if not (ROOT / name).exists()] == []
+    rooms = [path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.py"), *ROOT.glob("scripts/*.py"))]
+    assert sorted(set(rooms) - set(names)) == []
 
 
 def test_preset_sizes_are_true() -> None:
