@@ -7,7 +7,7 @@ mapped: a crop reads only its own samples, so memory does not grow with the data
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from augment import disturb, is_wanted
 from config import AudioConfig, Config
+from distributed import Ranks
 from files import load_tensors, save_tensors
 
 FORMAT_VERSION = 1
@@ -121,20 +122,22 @@ def _check_shapes(path: Path, recording: Recording) -> None:
         raise ValueError(f"{path} holds shapes {shapes} that do not fit together; run preprocess.py again")
 
 
+def list_recordings(data_dir: Path) -> list[Path]:
+    """Return the processed files under a folder, sorted; none of hidden folders, where downloads arrive."""
+    paths = sorted(data_dir.rglob("*.pt"))
+    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(data_dir).parent.parts)]
+
+
 def find_recordings(data_dir: Path) -> list[Path]:
-    """Return the processed files under a folder, sorted; none of hidden folders, where downloads arrive.
+    """Return what ``list_recordings`` does.
 
     Raises:
         ValueError: there are none.
     """
-    paths = sorted(path for path in data_dir.rglob("*.pt") if not _is_hidden(path.relative_to(data_dir)))
+    paths = list_recordings(data_dir)
     if not paths:
         raise ValueError(f"{data_dir} holds no .pt files; run preprocess.py first")
     return paths
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parent.parts)
 
 
 class Span(NamedTuple):
@@ -241,3 +244,28 @@ _DATASETS = {"NeuralGuitar": NeuralGuitarDataset, "Vox2Trumpet": Vox2TrumpetData
 def build_dataset(spans: Sequence[Span], instrument: str, config: Config, seed: int | None = None) -> CropDataset:
     """Return the dataset class that belongs to the instrument's model."""
     return _DATASETS[config.instrument(instrument).model](spans, config, seed)
+
+
+def load_batches(
+    crops: CropDataset,
+    order: np.ndarray,
+    start: int,
+    batch_size: int,
+    ranks: Ranks,
+    device: torch.device,
+    num_workers: int = 0,
+) -> Iterator[tuple[range, range, dict[str, Tensor]]]:
+    """Yield each batch's places in the order, this rank's share of them, and the share's crops on its device."""
+    firsts = range(start, len(order), batch_size)
+    batches = [range(first, min(first + batch_size, len(order))) for first in firsts]
+    # Fewer crops than ranks: somebody repeats one, with weight zero, because all must take part in a step.
+    shares = [ranks.share(positions) or positions[:1] for positions in batches]
+    loader = DataLoader(
+        crops,
+        batch_sampler=(order[list(share)].tolist() for share in shares),
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # its own: else it would draw from torch's
+    )
+    for positions, share, batch in zip(batches, shares, loader):
+        yield positions, share, {name: value.to(device, non_blocking=True) for name, value in batch.items()}

@@ -1,7 +1,7 @@
 """Several processes working as one, as torchrun starts them; without torchrun, one that is alone.
 
-Only a few plain operations are needed: who am I, which share of the work is mine, sum a tensor over
-all, wait for the others.
+Only a few plain operations are needed: who am I, which share of the work is mine, sum a tensor or the
+gradients over all, wait for the others.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 _VARIABLES = (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
 
@@ -36,6 +36,13 @@ class Ranks:
     def share(self, items: Any) -> Any:
         """Return this rank's part of a sequence: every ``size``-th entry."""
         return items[self.rank :: self.size]
+
+    def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Return a model whose gradients are averaged over all ranks."""
+        if self.size == 1:
+            return model
+        device_ids = [device.index] if device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up a tensor over all ranks, in place, and return it."""

@@ -1,9 +1,13 @@
-"""What a training minimises, and in how large steps."""
+"""One step of a training: the loss, how large the step is, the step itself, and the average of the weights after it."""
+
+import copy
 
 import torch
+from torch import Tensor, nn
 
 from config import Config, TrainConfig
 from loss import LogMelLoss, MultiResolutionSTFTLoss
+from model import NoiseSource
 
 
 def learning_rate_at(step: int, settings: TrainConfig) -> float:
@@ -24,3 +28,50 @@ def build_loss(config: Config) -> MultiResolutionSTFTLoss | LogMelLoss:
 
     filters = mel(sr=config.audio.sample_rate, n_fft=settings.mel_fft_size, n_mels=settings.mel_bands, norm=None)
     return LogMelLoss(loss, torch.from_numpy(filters), settings.mel_loss_weight)
+
+
+def train_step(
+    model: nn.Module,
+    loss_function: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: dict[str, Tensor],
+    max_grad_norm: float,
+    generator: NoiseSource = None,
+    weight: float = 1.0,
+    precision: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """Do one optimizer step and return its losses and gradient norm, still on the device.
+
+    ``weight`` makes up for shares of unequal size where several processes average their gradients;
+    ``precision`` is that of the decoder's products, all else is done in float32.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    heard = (batch["heard_f0"], batch["heard_loudness"]) if "heard_f0" in batch else None
+    with torch.autocast(batch["f0"].device.type, precision, enabled=precision != torch.float32):
+        audio = model(batch["f0"], batch["loudness"], generator, heard)
+    loss = loss_function(audio, batch["audio"])
+    (weight * loss.total).backward()
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    return {**{f"{name}_loss": value.detach() for name, value in loss._asdict().items()}, "grad_norm": grad_norm}
+
+
+class WeightAverage:
+    """A copy of a model whose weights follow the model's own, a little each step.
+
+    Averaged over the last steps (Polyak and Juditsky, SIAM J. Control Optim. 1992) they lie nearer the bottom of the
+    loss than after any single step, which noise in the gradient throws about: where a learning rate near zero would
+    arrive later. The first steps count more, ``decay`` is not reached before step 9 / (1 - decay): else the untrained
+    weights would weigh on the average for long.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights of a model after its ``step``-th step."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for average, weight in zip(self.model.parameters(), model.parameters()):
+            average.lerp_(weight, 1 - decay)

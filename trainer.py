@@ -15,11 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 from tqdm import tqdm
 
-from averaging import WeightAverage
 from checkpoint import (
     BEST,
     LATEST,
@@ -33,11 +31,11 @@ from checkpoint import (
 )
 from config import Config, training_changes
 from corpus import Corpus, measure_statistics
-from data import CropDataset, build_dataset
+from data import CropDataset, build_dataset, load_batches
 from distributed import ALONE, Ranks
 from loss import StftLoss
-from model import NeuralGuitar, NoiseSource, build_model
-from optimizing import build_loss, learning_rate_at
+from model import NeuralGuitar, build_model
+from optimizing import WeightAverage, build_loss, learning_rate_at, train_step
 from threads import alone
 from tracking import Tracker
 
@@ -68,32 +66,6 @@ class _Step(NamedTuple):
     values: Tensor  # [5]: the three losses, how many ranks were asked to stop, the gradient norm
 
 
-def train_step(
-    model: nn.Module,
-    loss_function: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: dict[str, Tensor],
-    max_grad_norm: float,
-    generator: NoiseSource = None,
-    weight: float = 1.0,
-    precision: torch.dtype = torch.float32,
-) -> dict[str, Tensor]:
-    """Do one optimizer step and return its losses and gradient norm, still on the device.
-
-    ``weight`` makes up for shares of unequal size where several processes average their gradients;
-    ``precision`` is that of the decoder's products, all else is done in float32.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    heard = (batch["heard_f0"], batch["heard_loudness"]) if "heard_f0" in batch else None
-    with torch.autocast(batch["f0"].device.type, precision, enabled=precision != torch.float32):
-        audio = model(batch["f0"], batch["loudness"], generator, heard)
-    loss = loss_function(audio, batch["audio"])
-    (weight * loss.total).backward()
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-    optimizer.step()
-    return {**{f"{name}_loss": value.detach() for name, value in loss._asdict().items()}, "grad_norm": grad_norm}
-
-
 class Trainer:
     """One training: the model, its optimizer, the data and how far it has come."""
 
@@ -115,7 +87,7 @@ class Trainer:
         self.num_workers = num_workers
         _seed_everything(seed)
         self.model: NeuralGuitar = build_model(config, corpus.instrument).to(device)
-        self.parallel = _parallel(self.model, ranks, device)
+        self.parallel = ranks.parallel(self.model, device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.train.learning_rate)
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay else None
         self.loss_function = build_loss(config).to(device)
@@ -214,20 +186,8 @@ class Trainer:
     def _batches(
         self, crops: CropDataset, order: np.ndarray, start: int = 0
     ) -> Iterator[tuple[range, range, dict[str, Tensor]]]:
-        """Yield each batch's places in the order, this rank's share of them, and the share's crops."""
         size = self.config.train.batch_size
-        batches = [range(first, min(first + size, len(order))) for first in range(start, len(order), size)]
-        # Fewer crops than ranks: somebody repeats one, with weight zero, because all must take part in a step.
-        shares = [self.ranks.share(positions) or positions[:1] for positions in batches]
-        loader = DataLoader(
-            crops,
-            batch_sampler=(order[list(share)].tolist() for share in shares),
-            num_workers=self.num_workers,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # its own: else it would draw from torch's
-        )
-        for positions, share, batch in zip(batches, shares, loader):
-            yield positions, share, {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        return load_batches(crops, order, start, size, self.ranks, self.device, self.num_workers)
 
     def _noise_sources(self, *key: int, positions: range) -> list[torch.Generator]:
         return [torch.Generator(self.device).manual_seed(_mix(self.seed, *key, position)) for position in positions]
@@ -381,11 +341,3 @@ def _seed_everything(seed: int) -> None:
 def _mix(*numbers: int) -> int:
     """Return a seed that differs wherever any of the numbers does."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def _parallel(model: NeuralGuitar, ranks: Ranks, device: torch.device) -> nn.Module:
-    if ranks.size == 1:
-        return model
-    return nn.parallel.DistributedDataParallel(
-        model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
-    )

@@ -9,8 +9,7 @@ import torch
 from augment import disturb, is_wanted
 from data import CropDataset, Span, save_recording
 from model import build_model
-from optimizing import build_loss
-from trainer import train_step
+from optimizing import build_loss, train_step
 
 OFF = {"f0_jitter": 0.0, "loudness_jitter": 0.0, "input_smoothing": 0.0}
 

@@ -9,9 +9,9 @@ from test_train import arguments, change, make_recording
 from torch import nn
 
 import train
-from averaging import WeightAverage
 from checkpoint import load_model, read_checkpoint
 from config import DEFAULT_CONFIG_PATH
+from optimizing import WeightAverage
 
 
 def steps(values):
