@@ -25,7 +25,7 @@ from huggingface_hub.utils import logging as client_logging
 
 from config import Config
 from corpus import Corpus, split_takes
-from data import Span, extractor_settings, load_recording
+from data import Span, extractor_settings, list_recordings, load_recording
 from files import hash_file, write_text
 from hub import (
     INDEX,
@@ -191,11 +191,11 @@ class HubRecordings:
                 note = json.loads(path.read_text())
                 owner = note["repo_id"], note["revision"], note["index"]
             except (ValueError, LookupError, TypeError) as error:
-                raise HubError(f"{path} is damaged; delete it and run the same command again") from error
+                raise HubError(f"{path} is damaged; delete the folder and run the same command again") from error
             if owner[0] == self.repo_id:
                 return note
             raise HubError(f"{self.cache_dir} holds {owner[0]}; give another --data_dir for {self.repo_id}")
-        if any(self.cache_dir.rglob("*.pt")):
+        if list_recordings(self.cache_dir):
             raise HubError(f"{self.cache_dir} holds recordings of its own; give an empty --data_dir for {self.repo_id}")
         return None
 

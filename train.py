@@ -16,7 +16,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,15 +113,16 @@ def configure(args: argparse.Namespace) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **flags))
 
 
-def prepare(args: argparse.Namespace, ranks: Ranks = ALONE) -> Trainer:
-    """Build the training that the command line asks for, resumed if it can be."""
+def prepare(args: argparse.Namespace, ranks: Ranks = ALONE, at_exit: ExitStack | None = None) -> Trainer:
+    """Build the training that the command line asks for, resumed if it can be; ``at_exit`` closes what it opens."""
     config = configure(args)
     latest = args.checkpoint_dir / LATEST
     checkpoint = read_checkpoint(latest) if latest.exists() and not args.no_resume else None
     if checkpoint:
         _require_same_training(checkpoint, latest, config)
     device = ranks.own(get_device(args.device))
-    corpus, next_corpus = open_corpus(args, config, _boundary(checkpoint, config), ranks, device)
+    boundary = _boundary(checkpoint, config)
+    corpus, next_corpus = open_corpus(args, config, boundary, ranks, device, at_exit or ExitStack())
     if checkpoint and (before := checkpoint["instrument"]) != corpus.instrument:
         raise _another_training(latest, [f"instrument {before} -> {corpus.instrument}"], corpus.instrument)
     if config.train.patience is not None and not corpus.validation:
@@ -157,7 +158,12 @@ def compile_layers(model: NeuralGuitar) -> None:
 
 
 def open_corpus(
-    args: argparse.Namespace, config: Config, boundary: str | None, ranks: Ranks, device: torch.device
+    args: argparse.Namespace,
+    config: Config,
+    boundary: str | None,
+    ranks: Ranks,
+    device: torch.device,
+    at_exit: ExitStack,
 ) -> tuple[Corpus, Callable[[], Corpus] | None]:
     """Return the recordings and, where more of them are on their way, how to ask what has come since."""
     if args.hf_repo_id is None:
@@ -165,6 +171,7 @@ def open_corpus(
     from streaming import HubRecordings, default_cache  # half a second that a training from disk need not wait
 
     recordings = HubRecordings(args.hf_repo_id, args.data_dir or default_cache(args.hf_repo_id), config, boundary)
+    at_exit.callback(recordings.close)
     recordings.start()
     recordings.wait_for(1)
     ranks.wait()
@@ -239,8 +246,12 @@ def main(argv: list[str] | None = None) -> int:
     ranks = read_ranks()
     logging.basicConfig(level=logging.INFO if ranks.is_first else logging.ERROR, format="%(message)s")
     try:
-        with joined(ranks, ranks.own(get_device(args.device))), torch.autograd.set_detect_anomaly(args.debug):
-            return run(prepare(args, ranks), args)
+        with (
+            joined(ranks, ranks.own(get_device(args.device))),
+            torch.autograd.set_detect_anomaly(args.debug),
+            ExitStack() as at_exit,
+        ):
+            return run(prepare(args, ranks, at_exit), args)
     except (ValueError, OSError) as error:
         log.error("train.py: %s", error)
         return 1

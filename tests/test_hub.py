@@ -341,8 +341,15 @@ def test_folder_of_somebody_elses_is_left_alone(hub, data_set, folder, stream, t
     with pytest.raises(HubError, match=f"holds {NAME}; give another --data_dir for user/other"):
         stream(name="user/other").start()
     (tmp_path / "cache" / "hub.json").write_text("{}")
-    with pytest.raises(HubError, match="is damaged; delete it"):
+    with pytest.raises(HubError, match="is damaged; delete the folder"):
         stream().start()
+
+
+def test_what_is_left_of_a_download_is_not_taken_for_recordings_of_ones_own(data_set, stream, tmp_path):
+    left = tmp_path / "cache" / ".incoming" / "take.pt"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"unchecked")
+    assert len(finish_started(stream()).ready()) == N_FILES and not left.exists()
 
 
 # --- what is refused ----------------------------------------------------------------------------
