@@ -7,6 +7,7 @@ lists of further files and addresses to read. Rates are converted by soxr, whose
 No length that a file states is believed: it is decoded block by block until it ends, or until it is too long.
 """
 
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,7 +24,10 @@ _CONTAINERS = "mov,matroska,aac,ogg,mp3,wav,flac,aiff,caf,amr"
 _BLOCK_SAMPLES = 2**18  # at most, all channels together
 _KEPT_BYTES = 2**23  # of a Scratch: two minutes at 16 kHz
 _RATES = range(1000, 1_000_001)  # Hz; what states another is damaged or malicious, and may become terabytes
+_AUDIBLE_POWER = 1e-7  # -70 dBFS: of less it does not matter how it is mixed
+_CANCELLED_POWER = 0.01  # share of the channels' power that is left of their average where one is upside down
 _LOUDEST = 1e4  # 80 dB over full scale: whatever is beyond is no sound, and its square may overflow
+log = logging.getLogger("audio_files")
 
 
 def load_audio(path: str | Path, sample_rate: int, max_seconds: float | None = None) -> np.ndarray:
@@ -35,7 +39,7 @@ def load_audio(path: str | Path, sample_rate: int, max_seconds: float | None = N
         max_seconds: refuse what lasts longer, as soon as this much is decoded; None reads everything.
 
     Returns:
-        float32 [N]; channels are averaged.
+        float32 [N]; channels are averaged; where they cancel each other it is the first one, and the log says so.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -167,8 +171,27 @@ def _open_sound(path: Path) -> tuple[int, Iterator[np.ndarray]]:
             raise _unreadable(path, getattr(error, "error_string", "its format is not known")) from error
         if first is None:
             raise ValueError(f"{path} holds no samples") from error
-        return first.sample_rate, _mix_frames(path, first, frames)
-    return file.samplerate, _read_with_libsndfile(path, file)
+        return first.sample_rate, _mix(_unpack_frames(path, first, frames), path)
+    return file.samplerate, _mix(_read_with_libsndfile(path, file), path)
+
+
+def _mix(blocks: Iterator[np.ndarray], path: Path) -> Iterator[np.ndarray]:
+    """Average the channels of blocks [n, C]; from where they cancel each other on, the first one is taken.
+
+    Some phones, cables and effects record one side upside down, and the average would be silence.
+    """
+    cancel = False
+    for channels in blocks:
+        mono = channels.mean(axis=1)
+        if not cancel and channels.shape[1] > 1 and (power := _power(channels)) > _AUDIBLE_POWER:
+            cancel = _power(mono) < _CANCELLED_POWER * power
+            if cancel:
+                log.warning("%s: its channels cancel each other, so only the first one is used", path)
+        yield channels[:, 0] if cancel else mono
+
+
+def _power(audio: np.ndarray) -> float:
+    return float(np.mean(np.square(audio, dtype=np.float64)))
 
 
 def _unreadable(path: Path, reason: str) -> ValueError:
@@ -180,7 +203,7 @@ def _read_with_libsndfile(path: Path, file: soundfile.SoundFile) -> Iterator[np.
     try:
         with file:
             while len(channels := file.read(n_samples, dtype="float32", always_2d=True)):  # (n, C)
-                yield channels.mean(axis=1)
+                yield channels
     except soundfile.LibsndfileError as error:
         raise _unreadable(path, error.error_string) from error
 
@@ -192,7 +215,7 @@ def _decode_with_ffmpeg(path: Path) -> Iterator[av.AudioFrame]:
             yield from container.decode(container.streams.audio[0])
 
 
-def _mix_frames(path: Path, first: av.AudioFrame, frames: Iterator[av.AudioFrame]) -> Iterator[np.ndarray]:
+def _unpack_frames(path: Path, first: av.AudioFrame, frames: Iterator[av.AudioFrame]) -> Iterator[np.ndarray]:
     to_float = av.AudioResampler(format="fltp")
     frame = first
     try:
@@ -200,7 +223,7 @@ def _mix_frames(path: Path, first: av.AudioFrame, frames: Iterator[av.AudioFrame
             if (frame.sample_rate, frame.layout.nb_channels) != (first.sample_rate, first.layout.nb_channels):
                 raise ValueError(f"{path} changes its sample rate or its channels midway; export it again")
             for planes in to_float.resample(frame):
-                yield planes.to_ndarray().mean(axis=0)  # of (C, n)
+                yield planes.to_ndarray().T
             frame = next(frames, None)
     except av.FFmpegError as error:
         raise _unreadable(path, str(error.strerror)) from error

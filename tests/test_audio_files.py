@@ -66,6 +66,26 @@ def test_channels_are_averaged(tmp_path):
     assert np.array_equal(load_audio(tmp_path / "stereo.wav", 16000), (left + right) / 2)
 
 
+@pytest.mark.parametrize("suffix", ["wav", "mp3", "m4a"])
+def test_a_side_that_is_upside_down_does_not_silence_the_other(tmp_path, suffix, caplog):
+    voice = np.concatenate([np.zeros(16000, np.float32), sine(1.0, 16000)])  # silence first: nothing to tell yet
+    sides = np.stack([voice, -voice], axis=1)
+    path = tmp_path / f"take.{suffix}"
+    record(path, sides.T, 16000, "aac") if suffix == "m4a" else soundfile.write(path, sides, 16000)
+    audio = load_audio(path, 16000)
+    assert np.sqrt(np.mean(audio[-12000:] ** 2)) == pytest.approx(np.sqrt(np.mean(voice[-12000:] ** 2)), rel=0.05)
+    assert caplog.text.count("channels cancel each other") == 1
+
+
+def test_sides_that_differ_are_averaged_all_the_same(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    sides = 0.1 * rng.standard_normal((16000, 2)).astype(np.float32)
+    sides[8000:, 1] = -0.7 * sides[8000:, 0]  # partly opposed
+    soundfile.write(tmp_path / "take.wav", sides, 16000, subtype="FLOAT")
+    np.testing.assert_allclose(load_audio(tmp_path / "take.wav", 16000), sides.mean(axis=1), atol=1e-7)
+    assert not caplog.text
+
+
 def test_what_lies_above_the_new_nyquist_does_not_come_back(tmp_path):
     tone = 0.5 * np.sin(2 * np.pi * 11000 * np.arange(48000) / 48000)
     soundfile.write(tmp_path / "high.wav", tone, 48000, subtype="FLOAT")
