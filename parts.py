@@ -11,8 +11,8 @@ from typing import NamedTuple
 import gradio as gr
 
 from config import PageConfig
+from panels import THEMES
 from service import STEPS
-from visualize_features import THEMES
 
 EXAMPLES_DIR = Path(__file__).parent / "examples"
 _OCTAVES = [("Auto", "auto"), ("−2", -24), ("−1", -12), ("0", 0), ("+1", 12), ("+2", 24)]

@@ -15,7 +15,7 @@ from corpus import Corpus
 from data import Span, load_recording
 from features import extract_loudness
 from model import NeuralGuitar
-from visualize_features import THEMES, Theme
+from panels import THEMES, Theme
 
 SOUNDS = ("target", "resynthesis", "harmonic", "noise")
 _N_PHRASES = 3

@@ -10,8 +10,9 @@ import matplotlib.image
 import numpy as np
 import soundfile
 
+from panels import THEMES
 from scorecard import SECTIONS, Figure, Measured, Wanted, format_value, log_mel
-from visualize_features import THEMES, plot_features
+from visualize_features import plot_features
 
 _EXCERPT = 8.0  # s of a recording and its copies; voices are there in full
 _DPI = 100

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from visualize_features import THEMES
+from panels import THEMES
 
 
 def launch_style(head: str = "") -> dict[str, Any]:

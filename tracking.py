@@ -25,8 +25,9 @@ from corpus import Corpus
 from files import write_text
 from loss import StftLoss
 from model import NeuralGuitar
+from panels import THEMES
 from phrases import SOUNDS, choose_phrases, draw_phrase, play_phrase
-from visualize_features import THEMES, save_figure
+from visualize_features import save_figure
 
 MODES = ("online", "offline", "disabled")
 _INIT_SECONDS = 30  # to reach W&B

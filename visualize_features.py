@@ -10,70 +10,42 @@ rcParams, no mathtext), and figures may be drawn in several threads at once.
 
 import argparse
 import logging
-import math
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
-from scipy.signal import ShortTimeFFT
-from scipy.signal.windows import hann
 from tqdm import tqdm
 
 from config import load_config
 from data import Recording, find_recordings, load_recording
 from files import replacing
+from panels import (
+    NORMAL,
+    THEMES,
+    Theme,
+    draw_loudness,
+    draw_periodicity,
+    draw_pitch,
+    draw_spectrogram,
+    draw_waveform,
+    format_time,
+    note_name,
+    share_time_axis,
+    style_axis,
+)
 
 DPI = 150
-NOTE_NAMES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
 _WIDTH = 12.0  # inches
 _HEAD, _FOOT, _GAP = 0.97, 0.4, 0.36  # inches: over the first panel, under the last, between two
 _LEFT, _RIGHT = 0.058, 0.948  # share of the width that the panels take
-_SMALL, _NORMAL, _LARGE = 8.5, 9.5, 15  # points
-_WAVE_COLUMNS = 1600  # about one a pixel
-# Semitones of the octave that get a tick; the first set that fits is taken.
-_TICK_SETS = (range(12), (0, 2, 4, 5, 7, 9, 11), (0, 4, 7), (0, 7), (0,))
-_TIME_STEPS = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800)  # s, the same way
-_MAX_TICKS = 12
-_MIN_SEMITONES = 12  # the pitch axis shows at least this much, so that vibrato does not look like an earthquake
+_LARGE = 15  # points
 _PANELS = {"waveform": 0.98, "pitch": 2.7, "periodicity": 0.29, "loudness": 1.06, "spectrogram": 1.7}  # inches
-_N_FFT = 1024
-_SPECTRUM_RANGE = 80  # dB under the strongest component that are drawn
 log = logging.getLogger("visualize_features")
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a picture; a page that shows it can take its own from here."""
-
-    background: str
-    text: str
-    muted: str  # labels and ticks
-    grid: str
-    octave: str  # grid line at every C
-    waveform: str
-    pitch: str
-    second: str  # the pitch curve that it is compared with
-    loudness: str
-
-
-THEMES = {
-    "light": Theme(
-        background="#ffffff", text="#1b1f27", muted="#6a7280", grid="#eef0f3", octave="#d5d9e0",
-        waveform="#8592a6", pitch="#c2570c", second="#7b8698", loudness="#0e7c86",
-    ),
-    "dark": Theme(
-        background="#14171d", text="#eceef2", muted="#929baa", grid="#21262f", octave="#39414e",
-        waveform="#66738a", pitch="#f6a83c", second="#7d8aa0", loudness="#45b8c2",
-    ),
-}  # fmt: skip
 
 
 def plot_features(
@@ -133,14 +105,14 @@ def plot_features(
     figure, axes = _make_panels([name for name in _PANELS if wanted.get(name, True)], colours)
     seconds = np.arange(len(shown)) / frame_rate
     duration = max(len(samples) / sample_rate, len(shown) / frame_rate, 1 / frame_rate)
-    _draw_waveform(axes["waveform"], samples, sample_rate, colours)
-    _draw_pitch(axes["pitch"], seconds, pitches, f0_labels, colours)
+    draw_waveform(axes["waveform"], samples, sample_rate, colours)
+    draw_pitch(axes["pitch"], seconds, pitches, f0_labels, colours)
     if periodicity is not None:
-        _draw_periodicity(axes["periodicity"], seconds, frames["periodicity"], periodicity_threshold, colours)
-    _draw_loudness(axes["loudness"], seconds, frames["loudness"], colours)
+        draw_periodicity(axes["periodicity"], seconds, frames["periodicity"], periodicity_threshold, colours)
+    draw_loudness(axes["loudness"], seconds, frames["loudness"], colours)
     if spectrogram:
-        _draw_spectrogram(axes["spectrogram"], samples, sample_rate, colours)
-    _share_time_axis(list(axes.values()), duration)
+        draw_spectrogram(axes["spectrogram"], samples, sample_rate, colours)
+    share_time_axis(list(axes.values()), duration)
     summary = [subtitle, *_summarise(duration, sample_rate, pitches[0])]
     _write_header(figure, title, "   ·   ".join(part for part in summary if part), colours)
     return figure
@@ -163,13 +135,7 @@ def plot_recording(recording: Recording, periodicity_threshold: float, title: st
     )
 
 
-def note_name(f0: float) -> str:
-    """Return the name of the nearest note: 440 Hz is "A4"."""
-    midi = round(69 + 12 * math.log2(f0 / 440))
-    return f"{NOTE_NAMES[midi % 12]}{midi // 12 - 1}"
-
-
-# --- panels ---------------------------------------------------------------------------------------
+# --- the figure -----------------------------------------------------------------------------------
 
 
 def _make_panels(names: list[str], colours: Theme) -> tuple[Figure, dict[str, Axes]]:
@@ -183,179 +149,8 @@ def _make_panels(names: list[str], colours: Theme) -> tuple[Figure, dict[str, Ax
     )  # fmt: skip
     axes = {name: figure.add_subplot(grid[row]) for row, name in enumerate(names)}
     for axis in axes.values():
-        _style_axis(axis, colours)
+        style_axis(axis, colours)
     return figure, axes
-
-
-def _style_axis(axis: Axes, colours: Theme) -> None:
-    axis.set_facecolor(colours.background)
-    axis.set_axisbelow(True)
-    axis.spines[:].set_visible(False)
-    axis.tick_params(which="both", length=0, labelsize=_SMALL, labelcolor=colours.muted, pad=6)
-    axis.grid(True, which="major", color=colours.grid, linewidth=0.8)
-
-
-def _label_panel(axis: Axes, name: str, note: str, colours: Theme) -> None:
-    """Write the panel's name over its left corner, and a unit or a figure behind it."""
-    name_text = axis.annotate(
-        name, (0, 1), (0, 5), "axes fraction", "offset points",
-        fontsize=_NORMAL, fontweight="bold", color=colours.text, parse_math=False,
-    )  # fmt: skip
-    axis.annotate(
-        note, (1, 0), (7, 0), name_text, "offset points",
-        fontsize=_SMALL, va="bottom", color=colours.muted, parse_math=False,
-    )  # fmt: skip
-
-
-def _draw_waveform(axis: Axes, audio: np.ndarray, sample_rate: int, colours: Theme) -> None:
-    samples = np.nan_to_num(audio, posinf=0.0, neginf=0.0)
-    if len(samples) > 2 * _WAVE_COLUMNS:
-        seconds, low, high = _envelope(samples, sample_rate)
-        axis.fill_between(seconds, low, high, color=colours.waveform, linewidth=0.5)
-    else:
-        axis.plot(np.arange(len(samples)) / sample_rate, samples, color=colours.waveform, linewidth=0.8)
-    peak = float(np.abs(samples).max(initial=0.0))
-    limit = 1.05 * peak or 1.0
-    axis.set_ylim(-limit, limit)
-    axis.yaxis.set_major_locator(FixedLocator([0]))
-    axis.tick_params(axis="y", labelleft=False)
-    _label_panel(axis, "Waveform", _describe_level(audio, peak), colours)
-
-
-def _describe_level(audio: np.ndarray, peak: float) -> str:
-    if not np.isfinite(audio).all():
-        return "holds samples that are not finite (NaN or infinity), drawn as zero"
-    return f"peak {20 * math.log10(peak):.1f} dBFS".replace("-", "−") if peak > 0 else "silent"
-
-
-def _envelope(samples: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return time, minimum and maximum of about ``_WAVE_COLUMNS`` stretches: no peak is lost."""
-    length = -(-len(samples) // _WAVE_COLUMNS)
-    columns = np.pad(samples, (0, -len(samples) % length), mode="edge").reshape(-1, length)
-    return (np.arange(len(columns)) + 0.5) * length / sample_rate, columns.min(axis=1), columns.max(axis=1)
-
-
-def _draw_pitch(
-    axis: Axes, seconds: np.ndarray, pitches: list[np.ndarray], labels: tuple[str, str], colours: Theme
-) -> None:
-    axis.set_yscale("log", base=2)
-    styles = ((colours.pitch, 2.2), (colours.second, 1.4))
-    for order, (pitch, label, (colour, width)) in enumerate(zip(pitches, labels, styles)):
-        alone = np.where(_stands_alone(pitch), pitch, np.nan)  # a line of one point would draw nothing
-        axis.plot(seconds, alone, "o", color=colour, markersize=width, markeredgewidth=0, zorder=3 - order)
-        axis.plot(
-            seconds, pitch, color=colour, linewidth=width, solid_capstyle="round", solid_joinstyle="round",
-            zorder=3 - order, label=label,
-        )  # fmt: skip
-    _set_note_axis(axis, np.concatenate(pitches), colours)
-    _label_panel(axis, "Pitch", "f0, logarithmic, Hz at the right", colours)
-    if len(pitches) > 1:
-        legend = axis.legend(
-            loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, borderaxespad=0.35, ncols=2, frameon=False,
-            fontsize=_SMALL, labelcolor=colours.text, handlelength=1.6, columnspacing=1.6,
-        )  # fmt: skip
-        for text in legend.get_texts():
-            text.set_parse_math(False)
-    if np.isnan(pitches[0]).all():
-        axis.text(0.5, 0.5, "no pitch found", transform=axis.transAxes, ha="center", va="center", color=colours.muted)
-
-
-def _stands_alone(pitch: np.ndarray) -> np.ndarray:
-    gap = np.pad(np.isnan(pitch), 1, constant_values=True)
-    return ~gap[1:-1] & gap[:-2] & gap[2:]
-
-
-def _set_note_axis(axis: Axes, pitch: np.ndarray, colours: Theme) -> None:
-    """Fit the axis to the pitches and name its notes; Cs have the stronger lines."""
-    low, high = _note_range(pitch)
-    notes = _choose_notes(low, high)
-    axis.set_ylim(_midi_to_hz(low), _midi_to_hz(high))
-    hertz = FuncFormatter(lambda f0, _: f"{f0:.0f}")
-    right = axis.secondary_yaxis("right")
-    right.tick_params(which="both", length=0, labelsize=_SMALL, labelcolor=colours.muted, pad=6)
-    right.spines[:].set_visible(False)
-    for scale, formatter in ((axis.yaxis, FuncFormatter(lambda f0, _: note_name(f0))), (right.yaxis, hertz)):
-        scale.set_major_locator(FixedLocator([_midi_to_hz(note) for note in notes]))
-        scale.set_major_formatter(formatter)
-        scale.set_minor_locator(NullLocator())
-    for note in (note for note in notes if note % 12 == 0):
-        axis.axhline(_midi_to_hz(note), color=colours.octave, linewidth=0.9, zorder=0.8)
-
-
-def _note_range(pitch: np.ndarray) -> tuple[float, float]:
-    """Return the lowest and highest MIDI number of the axis."""
-    found = pitch[np.isfinite(pitch)]
-    if len(found) == 0:
-        return 47.5, 84.5  # C3 to C6, where most tunes lie
-    low, high = (69 + 12 * math.log2(limit / 440) for limit in (found.min(), found.max()))
-    margin = max(1.0, (_MIN_SEMITONES - (high - low)) / 2)
-    return low - margin, high + margin
-
-
-def _choose_notes(low: float, high: float) -> list[int]:
-    """Return the MIDI numbers that get a tick: as many as are readable."""
-    inside = range(math.ceil(low), math.floor(high) + 1)
-    sets = ([note for note in inside if note % 12 in names] for names in _TICK_SETS)
-    return next((notes for notes in sets if len(notes) <= _MAX_TICKS), [note for note in inside if note % 12 == 0])
-
-
-def _midi_to_hz(note: float) -> float:
-    return 440 * 2 ** ((note - 69) / 12)
-
-
-def _draw_periodicity(
-    axis: Axes, seconds: np.ndarray, periodicity: np.ndarray, threshold: float, colours: Theme
-) -> None:
-    axis.fill_between(seconds, 0, periodicity, color=colours.pitch, alpha=0.28, linewidth=0)
-    axis.axhline(threshold, color=colours.muted, linewidth=0.8, dashes=(4, 3))
-    axis.set_ylim(0, 1)
-    axis.grid(False, axis="y")
-    axis.yaxis.set_major_locator(NullLocator())
-    _label_panel(axis, "Periodicity", f"0 to 1, pitch is shown from {threshold:g}", colours)
-
-
-def _draw_loudness(axis: Axes, seconds: np.ndarray, loudness: np.ndarray, colours: Theme) -> None:
-    floor = min(-80.0, float(np.min(loudness[np.isfinite(loudness)], initial=0.0)))
-    axis.fill_between(seconds, floor, loudness, color=colours.loudness, alpha=0.16, linewidth=0)
-    axis.plot(seconds, loudness, color=colours.loudness, linewidth=1.3, solid_joinstyle="round")
-    axis.set_ylim(floor, 3)
-    axis.yaxis.set_major_locator(FixedLocator(range(0, math.floor(floor) - 1, -20)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda level, _: f"{level:.0f}".replace("-", "−")))
-    _label_panel(axis, "Loudness", "A-weighted, dB re full scale", colours)
-
-
-def _draw_spectrogram(axis: Axes, audio: np.ndarray, sample_rate: int, colours: Theme) -> None:
-    samples = np.pad(np.nan_to_num(audio, posinf=0.0, neginf=0.0), (0, max(0, _N_FFT - len(audio))))
-    hop_length = max(_N_FFT // 8, -(-len(samples) // _WAVE_COLUMNS))
-    transform = ShortTimeFFT(hann(_N_FFT, sym=False), hop_length, sample_rate)
-    magnitudes = np.abs(transform.stft(samples))  # (F, T)
-    level = 20 * np.log10(np.maximum(magnitudes / max(magnitudes.max(), 1e-9), 10 ** (-_SPECTRUM_RANGE / 20)))
-    shades = LinearSegmentedColormap.from_list("spectrum", [colours.background, colours.pitch, colours.text])
-    axis.imshow(
-        level, cmap=shades, vmin=-_SPECTRUM_RANGE, vmax=0, aspect="auto", origin="lower", interpolation="bilinear",
-        extent=transform.extent(len(samples), center_bins=True),
-    )  # fmt: skip
-    axis.grid(False)
-    axis.set_ylim(0, sample_rate / 2)
-    axis.yaxis.set_major_locator(FixedLocator(np.arange(0, sample_rate / 2 + 1, sample_rate / 8)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda frequency, _: f"{frequency / 1000:g}"))
-    _label_panel(axis, "Spectrogram", f"kHz, over {_SPECTRUM_RANGE} dB", colours)
-
-
-def _share_time_axis(axes: list[Axes], duration: float) -> None:
-    step = next((step for step in _TIME_STEPS if duration / step <= _MAX_TICKS), duration)
-    for axis in axes:
-        axis.set_xlim(0, duration)
-        axis.xaxis.set_major_locator(FixedLocator(np.arange(0, duration * (1 + 1e-6), step)))
-        axis.tick_params(axis="x", pad=9, labelbottom=axis is axes[-1])
-    axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: _format_time(seconds, duration)))
-
-
-def _format_time(seconds: float, duration: float) -> str:
-    """Write a time of a sound as long as ``duration``: "2.5 s", or "1:05" where there are minutes."""
-    if duration < 60:
-        return f"{seconds:.4g} s"
-    return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"
 
 
 def _write_header(figure: Figure, title: str, subtitle: str, colours: Theme) -> None:
@@ -363,12 +158,12 @@ def _write_header(figure: Figure, title: str, subtitle: str, colours: Theme) -> 
     style = {"ha": "left", "va": "baseline", "parse_math": False}
     height = figure.get_figheight()
     figure.text(_LEFT, 1 - 0.35 / height, title, fontsize=_LARGE, fontweight="bold", color=colours.text, **style)
-    figure.text(_LEFT, 1 - 0.57 / height, subtitle, fontsize=_NORMAL, color=colours.muted, **style)
+    figure.text(_LEFT, 1 - 0.57 / height, subtitle, fontsize=NORMAL, color=colours.muted, **style)
 
 
 def _summarise(duration: float, sample_rate: int, pitch: np.ndarray) -> list[str]:
     found = pitch[np.isfinite(pitch)]
-    length = f"{duration:.3g} s" if duration < 60 else _format_time(duration, duration)
+    length = f"{duration:.3g} s" if duration < 60 else format_time(duration, duration)
     parts = [length, f"{sample_rate / 1000:g} kHz"]
     if len(found):
         lowest, highest = note_name(found.min()), note_name(found.max())

@@ -41,7 +41,7 @@ from pitch_annotations import count_octave_errors, find_annotations, read_annota
 
 from config import Config, load_config
 from data import Recording, extractor_settings, find_recordings, load_recording
-from visualize_features import note_name
+from panels import note_name
 
 log = logging.getLogger("inspect_dataset")
 

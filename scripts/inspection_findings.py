@@ -10,7 +10,7 @@ import numpy as np
 from inspection import PITCHES, Measured, count_notes, find_copies
 
 from config import Config, InstrumentConfig
-from visualize_features import note_name
+from panels import note_name
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from config import Config
 from files import write_text
-from visualize_features import THEMES, Theme, note_name
+from panels import THEMES, Theme, note_name
 
 _DPI = 160
 _STYLE = """

@@ -18,8 +18,8 @@ from PIL import Image
 import service as service_module
 from conditioning import TransferOptions
 from config import load_config
+from panels import THEMES
 from service import STEPS, Collection, Outcome, Request, Service, draw, explain, read_card, work, write_files
-from visualize_features import THEMES
 
 
 @pytest.fixture(scope="module")
