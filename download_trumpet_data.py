@@ -24,21 +24,8 @@ from typing import BinaryIO
 import requests
 from tqdm import tqdm
 
-from download_data import (
-    CHUNK,
-    DamagedError,
-    DataError,
-    Gate,
-    Place,
-    Source,
-    install,
-    is_done,
-    md5_text,
-    progress,
-    require_space,
-    run_command,
-    write_member,
-)
+from download_data import Gate, Place, install, is_done, md5_text, run_command, write_member
+from fetching import CHUNK, DamagedError, DataError, Source, progress, require_space
 
 log = logging.getLogger(__name__)
 

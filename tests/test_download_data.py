@@ -18,7 +18,7 @@ import pytest
 from faulty_server import Fault, FaultyServer, random_fault
 
 import download_data
-from download_data import DataError, Patience, Source
+from fetching import DataError, Patience, Source
 
 ROOT = Path(download_data.__file__).parent
 FAST = Patience(retries=4, retries_offline=1, backoff=0.0, timeout=(5.0, 0.5))

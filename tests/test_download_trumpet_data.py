@@ -17,7 +17,7 @@ from faulty_server import Fault, FaultyServer, random_fault
 
 import download_data
 import download_trumpet_data
-from download_data import Patience
+from fetching import Patience
 
 ROOT = Path(download_data.__file__).parent
 NOWHERE = "http://127.0.0.1:1/"
