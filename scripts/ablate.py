@@ -21,12 +21,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-import evaluate
+import judging
+from scorecard_tables import RESYNTHESIS, TRANSFER, Figure, format_value
 
 from checkpoint import LATEST, load_model, read_checkpoint
 from config import DEFAULT_CONFIG_PATH, get_device
 from files import hash_file, write_text
-from scorecard import RESYNTHESIS, TRANSFER, Figure, format_value
 
 ROOT = Path(__file__).parents[1]
 log = logging.getLogger("ablate")
@@ -137,14 +137,14 @@ def judge_row(row: Row, args: argparse.Namespace) -> dict[str, Any]:
     if kept.exists() and (known := json.loads(kept.read_text()))["asked"] == asked:
         return known
     model, content = load_model(path, get_device(args.device)), read_checkpoint(path)
-    models, takes = {evaluate.MODEL: model}, evaluate.read_takes(args.data_dir, model, own=True)
-    others = evaluate.read_takes(args.other_dir, model, own=False) if args.other_dir else []
-    instrument = evaluate.read_instrument(takes, others)
-    copies = evaluate.judge_takes(takes, models, instrument, seed=0)[0][0]
+    models, takes = {judging.MODEL: model}, judging.read_takes(args.data_dir, model, own=True)
+    others = judging.read_takes(args.other_dir, model, own=False) if args.other_dir else []
+    instrument = judging.read_instrument(takes, others)
+    copies = judging.judge_takes(takes, models, instrument, seed=0)[0][0]
     voices = [
         rows[0]
-        for path in evaluate.find_sounds(args.input)
-        for rows, _ in evaluate.judge_voice(path, models, instrument, None, seed=0)
+        for path in judging.find_sounds(args.input)
+        for rows, _ in judging.judge_voice(path, models, instrument, None, seed=0)
     ]
     figures = {
         "asked": asked,

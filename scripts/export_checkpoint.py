@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from scorecard_tables import format_tables, format_targets
 from torch import Tensor
 
 from checkpoint import (
@@ -33,7 +34,6 @@ from checkpoint import (
 )
 from files import hash_file, replacing, write_text
 from model import NeuralGuitar
-from scorecard import format_tables, format_targets
 
 log = logging.getLogger("export_checkpoint")
 

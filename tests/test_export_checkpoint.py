@@ -8,12 +8,12 @@ import shlex
 import export_checkpoint as ex
 import pytest
 import torch
+from scorecard_tables import RESYNTHESIS, TRANSFER
 
 import transfer
 from checkpoint import load_model, read_checkpoint
 from config import config_to_dict
 from model import build_model
-from scorecard import RESYNTHESIS, TRANSFER
 
 TEXTS = ["--data", "20 minutes of Anna's trumpet", "--licence", "CC BY 4.0"]
 

@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import harmonic_tone
-
 import scorecard
-from scorecard import RESYNTHESIS, TRANSFER, Figure, Measured, Wanted
+import scorecard_tables
+from conftest import harmonic_tone
+from scorecard import Measured, Wanted
+from scorecard_tables import RESYNTHESIS, TRANSFER, Figure
 
 N_FRAMES = 200
 
@@ -209,19 +210,19 @@ def test_the_worst_row_decides():
             rows(TRANSFER, sound="ours", voice="b", pause_level=-69.0, loudness_correlation=0.96, likeness=0.1),
         ],
     }
-    targets = {target["figure"]: target for target in scorecard.judge_targets(report, "ours")}
+    targets = {target["figure"]: target for target in scorecard_tables.judge_targets(report, "ours")}
     assert len(targets) == 9
     assert targets["f0 L1 cents"]["met"] and targets["loudness corr."]["worst"] == 0.96
     assert not targets["pauses dBFS"]["met"] and targets["pauses dBFS"]["worst"] == -69
     assert not targets["likeness"]["met"]  # not measured for one voice
-    listed = scorecard.format_targets(list(targets.values()))
+    listed = scorecard_tables.format_targets(list(targets.values()))
     assert listed.count("MISS") == 2 and "not measured" in listed
-    assert not any(t["met"] for t in scorecard.judge_targets({"resynthesis": [], "transfer": []}, "ours"))
+    assert not any(t["met"] for t in scorecard_tables.judge_targets({"resynthesis": [], "transfer": []}, "ours"))
 
 
 def test_tables_are_markdown():
     report = {"resynthesis": [rows(RESYNTHESIS, sound="ours", f0_l1=2.345, likeness=None)], "transfer": []}
-    title, _, head, rule, row = scorecard.format_tables(report).splitlines()
+    title, _, head, rule, row = scorecard_tables.format_tables(report).splitlines()
     assert title == "Resynthesis" and set(rule) == {"|", "-", " "}
     cells = dict(zip((cell.strip() for cell in head.split("|")), (cell.strip() for cell in row.split("|"))))
     assert cells["sound"] == "ours" and cells["f0 L1 cents"] == "2.3" and cells["likeness"] == "–"

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import matplotlib.image
 import numpy as np
 import soundfile
+from scorecard import Measured, Wanted, log_mel
+from scorecard_tables import SECTIONS, Figure, format_value
 
 from panels import THEMES
-from scorecard import SECTIONS, Figure, Measured, Wanted, format_value, log_mel
 from visualize_features import plot_features
 
 _EXCERPT = 8.0  # s of a recording and its copies; voices are there in full

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import librosa
 import numpy as np
-
 from scorecard import AUDIBLE, CONFIDENT, N_FFT, Measured, decibels, power_spectrum
 
 _PITCH_BIN, _LOUDNESS_BIN = 6.0, 6.0  # semitones and dB
