@@ -6,7 +6,7 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from scipy import ndimage
 from audio_files import Scratch, slices
 from config import Config
 from curves import Curves, Melody, shape_notes
-from features import Features, bridge_f0, extract_feature_blocks, extract_loudness
+from features import Features, bridge_f0, extract_feature_blocks
+from hum import is_mains, take_out_hum
 from model import NeuralGuitar
-from voicing import find_too_high, find_voiced, mend_f0, noise_floor, remove_mains_hum, share_polyphonic
+from voicing import find_too_high, find_voiced, mend_f0, noise_floor, share_polyphonic
 
 _BLOCK_SAMPLES = 2**20  # of a recording in memory at once: a minute
 Progress = Callable[[str, float], None]  # a step that a person understands, and the share that is done
@@ -114,7 +115,7 @@ def listen(
     Raises:
         SilentError, NoMelodyError: there is nothing to play.
     """
-    audio, hum = _take_out_hum(audio, config)
+    audio, hum = take_out_hum(audio, config)
     gain = _lift(audio, config.transfer.max_loudness_gain)
     parts = extract_feature_blocks(_scaled(audio, 10 ** (gain / 20), config, tell), config, device)
     lifted = Features(*map(torch.cat, zip(*parts)))
@@ -125,7 +126,7 @@ def listen(
     can_sound = ~too_high
     # A hum is not taken out to its last bit, and CREPE hears a pitch in what is left, however soft.
     can_sound &= loudness - gain > hum.loudness - config.transfer.mains_left
-    can_sound &= ~_is_mains(lifted.f0.numpy(), hum.frequency)
+    can_sound &= ~is_mains(lifted.f0.numpy(), hum.frequency)
     voiced = find_voiced(loudness, periodicity, can_sound, config, gate_offset)
     if not voiced.any():
         raise NoMelodyError(_explain_no_melody(too_high, config))
@@ -138,31 +139,6 @@ def listen(
         "mains_hum": hum.level,
     }
     return lifted._replace(loudness=lifted.loudness - gain), melody, heard
-
-
-class _Mains(NamedTuple):
-    """The mains hum of a recording."""
-
-    loudness: np.ndarray  # [T] dB, A-weighted; minus infinity where there is none
-    frequency: np.ndarray  # [T] Hz; NaN where there is none
-    level: float | None  # RMS of all of it, dBFS; None if there is none
-
-
-def _take_out_hum(audio: np.ndarray | Scratch, config: Config) -> tuple[Scratch, _Mains]:
-    """Take mains hum out of a recording, from one stretch of some minutes after the other."""
-    hop_length, n_frames = config.audio.feature_hop_length, len(audio) // config.audio.feature_hop_length
-    n_stretches = max(1, round(n_frames / config.audio.seconds_to_frames(config.transfer.mains_stretch_seconds)))
-    clean, energy = Scratch(), 0.0
-    loudness, frequency = np.full(n_frames, -np.inf), np.full(n_frames, np.nan)
-    for frames in slices(n_frames, -(-n_frames // n_stretches)):
-        part = audio[frames.start * hop_length : frames.stop * hop_length]
-        rest, hum = remove_mains_hum(part, config.audio.feature_rate, config.transfer)
-        clean.append(rest)
-        if hum:
-            loudness[frames] = np.median(extract_loudness(hum.audio, config))
-            frequency[frames] = hum.frequency
-            energy += float(np.sum(hum.audio**2))
-    return clean, _Mains(loudness, frequency, 10 * float(np.log10(energy / len(audio))) if energy else None)
 
 
 def _scaled(
@@ -179,11 +155,6 @@ def _lift(audio: Scratch, most: float) -> float:
     """Return the gain in dB that brings a quiet recording to full scale, so that the loudness floor hides no note."""
     peak = max((float(np.abs(audio[part]).max()) for part in slices(len(audio), _BLOCK_SAMPLES)), default=0.0)
     return float(np.clip(-20 * np.log10(peak), 0.0, most)) if peak > 0 else 0.0
-
-
-def _is_mains(f0: np.ndarray, frequency: np.ndarray) -> np.ndarray:
-    """Say which f0 [T] are the mains or their double, within a quarter of a semitone."""
-    return np.any([np.abs(12 * np.log2(f0 / (number * frequency))) < 0.25 for number in (1, 2)], axis=0)
 
 
 def _take_off(loudness: np.ndarray, noise: float) -> np.ndarray:

@@ -201,6 +201,7 @@ def test_a_long_recording_is_no_other_than_a_short_one(model, song: np.ndarray, 
     monkeypatch.setattr("timbre_transfer._BLOCK_SAMPLES", 1000)
     monkeypatch.setattr("conditioning._BLOCK_SAMPLES", 1000)
     monkeypatch.setattr("voicing._BLOCK_FRAMES", 30)
+    monkeypatch.setattr("hum._BLOCK_FRAMES", 15)
     monkeypatch.setattr("audio_files._KEPT_BYTES", 1000)
     result = transfer.transfer(song, RATE, model, TransferOptions(output_rate=44100))
     assert np.array_equal(result.curves.gate, expected.curves.gate)

@@ -6,6 +6,7 @@ from conftest import harmonic_tone
 
 import voicing
 from config import load_config
+from hum import remove_mains_hum
 
 CONFIG = load_config()
 SETTINGS = CONFIG.transfer
@@ -37,29 +38,29 @@ def power(audio: np.ndarray) -> float:
 @pytest.mark.parametrize("frequency", [50.0, 49.93, 60.0, 60.08])
 def test_mains_hum_is_taken_out_and_the_tune_stays(frequency: float) -> None:
     song = tune()
-    cleaned, hum = voicing.remove_mains_hum(song + mains(6.0, frequency, -14), RATE, SETTINGS)
+    cleaned, hum = remove_mains_hum(song + mains(6.0, frequency, -14), RATE, SETTINGS)
     assert hum is not None and hum.frequency == round(frequency / 10) * 10
-    assert hum.level == pytest.approx(-14, abs=0.5)
+    assert power(hum.audio) == pytest.approx(-14, abs=0.5)
     assert power(cleaned - song) < -50  # 36 dB under the hum, and 30 under the tune
 
 
 def test_without_hum_not_a_sample_changes() -> None:
     song = tune()
-    cleaned, hum = voicing.remove_mains_hum(song, RATE, SETTINGS)
+    cleaned, hum = remove_mains_hum(song, RATE, SETTINGS)
     assert hum is None and cleaned is song
     short = mains(1.0, 50.0, -20)
-    assert voicing.remove_mains_hum(short, RATE, SETTINGS)[1] is None
+    assert remove_mains_hum(short, RATE, SETTINGS)[1] is None
 
 
 @pytest.mark.parametrize("f0", [300.0, 98.0, 103.0])
 def test_a_held_tone_is_no_hum(f0: float) -> None:
     """300 Hz is a multiple of both mains, but without their fundamental; a low note near 100 Hz is off by more."""
-    assert voicing.remove_mains_hum(harmonic_tone(f0, 4.0), RATE, SETTINGS)[1] is None
+    assert remove_mains_hum(harmonic_tone(f0, 4.0), RATE, SETTINGS)[1] is None
 
 
 def test_a_note_at_100_hz_between_rests_is_no_hum() -> None:
     note, rest = harmonic_tone(100.0, 1.0), np.zeros(RATE // 2, np.float32)
-    assert voicing.remove_mains_hum(np.concatenate([note, rest] * 4), RATE, SETTINGS)[1] is None
+    assert remove_mains_hum(np.concatenate([note, rest] * 4), RATE, SETTINGS)[1] is None
 
 
 # --- the gate -------------------------------------------------------------------------------------
