@@ -8,9 +8,6 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
-import shutil
-import tempfile
 import threading
 import time
 from collections import deque
@@ -19,17 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils import logging as client_logging
 
 from config import Config
 from corpus import Corpus, split_takes
-from data import Span, extractor_settings, list_recordings, load_recording
-from files import hash_file, write_text
+from data import Span, extractor_settings
 from hub import (
-    INDEX,
-    PATIENCE,
     Entry,
     HubError,
     Index,
@@ -37,32 +30,19 @@ from hub import (
     RefusedError,
     UnreachableError,
     ask,
-    connect,
 )
+from hub_cache import DamagedError, HubCache
 
-NOTE = "hub.json"  # in a cache: where it comes from, and the index
-_INCOMING = ".incoming"  # in a cache: files that are not checked yet
 STREAMING = Patience(retries=float("inf"))  # training goes on meanwhile, so there is no hurry to give up
-_GLANCE = Patience(retries=0)  # where the cache would do
 _MOST_REPEATS = 8  # of a recording in an epoch while others are missing
 
 log = logging.getLogger("hub")
 
 
-def default_cache(repo_id: str) -> Path:
-    """Return the folder that a data set is kept in unless another is given."""
-    return Path("data/hub") / repo_id.replace("/", "--")
-
-
-class DamagedError(Exception):
-    """A file that is not what the index says."""
-
-
 class HubRecordings:
     """The recordings of a data set on the Hub, which arrive in a folder while training goes on.
 
-    A file carries its name only when it is whole and checked, so that whoever looks, another process too, can use what
-    is there. One process at a time fetches into a folder; others wait and see the files come.
+    One process at a time fetches into a folder; others wait and see the files come.
 
     ``corpus`` is known after ``start``, ``failed`` says why a file will not come.
     """
@@ -77,14 +57,13 @@ class HubRecordings:
         n_threads: int = 4,
     ) -> None:
         self.repo_id = repo_id
-        self.cache_dir = cache_dir
+        self.cache = HubCache(repo_id, cache_dir)
         self.config = config
         self.boundary = boundary  # see ``read_corpus``
         self.patience = patience
         self.n_threads = n_threads
         self.corpus: Corpus
         self.failed: dict[Path, str] = {}
-        self._api = connect()
         self._ready: dict[Path, None] = {}  # in the order of arrival
         self._wanted: deque[Entry] = deque()
         self._changed = threading.Condition()
@@ -102,14 +81,14 @@ class HubRecordings:
         """
         disable_progress_bars()  # training has its own
         client_logging.set_verbosity_error()
-        index = self._find_index()
-        self.corpus = build_corpus(index, self.cache_dir, self.config, self.repo_id, self.boundary)
+        index = self.cache.open_index()
+        self.corpus = build_corpus(index, self.cache.folder, self.config, self.repo_id, self.boundary)
         with ThreadPoolExecutor(self.n_threads) as pool:
-            whole = list(pool.map(self._is_cached, index.recordings))
-        self._ready = dict.fromkeys(self._path(entry) for entry, here in zip(index.recordings, whole) if here)
-        missing = {self._path(entry): entry for entry, here in zip(index.recordings, whole) if not here}
+            whole = list(pool.map(self.cache.has, index.recordings))
+        self._ready = dict.fromkeys(self.cache.path(entry) for entry, here in zip(index.recordings, whole) if here)
+        missing = {self.cache.path(entry): entry for entry, here in zip(index.recordings, whole) if not here}
         self._wanted.extend(missing[path] for path in self._order() if path in missing)
-        log.info("%s: %d of %d recordings are in %s", self.repo_id, sum(whole), len(whole), self.cache_dir)
+        log.info("%s: %d of %d recordings are in %s", self.repo_id, sum(whole), len(whole), self.cache.folder)
         self._thread.start()
 
     def ready(self) -> list[Path]:
@@ -163,83 +142,20 @@ class HubRecordings:
         if self._thread.ident is not None:
             self._thread.join(timeout=5)  # a request under way may take longer: the thread ends with the process
 
-    def _find_index(self) -> Index:
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
-        note = self._read_note()
-        try:
-            patience = _GLANCE if note else PATIENCE
-            revision = ask(lambda: self._api.dataset_info(self.repo_id, timeout=30).sha, self.repo_id, patience)
-            if note is None or note["revision"] != revision:
-                note = {"repo_id": self.repo_id, "revision": revision, "index": self._download_index(revision)}
-                self._write_note(note)
-        except UnreachableError as error:
-            if note is None:
-                raise
-            log.warning("%s; going on with what is in %s", error, self.cache_dir)
-        index = Index.from_json(note["index"], self.repo_id)
-        self._revision = note["revision"]
-        return index
-
-    def _write_note(self, note: dict[str, str]) -> None:
-        Index.from_json(note["index"], self.repo_id)  # what cannot be used is not kept
-        write_text(self.cache_dir / NOTE, json.dumps(note), shared=True)
-
-    def _read_note(self) -> dict[str, str] | None:
-        path = self.cache_dir / NOTE
-        if path.is_file():
-            try:
-                note = json.loads(path.read_text())
-                owner = note["repo_id"], note["revision"], note["index"]
-            except (ValueError, LookupError, TypeError) as error:
-                raise HubError(f"{path} is damaged; delete the folder and run the same command again") from error
-            if owner[0] == self.repo_id:
-                return note
-            raise HubError(f"{self.cache_dir} holds {owner[0]}; give another --data_dir for {self.repo_id}")
-        if list_recordings(self.cache_dir):
-            raise HubError(f"{self.cache_dir} holds recordings of its own; give an empty --data_dir for {self.repo_id}")
-        return None
-
-    def _download_index(self, revision: str) -> str:
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                return ask(lambda: self._download(INDEX, revision, folder), self.repo_id).read_text()
-        except HubError as error:
-            if isinstance(error.__cause__, EntryNotFoundError):
-                raise HubError(f"{self.repo_id} holds no {INDEX}; scripts/upload_to_hf.py makes it") from error
-            raise
-
-    def _download(self, file: str, revision: str, folder: str | Path) -> Path:
-        return Path(
-            self._api.hf_hub_download(self.repo_id, file, repo_type="dataset", revision=revision, local_dir=folder)
-        )
-
-    def _path(self, entry: Entry) -> Path:
-        return self.cache_dir / entry.file
-
-    def _is_cached(self, entry: Entry) -> bool:
-        path = self._path(entry)
-        try:
-            if path.stat().st_size == entry.n_bytes and hash_file(path) == entry.sha256:
-                return True
-        except FileNotFoundError:  # perhaps not yet: another process may be fetching it
-            return False
-        path.unlink(missing_ok=True)  # of an older version, or broken
-        return False
-
     def _order(self) -> Iterable[Path]:
         # A few to begin with, then all that the validation loss needs, so that it is soon that of the whole.
         training, validation = ([span.path for span in side] for side in (self.corpus.training, self.corpus.validation))
         return dict.fromkeys([*training[:1], *validation[:1], *training[: self.n_threads], *validation, *training])
 
     def _fetch_all(self) -> None:
-        lock = FileLock(self.cache_dir / ".lock")
+        lock = FileLock(self.cache.folder / ".lock")
         while self._wanted and not self._closing.is_set():
             try:
                 with lock.acquire(timeout=0):
                     self._look_again()
-                    self._clear_incoming()
+                    self.cache.clear_incoming()
                     self._run_workers()
-                    shutil.rmtree(self.cache_dir / _INCOMING, ignore_errors=True)
+                    self.cache.clear_incoming(all_of_it=True)
                 break
             except Timeout:  # another process fetches
                 self._look_again()
@@ -247,21 +163,16 @@ class HubRecordings:
                     break
                 self._closing.wait(0.5)
             except (OSError, NotImplementedError) as error:
-                log.error("%s cannot be locked, so nothing is fetched into it: %s", self.cache_dir, error)
+                log.error("%s cannot be locked, so nothing is fetched into it: %s", self.cache.folder, error)
                 break
         self._stop()
-
-    def _clear_incoming(self) -> None:
-        """Delete what a killed process left unchecked; what it left half stays, for the client goes on with it."""
-        for left in (self.cache_dir / _INCOMING).rglob("*.pt"):
-            left.unlink(missing_ok=True)
 
     def _look_again(self) -> None:
         """Take note of what another process has fetched."""
         with self._changed:
-            arrived = [entry for entry in self._wanted if self._path(entry).is_file()]
-            self._ready |= dict.fromkeys(map(self._path, arrived))
-            self._wanted = deque(entry for entry in self._wanted if self._path(entry) not in self._ready)
+            arrived = [entry for entry in self._wanted if self.cache.path(entry).is_file()]
+            self._ready |= dict.fromkeys(map(self.cache.path, arrived))
+            self._wanted = deque(entry for entry in self._wanted if self.cache.path(entry) not in self._ready)
             self._changed.notify_all()
 
     def _run_workers(self) -> None:
@@ -294,15 +205,13 @@ class HubRecordings:
         def download() -> Path:
             nonlocal asked
             asked = time.monotonic()
-            return self._download(entry.file, self._revision, self.cache_dir / _INCOMING)
+            return self.cache.download(entry)
 
-        path, reason = self._path(entry), ""
+        path, reason = self.cache.path(entry), ""
         for _ in range(attempts):
             try:
                 arrived = ask(download, self.repo_id, self.patience, self._closing.wait, warn)
-                self._check(arrived, entry)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(arrived, path)
+                self.cache.accept(arrived, entry)
             except (HubError, DamagedError, OSError) as error:
                 # The client's own complaint about a file of the wrong size is an OSError without a number.
                 if isinstance(error, (RefusedError, UnreachableError)) or getattr(error, "errno", None) is not None:
@@ -314,17 +223,6 @@ class HubRecordings:
         with self._changed:
             self.failed[path] = reason
             self._changed.notify_all()
-
-    def _check(self, arrived: Path, entry: Entry) -> None:
-        try:
-            if hash_file(arrived) != entry.sha256:
-                raise DamagedError(f"{entry.file} arrived damaged")
-            recording = load_recording(arrived)
-            if (recording.n_frames, recording.source["sha256"]) != (entry.n_frames, entry.take):
-                raise DamagedError(f"{entry.file} is not what {INDEX} says")
-        except (ValueError, DamagedError) as error:
-            arrived.unlink()
-            raise DamagedError(str(error)) from error
 
     def _note_arrival(self, path: Path, asked: float) -> None:
         with self._changed:
@@ -348,7 +246,7 @@ class HubRecordings:
         if not self._closing.is_set():
             log.error("%s; training goes on with the %d recordings that are here", reason, len(self._ready))
             with self._changed:
-                self.failed[self._path(entry)] = reason
+                self.failed[self.cache.path(entry)] = reason
         self._stop()
 
     def _stop(self) -> None:

@@ -168,7 +168,8 @@ def open_corpus(
     """Return the recordings and, where more of them are on their way, how to ask what has come since."""
     if args.hf_repo_id is None:
         return read_corpus(args.data_dir, config, boundary), None
-    from streaming import HubRecordings, default_cache  # half a second that a training from disk need not wait
+    from hub_cache import default_cache  # half a second that a training from disk need not wait
+    from streaming import HubRecordings
 
     recordings = HubRecordings(args.hf_repo_id, args.data_dir or default_cache(args.hf_repo_id), config, boundary)
     at_exit.callback(recordings.close)

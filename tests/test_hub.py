@@ -12,6 +12,7 @@ from hub_server import Fault
 from huggingface_hub.utils import close_session, get_session
 from upload_to_hf import read_folder
 
+import hub_cache
 import streaming
 from corpus import read_corpus
 from data import save_recording
@@ -510,6 +511,6 @@ def test_cache_that_cannot_be_locked_is_said(data_set, stream, tmp_path, caplog)
 
 def test_file_that_another_process_replaces_meanwhile_is_no_error(data_set, stream, tmp_path, monkeypatch):
     recordings = finish_started(stream())
-    entry = recordings._find_index().recordings[0]
-    monkeypatch.setattr(streaming, "hash_file", lambda path: path.unlink() or path.read_bytes())
-    assert not recordings._is_cached(entry)
+    entry = recordings.cache.open_index().recordings[0]
+    monkeypatch.setattr(hub_cache, "hash_file", lambda path: path.unlink() or path.read_bytes())
+    assert not recordings.cache.has(entry)
