@@ -22,15 +22,7 @@ from huggingface_hub.utils import logging as client_logging
 from config import Config
 from corpus import Corpus, split_takes
 from data import Span, extractor_settings
-from hub import (
-    Entry,
-    HubError,
-    Index,
-    Patience,
-    RefusedError,
-    UnreachableError,
-    ask,
-)
+from hub import Entry, HubError, Index, Patience, RefusedError, UnreachableError, ask
 from hub_cache import DamagedError, HubCache
 
 STREAMING = Patience(retries=float("inf"))  # training goes on meanwhile, so there is no hurry to give up

@@ -268,7 +268,6 @@ def make_hum(seed: int = 0) -> np.ndarray:
 
 
 def save_wav(path: Path, audio: np.ndarray) -> None:
-    """Write 16-bit mono."""
     buffer = io.BytesIO()
     sf.write(buffer, audio, SAMPLE_RATE, format="WAV", subtype="PCM_16")
     with replacing(path) as partial:
@@ -276,7 +275,6 @@ def save_wav(path: Path, audio: np.ndarray) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="the .wav file to write")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another take of the same tune")
@@ -287,7 +285,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make the hum and save it."""
     args = parse_args(argv)
     try:
         save_wav(args.output, make_hum(args.seed))
