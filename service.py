@@ -27,10 +27,9 @@ from conditioning import TransferOptions
 from config import PageConfig
 from features import load_audio
 from model import NeuralGuitar
-from panels import THEMES
 from timbre_transfer import MUCH_POLYPHONY, transfer
 from transfer import write_audio
-from visualize_features import plot_features, save_figure
+from visualize_features import THEMES, plot_features, save_figure
 
 try:
     from spaces import GPU as borrow_gpu  # a Hugging Face ZeroGPU Space lends its GPU a call at a time
