@@ -71,7 +71,6 @@ def process_recording(job: Job, config: Config) -> Outcome:
         if _is_up_to_date(job, digest, config):
             return Outcome(job, "skipped")
         recording = measure_recording(job, digest, config.for_recordings_of(job.instrument))
-        job.target.parent.mkdir(parents=True, exist_ok=True)
         save_recording(job.target, recording)
     except (ValueError, OSError, RuntimeError) as error:
         return Outcome(job, "failed", str(error))
