@@ -64,15 +64,11 @@ class TransferOptions:
     def __post_init__(self) -> None:
         for name, (least, most) in _LIMITS.items():
             value = getattr(self, name)
-            if not (value is None and name in _MAY_BE_NONE) and not _lies_between(value, least, most):
+            if not (name in _MAY_BE_NONE if value is None else least <= value <= most):
                 raise ValueError(f"{name} should be between {least} and {most}, not {value}")
         if not isinstance(self.output_rate, int | None):
             raise ValueError(f"output_rate should be a whole number, not {self.output_rate}")
         key_pitches(self.key)
-
-
-def _lies_between(value: float | None, least: float, most: float) -> bool:
-    return value is not None and least <= value <= most
 
 
 def key_pitches(key: str) -> tuple[int, ...]:
@@ -225,8 +221,9 @@ def tune(
     low, high = low - settings.range_tolerance, high + settings.range_tolerance
     if options.autotune:
         notes = follow_notes(pitch, voiced, settings.note_change_cost, key_pitches(options.key))
-        correction = notes - _centre(pitch, voiced, model.settings)
-        pitch = pitch + options.autotune * correction
+        # The vibrato is averaged over, so that it stays in a note that is moved.
+        centre = smooth(pitch, voiced, settings.vibrato_seconds * model.settings.audio.frame_rate)
+        pitch = pitch + options.autotune * (notes - centre)
     if options.fold:
         notes = follow_notes(pitch, voiced, settings.note_change_cost)
         pitch = pitch + 12 * (np.ceil(np.maximum(low - notes, 0) / 12) - np.ceil(np.maximum(notes - high, 0) / 12))
@@ -270,11 +267,6 @@ def follow_notes(
     for t in range(len(pitch) - 1, 0, -1):
         path[t - 1] = back[t, path[t]]
     return notes[path].astype(float)
-
-
-def _centre(pitch: np.ndarray, voiced: np.ndarray, config: Config) -> np.ndarray:
-    """Return pitch [T] without its vibrato, so that tuning a note leaves the vibrato in it."""
-    return smooth(pitch, voiced, config.transfer.vibrato_seconds * config.audio.frame_rate)
 
 
 def smooth(values: np.ndarray, voiced: np.ndarray, n_frames: float) -> np.ndarray:
