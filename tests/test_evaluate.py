@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import melody
+from judging import BASELINE, MODEL, RECORDING, UNTRAINED, VOICE, read_takes
 
 from checkpoint import load_model, read_checkpoint
 from corpus import read_corpus
@@ -71,15 +72,15 @@ def test_a_whole_scorecard(write_checkpoint, takes, voices, tmp_path, capsys, ca
     report, printed = json.loads(out.read_text()), capsys.readouterr().out
     held_out = read_corpus(own, load_model(checkpoint).settings).validation
     assert report["recordings"] == [span.path.name.removesuffix(".pt") for span in held_out] and len(held_out) == 1
-    assert [row["sound"] for row in report["resynthesis"]] == [ev.MODEL, ev.BASELINE, ev.UNTRAINED, ev.RECORDING]
+    assert [row["sound"] for row in report["resynthesis"]] == [MODEL, BASELINE, UNTRAINED, RECORDING]
     ours, baseline, _, recording = report["resynthesis"]
     assert {**ours, "sound": ""} == {**baseline, "sound": ""}  # the same weights
     assert recording["loudness_l1"] == recording["f0_l1"] == recording["stft_loss"] == 0 < ours["stft_loss"]
     played = {(row["voice"], row["sound"]): row for row in report["transfer"]}
     assert len(played) == 2 * 4 and {voice for voice, _ in played} == {"hum", "hum, 20 dB SNR"}
     for voice in ("hum", "hum, 20 dB SNR"):
-        assert played[voice, ev.MODEL]["f0_median"] < 30 and played[voice, ev.MODEL]["pause_level"] < -80
-    assert played["hum", ev.VOICE]["f0_median"] < 1 and played["hum", ev.VOICE]["loudness_correlation"] > 0.999
+        assert played[voice, MODEL]["f0_median"] < 30 and played[voice, MODEL]["pause_level"] < -80
+    assert played["hum", VOICE]["f0_median"] < 1 and played["hum", VOICE]["loudness_correlation"] > 0.999
     assert "hum, 20 dB SNR" in printed and "Resynthesis" in printed and "OK" not in printed
 
     text = page.read_text()
@@ -115,19 +116,19 @@ def test_what_is_judged_is_what_training_held_out(write_checkpoint, takes, tmp_p
     digests = sorted(load_recording(path).source["sha256"] for path in folder.glob("*.pt"))
     content = read_checkpoint(write_checkpoint())
     trained = content | {"schedule": {"boundary": digests[3]}}
-    assert len(ev.read_takes(folder, model, own=True, trained=trained)) == 4
+    assert len(read_takes(folder, model, own=True, trained=trained)) == 4
     halved = content["config"] | {"train": content["config"]["train"] | {"val_fraction": 0.5}}
     trained = content | {"schedule": None, "config": halved}  # of an earlier version
-    assert len(ev.read_takes(folder, model, own=True, trained=trained)) == 3
+    assert len(read_takes(folder, model, own=True, trained=trained)) == 3
 
 
 def test_few_takes_are_held_out_by_their_ends(write_checkpoint, takes, tmp_path):
     model = load_model(write_checkpoint())
     folder = takes(tmp_path / "own", "trumpet", 2)
-    read = ev.read_takes(folder, model, own=True)
+    read = read_takes(folder, model, own=True)
     assert [len(take.audio) for take in read] == [12 * 160] * 2  # a tenth of 1.2 s
     assert [len(take.sound.f0) for take in read] == [12] * 2
-    assert [len(take.sound.f0) for take in ev.read_takes(takes(tmp_path / "o", "guitar", 2), model, own=False)] == [
+    assert [len(take.sound.f0) for take in read_takes(takes(tmp_path / "o", "guitar", 2), model, own=False)] == [
         108, 108, 12, 12
     ]  # fmt: skip
 
@@ -176,7 +177,7 @@ def test_nothing_held_out_is_said(write_checkpoint, takes, tmp_path):
         model.settings, train=dataclasses.replace(model.settings.train, val_fraction=0.0)
     )
     with pytest.raises(ValueError, match="holds out no recordings"):
-        ev.read_takes(takes(tmp_path / "own", "trumpet", 1), model, own=True)
+        read_takes(takes(tmp_path / "own", "trumpet", 1), model, own=True)
 
 
 @pytest.mark.parametrize(
