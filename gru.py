@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from threads import count_threads, for_each
+from threads import for_each, shares
 
 _Product = Callable[[Tensor], Tensor]  # the state's with the weight: [b, H] to [b, 3H], or back
 
@@ -25,7 +25,7 @@ class GruLayer(torch.autograd.Function):
         ctx, inputs: Tensor, weight_in: Tensor, weight: Tensor, bias_in: Tensor, bias: Tensor
     ) -> Tensor:
         hidden = inputs.new_empty(*inputs.shape[:2], weight.shape[1])
-        parts = _parts(len(inputs))
+        parts = shares(len(inputs))
         runs: list[_Run | None] = [None] * len(parts)
         product = _product(weight, bias, -(-len(inputs) // len(parts)))
 
@@ -74,12 +74,6 @@ class _Slopes(NamedTuple):
 
     of_sums: Tensor  # [T, b, 3H]: of W h + b
     of_candidate: Tensor  # [T, b, H]: of the inputs' part of the candidate, where theirs differs
-
-
-def _parts(n_batch: int) -> list[slice]:
-    """Share the items out among the threads."""
-    size = -(-n_batch // count_threads())
-    return [slice(start, start + size) for start in range(0, n_batch, size)]
 
 
 def _run(gates: Tensor, product: _Product) -> _Run:
@@ -137,7 +131,7 @@ def _grad_weights(
         for slope, factor in zip(slopes, states):
             grad[rows].addmm_(slope.of_sums.flatten(0, 1)[:, rows].t(), factor.flatten(0, 1))
 
-    for_each(add, _parts(3 * size), grad.device)
+    for_each(add, shares(3 * size), grad.device)
     heard = [torch.cat([part, torch.ones_like(part[..., :1])], dim=-1).flatten(0, 1).t() for part in inputs]
     of_sums = sum(factor @ slope.of_sums.flatten(0, 1) for factor, slope in zip(heard, slopes))  # (C + 1, 3H)
     of_candidate = sum(factor @ slope.of_candidate.flatten(0, 1) for factor, slope in zip(heard, slopes))

@@ -37,7 +37,7 @@ from data import CropDataset, build_dataset
 from distributed import ALONE, Ranks
 from loss import StftLoss
 from model import NeuralGuitar, NoiseSource, build_model
-from optimizing import build_loss, learning_rate_at
+from optimizing import build_loss, build_optimizer, learning_rate_at
 from threads import alone
 from tracking import Tracker
 
@@ -116,7 +116,7 @@ class Trainer:
         _seed_everything(seed)
         self.model: NeuralGuitar = build_model(config, corpus.instrument).to(device)
         self.parallel = _parallel(self.model, ranks, device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.train.learning_rate)
+        self.optimizer = build_optimizer(self.model, config.train)
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay else None
         self.loss_function = build_loss(config).to(device)
         self.use(corpus)
