@@ -23,7 +23,7 @@ from torch import Tensor
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _MAPPED_ON_ITS_OWN = 2**25  # bytes: larger blocks always go back to the kernel; the most that glibc takes
-_KEPT = 2**28  # bytes that stay, at most, at the end of each thread's heap
+_KEPT = 2**26  # bytes that stay, at most, at the end of each thread's heap
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
