@@ -31,6 +31,7 @@ _LEAST_LEVEL = 1e-2  # -40 dB: a timbre that A-weighting hardly hears is not rai
 # Of one sound, a frame's product with a weight of up to so many numbers is not shared by threads: to meet after each
 # takes them as long. On two quiet cores it is no faster, on busy ones ten times as slow.
 _UNSHARED_WEIGHT = 2**20
+_Decode = Callable[[Tensor], Tensor]  # [B, T, 2] (or embedded) to [B, T, hidden_size]
 NoiseSource = torch.Generator | Sequence[torch.Generator] | None  # one for a batch, or one for each item
 
 
@@ -247,11 +248,7 @@ class NeuralGuitar(nn.Module):
         return torch.cat(curves, dim=-1)
 
     def controls(
-        self,
-        f0: Tensor,
-        loudness: Tensor,
-        decoder: Callable[[Tensor], Tensor] | None = None,
-        heard: Tensor | None = None,
+        self, f0: Tensor, loudness: Tensor, decoder: _Decode | None = None, heard: Tensor | None = None
     ) -> Controls:
         """Decide what the synthesizers play.
 
