@@ -16,8 +16,9 @@ from threads import for_each
 
 # Harmonics are numbered k = q * _GROUP + p. 16, a power of two, balances the P powers against the Q = H / 16 groups.
 _GROUP = 16
-# Frames rendered at once: the powers of this many stay in the cache of a CPU's core, and a GPU is busy with as many.
-_BLOCK_FRAMES = 64
+# Frames rendered at once. On a CPU the powers of more leave the cache, and with fewer, threads wait for each other
+# between the many small operations (see ``threads.py``). A GPU is busy with as many.
+_BLOCK_FRAMES = 200
 _BLOCK_FRAMES_GPU = 8192
 
 

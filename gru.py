@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from threads import count_threads, for_each
+from threads import for_each, shares
 
 _Product = Callable[[Tensor], Tensor]  # the state's with the weight: [b, H] to [b, 3H], or back
 
@@ -25,7 +25,7 @@ class GruLayer(torch.autograd.Function):
         ctx, inputs: Tensor, weight_in: Tensor, weight: Tensor, bias_in: Tensor, bias: Tensor
     ) -> Tensor:
         hidden = inputs.new_empty(*inputs.shape[:2], weight.shape[1])
-        parts = _parts(len(inputs))
+        parts = shares(len(inputs))
         runs: list[_Run | None] = [None] * len(parts)
         product = _product(weight, bias, -(-len(inputs) // len(parts)))
 
@@ -49,16 +49,18 @@ class GruLayer(torch.autograd.Function):
         parts, runs = ctx.parts, ctx.runs
         grad_inputs = torch.empty_like(inputs) if ctx.needs_input_grad[0] else None
         slopes: list[_Slopes | None] = [None] * len(parts)
-        product = _product(weight.t().contiguous(), None, -(-len(inputs) // len(parts)))
+        grads_in: list[tuple[Tensor, Tensor, Tensor] | None] = [None] * len(parts)
+        product = _product(weight.t(), None, -(-len(inputs) // len(parts)))
 
         def go_back(number: int) -> None:
             slopes[number] = slope = _run_back(runs[number], grad[parts[number]].transpose(0, 1), product)
+            grads_in[number] = _grads_in(slope, inputs[parts[number]].transpose(0, 1))
             if grad_inputs is not None:
                 grad_inputs[parts[number]] = _grad_inputs(slope, weight_in).transpose(0, 1)
 
         for_each(go_back, range(len(parts)), grad.device)
-        states = [run.states[:-1] for run in runs]
-        return grad_inputs, *_grad_weights(slopes, states, [inputs[part].transpose(0, 1) for part in parts])
+        grad_weight_in, grad_bias_in, grad_bias = map(sum, zip(*grads_in))
+        return grad_inputs, grad_weight_in, _grad_weight(slopes, runs), grad_bias_in, grad_bias
 
 
 class _Run(NamedTuple):
@@ -74,12 +76,6 @@ class _Slopes(NamedTuple):
 
     of_sums: Tensor  # [T, b, 3H]: of W h + b
     of_candidate: Tensor  # [T, b, H]: of the inputs' part of the candidate, where theirs differs
-
-
-def _parts(n_batch: int) -> list[slice]:
-    """Share the items out among the threads."""
-    size = -(-n_batch // count_threads())
-    return [slice(start, start + size) for start in range(0, n_batch, size)]
 
 
 def _run(gates: Tensor, product: _Product) -> _Run:
@@ -126,23 +122,26 @@ def _grad_inputs(slope: _Slopes, weight_in: Tensor) -> Tensor:
     return slope.of_sums[..., :n_gates] @ weight_in[:n_gates] + slope.of_candidate @ weight_in[n_gates:]
 
 
-def _grad_weights(
-    slopes: list[_Slopes], states: list[Tensor], inputs: list[Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of weight_in, weight, bias_in and bias: sums over all parts and frames."""
-    size = states[0].shape[-1]
-    grad = states[0].new_zeros(3 * size, size)
+def _grads_in(slope: _Slopes, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of weight_in, bias_in and bias: sums over the frames and items of a part."""
+    n_gates = 2 * slope.of_candidate.shape[-1]
+    heard = torch.cat([inputs, torch.ones_like(inputs[..., :1])], dim=-1).flatten(0, 1).t()  # (C + 1, T * b)
+    of_sums, of_candidate = heard @ slope.of_sums.flatten(0, 1), heard @ slope.of_candidate.flatten(0, 1)
+    grad_in = torch.cat([of_sums[:, :n_gates], of_candidate], dim=1)  # (C + 1, 3H)
+    return grad_in[:-1].t(), grad_in[-1], of_sums[-1]
+
+
+def _grad_weight(slopes: list[_Slopes], runs: list[_Run]) -> Tensor:
+    """Return the gradient of weight, a sum over all parts and frames, some of its rows a thread."""
+    size = runs[0].states.shape[-1]
+    grad = runs[0].states.new_zeros(3 * size, size)
 
     def add(rows: slice) -> None:
-        for slope, factor in zip(slopes, states):
-            grad[rows].addmm_(slope.of_sums.flatten(0, 1)[:, rows].t(), factor.flatten(0, 1))
+        for slope, run in zip(slopes, runs):
+            grad[rows].addmm_(slope.of_sums.flatten(0, 1)[:, rows].t(), run.states[:-1].flatten(0, 1))
 
-    for_each(add, _parts(3 * size), grad.device)
-    heard = [torch.cat([part, torch.ones_like(part[..., :1])], dim=-1).flatten(0, 1).t() for part in inputs]
-    of_sums = sum(factor @ slope.of_sums.flatten(0, 1) for factor, slope in zip(heard, slopes))  # (C + 1, 3H)
-    of_candidate = sum(factor @ slope.of_candidate.flatten(0, 1) for factor, slope in zip(heard, slopes))
-    grad_in = torch.cat([of_sums[:, : 2 * size], of_candidate], dim=1)
-    return grad_in[:-1].t(), grad, grad_in[-1], of_sums[-1]
+    for_each(add, shares(3 * size), grad.device)
+    return grad
 
 
 def _product(weight: Tensor, bias: Tensor | None, n_rows: int) -> _Product:

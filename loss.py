@@ -24,7 +24,7 @@ from threads import for_each
 
 _SILENCE_RMS = 10 ** (-60 / 20)
 _VANISHING = 1e-20  # the square of anything smaller is zero in float32
-_BLOCK_SAMPLES = 2**18  # of windowed sound at once, both sounds together
+_BLOCK_SAMPLES = 2**19  # of windowed sound at once, both sounds together
 _BLOCK_SAMPLES_GPU = 2**28
 
 

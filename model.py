@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from config import AudioConfig, Config, ModelConfig
 from gru import GruLayer
 from synth import FilteredNoiseSynthesizer, HarmonicSynthesizer, Reverb, harmonics_below_nyquist, weighted_level
-from threads import alone
+from threads import alone, shared
 
 _LOUDNESS_RANGE = 80.0  # dB that are scaled to 0..1
 _RISE_RANGE = 20.0  # dB of rise that are scaled to 1
@@ -31,6 +31,7 @@ _LEAST_LEVEL = 1e-2  # -40 dB: a timbre that A-weighting hardly hears is not rai
 # Of one sound, a frame's product with a weight of up to so many numbers is not shared by threads: to meet after each
 # takes them as long. On two quiet cores it is no faster, on busy ones ten times as slow.
 _UNSHARED_WEIGHT = 2**20
+_Decode = Callable[[Tensor], Tensor]  # [B, T, 2] (or embedded) to [B, T, hidden_size]
 NoiseSource = torch.Generator | Sequence[torch.Generator] | None  # one for a batch, or one for each item
 
 
@@ -199,6 +200,7 @@ class _WindowedAttention(nn.Module):
 
 _DECODERS = {"gru": GruDecoder, "transformer": TransformerDecoder}
 _AMPLITUDES = ("gain", "head", "weighted")
+_NOT_DECIDING = ("embedding.", "decoder.", "reverb.")  # what comes before the controls, and after them
 
 
 class NeuralGuitar(nn.Module):
@@ -246,11 +248,7 @@ class NeuralGuitar(nn.Module):
         return torch.cat(curves, dim=-1)
 
     def controls(
-        self,
-        f0: Tensor,
-        loudness: Tensor,
-        decoder: Callable[[Tensor], Tensor] | None = None,
-        heard: Tensor | None = None,
+        self, f0: Tensor, loudness: Tensor, decoder: _Decode | None = None, heard: Tensor | None = None
     ) -> Controls:
         """Decide what the synthesizers play.
 
@@ -261,7 +259,15 @@ class NeuralGuitar(nn.Module):
             heard: from ``hear``, if the decoder is to hear other curves than these, or what went before them.
         """
         assert f0.shape == loudness.shape and f0.shape[-1] == 1, f"{tuple(f0.shape)} and {tuple(loudness.shape)}"
-        hidden = self._decode(self.hear(f0, loudness) if heard is None else heard, decoder or self.decoder)
+        embedded = self.embedding(self.hear(f0, loudness) if heard is None else heard)
+        hidden = (decoder or self.decoder)(embedded)
+        used = (value for name, value in self.named_parameters() if not name.startswith(_NOT_DECIDING))
+        return Controls(*shared(self._decide, used, hidden, embedded, f0, loudness))
+
+    def _decide(self, hidden: Tensor, embedded: Tensor, f0: Tensor, loudness: Tensor) -> Controls:
+        """Turn what the decoder makes, [B, T, hidden_size], and what it was given into controls."""
+        if self.config.projection_size:
+            hidden = self.projection(torch.cat([hidden, embedded], dim=-1))
         # Masked before the softmax: what is left still sums to one, no energy is lost.
         audible = harmonics_below_nyquist(f0, self.config.n_harmonics, self.audio.sample_rate)
         # Not minus infinity: where nothing can sound (f0 above Nyquist), that would be NaN.
@@ -293,12 +299,6 @@ class NeuralGuitar(nn.Module):
             before = loudness[:, :1].expand(-1, n_frames, -1) if before is None else before
             before = torch.cat([before, loudness], dim=1)[:, -n_frames:]
         return controls, State(memory, before)
-
-    def _decode(self, inputs: Tensor, decoder: Callable[[Tensor], Tensor]) -> Tensor:
-        """[B, T, 2] -> what the heads see, [B, T, hidden_size or projection_size]."""
-        embedded = self.embedding(inputs)
-        hidden = decoder(embedded)
-        return self.projection(torch.cat([hidden, embedded], dim=-1)) if self.config.projection_size else hidden
 
     def _learned_factor(self, hidden: Tensor) -> Tensor | float:
         """Return what the decoder makes of the amplitude, [B, T, 1], within ``amplitude_range`` dB either way."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bank import HarmonicBank, next_frames
+from threads import shared
 
 
 def harmonics_below_nyquist(f0: Tensor, n_harmonics: int, sample_rate: int) -> Tensor:
@@ -195,6 +196,9 @@ class FilteredNoiseSynthesizer(nn.Module):
 
     def filter(self, noise: Tensor, noise_magnitudes: Tensor) -> Tensor:
         """Filter given noise [B, N] by magnitudes [B, T, K] into audio [B, N]."""
+        return shared(lambda *share: (self._filter(*share),), (), noise, noise_magnitudes)[0]
+
+    def _filter(self, noise: Tensor, noise_magnitudes: Tensor) -> Tensor:
         n_samples, hop_length, reach = noise.shape[-1], self.hop_length, self.n_noise_bands - 1
         # One frame more, a copy of the last, so that it is held over the last hop.
         magnitudes = torch.cat([noise_magnitudes, noise_magnitudes[:, -1:]], dim=1)  # (B, T+1, K)

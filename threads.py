@@ -3,17 +3,27 @@
 Left to itself PyTorch splits every single operation over its threads and lets them wait for each other after it. A
 piece that fits into the cache of a core is too small for that, and where other programs are at work too the waiting
 takes ten times as long as the work. So ``alone`` gives a computation a thread in which PyTorch uses no other, and
-``for_each`` lets it share out its pieces. Their results do not depend on which thread does what.
+``for_each`` and ``shared`` let it share out its pieces. Their results do not depend on which thread does what.
+
+Between two operations a thread waits for Python's lock (GIL), which another may hold: pieces of few large operations
+run side by side, pieces of many small ones get in each other's way.
 """
 
+import ctypes
 import functools
 import os
+import platform
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch import Tensor
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_MAPPED_ON_ITS_OWN = 2**25  # bytes: larger blocks always go back to the kernel; the most that glibc takes
+_KEPT = 2**26  # bytes that stay, at most, at the end of each thread's heap
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -38,8 +48,11 @@ def for_each(work: Callable[[Piece], None], pieces: Iterable[Piece], device: tor
 
 def alone(work: Callable[[], Result], device: torch.device) -> Result:
     """Return what the work returns, on a CPU done in a thread where only ``for_each`` uses several."""
+    if device.type != "cpu":
+        return work()
+    _keep_freed_memory()
     n_threads = torch.get_num_threads()
-    if n_threads == 1 or device.type != "cpu":
+    if n_threads == 1:
         return work()
     inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()  # a thread begins afresh
 
@@ -48,6 +61,68 @@ def alone(work: Callable[[], Result], device: torch.device) -> Result:
             return work()
 
     return _pool("alone", n_threads).submit(in_mode_of_caller).result()
+
+
+def shared(work: Callable[..., Sequence[Tensor]], parameters: Iterable[Tensor], *items: Tensor) -> tuple[Tensor, ...]:
+    """Return what the work makes of a batch; where gradients are recorded on a CPU, each thread does a share of it.
+
+    Args:
+        work: turns tensors [b, ...] into others, without random numbers, each item on its own.
+        parameters: what else it uses that needs a gradient.
+        items: its arguments, [B, ...].
+
+    Returns:
+        Tensors [B, ...].
+    """
+    parts = shares(len(items[0])) if items[0].device.type == "cpu" and torch.is_grad_enabled() else []
+    if len(parts) < 2 or torch.is_autocast_enabled("cpu"):  # a thread would begin without autocast
+        return tuple(work(*items))
+    return _Shared.apply(work, parts, len(items), *items, *parameters)
+
+
+class _Shared(torch.autograd.Function):
+    """Keeps a graph for each share, made by a thread of its own, which also goes back through it."""
+
+    @staticmethod
+    def forward(
+        ctx, work: Callable[..., Sequence[Tensor]], parts: list[slice], n_items: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        items, ctx.parameters, ctx.parts = tensors[:n_items], tensors[n_items:], parts
+        ctx.runs = [None] * len(parts)
+
+        def proceed(number: int) -> None:
+            given = [item[parts[number]].detach().requires_grad_(item.requires_grad) for item in items]
+            with torch.enable_grad():
+                ctx.runs[number] = given, work(*given)
+
+        for_each(proceed, range(len(parts)), items[0].device)
+        return tuple(torch.cat(results) for results in zip(*(results for _, results in ctx.runs)))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        needed, slopes = ctx.needs_input_grad[3:], [None] * len(ctx.parts)
+
+        def go_back(number: int) -> None:
+            given, results = ctx.runs[number]
+            sources = [source for source, needs in zip([*given, *ctx.parameters], needed) if needs]
+            ends = [grad[ctx.parts[number]] for grad in grads]
+            # The graph goes when this node does, which another pass may come by before.
+            found = torch.autograd.grad(results, sources, ends, retain_graph=True, materialize_grads=True)
+            slopes[number] = iter(found)
+
+        for_each(go_back, range(len(ctx.parts)), grads[0].device)
+        n_items = len(needed) - len(ctx.parameters)
+        join = [torch.cat] * n_items + [sum] * len(ctx.parameters)
+        return None, None, None, *(
+            unite([next(share) for share in slopes]) if needs else None for unite, needs in zip(join, needed)
+        )
+
+
+def shares(n_items: int) -> list[slice]:
+    """Share items out among the threads."""
+    size = -(-n_items // count_threads())
+    return [slice(start, start + size) for start in range(0, n_items, size)]
 
 
 def count_threads() -> int:
@@ -75,6 +150,19 @@ def _pool(role: str, n_threads: int) -> ThreadPoolExecutor:
         started.result()
     torch.set_num_threads(before)  # the number is the thread's own, but threads to come begin with the last one set
     return pool
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next step, which asks for as much; do nothing elsewhere.
+
+    Left to itself it returns blocks to the kernel and gets them back page by page: 8000 page faults a training step,
+    a tenth of its time.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_ON_ITS_OWN)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
 if hasattr(os, "register_at_fork"):

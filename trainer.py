@@ -35,7 +35,7 @@ from data import CropDataset, build_dataset, load_batches
 from distributed import ALONE, Ranks
 from loss import StftLoss
 from model import NeuralGuitar, build_model
-from optimizing import WeightAverage, build_loss, learning_rate_at, train_step
+from optimizing import WeightAverage, build_loss, build_optimizer, learning_rate_at, train_step
 from threads import alone
 from tracking import Tracker
 
@@ -88,7 +88,7 @@ class Trainer:
         _seed_everything(seed)
         self.model: NeuralGuitar = build_model(config, corpus.instrument).to(device)
         self.parallel = ranks.parallel(self.model, device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.train.learning_rate)
+        self.optimizer = build_optimizer(self.model, config.train)
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay else None
         self.loss_function = build_loss(config).to(device)
         self.use(corpus)

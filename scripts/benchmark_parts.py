@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from config import DEFAULT_PRESET, Config, load_config
 from loss import StftLoss
 from model import Vox2Trumpet, scale_f0, scale_loudness
-from optimizing import build_loss
+from optimizing import build_loss, build_optimizer
 from synth import FilteredNoiseSynthesizer, harmonic_bank
 from threads import alone
 from trainer import train_step
@@ -108,7 +108,7 @@ def build_noise(load: Workload) -> dict[str, Work]:
     def plain(noise: Tensor, magnitudes: Tensor) -> Tensor:
         return textbook.filter_noise(noise, magnitudes, config.audio.hop_length)
 
-    return {"ours": lambda: run(synthesizer.filter), "reference": lambda: run(plain)}
+    return {"ours": lambda: alone(lambda: run(synthesizer.filter), CPU), "reference": lambda: run(plain)}
 
 
 def build_stft_loss(load: Workload) -> dict[str, Work]:
@@ -191,7 +191,7 @@ def make_batch(load: Workload) -> dict[str, Tensor]:
 
 def make_step(model: Vox2Trumpet, loss_function: LossFunction, config: Config, batch: dict[str, Tensor]) -> Work:
     """Return training steps of this model with this loss."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.train.learning_rate)
+    optimizer = build_optimizer(model, config.train)
 
     def step() -> Tensor:
         noise = torch.Generator().manual_seed(0)

@@ -139,12 +139,12 @@ def test_growth_is_the_peak_not_what_is_left(fake_part):
     mebibytes = 2**20
 
     def work():
-        torch.ones(64 * mebibytes, dtype=torch.uint8)  # freed on return
+        torch.ones(256 * mebibytes, dtype=torch.uint8)  # freed on return; more than an allocator keeps
         return torch.zeros(1)
 
     grown, over_imports = bm.grow(fake_part({"ours": work}), "ours", bm.Workload())
-    assert 60 * mebibytes < grown < 80 * mebibytes
-    assert over_imports >= 60 * mebibytes
+    assert 250 * mebibytes < grown < 270 * mebibytes
+    assert over_imports >= 250 * mebibytes
 
 
 def test_variants_take_turns(fake_part):

@@ -1,12 +1,14 @@
 """Pieces run side by side, each on one thread, in the mode of who asked for them."""
 
 import os
+import platform
+import resource
 import threading
 
 import pytest
 import torch
 
-from threads import alone, for_each
+from threads import alone, for_each, shared
 
 CPU = torch.device("cpu")
 
@@ -99,6 +101,79 @@ def test_pieces_may_have_pieces(n_threads):
 
     for_each(work, range(3), CPU)
     assert (done == 1).all()
+
+
+class Layer(torch.nn.Module):
+    """Two results of two items and three parameters, in double precision."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.gain = torch.nn.Linear(3, 2).double(), torch.nn.Parameter(torch.tensor(0.7).double())
+
+    def forward(self, values, others):
+        return torch.tanh(self.linear(values)) * others, (self.gain * values).softmax(dim=-1)
+
+
+@pytest.mark.parametrize("n_batch", [1, 2, 5])
+def test_shared_work_gives_what_it_gives_alone_and_its_gradients(n_threads, n_batch):
+    layer = Layer()
+    layer.linear.bias.requires_grad_(False)
+    values = torch.randn(n_batch, 4, 3, dtype=torch.float64, requires_grad=True)
+    others = torch.randn(n_batch, 4, 1, dtype=torch.float64)
+    results = shared(layer, layer.parameters(), values, others)
+    sources, ends = [values, layer.linear.weight, layer.gain], [torch.randn_like(result) for result in results]
+    gradients = torch.autograd.grad(results, sources, ends)
+    right = layer(values, others)
+    for mine, exact in zip([*results, *gradients], [*right, *torch.autograd.grad(right, sources, ends)], strict=True):
+        torch.testing.assert_close(mine, exact, rtol=1e-12, atol=1e-12)  # sums in another order
+    assert torch.autograd.gradcheck(lambda *given: shared(layer, layer.parameters(), *given), (values, others))
+
+
+def test_shares_of_a_batch_are_worked_on_at_the_same_time_both_ways():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    together = threading.Barrier(2, timeout=60)  # as above
+
+    def meet(slope):
+        together.wait()
+
+    def work(values):
+        together.wait()
+        assert len(values) == 3
+        result = 2 * values
+        result.register_hook(meet)
+        return (result,)
+
+    values = torch.ones(6, 1, requires_grad=True)
+    (result,) = shared(work, (), values)
+    result.sum().backward()
+    assert (values.grad == 2).all()
+    with torch.no_grad():
+        shared(lambda all_values: (all_values[5],), (), values)  # whole where no gradient is recorded
+    torch.set_num_threads(before)
+
+
+def test_shared_work_keeps_to_the_precision_of_the_caller(n_threads):
+    layer, values = torch.nn.Linear(4, 4), torch.ones(4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        (result,) = shared(lambda share: (layer(share),), layer.parameters(), values)
+    assert result.dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_freed_memory_is_kept_for_the_next_step():
+    def step():
+        return [torch.ones(2**20) for _ in range(12)]  # 48 MB in blocks of 4
+
+    def faults_of_a_step():
+        alone(step, CPU)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        alone(step, CPU)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults_of_a_step()
+    assert faults_of_a_step() < 2000  # of 12288 pages
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
