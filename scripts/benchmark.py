@@ -91,7 +91,7 @@ def measure_memory(part: Part, load: Workload, threads: int) -> dict[str, Any]:
         flags = [f"--{field}={value}" for field, value in dataclasses.asdict(load).items()]
         answer = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
         grown[name], over_imports[name] = map(int, answer.stdout.split())
-    ratio = grown["reference"] / max(grown["ours"], 1)
+    ratio = max(grown["reference"], 2**20) / max(grown["ours"], 2**20)  # what is under 1 MiB is chance
     return {
         "bytes": grown,
         "memory_ratio": ratio,
