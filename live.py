@@ -20,6 +20,7 @@ import torch
 from causal import StreamingTransfer
 from checkpoint import load_model, pretrained_path
 from conditioning import TransferOptions
+from model import NeuralGuitar
 
 log = logging.getLogger("live")
 
@@ -97,6 +98,16 @@ def play_live(stream: StreamingTransfer, rate: int, args: argparse.Namespace) ->
         raise AudioDeviceError(f"no sound device can be opened ({error}); see --list_devices") from error
 
 
+def warm_up(model: NeuralGuitar) -> None:
+    """Have done now what is only done at first use, before the sound card waits for it."""
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, (50, model.audio.hop_length)).astype(np.float32)
+    stream = StreamingTransfer(model)  # the one that will be played stays new
+    for block in noise:  # of silence nothing would be heard
+        stream.process(block)
+    gc.collect()
+    gc.freeze()  # what is there now stays: no garbage collection need walk through it
+
+
 def _device_name(name: str | None) -> int | str | None:
     return int(name) if name and name.isdigit() else name
 
@@ -135,8 +146,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         model = load_model(args.checkpoint or pretrained_path(args.instrument), "cpu")
         stream = StreamingTransfer(model, args.options)
-        stream.process(np.zeros(model.audio.sample_rate, np.float32))  # what is loaded at first use, is loaded now
-        gc.freeze()  # what is there now stays: no garbage collection need walk through it while the card waits
+        warm_up(model)
         play_live(stream, model.audio.sample_rate, args)
     except (ValueError, OSError) as error:
         log.error("live.py: %s", error)

@@ -14,6 +14,7 @@ import torch
 from scipy import ndimage
 
 from crepe import N_BINS, WINDOW, load_crepe
+from crepe_frame import load_frame_crepe
 
 SAMPLE_RATE = 16000  # Hz, what the network hears
 MARGIN = WINDOW // 2  # samples that a frame reaches to either side
@@ -66,7 +67,7 @@ def frame_activation(frame: np.ndarray, model: str = "tiny") -> np.ndarray:
     """Run CREPE, on the CPU, over a single frame [1024]: what ``crepe_activation`` returns of it, [1, 360]."""
     if frame.max() == frame.min():
         return np.zeros((1, N_BINS), np.float32)
-    return load_crepe(model, "cpu").listen(torch.from_numpy(frame)).numpy()
+    return load_frame_crepe(model)(torch.from_numpy(frame)).numpy()
 
 
 def decode_blocks(
@@ -127,10 +128,14 @@ def _decode(activation: np.ndarray, inside: np.ndarray, parts: list[slice]) -> t
     return _refine(activation, allowed, path)
 
 
-def find_peaks(activation: np.ndarray, f0_min: float, f0_max: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return f0 and periodicity, float32 [T] each, of each frame of CREPE's activation [T, 360] by itself."""
+def find_peak(activation: np.ndarray, f0_min: float, f0_max: float) -> tuple[float, float]:
+    """Return f0 and periodicity of a frame's activation [360] by itself, as ``decode_blocks`` does along a path."""
     allowed = np.where(_inside(f0_min, f0_max), activation, 0.0)
-    return _refine(activation, allowed, allowed.argmax(axis=1))
+    peak = int(allowed.argmax())
+    first = max(0, peak - 4)
+    weights = activation[first : peak + 5].astype(np.float64) + _SMALLEST
+    centre = float((weights * np.arange(first, first + len(weights))).sum() / weights.sum())
+    return float(_bins_to_hz(centre)), float(allowed[peak])
 
 
 def _refine(activation: np.ndarray, allowed: np.ndarray, path: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -184,5 +189,5 @@ def _best_path(activation: np.ndarray) -> np.ndarray:
     return path
 
 
-def _bins_to_hz(bins: np.ndarray) -> np.ndarray:
+def _bins_to_hz(bins: np.ndarray | float) -> np.ndarray | float:
     return 10 * 2 ** ((_FIRST_CENTS + _CENTS * bins) / 1200)

@@ -1,4 +1,4 @@
-"""Measure speed and memory beside the textbook implementation, in one run.
+"""Measure speed and memory beside the textbook implementation, torchcrepe and auraloss, in one run.
 
     ./venv/bin/python scripts/benchmark.py --json out/benchmark.json
     ./venv/bin/python scripts/benchmark.py --quick --threads 2
@@ -11,13 +11,14 @@ Memory is the growth of the resident set up to its peak, over what the imports, 
 miniature run left there, and, where there is a goal for that, over the imports alone. Each variant
 is measured in a fresh process of its own, on Linux.
 
-To measure one thing more, add a ``Part`` to ``PARTS`` in ``benchmark_parts.py``.
+To measure one thing more, add a ``Part`` to ``PARTS`` in ``benchmark_parts.py``, or in ``benchmark_peers.py``.
 """
 
 import argparse
 import dataclasses
 import json
 import logging
+import math
 import os
 import platform
 import statistics
@@ -28,22 +29,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))  # benchmark_parts.py, benchmark_preprocess.py
+sys.path.insert(0, str(Path(__file__).parent))  # benchmark_parts.py and its like
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # textbook.py
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import benchmark_parts
+import benchmark_peers
 import torch
-from benchmark_parts import PARTS, Part, Workload
+from benchmark_parts import Part, Workload
 from benchmark_preprocess import measure_preprocessing
 from tqdm import tqdm
 
+PARTS = (*benchmark_parts.PARTS, *benchmark_peers.PARTS)
+_QUICK_SECONDS = 2.0  # for the rounds of a part
 log = logging.getLogger("benchmark")
 
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def measure(part: Part, load: Workload, n_rounds: int) -> dict[str, Any]:
-    """Let the variants of a part take turns for ``n_rounds`` rounds.
+def measure(part: Part, load: Workload, n_rounds: int, budget: float = math.inf) -> dict[str, Any]:
+    """Let the variants of a part take turns for ``n_rounds`` rounds, or until so many seconds are spent.
 
     Returns:
         Seconds of every round and their summary for each variant, the ratios, whether the goal is met
@@ -57,6 +62,8 @@ def measure(part: Part, load: Workload, n_rounds: int) -> dict[str, Any]:
             started = time.perf_counter()
             work()
             seconds[name].append(time.perf_counter() - started)
+        if sum(map(sum, seconds.values())) > budget:
+            break
     ratio = _summary([theirs / ours for ours, theirs in zip(seconds["ours"], seconds["reference"])])
     result = {
         "key": part.key,
@@ -84,7 +91,7 @@ def measure_memory(part: Part, load: Workload, threads: int) -> dict[str, Any]:
         flags = [f"--{field}={value}" for field, value in dataclasses.asdict(load).items()]
         answer = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
         grown[name], over_imports[name] = map(int, answer.stdout.split())
-    ratio = grown["reference"] / max(grown["ours"], 1)
+    ratio = max(grown["reference"], 2**20) / max(grown["ours"], 2**20)  # what is under 1 MiB is chance
     return {
         "bytes": grown,
         "memory_ratio": ratio,
@@ -163,9 +170,12 @@ def format_table(report: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}, "
         f"{machine['date'][:10]}\n"
         f"preset {load['config_name']}, batch {load['batch_size']} x {load['crop_seconds']:g} s, "
-        f"inference of {load['render_seconds']:g} s; medians of {report['n_rounds']} rounds (smallest to largest)"
+        f"inference of {load['render_seconds']:g} s; medians of up to {report['n_rounds']} rounds (smallest to largest)"
     )
-    return "\n".join([head, "", lines[0], "-" * len(lines[0]), *lines[1:], *_preprocessing_line(report)])
+    missing = [f"{name}: ./venv/bin/python -m pip install {name}, and it has a row" for name in report["missing"]]
+    return "\n".join(
+        [head, "", lines[0], "-" * len(lines[0]), *lines[1:], *_preprocessing_line(report), *missing]
+    )
 
 
 def _preprocessing_line(report: dict[str, Any]) -> list[str]:
@@ -196,7 +206,8 @@ def _rows(part: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _milliseconds(seconds: dict[str, float]) -> str:
     low, middle, high = (1000 * seconds[name] for name in ("min", "median", "max"))
-    return f"{middle:.0f} ms ({low:.0f} to {high:.0f})"
+    digits = 0 if middle >= 10 else 1
+    return f"{middle:.{digits}f} ms ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def _verdict(part: dict[str, Any], name: str, unit: str = "x") -> str:
@@ -211,8 +222,8 @@ def _verdict(part: dict[str, Any], name: str, unit: str = "x") -> str:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure speed and memory beside the textbook implementation.")
-    parser.add_argument("--quick", action="store_true", help="few rounds, under a minute")
-    parser.add_argument("--rounds", type=int, help="turns of each variant (default 15, with --quick 3)")
+    parser.add_argument("--quick", action="store_true", help="few rounds and no memory, under a minute")
+    parser.add_argument("--rounds", type=int, help="turns of each variant (default 15, with --quick up to 3)")
     keys = [*(part.key for part in PARTS), "preprocess"]
     parser.add_argument("--only", nargs="+", choices=keys, help="only these parts")
     parser.add_argument("--preprocess_minutes", type=float, default=4.0, help="of sound for preprocess.py")
@@ -222,6 +233,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{field.name}", type=field.type, default=field.default, help="default: %(default)s")
     parser.add_argument("--grow", choices=("ours", "reference"), help=argparse.SUPPRESS)  # the fresh process's job
     args = parser.parse_args(argv)
+    args.budget = _QUICK_SECONDS if args.quick and args.rounds is None else math.inf
     args.rounds = args.rounds if args.rounds is not None else 3 if args.quick else 15
     for name in ("rounds", "threads", "batch_size"):
         if getattr(args, name) < 1:
@@ -238,12 +250,16 @@ def run(args: argparse.Namespace, load: Workload) -> dict[str, Any]:
         "workload": dataclasses.asdict(load),
         "n_rounds": args.rounds,
         "parts": [],
+        "missing": [],
     }
     for part in PARTS:
         if args.only and part.key not in args.only:
             continue
-        result = measure(part, load, args.rounds)
-        if Path("/proc/self/clear_refs").exists() and (part.memory_goal or part.imports_goal or not args.quick):
+        if package := benchmark_peers.find_missing(part):
+            report["missing"].append(package)
+            continue
+        result = measure(part, load, args.rounds, args.budget)
+        if Path("/proc/self/clear_refs").exists() and not args.quick:
             result |= measure_memory(part, load, args.threads)
         report["parts"].append(result)
     if "preprocess" in (args.only or ["preprocess"] * (not args.quick)):

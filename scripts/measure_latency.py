@@ -4,7 +4,6 @@
 """
 
 import argparse
-import gc
 import logging
 import os
 import sys
@@ -22,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from audio_files import load_audio  # noqa: E402
 from causal import StreamingTransfer  # noqa: E402
 from checkpoint import load_model, pretrained_path  # noqa: E402
+from live import warm_up  # noqa: E402
 
 _BETWEEN_READINGS = 1000  # blocks
 log = logging.getLogger("measure_latency")
@@ -101,12 +101,11 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     try:
-        stream = StreamingTransfer(load_model(pretrained_path(args.instrument), "cpu"))
+        model = load_model(pretrained_path(args.instrument), "cpu")
+        warm_up(model)  # as live.py does
+        stream = StreamingTransfer(model)
         rate = stream.rate
         voice, size = load_audio(args.input, rate), round(args.block_ms * rate / 1000)
-        measure(stream, voice, size, 50)  # what is slow only once
-        gc.collect()
-        gc.freeze()  # as live.py does
         times, memory = measure(stream, voice, size, max(1, round(args.seconds * 1000 / args.block_ms)))
         args.output.parent.mkdir(parents=True, exist_ok=True)
         plot(times, args.block_ms).savefig(args.output, dpi=150)

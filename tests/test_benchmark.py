@@ -57,7 +57,8 @@ def test_report_describes_machine_and_workload(report):
     assert set(report["machine"]) == {"cpu", "cores", "threads", "load", "system", "python", "torch", "date"}
     assert report["machine"]["cpu"] and report["machine"]["threads"] == 1
     assert report["workload"] == {"config_name": "tiny", "batch_size": 2, "crop_seconds": 0.1, "render_seconds": 0.2}
-    assert [part["key"] for part in report["parts"]] == [part.key for part in bm.PARTS]
+    measurable = [part.key for part in bm.PARTS if not bm.benchmark_peers.find_missing(part)]
+    assert [part["key"] for part in report["parts"]] == measurable
 
 
 def test_ratios_come_from_the_rounds_of_the_same_run(report):
@@ -79,9 +80,13 @@ def test_floor_is_beside_step_and_inference(report):
 
 
 def test_both_variants_do_the_same(report):
-    """The textbook's float32 phase drifts by 1e-5 in the first tenth of a second; another work would differ by 1e-2."""
+    """The textbook's float32 phase drifts by 1e-5 in the first tenth of a second; another work would differ by 1e-2.
+
+    torchcrepe's network gives the same activations, and its search the same path where there is a pitch. auraloss
+    takes the spectral convergence of the whole batch, not of each item: 0.001.
+    """
     for part in report["parts"]:
-        assert part["difference"] < 1e-3, part["key"]
+        assert part["difference"] < 2e-3, part["key"]
 
 
 def test_the_reference_is_the_textbook(config, monkeypatch):
@@ -125,13 +130,27 @@ def test_goals_are_judged_at_their_own_size_only(report):
 
 
 @on_linux
-def test_memory_is_measured_where_it_has_a_goal(report):
-    measured = {part["key"]: part for part in report["parts"] if "bytes" in part}
-    assert set(measured) == {"bank", "step"}
-    for part in measured.values():
-        assert part["memory_ratio"] == part["bytes"]["reference"] / max(part["bytes"]["ours"], 1)
-        assert part["bytes_over_imports"]["ours"] > part["bytes"]["ours"]  # the inputs and the model are more
-    assert measured["step"]["imports_goal"] == 500 and measured["step"]["imports_goal_met"] is None
+def test_memory_is_measured_in_fresh_processes(report, tmp_path):
+    assert not any("bytes" in part for part in report["parts"])  # --quick leaves it out
+    path = tmp_path / "benchmark.json"
+    assert bm.main([*MINIATURE, "--rounds", "1", "--only", "crepe_tiny", "--json", str(path)]) == 0
+    (part,) = json.loads(path.read_text())["parts"]
+    assert part["memory_ratio"] == max(part["bytes"]["reference"], 2**20) / max(part["bytes"]["ours"], 2**20)
+    assert part["bytes_over_imports"]["ours"] > part["bytes"]["ours"]  # the network is more
+    assert part["imports_goal"] == 100 and part["imports_goal_met"] is None
+
+
+def test_without_auraloss_a_line_says_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "auraloss", None)
+    assert bm.main([*MINIATURE, "--quick", "--only", "auraloss"]) == 0
+    assert "./venv/bin/python -m pip install auraloss" in capsys.readouterr().out
+
+
+def test_a_long_part_has_fewer_rounds(fake_part, clock):
+    works = {"ours": lambda: clock(1.0), "reference": lambda: clock(4.0)}
+    for budget, n_rounds in ((4.0, 1), (9.0, 2), (100.0, 3)):
+        result = bm.measure(fake_part(works), bm.Workload(), 3, budget)
+        assert len(result["seconds"]["ours"]["rounds"]) == n_rounds
 
 
 @on_linux
@@ -181,7 +200,7 @@ def test_table_shows_every_figure(fake_part, clock):
     machine = {"cpu": "A CPU", "threads": 2, "cores": 4, "torch": "2", "date": "2030-01-02T03:04:05"}
     workload = {"config_name": "tiny", "batch_size": 16, "crop_seconds": 1.0, "render_seconds": 10.0}
     parts = [{**result, **memory, "memory_goal_met": True}]
-    table = bm.format_table({"machine": machine, "workload": workload, "n_rounds": 2, "parts": parts})
+    table = bm.format_table({"machine": machine, "workload": workload, "n_rounds": 2, "parts": parts, "missing": []})
     head, _, _, _, _, speed, memory, imports, floor = table.splitlines()
     assert "A CPU" in head and "2030-01-02" in head
     for text in ("fake work", "100 ms", "250 ms", "other work", "2.5 x faster", "3 x: NOT met"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gru import GruLayer
+from gru import GruLayer, step
 
 
 @pytest.fixture(params=[1, 2, 3], autouse=True)
@@ -65,3 +65,15 @@ def test_within_autocast_it_stays_in_float32():
         coarse = GruLayer.apply(inputs.bfloat16(), *layer.all_weights[0])
     assert all(torch.equal(one, other) for one, other in zip(plain, within, strict=True))
     assert coarse.dtype == torch.float32
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+@torch.inference_mode()
+def test_a_step_is_pytorchs(num_layers: int) -> None:
+    torch.manual_seed(0)
+    gru, state, theirs = nn.GRU(3, 8, num_layers, batch_first=True), None, None
+    for inputs in torch.randn(5, 1, 1, 3):
+        hidden, state = step(gru, inputs, state)
+        expected, theirs = gru(inputs, theirs)
+        assert hidden.shape == expected.shape and state.shape == theirs.shape
+        assert (hidden - expected).abs().max() < 1e-6 and (state - theirs).abs().max() < 1e-6

@@ -1,6 +1,7 @@
 """live.py: the command line, and the sound card as far as a machine without one can tell."""
 
 import contextlib
+import gc
 import importlib
 import os
 import signal
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import live
+from checkpoint import load_model
+from crepe_frame import load_frame_crepe
 
 ROOT = Path(__file__).parent.parent
 # A sound card of ALSA's that plays nothing and hears nothing (what it gives may be any bits), without hardware.
@@ -49,6 +52,13 @@ def test_it_plays_through_a_sound_card_until_ctrl_c(write_checkpoint, tmp_path: 
         playing.send_signal(signal.SIGINT)
         assert playing.wait(60) == 130
     assert "latency: 52 ms here, 10 ms a block" in said and "instrument" in said
+
+
+def test_after_warming_up_nothing_is_left_to_load(write_checkpoint) -> None:
+    load_frame_crepe.cache_clear()
+    live.warm_up(load_model(write_checkpoint()))
+    assert load_frame_crepe.cache_info().currsize == 1
+    gc.unfreeze()
 
 
 def test_the_level_meter() -> None:

@@ -12,7 +12,7 @@ import crepe
 import pitch
 from checkpoint import load_model, pretrained_path
 from features import load_audio
-from pitch import crepe_activation, decode_blocks, frame_activation
+from pitch import crepe_activation, decode_blocks, find_peak, frame_activation
 
 HOP = 160
 
@@ -91,6 +91,18 @@ def test_a_frame_that_comes_alone_is_torchcrepes(torchcrepe, model):
         ours = frame_activation(padded[t * HOP : t * HOP + 1024], model)
         assert ours.shape == (1, 360) and np.abs(ours[0] - expected[t]).max() <= 1e-5
     assert not frame_activation(padded[-1024:], model).any()
+
+
+@pytest.mark.parametrize("centre, lowest, highest", [(100.3, 50.0, 1900.0), (1.2, 31.0, 2100.0), (357.9, 31.0, 2100.0)])
+def test_the_peak_of_a_frame_is_where_its_activation_is(centre, lowest, highest):
+    bins = np.arange(360)
+    activation = 0.8 * np.exp(-0.5 * (bins - centre) ** 2).astype(np.float32)
+    activation[int(centre) + (-40 if centre > 300 else 40)] = 0.7
+    f0, periodicity = find_peak(activation, lowest, highest)
+    assert 1200 * np.log2(f0 / 10) == pytest.approx(1997.3794 + 20 * centre, abs=15)  # at an end it is cut in half
+    assert periodicity == pytest.approx(0.8, abs=0.05)
+    f0, periodicity = find_peak(activation, 1000.0, 1975.5) if centre < 300 else find_peak(activation, 32.7, 500.0)
+    assert periodicity < 1e-6  # nothing there
 
 
 def test_silence_needs_no_network_and_changes_no_neighbour(torchcrepe):
