@@ -64,6 +64,24 @@ def test_same_sound_to_the_bit(trained, exported):
     assert torch.equal(play(trained), play(exported))
 
 
+def test_half_the_bits_half_the_file_and_the_same_sound(trained, exported, tmp_path):
+    target = tmp_path / "half.pth"
+    assert export(trained, target, "--half") == 0
+    n_weights = sum(weight.numel() for weight in load_model(exported).parameters())
+    assert exported.stat().st_size - target.stat().st_size > 1.9 * n_weights
+    wanted, difference = play(trained), play(target) - play(trained)
+    assert 0 < difference.square().mean() < 1e-5 * wanted.square().mean()
+    assert all(weight.dtype == torch.float32 for weight in load_model(target).parameters())
+
+
+def test_weights_that_16_bits_cannot_hold_stay_unexported(trained, tmp_path, caplog):
+    content, target = read_checkpoint(trained), tmp_path / "half.pth"
+    content["model"] = {name: weight * 1e6 for name, weight in content["model"].items()}
+    torch.save(content, trained)
+    assert export(trained, target, "--half") == 1
+    assert not target.exists() and list(tmp_path.glob("*.part")) == []
+
+
 def test_holds_what_loading_needs_and_no_more(trained, exported, small_config):
     source, content = read_checkpoint(trained), read_checkpoint(exported)
     assert content["schedule"] == {"boundary": (source["schedule"] or {}).get("boundary")}
@@ -187,8 +205,8 @@ def test_unequal_copy_replaces_nothing(trained, exported, monkeypatch, caplog):
     before, card = exported.read_bytes(), exported.with_suffix(".md").read_bytes()
     strip = ex.strip
 
-    def spoil(source, path):
-        content = strip(source, path)
+    def spoil(source, path, half):
+        content = strip(source, path, half)
         content["model"]["harmonic_head.bias"][3] += 1e-3
         return content
 
