@@ -14,6 +14,7 @@ import numpy as np
 import scorecard
 import torch
 from likeness import Timbre, describe_timbre
+from pitch_annotations import read_sung
 from scorecard import Measured, Wanted, measure
 from scorecard_page import Exhibit, Track
 from tqdm import tqdm
@@ -238,14 +239,15 @@ def judge_voice(
         For each version of the voice its rows, each model's and last its own, and what there is to hear and see.
 
     Raises:
-        FileNotFoundError, ValueError: it cannot be read, or no melody can be heard in it.
+        FileNotFoundError, ValueError: it or its annotation cannot be read, or no melody can be heard in it.
     """
     model = models[MODEL]
     rate, config = model.settings.audio.feature_rate, model.settings.for_recordings_of(model.instrument)
     judged, wanted = [], {}
     for name, audio in read_voice(path, rate, snr, seed).items():
         results = {sound: transfer(audio, rate, each) for sound, each in models.items()}
-        wanted = wanted or {sound: what_is_wanted(result) for sound, result in results.items()}
+        sung = read_sung(path, len(results[MODEL].curves.f0), 1 / config.audio.frame_rate)
+        wanted = wanted or {sound: what_is_wanted(result, sung) for sound, result in results.items()}
         heard = {
             sound: measure(result.audio, result.sample_rate, config, _device(model))
             for sound, result in results.items()
@@ -261,9 +263,9 @@ def judge_voice(
     return judged
 
 
-def what_is_wanted(result: Transfer) -> Wanted:
+def what_is_wanted(result: Transfer, sung: np.ndarray | None = None) -> Wanted:
     """Return what a transfer was to play: the notes as they are held, without their releases."""
-    return Wanted(result.curves.f0, result.features.loudness.numpy(), result.curves.voiced)
+    return Wanted(result.curves.f0, result.features.loudness.numpy(), result.curves.voiced, sung)
 
 
 def judge_transfer(

@@ -8,6 +8,8 @@ noise through the open mouth. To the score the singer adds scoops, portamento, o
 
     python scripts/make_hum.py --output examples/hum.wav
 
+Beside it ``hum_f0.csv`` says what pitch is sung when.
+
 References: Fant, Liljencrants, Lin, STL-QPSR 4/1985 (LF model); Fant, STL-QPSR 2-3/1995 (its shape Rd); Klatt, JASA 67,
 1980, and Klatt and Klatt, JASA 87, 1990 (formant synthesis, aspiration); Fujimura, JASA 34, 1962 (the antiformant of
 /m/); Sundberg, The Science of the Singing Voice, 1987 (vibrato, onsets, intonation).
@@ -28,7 +30,7 @@ import soundfile as sf
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import butter, fftconvolve, resample_poly, sosfilt
 
-from files import replacing
+from files import replacing, write_text
 
 SAMPLE_RATE, OVERSAMPLING = 44_100, 4  # Hz; the source is rendered this many times finer
 FRAME_HOP = 441  # samples between two shapes of the vocal tract
@@ -267,6 +269,20 @@ def make_hum(seed: int = 0) -> np.ndarray:
     return np.round(record(sing(schedule(), rng), rng) * 32_767).astype(np.int16)
 
 
+def sung_pitch(seed: int = 0) -> np.ndarray:
+    """Return what is sung, [T, 2]: seconds, each 10 ms, and f0 in Hz, 0 where the voice is not full."""
+    notes = schedule()
+    n_frames = round((notes[-1].end + TAIL) * SAMPLE_RATE / FRAME_HOP)
+    time = np.arange(n_frames * FRAME_HOP) / SAMPLE_RATE
+    f0 = pitch_curve(notes, time, np.random.default_rng(seed))  # the first that ``make_hum`` draws
+    return np.stack([time, f0 * (voicing(notes, time) > 0.9)], axis=1)[::FRAME_HOP]
+
+
+def save_pitch(path: Path, pitch: np.ndarray) -> None:
+    rows = "".join(f"{seconds:.2f},{f0:.3f}\n" for seconds, f0 in pitch)
+    write_text(path, f"seconds,f0_hz (0 = not sung)\n{rows}")
+
+
 def save_wav(path: Path, audio: np.ndarray) -> None:
     buffer = io.BytesIO()
     sf.write(buffer, audio, SAMPLE_RATE, format="WAV", subtype="PCM_16")
@@ -288,6 +304,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         save_wav(args.output, make_hum(args.seed))
+        save_pitch(args.output.with_name(f"{args.output.stem}_f0.csv"), sung_pitch(args.seed))
     except OSError as error:
         print(f"make_hum.py: cannot write {args.output}: {error.strerror}", file=sys.stderr)
         return 1

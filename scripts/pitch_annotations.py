@@ -1,8 +1,9 @@
-"""Annotated pitches beside the raw recordings, as ``inspect_dataset.py --annotations`` compares the tracker with them.
+"""Annotated pitches beside the raw recordings: ``inspect_dataset.py --annotations`` compares the tracker with them.
 
 URMP: ``F0s_1_tpt_05_Piece.txt`` beside ``AuSep_1_tpt_05_Piece.wav``, rows of seconds and Hz, 0 where nothing plays.
 GuitarSet: ``00_BN1-129-Eb_solo.jams`` for ``00_BN1-129-Eb_solo_mic.wav``, JSON with a pitch contour for each string;
-only moments count at which one string alone sounds.
+only moments count at which one string alone sounds. A voice: ``hum_f0.csv`` beside ``hum.wav``, as vocadito has them,
+rows of seconds and Hz, 0 where nothing is sung; ``evaluate.py`` compares with it.
 """
 
 import json
@@ -30,12 +31,18 @@ def read_annotation(path: Path, n_frames: int, frame_seconds: float) -> np.ndarr
         ValueError: the file is not what its name says.
     """
     try:
-        contours = _read_jams(path) if path.suffix == ".jams" else [_read_urmp(path)]
+        contours = _read_jams(path) if path.suffix == ".jams" else [_read_rows(path)]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not an annotation that can be read ({error})") from error
     seconds = np.arange(n_frames) * frame_seconds
     f0 = np.stack([_sample(contour, seconds) for contour in contours])  # (strings, T)
     return np.where((f0 > 0).sum(axis=0) == 1, f0.sum(axis=0), 0.0)
+
+
+def read_sung(voice: Path, n_frames: int, frame_seconds: float) -> np.ndarray | None:
+    """Return the annotated f0 of a voice as ``read_annotation`` does, None where no annotation lies beside it."""
+    path = voice.with_name(f"{voice.stem}_f0.csv")
+    return read_annotation(path, n_frames, frame_seconds) if path.is_file() else None
 
 
 def count_octave_errors(annotated: np.ndarray, f0: np.ndarray, voiced: np.ndarray) -> tuple[int, int]:
@@ -46,8 +53,12 @@ def count_octave_errors(annotated: np.ndarray, f0: np.ndarray, voiced: np.ndarra
     return int(is_wrong.sum()), int(compared.sum())
 
 
-def _read_urmp(path: Path) -> np.ndarray:
-    contour = np.loadtxt(path, ndmin=2)[:, :2]
+def _read_rows(path: Path) -> np.ndarray:
+    rows = path.read_text().replace(",", " ").splitlines()
+    rows = rows[1:] if rows and rows[0][:1].isalpha() else rows  # a csv may have a header
+    if not rows:
+        raise ValueError("no rows of numbers")
+    contour = np.loadtxt(rows, ndmin=2)[:, :2]
     if not np.isfinite(contour).all():
         raise ValueError("numbers that are not finite")
     return contour  # (rows, 2) s, Hz

@@ -161,6 +161,7 @@ class Wanted:
     f0: np.ndarray  # Hz, fitted to the instrument
     loudness: np.ndarray  # dB, A-weighted, of the voice
     played: np.ndarray  # bool, where there are notes
+    sung: np.ndarray | None = None  # Hz, the voice's own pitch as annotated, 0 where nothing is sung
 
 
 def judge_playing(wanted: Wanted, output: Measured, threshold: float) -> dict[str, float | None]:
@@ -181,11 +182,25 @@ def judge_playing(wanted: Wanted, output: Measured, threshold: float) -> dict[st
     return {
         "f0_median": _quantile(cents, 0.5),
         "f0_p95": _quantile(cents, 0.95),
+        "octave": None if wanted.sung is None else share_in_octave(wanted.sung, output),
         "precision": _percent(played[sounding & (played | rests)]),
         "recall": _percent(sounding[played]),
         "loudness_correlation": _correlation(audible[played], loudness[played]),
         "pause_level": _quantile(frame_levels(output)[:n_frames][rests], 0.95),
     }
+
+
+def share_in_octave(sung: np.ndarray, output: Measured) -> float | None:
+    """Return which share of the frames, in percent, sounds the annotated pitch moved by one and the same octaves.
+
+    Args:
+        sung: [T] Hz as annotated, 0 where nothing is sung.
+        output: the sound.
+    """
+    n_frames = min(len(sung), len(output.f0))
+    compared = (sung[:n_frames] > 0) & (output.periodicity[:n_frames] >= CONFIDENT)
+    octaves = np.log2(output.f0[:n_frames][compared] / sung[:n_frames][compared])
+    return _percent(np.abs(octaves - np.round(np.median(octaves))) < 0.5) if len(octaves) else None
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float | None:

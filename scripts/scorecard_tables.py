@@ -17,6 +17,7 @@ class Figure:
     meaning: str
     limit: float | None = None  # the target
     at_least: bool = False  # the target is a lower limit
+    annotated: bool = False  # there only is one where the voice's pitch is annotated
 
     def is_met(self, value: float | None) -> bool:
         """Say whether a value meets the target; one that could not be measured does not."""
@@ -38,6 +39,7 @@ RESYNTHESIS = (
 TRANSFER = (
     Figure("f0_median", "f0 median cents", 1, "median pitch error against the pitch fitted to the voice", 10.0),
     Figure("f0_p95", "f0 p95 cents", 1, "95th percentile of it", 50.0),
+    Figure("octave", "octave %", 1, "frames in the octave of the voice's annotated pitch", 99.0, True, annotated=True),
     Figure("precision", "precision %", 1, "of the frames that sound, those that should"),
     Figure("recall", "recall %", 1, "of the frames that should sound, those that do"),
     Figure("loudness_correlation", "loudness corr.", 3, "of A-weighted loudness with the voice, in notes", 0.95, True),
@@ -81,13 +83,19 @@ def _format(rows: list[list[str]]) -> str:
 
 
 def judge_targets(report: dict[str, Any], sound: str) -> list[dict[str, Any]]:
-    """Hold the worst figure of one model against each target; a figure that was not measured misses it."""
+    """Hold the worst figure of one model against each target; a figure that was not measured misses it.
+
+    Where no voice has an annotated pitch, there is no target for what needs it.
+    """
     judged = []
     for section, _, figures in SECTIONS:
         rows = [row for row in report[section] if row["sound"] == sound]
         for figure in figures:
-            if figure.limit is not None:
-                judged.append(_judge_target(section, figure, [row[figure.key] for row in rows]))
+            values = [row[figure.key] for row in rows]
+            if figure.annotated:
+                values = [value for value in values if value is not None]
+            if figure.limit is not None and (values or not figure.annotated):
+                judged.append(_judge_target(section, figure, values))
     return judged
 
 

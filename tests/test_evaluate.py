@@ -65,6 +65,7 @@ def test_a_whole_scorecard(write_checkpoint, takes, voices, tmp_path, capsys, ca
     checkpoint, baseline = write_checkpoint(), write_checkpoint("baseline.pth")
     own, other = takes(tmp_path / "own", "trumpet", 6), takes(tmp_path / "other", "guitar", 2)
     out, page = tmp_path / "out" / "score.json", tmp_path / "out" / "score.html"
+    (voices / "hum_f0.csv").write_text("seconds,hz\n" + "".join(f"{t / 100},220\n" for t in range(5, 35)))
     flags = ["--input", voices, "--data_dir", own, "--other_dir", other, "--baseline", baseline, "--snr", 20]
     assert evaluate(checkpoint, *flags, "--json", out, "--html", page) == 1  # of one voice nothing could be judged
     assert caplog.messages == [f"evaluate.py: {voices / 'silent.wav'}: the recording is silent"]
@@ -80,6 +81,7 @@ def test_a_whole_scorecard(write_checkpoint, takes, voices, tmp_path, capsys, ca
     assert len(played) == 2 * 4 and {voice for voice, _ in played} == {"hum", "hum, 20 dB SNR"}
     for voice in ("hum", "hum, 20 dB SNR"):
         assert played[voice, MODEL]["f0_median"] < 30 and played[voice, MODEL]["pause_level"] < -80
+        assert played[voice, MODEL]["octave"] == played[voice, VOICE]["octave"] == 100
     assert played["hum", VOICE]["f0_median"] < 1 and played["hum", VOICE]["loudness_correlation"] > 0.999
     assert "hum, 20 dB SNR" in printed and "Resynthesis" in printed and "OK" not in printed
 
@@ -166,6 +168,9 @@ def test_refused_files_are_one_sentence(write_checkpoint, takes, voices, tmp_pat
         caplog.clear()
         assert evaluate(checkpoint, *flags) == 1, flags
         assert message in caplog.text and len(caplog.messages) == 1, flags
+    (voices / "hum_f0.csv").write_text("no numbers")
+    caplog.clear()
+    assert evaluate(checkpoint, "--input", voices / "hum.wav") == 1 and "is not an annotation" in caplog.text
     (own / "take0.wav.pt").write_bytes(b"damaged")
     caplog.clear()
     assert evaluate(checkpoint, "--data_dir", own) == 1 and "not a readable processed file" in caplog.text

@@ -1,9 +1,8 @@
 """Likeness is 0 for the instrument itself, 1 for the other instrument, and cares for timbre alone."""
 
+import likeness
 import numpy as np
 import pytest
-
-import likeness
 from likeness import describe_timbre, judge_likeness
 from scorecard import Measured
 

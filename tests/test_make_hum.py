@@ -61,6 +61,19 @@ def test_committed_file_is_what_the_script_makes(samples: np.ndarray) -> None:
     assert np.abs(committed.astype(int) - samples).max() <= 1
 
 
+def test_committed_pitch_is_what_is_sung(tmp_path: Path, audio: np.ndarray) -> None:
+    make_hum.save_pitch(tmp_path / "f0.csv", make_hum.sung_pitch(seed=0))
+    written, committed = (np.loadtxt(path, delimiter=",", skiprows=1) for path in
+                          (tmp_path / "f0.csv", ROOT / "examples" / "hum_f0.csv"))  # fmt: skip
+    assert np.allclose(written, committed, atol=0.002)
+    seconds, f0 = committed.T
+    heard = measure_f0(audio)[: len(f0)]  # of a window that begins at the frame, not one centred on it
+    sung = np.interp(seconds + 0.02, seconds, f0)[: len(heard)]
+    steady = (f0[: len(heard)] > 0) & (np.interp(seconds + 0.04, seconds, f0)[: len(heard)] > 0)
+    cents = 1200 * np.abs(np.log2(heard[steady] / sung[steady]))
+    assert steady.mean() > 0.5 and np.median(cents) < 15
+
+
 def test_length_and_level_of_a_quiet_recording(audio: np.ndarray) -> None:
     assert 8 <= audio.size / RATE <= 12
     assert -12 < 20 * np.log10(np.abs(audio).max()) < -9
@@ -177,13 +190,13 @@ def test_resonator_peaks_at_its_centre_with_its_bandwidth() -> None:
     assert response[0] == pytest.approx(1)
 
 
-def test_main_writes_the_file_and_no_other(tmp_path: Path, samples: np.ndarray, monkeypatch) -> None:
+def test_main_writes_the_sound_and_its_pitch_and_no_other(tmp_path: Path, samples: np.ndarray, monkeypatch) -> None:
     monkeypatch.setattr(make_hum, "make_hum", lambda seed: samples)
     path = tmp_path / "new" / "hum.wav"
     assert make_hum.main(["--output", str(path)]) == 0
     written, _ = sf.read(path, dtype="int16")
     assert sf.info(path).subtype == "PCM_16" and np.array_equal(written, samples)
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path, path.with_name("hum_f0.csv")]
 
 
 @pytest.mark.parametrize("flags", ["", "--output hum.mp3", "--output .", "--output hum.wav --seed -1"])

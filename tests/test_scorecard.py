@@ -130,6 +130,19 @@ def test_playing_an_octave_too_high_is_seen():
     assert scorecard.judge_playing(wanted(), sound(f0=880.0), 0.5)["f0_median"] == pytest.approx(1200)
 
 
+def test_right_octave_is_the_same_for_all_notes():
+    sung = part(20, 120, 220.0, 0.0)
+    heard = part(20, 60, 880.0, 880.0 * 1.02)  # two octaves up, here and there a little sharp
+    judge = scorecard.share_in_octave
+    assert judge(sung, sound(f0=heard)) == 100
+    assert judge(sung, sound(f0=np.where(part(40, 50, True, False), heard / 2, heard))) == pytest.approx(90)
+    assert judge(sung[:150], sound(f0=heard, periodicity=part(40, 200, 0.9, 0.2))) == 100
+    assert judge(np.zeros(N_FRAMES), sound()) is None and judge(sung, sound(periodicity=0.5)) is None
+    assert scorecard.judge_playing(wanted(), sound(), 0.5)["octave"] is None
+    annotated = dataclasses.replace(wanted(), sung=sung)
+    assert scorecard.judge_playing(annotated, sound(f0=440.0), 0.5)["octave"] == 100
+
+
 def test_precision_and_recall():
     # 80 of 100 wanted frames sound, and 20 in the pause; 10 more ring on in the release, which is allowed.
     periodicity = part(70, 160, 0.9, 0.0)
@@ -203,20 +216,23 @@ def rows(figures, **values):
 
 
 def test_the_worst_row_decides():
+    one = {"sound": "ours"}
     report = {
         "resynthesis": [rows(RESYNTHESIS, sound="ours"), rows(RESYNTHESIS, sound="theirs", f0_l1=99.0)],
         "transfer": [
-            rows(TRANSFER, sound="ours", voice="a", pause_level=-90.0, loudness_correlation=0.99, likeness=None),
-            rows(TRANSFER, sound="ours", voice="b", pause_level=-69.0, loudness_correlation=0.96, likeness=0.1),
+            rows(TRANSFER, **one, voice="a", octave=None, pause_level=-90.0, loudness_correlation=0.99, likeness=None),
+            rows(TRANSFER, **one, voice="b", octave=100.0, pause_level=-69.0, loudness_correlation=0.96, likeness=0.1),
         ],
     }
     targets = {target["figure"]: target for target in scorecard_tables.judge_targets(report, "ours")}
-    assert len(targets) == 9
+    assert len(targets) == 10 and targets["octave %"]["met"]  # voice a has no annotation
     assert targets["f0 L1 cents"]["met"] and targets["loudness corr."]["worst"] == 0.96
     assert not targets["pauses dBFS"]["met"] and targets["pauses dBFS"]["worst"] == -69
     assert not targets["likeness"]["met"]  # not measured for one voice
     listed = scorecard_tables.format_targets(list(targets.values()))
     assert listed.count("MISS") == 2 and "not measured" in listed
+    report["transfer"][1]["octave"] = None
+    assert len(scorecard_tables.judge_targets(report, "ours")) == 9
     assert not any(t["met"] for t in scorecard_tables.judge_targets({"resynthesis": [], "transfer": []}, "ours"))
 
 
