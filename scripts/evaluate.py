@@ -129,12 +129,19 @@ def describe(args: argparse.Namespace, content: dict[str, Any], models: dict[str
         "epoch": content["epoch"],
         "step": content["step"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "baseline": args.baseline.name if args.baseline else None,
+        "baseline": _describe_baseline(args.baseline),
         "snr": args.snr,
         "seed": args.seed,
         "torch": torch.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _describe_baseline(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    content = read_checkpoint(path)
+    return f"{path.name}, preset `{content['preset']}` after {content['step']:,} steps"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -85,7 +85,7 @@ It is meant for turning a sung, hummed or whistled melody, or curves of one's ow
 _SCORECARD = """## Scorecard
 
 Measured by `scripts/evaluate.py` on {date}. The section "Judging a model" of the README says what each figure means.
-
+{baseline}
 {tables}
 
 Targets
@@ -165,7 +165,9 @@ def format_scorecard(path: Path, checkpoint: Path) -> str:
     try:
         report = json.loads(path.read_text())
         date, judged, name = report["date"][:10], report["sha256"], report["checkpoint"]
-        text = _SCORECARD.format(date=date, tables=format_tables(report), targets=format_targets(report["targets"]))
+        baseline = f"The baseline is {report['baseline']}.\n" if report["baseline"] else ""
+        tables, targets = format_tables(report), format_targets(report["targets"])
+        text = _SCORECARD.format(date=date, baseline=baseline, tables=tables, targets=targets)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a report of scripts/evaluate.py --json") from error
     if judged != hash_file(checkpoint):

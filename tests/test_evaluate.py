@@ -74,6 +74,7 @@ def test_a_whole_scorecard(write_checkpoint, takes, voices, tmp_path, capsys, ca
     held_out = read_corpus(own, load_model(checkpoint).settings).validation
     assert report["recordings"] == [span.path.name.removesuffix(".pt") for span in held_out] and len(held_out) == 1
     assert [row["sound"] for row in report["resynthesis"]] == [MODEL, BASELINE, UNTRAINED, RECORDING]
+    assert report["baseline"] == "baseline.pth, preset `tiny` after 2 steps"
     ours, baseline, _, recording = report["resynthesis"]
     assert {**ours, "sound": ""} == {**baseline, "sound": ""}  # the same weights
     assert recording["loudness_l1"] == recording["f0_l1"] == recording["stft_loss"] == 0 < ours["stft_loss"]

@@ -156,6 +156,7 @@ def scorecard_of(checkpoint, path):
     """Write a report as scripts/evaluate.py does, of any figures."""
     figures = {figure.key: 1.0 for figure in (*RESYNTHESIS, *TRANSFER)}
     report = {
+        "baseline": "a.pth, preset `tiny` after 9 steps",
         "checkpoint": checkpoint.name,
         "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "date": "2026-01-02T03:04:05+00:00",
@@ -173,6 +174,7 @@ def test_scorecard_stands_in_the_card(trained, tmp_path):
     card = (tmp_path / "out.md").read_text()
     section = card[card.index("## Scorecard") : card.index("## Use")]
     assert all(text in section for text in ("| 1.23 ", "| 45.6 ", "| hum ", "| MISS | transfer: peak", "2026-01-02"))
+    assert "The baseline is a.pth, preset `tiny` after 9 steps." in section
     assert "{" not in card
 
 
