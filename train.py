@@ -32,7 +32,7 @@ from config import (
     get_device,
     load_config,
 )
-from corpus import Corpus, read_corpus
+from corpus import ENDS, FEW_TAKES, Corpus, boundary_of, read_corpus
 from distributed import ALONE, Ranks, joined, read_ranks
 from model import GruDecoder, NeuralGuitar
 from tracking import MODES, Tracker, choose_run_name, new_run_id
@@ -120,13 +120,17 @@ def prepare(args: argparse.Namespace, ranks: Ranks = ALONE, at_exit: ExitStack |
     checkpoint = read_checkpoint(latest) if latest.exists() and not args.no_resume else None
     if checkpoint:
         _require_same_training(checkpoint, latest, config)
+        config = _keep_held_out(checkpoint, config)
     device = ranks.own(get_device(args.device))
-    boundary = _boundary(checkpoint, config)
+    boundary = boundary_of(checkpoint) if checkpoint else None
     corpus, next_corpus = open_corpus(args, config, boundary, ranks, device, at_exit or ExitStack())
     if checkpoint and (before := checkpoint["instrument"]) != corpus.instrument:
         raise _another_training(latest, [f"instrument {before} -> {corpus.instrument}"], corpus.instrument)
+    if boundary == ENDS and len(corpus.training) >= FEW_TAKES:
+        log.info("the end of each recording stays held out, as when this training began with fewer than %d", FEW_TAKES)
     if config.train.patience is not None and not corpus.validation:
-        raise ValueError("--patience watches the validation loss, but nothing is held out; give --val_fraction")
+        raise ValueError("--patience watches the validation loss, but nothing is held out; give --val_fraction, or "
+                         "--no_resume too where a training has begun without")  # fmt: skip
     trainer = Trainer(config, corpus, args.checkpoint_dir, device, args.seed, ranks, args.num_workers)
     trainer.next_corpus = next_corpus
     trainer.precision = _PRECISIONS[args.precision]
@@ -202,11 +206,13 @@ def _require_same_training(checkpoint: dict[str, Any], path: Path, config: Confi
         raise _another_training(path, differences, checkpoint["instrument"])
 
 
-def _boundary(checkpoint: dict[str, Any] | None, config: Config) -> str | None:
-    """Return where an earlier run split the recordings, if this one is to split them at the same place."""
-    if checkpoint is None or checkpoint["config"]["train"]["val_fraction"] != config.train.val_fraction:
-        return None
-    return checkpoint["schedule"].get("boundary")
+def _keep_held_out(checkpoint: dict[str, Any], config: Config) -> Config:
+    """Return the configuration with the share held out as before: a larger one would take what was trained on."""
+    before = checkpoint["config"]["train"]["val_fraction"]
+    if before == config.train.val_fraction:
+        return config
+    log.info("val_fraction stays %g: what was trained on is not held out later, but by --no_resume", before)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, val_fraction=before))
 
 
 def watch(trainer: Trainer, args: argparse.Namespace) -> None:

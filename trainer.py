@@ -40,7 +40,7 @@ from threads import alone
 from tracking import Tracker
 
 # Changing one of these changes what a validation loss means.
-_MEASURES = ("loss.", "train.crop_seconds", "train.val_fraction")
+_MEASURES = ("loss.", "train.crop_seconds")
 log = logging.getLogger("train")
 
 

@@ -315,6 +315,41 @@ def test_what_was_trained_on_is_never_held_out_later(corpus: Path, small_config:
     assert len(fresh.validation) == 3
 
 
+def test_few_recordings_that_become_many_keep_what_was_held_out(
+    corpus: Path, small_config: Path, tmp_path: Path, caplog
+) -> None:
+    caplog.set_level("INFO")
+    for path in sorted(corpus.iterdir())[:3]:
+        path.unlink()
+    args = arguments(corpus, small_config, tmp_path / "out", "--epochs", 1)
+    train.main(args)
+    assert "stays held out" not in caplog.text
+    for number in range(6, 40):
+        make_recording(corpus / f"{number}.pt", 0.5, 600.0 + number)
+    later = train.prepare(train.parse_args(args)).corpus
+    assert "the end of each recording stays held out" in caplog.text
+    assert len(later.training) == 37 and {span.path for span in later.training} == set(corpus.glob("*.pt"))
+    assert {(span.first_frame, span.n_frames) for span in later.validation} == {(180, 20), (45, 5)}
+
+
+@pytest.mark.parametrize(("before", "now"), [(0.2, 0.5), (0.5, 0.2), (0.0, 0.5)])
+def test_another_share_to_hold_out_is_for_another_training(
+    corpus: Path, small_config: Path, tmp_path: Path, caplog, before: float, now: float
+) -> None:
+    caplog.set_level("INFO")
+    args = arguments(corpus, small_config, tmp_path / "out", "--epochs", 1)
+    train.main([*args, "--val_fraction", str(before)])
+    first = train.prepare(train.parse_args([*args, "--val_fraction", str(before)])).corpus
+    assert "val_fraction" not in caplog.text
+    trainer = train.prepare(train.parse_args([*args, "--val_fraction", str(now)]))
+    assert trainer.corpus == first and f"val_fraction stays {before:g}" in caplog.text
+    trainer.save("latest.pth")
+    assert read_checkpoint(tmp_path / "out" / "latest.pth")["config"]["train"]["val_fraction"] == before
+    assert "changed since" not in caplog.text
+    fresh = train.prepare(train.parse_args([*args, "--val_fraction", str(now), "--no_resume"])).corpus
+    assert len(fresh.validation) == round(6 * now)
+
+
 def test_a_checkpoint_of_format_1_goes_on(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
     """Format 1 counted steps, kept each loss of the epoch and knew neither seed nor boundary nor the newer settings."""
     caplog.set_level("INFO")
