@@ -24,6 +24,8 @@ from checkpoint import (
     keep_newest,
     load_weights,
     make_checkpoint,
+    measures_otherwise,
+    order_changes,
     random_state,
     restore_random_state,
     save_checkpoint,
@@ -39,8 +41,6 @@ from optimizing import WeightAverage, build_loss, build_optimizer, learning_rate
 from threads import alone
 from tracking import Tracker
 
-# Changing one of these changes what a validation loss means.
-_MEASURES = ("loss.", "train.crop_seconds")
 log = logging.getLogger("train")
 
 
@@ -139,15 +139,12 @@ class Trainer:
         self.progress = Progress(checkpoint["epoch"], checkpoint["step"], position, **checkpoint["metrics"])
         self.run_name, self.wandb_id = checkpoint["run_name"], checkpoint["wandb_id"]
         changes = training_changes(checkpoint["config"], self.config)
-        now = {"seed": self.seed, "crops an epoch": len(self.training)}
-        before = {"seed": checkpoint["rng"].get("seed"), "crops an epoch": checkpoint["schedule"].get("n_crops")}
-        reordered = {name: f"{before[name]} -> {now[name]}" for name in now if before[name] not in (None, now[name])}
-        if changes or reordered:
-            described = ", ".join(f"{name} {change}" for name, change in (changes | reordered).items())
-            log.info("changed since the last save, and applied from here on: %s", described)
+        reordered = order_changes(checkpoint, self.seed, len(self.training))
+        if changed := ", ".join(f"{name} {change}" for name, change in (changes | reordered).items()):
+            log.info("changed since the last save, and applied from here on: %s", changed)
         if reordered and position:
             log.info("the unfinished epoch goes on in another order: some of its crops come twice, some not at all")
-        if any(name.startswith(_MEASURES) for name in changes):
+        if measures_otherwise(checkpoint, changes, self.average is not None):
             log.info("validation losses of before do not compare any more: the best one is looked for anew")
             self.progress.best_val_loss, self.progress.epochs_since_best = float("inf"), 0
 

@@ -250,6 +250,23 @@ def test_changed_settings_are_said_and_applied(corpus: Path, small_config: Path,
     assert trainer.loss_function.mag_loss_weight == 0.5
 
 
+@pytest.mark.parametrize(("before", "now"), [(0.0, 0.9), (0.9, 0.0), (None, 0.9), (0.9, 0.9)])
+def test_losses_of_averaged_and_of_raw_weights_do_not_compare(
+    corpus: Path, small_config: Path, tmp_path: Path, before: float | None, now: float
+) -> None:
+    """None is of a version that could not average."""
+    args, path = arguments(corpus, small_config, tmp_path / "out", "--epochs", 1), tmp_path / "out" / "latest.pth"
+    change(small_config, "train", ema_decay=before or 0.0)
+    train.main(args)
+    if before is None:
+        content = torch.load(path, weights_only=True)
+        del content["config"]["train"]["ema_decay"]
+        torch.save(content, path)
+    change(small_config, "train", ema_decay=now)
+    trainer = train.prepare(train.parse_args(args))
+    assert (trainer.progress.best_val_loss == float("inf")) == (before != now)
+
+
 def test_more_epochs_are_the_same_training(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
     caplog.set_level("INFO")
     train.main(arguments(corpus, small_config, tmp_path / "out", "--epochs", 1))
