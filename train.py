@@ -123,7 +123,8 @@ def prepare(args: argparse.Namespace, ranks: Ranks = ALONE, at_exit: ExitStack |
         config = _keep_held_out(checkpoint, config)
     device = ranks.own(get_device(args.device))
     boundary = boundary_of(checkpoint) if checkpoint else None
-    corpus, next_corpus = open_corpus(args, config, boundary, ranks, device, at_exit or ExitStack())
+    whole, next_corpus = open_corpus(args, config, boundary, ranks, device, at_exit or ExitStack())
+    corpus = next_corpus() if next_corpus else whole
     if checkpoint and (before := checkpoint["instrument"]) != corpus.instrument:
         raise _another_training(latest, [f"instrument {before} -> {corpus.instrument}"], corpus.instrument)
     if boundary == ENDS and len(corpus.training) >= FEW_TAKES:
@@ -169,26 +170,19 @@ def open_corpus(
     device: torch.device,
     at_exit: ExitStack,
 ) -> tuple[Corpus, Callable[[], Corpus] | None]:
-    """Return the recordings and, where more of them are on their way, how to ask what has come since."""
+    """Return all recordings and, where they are on their way, how to ask for those that are here."""
     if args.hf_repo_id is None:
         return read_corpus(args.data_dir, config, boundary), None
     from hub_cache import default_cache  # half a second that a training from disk need not wait
-    from streaming import HubRecordings
+    from streaming import HubRecordings, so_far_in_common, wait_in_common
 
     recordings = HubRecordings(args.hf_repo_id, args.data_dir or default_cache(args.hf_repo_id), config, boundary)
     at_exit.callback(recordings.close)
     recordings.start()
     recordings.wait_for(1)
     ranks.wait()
-    both = (recordings.corpus.training, recordings.corpus.validation)
-    paths = sorted({span.path for side in both for span in side})
-
-    def so_far() -> Corpus:
-        here = set(recordings.ready())
-        counts = ranks.sum(torch.tensor([float(path in here) for path in paths], device=device))
-        return recordings.so_far(path for path, count in zip(paths, counts.tolist()) if count == ranks.size)
-
-    return so_far(), so_far
+    wait_in_common(recordings, ranks, device)
+    return recordings.corpus, lambda: so_far_in_common(recordings, ranks, device)
 
 
 def _another_training(path: Path, differences: list[str], instrument: str) -> ValueError:
