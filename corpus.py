@@ -27,6 +27,7 @@ _STATISTICS_FRAMES = 4_000_000
 class Corpus:
     """Recordings of one instrument, split so that no sound is on both sides."""
 
+    folder: Path  # in which they are
     instrument: str
     training: tuple[Span, ...]
     validation: tuple[Span, ...]
@@ -65,7 +66,7 @@ def read_corpus(data_dir: Path, config: Config, boundary: str | None = None) -> 
     if len(instruments) > 1:
         named = ", ".join(f"{name} ({path.name})" for name, path in instruments.items())
         raise ValueError(f"{data_dir} mixes instruments: {named}; a model learns one, so use a folder for each")
-    return Corpus(next(iter(instruments)), *split_takes(spans, config.train.val_fraction, boundary))
+    return Corpus(data_dir, next(iter(instruments)), *split_takes(spans, config.train.val_fraction, boundary))
 
 
 def _read_entries(data_dir: Path, config: Config) -> list[tuple[Path, _Entry]]:

@@ -297,4 +297,4 @@ def build_corpus(
     takes: dict[str, list[Span]] = {}
     for entry in sorted(index.recordings, key=lambda entry: cache_dir / entry.file):
         takes.setdefault(entry.take, []).append(Span(cache_dir / entry.file, 0, entry.n_frames))
-    return Corpus(index.instrument, *split_takes(takes, config.train.val_fraction, boundary))
+    return Corpus(cache_dir, index.instrument, *split_takes(takes, config.train.val_fraction, boundary))

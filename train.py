@@ -35,6 +35,7 @@ from config import (
 from corpus import ENDS, FEW_TAKES, Corpus, boundary_of, read_corpus
 from distributed import ALONE, Ranks, joined, read_ranks
 from model import GruDecoder, NeuralGuitar
+from phrases import choose_phrases
 from tracking import MODES, Tracker, choose_run_name, new_run_id
 from trainer import Stopped, Trainer
 
@@ -134,6 +135,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks = ALONE, at_exit: ExitStack |
                          "--no_resume too where a training has begun without")  # fmt: skip
     trainer = Trainer(config, corpus, args.checkpoint_dir, device, args.seed, ranks, args.num_workers)
     trainer.next_corpus = next_corpus
+    trainer.phrases = choose_phrases(whole, checkpoint["schedule"].get("phrases", ()) if checkpoint else ())
     trainer.precision = _PRECISIONS[args.precision]
     if args.compile:
         compile_layers(trainer.model)
@@ -217,7 +219,7 @@ def watch(trainer: Trainer, args: argparse.Namespace) -> None:
         log.info("a resumed training keeps its name: %s", trainer.run_name)
     if trainer.ranks.is_first:
         folder = args.runs_dir / trainer.run_name
-        trainer.tracker = Tracker(folder, trainer.config, trainer.corpus, trainer.progress.step)
+        trainer.tracker = Tracker(folder, trainer.config, trainer.corpus, trainer.phrases, trainer.progress.step)
         trainer.tracker.start_wandb(args.wandb_mode, args.wandb_project, trainer.wandb_id)
 
 

@@ -33,7 +33,7 @@ from checkpoint import (
 )
 from config import Config, training_changes
 from corpus import Corpus, measure_statistics
-from data import CropDataset, build_dataset, load_batches
+from data import CropDataset, Span, build_dataset, load_batches
 from distributed import ALONE, Ranks
 from loss import StftLoss
 from model import NeuralGuitar, build_model
@@ -96,6 +96,7 @@ class Trainer:
         self.progress = Progress()
         self.run_name: str | None = None
         self.wandb_id: str | None = None
+        self.phrases: dict[str, Span | None] = {}  # that are played now and then, by their names
         self.tracker: Tracker | None = None  # of rank 0, if somebody watches
         self.precision: torch.dtype = torch.float32  # of the decoder's products, in training
         self.stopping = False  # asked of this process
@@ -280,7 +281,8 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             average=self.average.model.state_dict() if self.average else None,
             schedule={
-                "learning_rate": learning_rate, "n_crops": len(self.training), "boundary": self.corpus.boundary
+                "learning_rate": learning_rate, "n_crops": len(self.training), "boundary": self.corpus.boundary,
+                "phrases": list(self.phrases),
             },
             rng={**random_state(), "seed": self.seed},
             wandb_id=self.wandb_id,
@@ -326,7 +328,7 @@ class Trainer:
             progress.epoch, progress.step, train_loss, val_loss, " (best)" if is_best else "",
         )  # fmt: skip
         if self.tracker and progress.epoch % self.config.train.phrases_every_epochs == 0:
-            self.tracker.log_phrases(progress.epoch, progress.step, self.judged)
+            self.tracker.log_phrases(progress.epoch, progress.step, self.judged, self.corpus)
 
 
 def _seed_everything(seed: int) -> None:
