@@ -73,6 +73,7 @@ class Tracker:
         self.phrases = phrases
         self._passages: dict[str, Phrase] = {}
         self._wandb: Any = None
+        self._said: set[str] = set()
         self._last_step: tuple[int, float] | None = None
         about = {
             "instrument": corpus.instrument, "preset": config.preset, "config": config_to_dict(config),
@@ -189,9 +190,8 @@ class Tracker:
             self._send({name: value for name, value in record.items() if name != "kind" and value is not None})
 
     def _send(self, values: dict[str, Any]) -> None:
-        sent = self._guarded(lambda: (self._wandb.log(values), True)[1])
-        if not sent:
-            self._wandb = None
+        """Give values to W&B; what it does not take stays in the folder alone, and the next are tried again."""
+        self._guarded(self._wandb.log, values)
 
     def _open(self, resumed_at: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -203,11 +203,14 @@ class Tracker:
             file.write(json.dumps(record) + "\n")
 
     def _guarded(self, act: Callable[..., Any], *arguments: Any) -> Any:
-        """Do something that is not worth a training; return None and say so if it fails."""
+        """Do something that is not worth a training; return None if it fails, and say why, once."""
         try:
             return act(*arguments)
         except Exception as error:  # whatever a full disk, a network or W&B's own service may come up with
-            log.warning("not tracked, training goes on: %s", f"{type(error).__name__}: {error}".splitlines()[0])
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            if reason not in self._said:
+                log.warning("not tracked, training goes on: %s", reason)
+            self._said.add(reason)
             return None
 
 

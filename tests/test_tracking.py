@@ -113,6 +113,30 @@ def test_offline_runs_of_a_resumed_training_are_one_run(tmp_path, corpus, model,
     assert not (tmp_path / "wandb").exists()
 
 
+def test_what_wandb_does_not_take_once_is_said_once_and_the_rest_is_kept(
+    tmp_path, corpus, small_config, no_account, monkeypatch, caplog
+):
+    folder = tmp_path / "run"
+    tracker = watch(folder, small_config, corpus)
+    tracker.start_wandb("offline", "p", "abcd1234")
+    take = tracker._wandb.log
+
+    def fail(values):
+        raise OSError("no space left")
+
+    for epoch in (1, 2, 3, 4):
+        monkeypatch.setattr(tracker._wandb, "log", fail if epoch in (2, 3) else take)
+        train_a_little(tracker, [epoch])
+    tracker.finish(0)
+    assert caplog.messages.count("not tracked, training goes on: OSError: no space left") == 1
+    assert [record["step"] for record in read_metrics(folder) if record["kind"] == "step"] == [1, 2, 3, 4]
+    records = list(read_wandb_file(next(folder.glob("wandb/offline-run-*/*.wandb"))))
+    rows = [{"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+            for record in records if record.WhichOneof("record_type") == "history"]  # fmt: skip
+    assert [row["step"] for row in rows if "train_loss" in row] == ["1", "4"]
+    assert [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"] == [0]
+
+
 def test_without_a_network_the_run_is_kept_offline(tmp_path, corpus, small_config, no_account, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
