@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import Config, adopt_settings, config_to_dict, load_config
+from config import Config, adopt_instrument, adopt_settings, config_to_dict, load_config
 from files import load_tensors, save_tensors
 from model import NeuralGuitar, build_model
 
@@ -130,15 +130,20 @@ def restore_random_state(state: dict[str, Any]) -> None:
     np.random.set_state(("MT19937", np.array(state["numpy"][0], dtype=np.uint32), *state["numpy"][1:]))
 
 
-def settings_of(checkpoint: dict[str, Any], path: Path) -> Config:
-    """Return the configuration of a checkpoint, completed by config.json for what no weight depends on.
+def settings_of(checkpoint: dict[str, Any], path: Path, current: Config | None = None) -> Config:
+    """Return the configuration of a checkpoint, completed by ``current`` for what no weight depends on.
+
+    Args:
+        checkpoint: as ``read_checkpoint`` returns it.
+        path: where it is, for the message.
+        current: a configuration of today (default: config.json).
 
     Raises:
         ValueError: the checkpoint has a setting, or an instrument, that this version does not know.
     """
     try:
-        settings = adopt_settings(checkpoint["config"], load_config())
-        settings.instrument(checkpoint["instrument"])
+        settings = adopt_settings(checkpoint["config"], current or load_config())
+        settings = adopt_instrument(checkpoint["config"], checkpoint["instrument"], settings)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be used by this version: {error}") from error
     return settings

@@ -195,7 +195,7 @@ def _another_training(path: Path, differences: list[str], instrument: str) -> Va
 
 
 def _require_same_training(checkpoint: dict[str, Any], path: Path, config: Config) -> None:
-    differences = architecture_differences(settings_of(checkpoint, path), config)
+    differences = architecture_differences(settings_of(checkpoint, path, config), config)
     if checkpoint["optimizer"] is None:
         differences.append("it was exported for use and cannot be trained on")
     if differences:

@@ -25,9 +25,11 @@ from trainer import Stopped
 ROOT = Path(__file__).parent.parent
 
 
-def make_recording(path: Path, seconds: float, f0: float, instrument: str = "trumpet") -> None:
+def make_recording(
+    path: Path, seconds: float, f0: float, instrument: str = "trumpet", config_path: Path = DEFAULT_CONFIG_PATH
+) -> None:
     """Write a processed file of a tone that swells and dies away."""
-    config = load_config()
+    config = load_config(config_path)
     n_frames = config.audio.seconds_to_frames(seconds)
     level = np.interp(np.arange(n_frames), [0, n_frames / 3, n_frames], [-50, -15, -60]).astype(np.float32)
     time_axis = np.arange(config.audio.frames_to_samples(n_frames)) / config.audio.sample_rate
@@ -318,6 +320,23 @@ def test_another_sample_rate_is_refused(corpus: Path, small_config: Path, tmp_pa
     assert "audio.sample_rate 16000 -> 48000; audio.hop_length 160 -> 480" in caplog.text
     assert "--no_resume" in caplog.text and "--checkpoint_dir" in caplog.text
     assert (out / "latest.pth").read_bytes() == before
+
+
+def test_a_configuration_of_ones_own_is_all_that_a_resume_and_the_model_need(
+    small_config: Path, tmp_path: Path, caplog
+) -> None:
+    change(small_config, "features", crepe_model="full")
+    content = json.loads(small_config.read_text())
+    content["instruments"]["erhu"] = content["instruments"]["trumpet"]
+    small_config.write_text(json.dumps(content))
+    for number in range(6):
+        make_recording(tmp_path / "data" / f"{number}.pt", 1.0, 300.0 + 9 * number, "erhu", small_config)
+    for epochs in (1, 2):
+        args = arguments(tmp_path / "data", small_config, tmp_path / "out", "--epochs", epochs)
+        assert train.main(args) == 0, caplog.text
+    settings = load_model(tmp_path / "out" / "latest.pth").settings
+    assert len(read_corpus(tmp_path / "data", settings).validation) == 1  # as evaluate.py reads it
+    assert settings.features.crepe_model == "tiny"  # which hears voices
 
 
 def test_what_was_trained_on_is_never_held_out_later(corpus: Path, small_config: Path, tmp_path: Path) -> None:
