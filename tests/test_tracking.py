@@ -50,6 +50,7 @@ def read_wandb_file(path):
     """Yield the records of W&B's own file: a log in LevelDB's format, behind seven bytes of its own."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    tracking._stop_wandb()  # its process may still be writing
     content, position, whole = path.read_bytes(), 7, b""
     assert content[:4] == b":W&B"
     while position + 7 <= len(content):
