@@ -10,13 +10,14 @@ import math
 import random
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from config import Config, adopt_settings, config_to_dict, load_config
+from config import Config, adopt_instrument, adopt_settings, config_to_dict, load_config
 from files import load_tensors, save_tensors
 from model import NeuralGuitar, build_model
 
@@ -25,6 +26,7 @@ LATEST = "latest.pth"
 BEST = "best.pth"
 PRETRAINED_DIR = Path(__file__).parent / "checkpoints" / "pretrained"
 
+_MEASURES = ("loss.", "train.crop_seconds", "train.ema_decay")  # settings on which a validation loss depends
 _KEYS = (
     "format_version",
     "config",
@@ -128,18 +130,42 @@ def restore_random_state(state: dict[str, Any]) -> None:
     np.random.set_state(("MT19937", np.array(state["numpy"][0], dtype=np.uint32), *state["numpy"][1:]))
 
 
-def settings_of(checkpoint: dict[str, Any], path: Path) -> Config:
-    """Return the configuration of a checkpoint, completed by config.json for what no weight depends on.
+def settings_of(checkpoint: dict[str, Any], path: Path, current: Config | None = None) -> Config:
+    """Return the configuration of a checkpoint, completed by ``current`` for what no weight depends on.
+
+    Args:
+        checkpoint: as ``read_checkpoint`` returns it.
+        path: where it is, for the message.
+        current: a configuration of today (default: config.json).
 
     Raises:
         ValueError: the checkpoint has a setting, or an instrument, that this version does not know.
     """
     try:
-        settings = adopt_settings(checkpoint["config"], load_config())
-        settings.instrument(checkpoint["instrument"])
+        settings = adopt_settings(checkpoint["config"], current or load_config())
+        settings = adopt_instrument(checkpoint["config"], checkpoint["instrument"], settings)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be used by this version: {error}") from error
     return settings
+
+
+def order_changes(checkpoint: dict[str, Any], seed: int, n_crops: int) -> dict[str, str]:
+    """Return what has changed since a checkpoint of all that the order of crops depends on: name to "old -> new"."""
+    now = {"seed": seed, "crops an epoch": n_crops}
+    before = {"seed": checkpoint["rng"].get("seed"), "crops an epoch": checkpoint["schedule"].get("n_crops")}
+    return {name: f"{before[name]} -> {now[name]}" for name in now if before[name] not in (None, now[name])}
+
+
+def measures_otherwise(checkpoint: dict[str, Any], changes: Iterable[str], is_averaged: bool) -> bool:
+    """Say whether validation losses do not compare with those of a checkpoint any more.
+
+    Args:
+        checkpoint: of the training before.
+        changes: the settings that have changed since, such as "loss.eps".
+        is_averaged: whether the moving average of the weights is validated now.
+    """
+    switched = is_averaged != (checkpoint["average"] is not None)
+    return switched or any(name.startswith(_MEASURES) for name in changes)
 
 
 def load_weights(model: NeuralGuitar, weights: dict[str, Any], path: Path) -> None:

@@ -96,6 +96,22 @@ def adopt_settings(saved: dict[str, Any], current: Config) -> Config:
     return dataclasses.replace(current, preset=saved["preset"], **adopted)
 
 
+def adopt_instrument(saved: dict[str, Any], name: str, current: Config) -> Config:
+    """Return ``current`` with a trained instrument, if it lacks it, and with the CREPE that heard its recordings.
+
+    Raises:
+        ValueError: neither the saved configuration nor the current one knows the instrument.
+    """
+    _require_object("section 'instruments'", entries := saved.get("instruments", {}))
+    if name not in entries:
+        current.instrument(name)
+        return current
+    entry = {"crepe_model": None, **entries[name]}  # earlier versions had none
+    known = current.instruments.get(name) or _build(InstrumentConfig, f"instruments.{name}", entry)
+    known = dataclasses.replace(known, crepe_model=entry["crepe_model"] or saved["features"]["crepe_model"])
+    return dataclasses.replace(current, instruments={**current.instruments, name: known})
+
+
 def architecture_differences(one: Config, other: Config) -> list[str]:
     """List what makes the weights of one configuration unusable in another, as "model.hidden_size 512 -> 1024"."""
     differences = []

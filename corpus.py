@@ -15,6 +15,8 @@ from config import Config
 from data import FORMAT_VERSION, Span, extractor_settings, find_recordings, load_recording
 from files import write_text
 
+ENDS = "ends"  # a way to divide takes: of each recording the end is held out
+FEW_TAKES = 5  # with fewer, no whole one can be spared
 _INDEX = ".index.json"  # what read_corpus learned of a folder, so that it need not open every file again
 # Statistics are measured on at most so many recordings and frames, so that neither time nor memory grow with the data.
 _STATISTICS_RECORDINGS = 1000
@@ -25,10 +27,11 @@ _STATISTICS_FRAMES = 4_000_000
 class Corpus:
     """Recordings of one instrument, split so that no sound is on both sides."""
 
+    folder: Path  # in which they are
     instrument: str
     training: tuple[Span, ...]
     validation: tuple[Span, ...]
-    boundary: str | None = None  # takes whose sha256 sorts up to here are held out; None: the ends of all are
+    boundary: str | None = None  # takes whose sha256 sorts up to here are held out, or ENDS
 
 
 class _Entry(NamedTuple):
@@ -49,8 +52,8 @@ def read_corpus(data_dir: Path, config: Config, boundary: str | None = None) -> 
     Args:
         data_dir: the folder; subfolders too.
         config: what the files must have been made with, and the share that is held out.
-        boundary: of an earlier corpus, of which this one is the continuation: what was trained on then
-            stays on that side, however many recordings have come since.
+        boundary: of an earlier corpus, of which this one is the continuation: with the same share, what was
+            trained on then stays on that side, however many recordings have come since.
 
     Raises:
         ValueError: no files, a bad or stale one, or files of several instruments.
@@ -63,7 +66,7 @@ def read_corpus(data_dir: Path, config: Config, boundary: str | None = None) -> 
     if len(instruments) > 1:
         named = ", ".join(f"{name} ({path.name})" for name, path in instruments.items())
         raise ValueError(f"{data_dir} mixes instruments: {named}; a model learns one, so use a folder for each")
-    return Corpus(next(iter(instruments)), *split_takes(spans, config.train.val_fraction, boundary))
+    return Corpus(data_dir, next(iter(instruments)), *split_takes(spans, config.train.val_fraction, boundary))
 
 
 def _read_entries(data_dir: Path, config: Config) -> list[tuple[Path, _Entry]]:
@@ -113,17 +116,24 @@ def split_takes(
     """Divide recordings, grouped by the sha256 of their take, as ``read_corpus`` says; also return the boundary."""
     # A hash is as good as a coin, and stays the same when recordings are added or renamed.
     digests = sorted(takes)
-    if boundary is not None and boundary >= digests[-1]:  # other recordings altogether: nothing would be left to train
+    if boundary not in (None, ENDS) and boundary >= digests[-1]:  # other recordings: nothing would be left to train
         boundary = None
-    if boundary is None and len(digests) < 5:
+    if boundary == ENDS or (boundary is None and len(digests) < FEW_TAKES):
         pairs = [_cut_end(span, val_fraction) for digest in digests for span in takes[digest]]
-        return tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs if pair[1].n_frames), None
+        return tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs if pair[1].n_frames), ENDS
     if boundary is None:
         n_held_out = min(max(1, round(val_fraction * len(digests))), len(digests) - 1) if val_fraction > 0 else 0
         boundary = digests[n_held_out - 1] if n_held_out else ""
     held_out = [span for digest in digests if digest <= boundary for span in takes[digest]]
     kept = [span for digest in digests if digest > boundary for span in takes[digest]]
     return tuple(kept), tuple(held_out), boundary
+
+
+def boundary_of(checkpoint: dict[str, Any]) -> str | None:
+    """Return where a training divides its recordings, for ``read_corpus``; None if its checkpoint does not say."""
+    schedule = checkpoint["schedule"] or {}
+    boundary = schedule.get("boundary")
+    return ENDS if boundary is None and "boundary" in schedule else boundary  # None stood for the ends
 
 
 def _cut_end(span: Span, fraction: float) -> tuple[Span, Span]:

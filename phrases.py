@@ -1,6 +1,7 @@
 """Held-out phrases that a model plays again and again while it learns: to be heard and seen beside the recording."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,13 +34,21 @@ class Phrase:
     target: np.ndarray  # [N]
 
 
-def choose_phrases(corpus: Corpus, config: Config) -> list[Phrase]:
-    """Return the loudest passage of a few held-out recordings (of the training's own where none is held out)."""
+def choose_phrases(corpus: Corpus, before: Sequence[str] = ()) -> dict[str, Span | None]:
+    """Choose a few held-out recordings (of the training's own where none is held out), by their names in the folder.
+
+    Args:
+        corpus: the whole, also what is still to come.
+        before: what a training chose that is resumed, and keeps; one that is gone is None. If all are, others come.
+    """
     spans = corpus.validation or corpus.training
-    return [_loudest_passage(span, config) for span in spans[:: -(-len(spans) // _N_PHRASES)]]
+    named = {span.path.relative_to(corpus.folder).as_posix(): span for span in spans}
+    kept = [*before] if any(name in named for name in before) else [*named][:: -(-len(named) // _N_PHRASES)]
+    return {name: named.get(name) for name in kept}
 
 
-def _loudest_passage(span: Span, config: Config) -> Phrase:
+def loudest_passage(span: Span, config: Config) -> Phrase:
+    """Return some seconds of a recording as a phrase."""
     recording = load_recording(span.path)
     n_frames = min(span.n_frames, config.audio.seconds_to_frames(_PHRASE_SECONDS))
     level = 10 ** (recording.loudness[0, span.first_frame : span.first_frame + span.n_frames, 0].numpy() / 20)

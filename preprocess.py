@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from config import Config, load_config
+from config import DEFAULT_CONFIG_PATH, Config, load_config
 from data import Recording, extractor_settings, load_recording, save_recording
 from distributed import read_ranks
 from features import SUFFIXES, extract_features, load_audio
@@ -136,6 +136,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--input_dir", type=Path, required=True, help="recordings; subfolders too")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the .pt files go")
     parser.add_argument("--instrument", help="who plays; guessed from the data sets' own file names if not given")
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
     parser.add_argument("--num_workers", type=int, default=2, help="processes (default 2)")
     args = parser.parse_args(argv)
     if not args.input_dir.is_dir():
@@ -149,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        config = load_config()
+        config = load_config(args.config)
         if args.instrument is not None:
             config.instrument(args.instrument)
         # Under torchrun every process does its share; they need not talk to each other.

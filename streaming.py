@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils import logging as client_logging
@@ -22,11 +23,14 @@ from huggingface_hub.utils import logging as client_logging
 from config import Config
 from corpus import Corpus, split_takes
 from data import Span, extractor_settings
+from distributed import Ranks
 from hub import Entry, HubError, Index, Patience, RefusedError, UnreachableError, ask
 from hub_cache import DamagedError, HubCache
 
 STREAMING = Patience(retries=float("inf"))  # training goes on meanwhile, so there is no hurry to give up
 _MOST_REPEATS = 8  # of a recording in an epoch while others are missing
+_COMMON_SECONDS = 600.0  # to have one recording on all machines
+_PAUSE_SECONDS = 0.5  # between two looks
 
 log = logging.getLogger("hub")
 
@@ -247,6 +251,37 @@ class HubRecordings:
             self._changed.notify_all()
 
 
+def so_far_in_common(recordings: HubRecordings, ranks: Ranks, device: torch.device) -> Corpus:
+    """Return the corpus as far as it is here on every machine; all ranks have to ask together."""
+    paths = sorted({span.path for span in (*recordings.corpus.training, *recordings.corpus.validation)})
+    here = set(recordings.ready())
+    counts = ranks.sum(torch.tensor([float(path in here) for path in paths], device=device))
+    return recordings.so_far(path for path, count in zip(paths, counts.tolist()) if count == ranks.size)
+
+
+def wait_in_common(
+    recordings: HubRecordings, ranks: Ranks, device: torch.device, seconds: float = _COMMON_SECONDS
+) -> None:
+    """Wait until one recording to train on is here on every machine; each may have a folder of its own.
+
+    Raises:
+        HubError: none is after so many seconds, or none can come any more.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        is_over = recordings.finished  # asked first: what comes meanwhile is seen below
+        if so_far_in_common(recordings, ranks, device).training:
+            return
+        asked = torch.tensor([float(is_over), float(time.monotonic() > deadline)], device=device)
+        n_over, n_late = ranks.sum(asked).tolist()  # so that all leave, or none
+        if n_over == ranks.size or n_late:
+            raise HubError(
+                f"{recordings.repo_id}: the machines have no recording in common to train on; is the connection of "
+                f"one of them slow? Run the same command again"
+            )
+        time.sleep(_PAUSE_SECONDS)
+
+
 def build_corpus(
     index: Index, cache_dir: Path, config: Config, origin: str, boundary: str | None = None
 ) -> Corpus:
@@ -262,4 +297,4 @@ def build_corpus(
     takes: dict[str, list[Span]] = {}
     for entry in sorted(index.recordings, key=lambda entry: cache_dir / entry.file):
         takes.setdefault(entry.take, []).append(Span(cache_dir / entry.file, 0, entry.n_frames))
-    return Corpus(index.instrument, *split_takes(takes, config.train.val_fraction, boundary))
+    return Corpus(cache_dir, index.instrument, *split_takes(takes, config.train.val_fraction, boundary))

@@ -22,11 +22,12 @@ import soundfile
 
 from config import Config, config_to_dict
 from corpus import Corpus
+from data import Span
 from files import write_text
 from loss import StftLoss
 from model import NeuralGuitar
 from panels import THEMES
-from phrases import SOUNDS, choose_phrases, draw_phrase, play_phrase
+from phrases import SOUNDS, Phrase, draw_phrase, loudest_passage, play_phrase
 from visualize_features import save_figure
 
 MODES = ("online", "offline", "disabled")
@@ -60,12 +61,19 @@ def choose_run_name(runs_dir: Path, wanted: str | None = None) -> str:
 class Tracker:
     """One training's folder under ``runs/`` and, once started, its W&B run."""
 
-    def __init__(self, folder: Path, config: Config, corpus: Corpus, resumed_at: int = 0) -> None:
-        """Open the folder; what it holds of steps after ``resumed_at`` will be trained again, and goes."""
+    def __init__(
+        self, folder: Path, config: Config, corpus: Corpus, phrases: dict[str, Span | None], resumed_at: int = 0
+    ) -> None:
+        """Open the folder; what it holds of steps after ``resumed_at`` will be trained again, and goes.
+
+        ``phrases`` are those of ``choose_phrases``.
+        """
         self.folder = folder
         self.config = config
-        self.phrases = choose_phrases(corpus, config)
+        self.phrases = phrases
+        self._passages: dict[str, Phrase] = {}
         self._wandb: Any = None
+        self._said: set[str] = set()
         self._last_step: tuple[int, float] | None = None
         about = {
             "instrument": corpus.instrument, "preset": config.preset, "config": config_to_dict(config),
@@ -132,24 +140,27 @@ class Tracker:
         self._record({"kind": "epoch", "step": step, "epoch": epoch, **_finite(values)})
         self._guarded(write_page, self.folder)
 
-    def log_phrases(self, epoch: int, step: int, model: NeuralGuitar) -> None:
-        """Let the model play the phrases; keep the sounds and their pictures."""
-        self._guarded(self._log_phrases, epoch, step, model)
+    def log_phrases(self, epoch: int, step: int, model: NeuralGuitar, corpus: Corpus) -> None:
+        """Let the model play the phrases that are in ``corpus`` by now; keep the sounds and their pictures."""
+        self._guarded(self._log_phrases, epoch, step, model, {*corpus.validation, *corpus.training})
         self._last_step = None  # the time that this took is not training time
 
-    def _log_phrases(self, epoch: int, step: int, model: NeuralGuitar) -> None:
+    def _log_phrases(self, epoch: int, step: int, model: NeuralGuitar, here: set[Span]) -> None:
         shown = []
-        for number, phrase in enumerate(self.phrases, start=1):
+        for number, (name, span) in enumerate(self.phrases.items(), start=1):
+            if span not in here:
+                continue
+            phrase = self._passages[name] = self._passages.get(name) or loudest_passage(span, self.config)
             sounds, gain = play_phrase(model, phrase)
             stem = f"epoch_{epoch:04}_phrase_{number}"
-            for name in SOUNDS:
-                path = self.folder / "sounds" / f"{stem}_{name}.wav"
+            for sound, samples in sounds.items():
+                path = self.folder / "sounds" / f"{stem}_{sound}.wav"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                soundfile.write(path, sounds[name], self.config.audio.sample_rate)
+                soundfile.write(path, samples, self.config.audio.sample_rate)
             for theme in THEMES:
                 figure = draw_phrase(phrase, sounds, self.config, theme)
                 save_figure(figure, self.folder / "pictures" / f"{stem}_{theme}.png")
-            shown.append({"name": phrase.name, "stem": stem, "gain": gain})
+            shown.append({"name": phrase.name, "number": number, "stem": stem, "gain": gain})
         self._append({"kind": "phrases", "step": step, "epoch": epoch, "phrases": shown})
         write_page(self.folder)
         if self._wandb is not None:
@@ -159,12 +170,12 @@ class Tracker:
         import wandb
 
         media: dict[str, Any] = {}
-        for number, phrase in enumerate(shown, start=1):
+        for phrase in shown:
             for name in SOUNDS:
                 path = self.folder / "sounds" / f"{phrase['stem']}_{name}.wav"
-                media[f"phrase_{number}_{name}"] = wandb.Audio(str(path), caption=f"{phrase['name']}, {name}")
+                media[f"phrase_{phrase['number']}_{name}"] = wandb.Audio(str(path), caption=f"{phrase['name']}, {name}")
             picture = self.folder / "pictures" / f"{phrase['stem']}_light.png"
-            media[f"phrase_{number}_picture"] = wandb.Image(str(picture), caption=phrase["name"])
+            media[f"phrase_{phrase['number']}_picture"] = wandb.Image(str(picture), caption=phrase["name"])
         return media
 
     def finish(self, exit_code: int) -> None:
@@ -179,9 +190,8 @@ class Tracker:
             self._send({name: value for name, value in record.items() if name != "kind" and value is not None})
 
     def _send(self, values: dict[str, Any]) -> None:
-        sent = self._guarded(lambda: (self._wandb.log(values), True)[1])
-        if not sent:
-            self._wandb = None
+        """Give values to W&B; what it does not take stays in the folder alone, and the next are tried again."""
+        self._guarded(self._wandb.log, values)
 
     def _open(self, resumed_at: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -193,11 +203,14 @@ class Tracker:
             file.write(json.dumps(record) + "\n")
 
     def _guarded(self, act: Callable[..., Any], *arguments: Any) -> Any:
-        """Do something that is not worth a training; return None and say so if it fails."""
+        """Do something that is not worth a training; return None if it fails, and say why, once."""
         try:
             return act(*arguments)
         except Exception as error:  # whatever a full disk, a network or W&B's own service may come up with
-            log.warning("not tracked, training goes on: %s", f"{type(error).__name__}: {error}".splitlines()[0])
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            if reason not in self._said:
+                log.warning("not tracked, training goes on: %s", reason)
+            self._said.add(reason)
             return None
 
 

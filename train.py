@@ -32,9 +32,10 @@ from config import (
     get_device,
     load_config,
 )
-from corpus import Corpus, read_corpus
+from corpus import ENDS, FEW_TAKES, Corpus, boundary_of, read_corpus
 from distributed import ALONE, Ranks, joined, read_ranks
 from model import GruDecoder, NeuralGuitar
+from phrases import choose_phrases
 from tracking import MODES, Tracker, choose_run_name, new_run_id
 from trainer import Stopped, Trainer
 
@@ -120,15 +121,21 @@ def prepare(args: argparse.Namespace, ranks: Ranks = ALONE, at_exit: ExitStack |
     checkpoint = read_checkpoint(latest) if latest.exists() and not args.no_resume else None
     if checkpoint:
         _require_same_training(checkpoint, latest, config)
+        config = _keep_held_out(checkpoint, config)
     device = ranks.own(get_device(args.device))
-    boundary = _boundary(checkpoint, config)
-    corpus, next_corpus = open_corpus(args, config, boundary, ranks, device, at_exit or ExitStack())
+    boundary = boundary_of(checkpoint) if checkpoint else None
+    whole, next_corpus = open_corpus(args, config, boundary, ranks, device, at_exit or ExitStack())
+    corpus = next_corpus() if next_corpus else whole
     if checkpoint and (before := checkpoint["instrument"]) != corpus.instrument:
         raise _another_training(latest, [f"instrument {before} -> {corpus.instrument}"], corpus.instrument)
+    if boundary == ENDS and len(corpus.training) >= FEW_TAKES:
+        log.info("the end of each recording stays held out, as when this training began with fewer than %d", FEW_TAKES)
     if config.train.patience is not None and not corpus.validation:
-        raise ValueError("--patience watches the validation loss, but nothing is held out; give --val_fraction")
+        raise ValueError("--patience watches the validation loss, but nothing is held out; give --val_fraction, or "
+                         "--no_resume too where a training has begun without")  # fmt: skip
     trainer = Trainer(config, corpus, args.checkpoint_dir, device, args.seed, ranks, args.num_workers)
     trainer.next_corpus = next_corpus
+    trainer.phrases = choose_phrases(whole, checkpoint["schedule"].get("phrases", ()) if checkpoint else ())
     trainer.precision = _PRECISIONS[args.precision]
     if args.compile:
         compile_layers(trainer.model)
@@ -165,26 +172,19 @@ def open_corpus(
     device: torch.device,
     at_exit: ExitStack,
 ) -> tuple[Corpus, Callable[[], Corpus] | None]:
-    """Return the recordings and, where more of them are on their way, how to ask what has come since."""
+    """Return all recordings and, where they are on their way, how to ask for those that are here."""
     if args.hf_repo_id is None:
         return read_corpus(args.data_dir, config, boundary), None
     from hub_cache import default_cache  # half a second that a training from disk need not wait
-    from streaming import HubRecordings
+    from streaming import HubRecordings, so_far_in_common, wait_in_common
 
     recordings = HubRecordings(args.hf_repo_id, args.data_dir or default_cache(args.hf_repo_id), config, boundary)
     at_exit.callback(recordings.close)
     recordings.start()
     recordings.wait_for(1)
     ranks.wait()
-    both = (recordings.corpus.training, recordings.corpus.validation)
-    paths = sorted({span.path for side in both for span in side})
-
-    def so_far() -> Corpus:
-        here = set(recordings.ready())
-        counts = ranks.sum(torch.tensor([float(path in here) for path in paths], device=device))
-        return recordings.so_far(path for path, count in zip(paths, counts.tolist()) if count == ranks.size)
-
-    return so_far(), so_far
+    wait_in_common(recordings, ranks, device)
+    return recordings.corpus, lambda: so_far_in_common(recordings, ranks, device)
 
 
 def _another_training(path: Path, differences: list[str], instrument: str) -> ValueError:
@@ -195,18 +195,20 @@ def _another_training(path: Path, differences: list[str], instrument: str) -> Va
 
 
 def _require_same_training(checkpoint: dict[str, Any], path: Path, config: Config) -> None:
-    differences = architecture_differences(settings_of(checkpoint, path), config)
+    differences = architecture_differences(settings_of(checkpoint, path, config), config)
     if checkpoint["optimizer"] is None:
         differences.append("it was exported for use and cannot be trained on")
     if differences:
         raise _another_training(path, differences, checkpoint["instrument"])
 
 
-def _boundary(checkpoint: dict[str, Any] | None, config: Config) -> str | None:
-    """Return where an earlier run split the recordings, if this one is to split them at the same place."""
-    if checkpoint is None or checkpoint["config"]["train"]["val_fraction"] != config.train.val_fraction:
-        return None
-    return checkpoint["schedule"].get("boundary")
+def _keep_held_out(checkpoint: dict[str, Any], config: Config) -> Config:
+    """Return the configuration with the share held out as before: a larger one would take what was trained on."""
+    before = checkpoint["config"]["train"]["val_fraction"]
+    if before == config.train.val_fraction:
+        return config
+    log.info("val_fraction stays %g: what was trained on is not held out later, but by --no_resume", before)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, val_fraction=before))
 
 
 def watch(trainer: Trainer, args: argparse.Namespace) -> None:
@@ -217,7 +219,7 @@ def watch(trainer: Trainer, args: argparse.Namespace) -> None:
         log.info("a resumed training keeps its name: %s", trainer.run_name)
     if trainer.ranks.is_first:
         folder = args.runs_dir / trainer.run_name
-        trainer.tracker = Tracker(folder, trainer.config, trainer.corpus, trainer.progress.step)
+        trainer.tracker = Tracker(folder, trainer.config, trainer.corpus, trainer.phrases, trainer.progress.step)
         trainer.tracker.start_wandb(args.wandb_mode, args.wandb_project, trainer.wandb_id)
 
 

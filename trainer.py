@@ -24,6 +24,8 @@ from checkpoint import (
     keep_newest,
     load_weights,
     make_checkpoint,
+    measures_otherwise,
+    order_changes,
     random_state,
     restore_random_state,
     save_checkpoint,
@@ -31,7 +33,7 @@ from checkpoint import (
 )
 from config import Config, training_changes
 from corpus import Corpus, measure_statistics
-from data import CropDataset, build_dataset, load_batches
+from data import CropDataset, Span, build_dataset, load_batches
 from distributed import ALONE, Ranks
 from loss import StftLoss
 from model import NeuralGuitar, build_model
@@ -39,8 +41,6 @@ from optimizing import WeightAverage, build_loss, build_optimizer, learning_rate
 from threads import alone
 from tracking import Tracker
 
-# Changing one of these changes what a validation loss means.
-_MEASURES = ("loss.", "train.crop_seconds", "train.val_fraction")
 log = logging.getLogger("train")
 
 
@@ -96,6 +96,7 @@ class Trainer:
         self.progress = Progress()
         self.run_name: str | None = None
         self.wandb_id: str | None = None
+        self.phrases: dict[str, Span | None] = {}  # that are played now and then, by their names
         self.tracker: Tracker | None = None  # of rank 0, if somebody watches
         self.precision: torch.dtype = torch.float32  # of the decoder's products, in training
         self.stopping = False  # asked of this process
@@ -139,15 +140,12 @@ class Trainer:
         self.progress = Progress(checkpoint["epoch"], checkpoint["step"], position, **checkpoint["metrics"])
         self.run_name, self.wandb_id = checkpoint["run_name"], checkpoint["wandb_id"]
         changes = training_changes(checkpoint["config"], self.config)
-        now = {"seed": self.seed, "crops an epoch": len(self.training)}
-        before = {"seed": checkpoint["rng"].get("seed"), "crops an epoch": checkpoint["schedule"].get("n_crops")}
-        reordered = {name: f"{before[name]} -> {now[name]}" for name in now if before[name] not in (None, now[name])}
-        if changes or reordered:
-            described = ", ".join(f"{name} {change}" for name, change in (changes | reordered).items())
-            log.info("changed since the last save, and applied from here on: %s", described)
+        reordered = order_changes(checkpoint, self.seed, len(self.training))
+        if changed := ", ".join(f"{name} {change}" for name, change in (changes | reordered).items()):
+            log.info("changed since the last save, and applied from here on: %s", changed)
         if reordered and position:
             log.info("the unfinished epoch goes on in another order: some of its crops come twice, some not at all")
-        if any(name.startswith(_MEASURES) for name in changes):
+        if measures_otherwise(checkpoint, changes, self.average is not None):
             log.info("validation losses of before do not compare any more: the best one is looked for anew")
             self.progress.best_val_loss, self.progress.epochs_since_best = float("inf"), 0
 
@@ -283,7 +281,8 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             average=self.average.model.state_dict() if self.average else None,
             schedule={
-                "learning_rate": learning_rate, "n_crops": len(self.training), "boundary": self.corpus.boundary
+                "learning_rate": learning_rate, "n_crops": len(self.training), "boundary": self.corpus.boundary,
+                "phrases": list(self.phrases),
             },
             rng={**random_state(), "seed": self.seed},
             wandb_id=self.wandb_id,
@@ -329,7 +328,7 @@ class Trainer:
             progress.epoch, progress.step, train_loss, val_loss, " (best)" if is_best else "",
         )  # fmt: skip
         if self.tracker and progress.epoch % self.config.train.phrases_every_epochs == 0:
-            self.tracker.log_phrases(progress.epoch, progress.step, self.judged)
+            self.tracker.log_phrases(progress.epoch, progress.step, self.judged, self.corpus)
 
 
 def _seed_everything(seed: int) -> None:

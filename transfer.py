@@ -141,14 +141,28 @@ def plan_files(source: Path, target: Path, instrument: str) -> list[tuple[Path, 
         return [(source, target)]
     if target.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"--output {target} lies in --input {source}; the next run would play it too")
-    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    played = SUFFIXES | _MIDI
+    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in played and path.is_file())
     if not found:
-        raise ValueError(f"{source} holds no sound files ({', '.join(sorted(SUFFIXES))})")
+        raise ValueError(f"{source} holds no sound files, nor MIDI ({', '.join(sorted(played))})")
     if target.is_file():
         raise ValueError(f"--output {target} is a file; for a folder as input name a folder")
     # The suffix stays in the name, so that take.wav and take.mp3 do not overwrite each other.
     names = [path.relative_to(source) for path in found]
     return [(path, target / name.with_name(f"{name.name}_{instrument}.wav")) for path, name in zip(found, names)]
+
+
+def _flags_of_no_effect_on_notes(args: argparse.Namespace) -> str:
+    """Name the flags given that are about how a recording is heard."""
+    has_gate = args.gate_offset != _DEFAULTS.gate_offset
+    given = {"--causal": args.causal, "--no_fit": args.no_fit, "--gate_offset": has_gate}
+    return ", ".join(flag for flag, is_given in given.items() if is_given)
+
+
+def _say_what_notes_ignore(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
+    n_midi = sum(source.suffix.lower() in _MIDI for source, _ in jobs)
+    if n_midi and (flags := _flags_of_no_effect_on_notes(args)):
+        log.warning("%s: for recordings only, without effect on %d MIDI files here", flags, n_midi)
 
 
 def transfer_all(jobs: list[tuple[Path, Path]], model: NeuralGuitar, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -198,7 +212,7 @@ def _play(
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Play a voice on an instrument.")
     given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--input", type=Path, help="a recording, a folder of them, or a MIDI file")
+    given.add_argument("--input", type=Path, help="a recording, a MIDI file, or a folder of them")
     given.add_argument("--controls", type=Path, help="curves to play, as --export_controls writes them")
     parser.add_argument("--output", type=Path, required=True, help="the result, or a folder for them")
     parser.add_argument("--instrument", help="a shipped model, such as trumpet (the default)")
@@ -224,6 +238,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.options = TransferOptions(**{name: getattr(args, name) for name in _OPTIONS}, fit=not args.no_fit)
     except ValueError as error:
         parser.error(str(error))
+    if args.input and args.input.suffix.lower() in _MIDI and (flags := _flags_of_no_effect_on_notes(args)):
+        parser.error(f"{flags}: for recordings only; the notes of a MIDI file are played as they are written")
     if args.controls:
         if args.controls.is_dir():
             parser.error(f"--controls {args.controls} is a folder; name a file of curves")
@@ -264,6 +280,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.controls is None and args.input.is_dir() and (args.midi or args.export_controls):
             raise ValueError(f"--midi and --export_controls take one recording, and --input {args.input} is a folder")
         refuse_overwriting(jobs, args)
+        _say_what_notes_ignore(jobs, args)
         reports = transfer_all(jobs, model, args)
         if args.report and reports:
             write_text(args.report, json.dumps(reports, indent=2) + "\n")

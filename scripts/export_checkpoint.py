@@ -32,6 +32,7 @@ from checkpoint import (
     settings_of,
     weights_for_use,
 )
+from corpus import boundary_of
 from files import hash_file, replacing, write_text
 from model import NeuralGuitar
 
@@ -104,6 +105,7 @@ def strip(source: dict[str, Any], path: Path, half: bool = False) -> dict[str, A
         half: keep weights in 16 bits; loading a model widens them again.
     """
     metrics = {"best_val_loss": (source["metrics"] or {}).get("best_val_loss")}
+    boundary = boundary_of(source)
     stripped = make_checkpoint(
         settings_of(source, path),
         source["instrument"],
@@ -112,7 +114,7 @@ def strip(source: dict[str, Any], path: Path, half: bool = False) -> dict[str, A
         # A copy: a tensor that is a part of a larger one would be saved with all of it.
         model={name: weight.half() if half else weight.clone() for name, weight in weights_for_use(source).items()},
         run_name=source["run_name"],
-        schedule={"boundary": (source["schedule"] or {}).get("boundary")},  # which recordings were held out
+        schedule=None if boundary is None else {"boundary": boundary},  # which recordings were held out
         statistics=source["statistics"],
         metrics=metrics,
     )

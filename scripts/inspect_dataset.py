@@ -39,7 +39,7 @@ from inspection_findings import (
 from inspection_report import write_report
 from pitch_annotations import count_octave_errors, find_annotations, read_annotation
 
-from config import Config, load_config
+from config import DEFAULT_CONFIG_PATH, Config, load_config
 from data import Recording, extractor_settings, find_recordings, load_recording
 from panels import note_name
 
@@ -148,6 +148,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data_dir", type=Path, required=True, help="what preprocess.py wrote")
     parser.add_argument("--html", type=Path, help="also write a report with pictures here")
     parser.add_argument("--annotations", type=Path, help="folder with URMP's F0s_*.txt or GuitarSet's *.jams")
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
     args = parser.parse_args(argv)
     for flag in ("data_dir", "annotations"):
         folder = getattr(args, flag)
@@ -160,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        config = load_config()
+        config = load_config(args.config)
         found = inspect(args.data_dir, config, args.annotations)
         if args.html:
             faults = list_faults(config)

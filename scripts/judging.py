@@ -20,7 +20,7 @@ from scorecard_page import Exhibit, Track
 from tqdm import tqdm
 
 from config import Config
-from corpus import read_corpus
+from corpus import boundary_of, read_corpus
 from data import Span, load_recording
 from features import SUFFIXES, load_audio, prepare_audio
 from loss import MultiResolutionSTFTLoss
@@ -86,7 +86,7 @@ def _split_of(trained: dict[str, Any] | None, config: Config) -> tuple[Config, s
         return config, None
     saved = trained["config"].get("train", {})
     train = dataclasses.replace(config.train, val_fraction=saved.get("val_fraction", config.train.val_fraction))
-    return dataclasses.replace(config, train=train), (trained["schedule"] or {}).get("boundary")
+    return dataclasses.replace(config, train=train), boundary_of(trained)
 
 
 def _read_sound(path: Path, model: NeuralGuitar, own: bool) -> Take:

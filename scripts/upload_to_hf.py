@@ -22,7 +22,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 from tqdm import tqdm
 
-from config import Config, load_config
+from config import DEFAULT_CONFIG_PATH, Config, load_config
 from data import Recording, extractor_settings, find_recordings, load_recording
 from files import hash_file
 from hub import INDEX, Entry, HubError, Index, ask, check_repo_id, connect, stays_inside
@@ -198,6 +198,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--licence", help=f"of the recordings, for the card: {', '.join(HUB_LICENCES)}, or in words")
     parser.add_argument("--public", action="store_true", help="everybody may see it (default: private)")
     parser.add_argument("--delete_missing", action="store_true", help="delete recordings there that are not here")
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
     args = parser.parse_args(argv)
     if args.public and not args.licence:
         parser.error("a public data set needs a --licence")
@@ -215,7 +216,7 @@ def upload(args: argparse.Namespace) -> None:
         ValueError, OSError: what keeps it from being done.
     """
     api = connect(write=True)
-    local = read_folder(args.data_dir, load_config())
+    local = read_folder(args.data_dir, load_config(args.config))
     open_data_set(api, args.repo_id, not args.public)
     job = Upload(api, args.repo_id, local, args.data_dir, args.licence)
     if args.licence is None and CARD not in job.texts:

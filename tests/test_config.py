@@ -10,6 +10,7 @@ import config as config_module
 from config import (
     DEFAULT_CONFIG_PATH,
     AudioConfig,
+    adopt_instrument,
     adopt_settings,
     architecture_differences,
     config_from_dict,
@@ -280,6 +281,27 @@ def test_a_voice_is_heard_by_todays_crepe_whoever_heard_the_recordings(config):
     saved = config_to_dict(config)
     saved["features"]["crepe_model"] = "full"
     assert adopt_settings(saved, config).features.crepe_model == "tiny"
+
+
+@pytest.mark.parametrize(("base", "own", "heard_by"), [("full", None, "full"), ("tiny", "full", "full"),
+                                                      ("full", "tiny", "tiny"), ("full", ..., "full")])  # fmt: skip
+def test_recordings_of_a_trained_instrument_are_heard_by_the_crepe_that_heard_them(config, base, own, heard_by):
+    saved = config_to_dict(config)
+    saved["features"]["crepe_model"], saved["instruments"]["trumpet"]["crepe_model"] = base, own
+    if own is ...:  # of an earlier version
+        del saved["instruments"]["trumpet"]["crepe_model"]
+    adopted = adopt_instrument(saved, "trumpet", config)
+    assert adopted.for_recordings_of("trumpet").features.crepe_model == heard_by
+    assert adopted.for_recordings_of("oboe") == dataclasses.replace(config, instruments=adopted.instruments)
+    assert adopted.instrument("trumpet").f0_max == config.instrument("trumpet").f0_max
+
+
+def test_an_instrument_that_only_the_saved_configuration_knows(config):
+    saved = config_to_dict(config)
+    saved["instruments"]["erhu"] = {**saved["instruments"]["trumpet"], "f0_min": 293.0}
+    assert adopt_instrument(saved, "erhu", config).instrument("erhu").f0_min == 293.0
+    with pytest.raises(ValueError, match="unknown instrument 'kazoo'"):
+        adopt_instrument(saved, "kazoo", config)
 
 
 def test_a_setting_newer_than_the_saved_ones_keeps_its_current_value(config):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 import corpus
 import data
 import files
-from corpus import measure_statistics, read_corpus
+from corpus import ENDS, boundary_of, measure_statistics, read_corpus
 from data import (
     CropDataset,
     NeuralGuitarDataset,
@@ -342,6 +342,24 @@ def test_boundary_keeps_both_sides_when_recordings_are_added(write_takes, config
     assert sounds_of(before.training) <= sounds_of(after.training)
     assert after.boundary == before.boundary == "00" * 32
     assert len(read_corpus(folder, config).validation) == 2
+
+
+@pytest.mark.parametrize("val_fraction", [0.1, 0.0])
+def test_few_takes_stay_divided_by_their_ends_when_recordings_are_added(write_takes, config, val_fraction):
+    settings = with_train(config, val_fraction=val_fraction)
+    digests = [f"{i:064x}" for i in range(40)]
+    before = read_corpus(write_takes(digests[:4]), settings)
+    after = read_corpus(write_takes(digests), settings, before.boundary)
+    assert frames_of(before.training) <= frames_of(after.training)
+    assert not frames_of(before.training) & frames_of(after.validation)
+    assert len(after.validation) == (40 if val_fraction else 0) and after.boundary == before.boundary == ENDS
+
+
+def test_what_a_checkpoint_says_of_the_division():
+    assert boundary_of({"schedule": {"boundary": "5" * 64}}) == "5" * 64
+    assert boundary_of({"schedule": {"boundary": ""}}) == ""  # nothing is held out
+    assert boundary_of({"schedule": {"boundary": None}}) == ENDS  # as it was written once
+    assert boundary_of({"schedule": {"learning_rate": 0.1}}) is boundary_of({"schedule": None}) is None
 
 
 def test_boundary_of_other_recordings_is_forgotten(write_takes, config):

@@ -13,7 +13,7 @@ from conftest import melody
 from judging import BASELINE, MODEL, RECORDING, UNTRAINED, VOICE, read_takes
 
 from checkpoint import load_model, read_checkpoint
-from corpus import read_corpus
+from corpus import ENDS, read_corpus
 from data import load_recording, save_recording
 
 NOTES = (330.0, 392.0, 440.0, 494.0, 523.3, 587.3)
@@ -120,6 +120,8 @@ def test_what_is_judged_is_what_training_held_out(write_checkpoint, takes, tmp_p
     content = read_checkpoint(write_checkpoint())
     trained = content | {"schedule": {"boundary": digests[3]}}
     assert len(read_takes(folder, model, own=True, trained=trained)) == 4
+    trained = content | {"schedule": {"boundary": ENDS}}
+    assert [len(take.audio) for take in read_takes(folder, model, own=True, trained=trained)] == [12 * 160] * 6
     halved = content["config"] | {"train": content["config"]["train"] | {"val_fraction": 0.5}}
     trained = content | {"schedule": None, "config": halved}  # of an earlier version
     assert len(read_takes(folder, model, own=True, trained=trained)) == 3

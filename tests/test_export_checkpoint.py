@@ -40,7 +40,7 @@ def trained(write_checkpoint, small_config):
         epoch=12,
         step=3456,
         optimizer=adam_state(small_config),
-        schedule={"learning_rate": 0.001},
+        schedule={"learning_rate": 0.001, "boundary": "5" * 64},
         rng={"torch": torch.get_rng_state()},
         metrics={"best_val_loss": 1.23456, "train_losses": [1.0] * 100},
         wandb_id="abc",
@@ -84,7 +84,7 @@ def test_weights_that_16_bits_cannot_hold_stay_unexported(trained, tmp_path, cap
 
 def test_holds_what_loading_needs_and_no_more(trained, exported, small_config):
     source, content = read_checkpoint(trained), read_checkpoint(exported)
-    assert content["schedule"] == {"boundary": (source["schedule"] or {}).get("boundary")}
+    assert content["schedule"] == {"boundary": source["schedule"]["boundary"]}
     for key in ("optimizer", "rng", "wandb_id", "position_in_epoch", "average"):
         assert content[key] is None, key
     for key in ("format_version", "preset", "instrument", "epoch", "step", "statistics"):

@@ -1,16 +1,18 @@
 """preprocess.py: what users do to it, from a folder of odd files to a kill in the middle."""
 
 import dataclasses
+import json
 import tracemalloc
 from pathlib import Path
 
+import check_dataset_nans
 import numpy as np
 import pytest
 import soundfile
 import torch
 
 import preprocess
-from config import Config, load_config
+from config import DEFAULT_CONFIG_PATH, Config, load_config
 from data import load_recording
 from features import extract_features, load_audio
 
@@ -43,6 +45,20 @@ def test_measures_a_tone(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     cents = 1200 * torch.log2(recording.f0[0, 10:90, 0] / 440)
     assert cents.abs().max() < 15  # CREPE tiny: its bins are 20 cents wide
     assert recording.periodicity[0, 10:90].min() > 0.8
+
+
+def test_measures_by_a_configuration_of_ones_own(raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = json.loads(DEFAULT_CONFIG_PATH.read_text())
+    content["base"]["features"]["f0_min"] = 100.0
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    flags = ["--output_dir", tmp_path / "out", "--config", tmp_path / "own.json"]
+    assert run("--input_dir", raw, *flags) == 0
+    (path,) = (tmp_path / "out").iterdir()
+    assert load_recording(path, load_config(tmp_path / "own.json")).extractor["features"]["f0_min"] == 100.0
+    assert check_dataset_nans.main(["--data_dir", str(path.parent)]) == 1
+    assert check_dataset_nans.main(["--data_dir", str(path.parent), "--config", str(tmp_path / "own.json")]) == 0
+    assert preprocess.main(["--input_dir", str(raw), *map(str, flags[:2]), "--config", str(tmp_path / "no.json")]) == 1
+    assert "no.json" in caplog.text
 
 
 @pytest.mark.parametrize(("suffix", "rate"), [(".flac", 44100), (".ogg", 48000), (".mp3", 44100), (".wav", 192000)])

@@ -1,8 +1,13 @@
 """train.py on a data set that arrives from a Hub on loopback, as users run it."""
 
+import dataclasses
 import json
 import threading
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,8 +18,12 @@ from conftest import harmonic_tone
 import train
 from checkpoint import read_checkpoint
 from config import DEFAULT_CONFIG_PATH
+from corpus import read_corpus
 from data import Recording, extractor_settings, save_recording
-from streaming import HubRecordings
+from distributed import Ranks
+from hub import HubError
+from phrases import choose_phrases
+from streaming import HubRecordings, so_far_in_common, wait_in_common
 
 NAME = "user/trumpet"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
@@ -104,6 +113,88 @@ def test_training_goes_on_without_the_network_and_takes_on_what_comes(hub, place
     caplog.clear()
     assert run("--hf_repo_id", NAME, "--epochs", 4) == 0
     assert "resumed" in caplog.text and "epoch 4" in caplog.text
+
+
+def test_phrases_are_chosen_from_all_that_will_come_and_kept(hub, place, folder, config):
+    chosen = list(choose_phrases(read_corpus(folder, with_half_held_out(config))))
+    hub.files_left = 3
+    for epochs in (1, 2):
+        assert run("--hf_repo_id", NAME, "--epochs", epochs, "--val_fraction", 0.5) == 0
+        assert read_checkpoint(place / "checkpoints" / "latest.pth")["schedule"]["phrases"] == chosen
+        hub.files_left, hub.down = None, False
+    assert len(chosen) == 2
+
+
+def with_half_held_out(config):
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, val_fraction=0.5))
+
+
+class Machine(Ranks):
+    """One of two machines of a training; here they are threads."""
+
+    meeting = threading.Barrier(2, timeout=60)
+    said: ClassVar = {}
+
+    def sum(self, values):
+        self.said[self.rank] = values
+        self.meeting.wait()
+        total = self.said[0] + self.said[1]
+        self.meeting.wait()
+        return total
+
+
+def corpora_of_two_machines(config, **options):
+    """Let two machines stream, each into a cache that holds one recording, another one each; return what each says."""
+    streams = [HubRecordings(NAME, Path(f"cache {rank}"), config) for rank in (0, 1)]
+
+    def live(recordings, rank):
+        machine = Machine(rank, 0, 2)
+        try:
+            wait_in_common(recordings, machine, torch.device("cpu"), **options)
+            return so_far_in_common(recordings, machine, torch.device("cpu"))
+        except HubError as error:
+            return error
+
+    for recordings in streams:
+        recordings.start()
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(live, streams, (0, 1)))
+    finally:
+        for recordings in streams:
+            recordings.close()
+
+
+@pytest.fixture
+def two_caches(hub, place, folder, config):
+    """Two caches with one recording to train on each, another one; the network is gone."""
+    fetch_all("cache 0", config)
+    fetch_all("cache 1", config)
+    training = read_corpus(folder, config).training
+    for number in (0, 1):
+        for path in Path(f"cache {number}").glob("*.pt"):
+            if path.name != training[number].path.name:
+                path.unlink()
+    hub.down = True
+
+
+def test_machines_wait_until_they_have_a_recording_in_common(hub, two_caches, config, monkeypatch):
+    looked = []
+
+    def network_comes_back(seconds):
+        looked.append(seconds)
+        hub.down = False
+        threading.Event().wait(0.05)
+
+    monkeypatch.setattr("streaming.time", types.SimpleNamespace(monotonic=time.monotonic, sleep=network_comes_back))
+    one, other = corpora_of_two_machines(config)
+    names = [{span.path.name for span in each.training} for each in (one, other)]
+    assert names[0] == names[1] and names[0] and looked
+
+
+def test_machines_without_a_recording_in_common_say_so(hub, two_caches, config):
+    for error in corpora_of_two_machines(config, seconds=0.0):
+        assert "the machines have no recording in common to train on" in str(error)
 
 
 def test_a_training_that_cannot_begin_fetches_nothing_more(hub, place, caplog):

@@ -1,5 +1,6 @@
 """tracking.py: what a run leaves on disk, in W&B's own files and on its page; nothing of it may stop a training."""
 
+import dataclasses
 import json
 import shutil
 import struct
@@ -16,7 +17,8 @@ from corpus import Corpus
 from data import Span, load_recording, save_recording
 from loss import StftLoss
 from model import build_model
-from tracking import Tracker, choose_phrases, choose_run_name, draw_phrase, play_phrase, read_metrics, write_page
+from phrases import choose_phrases, draw_phrase, loudest_passage, play_phrase
+from tracking import Tracker, choose_run_name, read_metrics, write_page
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def corpus(tmp_path, make_recording):
         save_recording(tmp_path / f"{name}.wav.pt", make_recording(melody(), name=f"{name}.wav"))
     n_frames = load_recording(tmp_path / "kept.wav.pt").n_frames
     spans = [Span(tmp_path / f"{name}.wav.pt", 0, n_frames) for name in ("kept", "held")]
-    return Corpus("trumpet", (spans[0],), (spans[1],))
+    return Corpus(tmp_path, "trumpet", (spans[0],), (spans[1],))
 
 
 @pytest.fixture
@@ -48,6 +50,7 @@ def read_wandb_file(path):
     """Yield the records of W&B's own file: a log in LevelDB's format, behind seven bytes of its own."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    tracking._stop_wandb()  # its process may still be writing
     content, position, whole = path.read_bytes(), 7, b""
     assert content[:4] == b":W&B"
     while position + 7 <= len(content):
@@ -64,6 +67,10 @@ def read_wandb_file(path):
             yield record
 
 
+def watch(folder, config, corpus, resumed_at=0):
+    return Tracker(folder, config, corpus, choose_phrases(corpus), resumed_at)
+
+
 def train_a_little(tracker, epochs, first_step=1):
     for epoch in epochs:
         step = first_step + epoch - 1
@@ -78,10 +85,10 @@ def test_offline_runs_of_a_resumed_training_are_one_run(tmp_path, corpus, model,
     caplog.set_level("INFO")
     folder = tmp_path / "runs" / "quiet-echo"
     for epochs in ([1, 2], [3]):
-        tracker = Tracker(folder, small_config, corpus, resumed_at=epochs[0] - 1)
+        tracker = watch(folder, small_config, corpus, resumed_at=epochs[0] - 1)
         tracker.start_wandb(None, "some-project", "abcd1234")
         train_a_little(tracker, epochs)
-        tracker.log_phrases(epochs[-1], epochs[-1], model)
+        tracker.log_phrases(epochs[-1], epochs[-1], model, corpus)
         tracker.finish(0)
     assert "W&B is offline (`wandb login` once" in caplog.text
     assert f"its 2 parts in the order of their names: wandb sync {folder}/wandb/offline-run-*-abcd1234" in caplog.text
@@ -107,12 +114,36 @@ def test_offline_runs_of_a_resumed_training_are_one_run(tmp_path, corpus, model,
     assert not (tmp_path / "wandb").exists()
 
 
+def test_what_wandb_does_not_take_once_is_said_once_and_the_rest_is_kept(
+    tmp_path, corpus, small_config, no_account, monkeypatch, caplog
+):
+    folder = tmp_path / "run"
+    tracker = watch(folder, small_config, corpus)
+    tracker.start_wandb("offline", "p", "abcd1234")
+    take = tracker._wandb.log
+
+    def fail(values):
+        raise OSError("no space left")
+
+    for epoch in (1, 2, 3, 4):
+        monkeypatch.setattr(tracker._wandb, "log", fail if epoch in (2, 3) else take)
+        train_a_little(tracker, [epoch])
+    tracker.finish(0)
+    assert caplog.messages.count("not tracked, training goes on: OSError: no space left") == 1
+    assert [record["step"] for record in read_metrics(folder) if record["kind"] == "step"] == [1, 2, 3, 4]
+    records = list(read_wandb_file(next(folder.glob("wandb/offline-run-*/*.wandb"))))
+    rows = [{"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+            for record in records if record.WhichOneof("record_type") == "history"]  # fmt: skip
+    assert [row["step"] for row in rows if "train_loss" in row] == ["1", "4"]
+    assert [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"] == [0]
+
+
 def test_without_a_network_the_run_is_kept_offline(tmp_path, corpus, small_config, no_account, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr(tracking, "_INIT_SECONDS", 2)
-    tracker = Tracker(tmp_path / "run", small_config, corpus)
+    tracker = watch(tmp_path / "run", small_config, corpus)
     tracker.start_wandb(None, "p", "abcd1234")
     train_a_little(tracker, [1])
     tracker.finish(0)
@@ -123,7 +154,7 @@ def test_without_a_network_the_run_is_kept_offline(tmp_path, corpus, small_confi
 @pytest.mark.parametrize("given", ["flag", "variable"])
 def test_disabled(tmp_path, corpus, small_config, no_account, monkeypatch, given):
     monkeypatch.setenv("WANDB_MODE", "disabled" if given == "variable" else "online")
-    tracker = Tracker(tmp_path / "run", small_config, corpus)
+    tracker = watch(tmp_path / "run", small_config, corpus)
     tracker.start_wandb("disabled" if given == "flag" else None, "p", "abcd1234")
     tracker.finish(0)
     assert not (tmp_path / "run" / "wandb").exists() and (tmp_path / "run" / "index.html").exists()
@@ -143,11 +174,11 @@ def test_a_key_is_found_where_wandb_login_leaves_it(tmp_path, no_account, monkey
 
 
 def test_what_is_trained_again_is_recorded_once(tmp_path, corpus, small_config):
-    tracker = Tracker(tmp_path / "run", small_config, corpus)
+    tracker = watch(tmp_path / "run", small_config, corpus)
     train_a_little(tracker, [1, 2, 3])
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "step", "st')  # killed in the middle of a line
-    train_a_little(Tracker(tmp_path / "run", small_config, corpus, resumed_at=2), [3, 4])
+    train_a_little(watch(tmp_path / "run", small_config, corpus, resumed_at=2), [3, 4])
     records = read_metrics(tmp_path / "run")
     assert [record["step"] for record in records if record["kind"] == "step"] == [1, 2, 3, 4]
     assert [record["epoch"] for record in records if record["kind"] == "epoch"] == [1, 2, 3, 4]
@@ -155,7 +186,8 @@ def test_what_is_trained_again_is_recorded_once(tmp_path, corpus, small_config):
 
 
 def test_phrases_are_level_matched_and_their_parts_add_up(corpus, model, config):
-    (phrase,) = choose_phrases(corpus, config)
+    (span,) = choose_phrases(corpus).values()
+    phrase = loudest_passage(span, config)
     assert phrase.name == "held.wav"
     sounds, gain = play_phrase(model, phrase)
     levels = {name: np.sqrt(np.mean(sounds[name] ** 2)) for name in sounds}
@@ -173,24 +205,51 @@ def test_phrases_are_level_matched_and_their_parts_add_up(corpus, model, config)
 def test_a_phrase_is_the_loudest_passage_inside_the_span(tmp_path, config, counting_recording):
     recording = counting_recording(2000)  # 20 s, louder to the end
     save_recording(tmp_path / "take.pt", recording)
-    corpus = Corpus("trumpet", (), (Span(tmp_path / "take.pt", 100, 1000),))
-    (phrase,) = choose_phrases(corpus, config)
+    phrase = loudest_passage(Span(tmp_path / "take.pt", 100, 1000), config)
     assert phrase.f0.shape == (1, 400, 1) and phrase.f0[0, 0, 0] == 100 + 700 and phrase.f0[0, -1, 0] == 100 + 1099
     assert phrase.target[0] == 700 and len(phrase.target) == 400 * 160
 
 
-def test_at_most_three_phrases_and_some_even_if_nothing_is_held_out(corpus, config):
-    span = corpus.training[0]
-    assert len(choose_phrases(Corpus("trumpet", (span,), (span,) * 10), config)) == 3
-    assert [phrase.name for phrase in choose_phrases(Corpus("trumpet", (span,), ()), config)] == ["kept.wav"]
+def held_out(folder, *names):
+    return tuple(Span(folder / name, 0, 100) for name in names)
+
+
+def test_at_most_three_phrases_and_some_even_if_nothing_is_held_out(tmp_path):
+    spans = held_out(tmp_path, *(f"{number}/take.pt" for number in range(10)))
+    chosen = choose_phrases(Corpus(tmp_path, "trumpet", (), spans))
+    assert list(chosen) == ["0/take.pt", "4/take.pt", "8/take.pt"] and chosen["4/take.pt"] == spans[4]
+    assert list(choose_phrases(Corpus(tmp_path, "trumpet", spans[:1], ()))) == ["0/take.pt"]
+
+
+def test_a_resumed_training_keeps_its_phrases(tmp_path):
+    before = list(choose_phrases(Corpus(tmp_path, "trumpet", (), held_out(tmp_path, "b", "d", "f"))))
+    moved = tmp_path / "elsewhere"
+    more = Corpus(moved, "trumpet", (), held_out(moved, "a", "b", "c", "e", "f"))
+    assert choose_phrases(more, before) == {"b": more.validation[1], "d": None, "f": more.validation[4]}
+    others = Corpus(tmp_path, "trumpet", (), held_out(tmp_path, "x", "y"))
+    assert list(choose_phrases(others, before)) == ["x", "y"]
+
+
+def test_a_phrase_that_has_not_arrived_is_left_out_until_it_has(tmp_path, corpus, model, small_config):
+    first = Span(corpus.folder / "still to come.pt", 0, 100)
+    whole = dataclasses.replace(corpus, validation=(first, *corpus.validation))
+    tracker = Tracker(tmp_path / "run", small_config, corpus, choose_phrases(whole))
+    tracker.log_phrases(5, 50, model, corpus)
+    save_recording(first.path, load_recording(corpus.validation[0].path))
+    tracker.log_phrases(10, 100, model, whole)
+    phrases = [record["phrases"] for record in read_metrics(tmp_path / "run") if record["kind"] == "phrases"]
+    assert [[(phrase["number"], phrase["name"]) for phrase in shown] for shown in phrases] == [
+        [(2, "held.wav")], [(1, "still to come"), (2, "held.wav")]
+    ]  # fmt: skip
+    assert [shown[-1]["stem"] for shown in phrases] == ["epoch_0005_phrase_2", "epoch_0010_phrase_2"]
 
 
 def test_sounds_and_pictures_are_on_disk(tmp_path, corpus, model, small_config):
     folder = tmp_path / "run"
-    tracker = Tracker(folder, small_config, corpus)
-    tracker.log_phrases(5, 50, model)
+    tracker = watch(folder, small_config, corpus)
+    tracker.log_phrases(5, 50, model, corpus)
     target, sample_rate = soundfile.read(folder / "sounds" / "epoch_0005_phrase_1_target.wav", dtype="float32")
-    sounds, _ = play_phrase(model, tracker.phrases[0])
+    sounds, _ = play_phrase(model, loudest_passage(corpus.validation[0], small_config))
     assert sample_rate == 16000 and target == pytest.approx(sounds["target"], abs=1 / 32000)  # 16 bits
     assert len(list((folder / "sounds").iterdir())) == 4
     assert {path.name for path in (folder / "pictures").iterdir()} == {
@@ -199,7 +258,7 @@ def test_sounds_and_pictures_are_on_disk(tmp_path, corpus, model, small_config):
 
 
 def test_a_picture_shows_where_the_sound_is(corpus, model, config):
-    (phrase,) = choose_phrases(corpus, config)
+    phrase = loudest_passage(corpus.validation[0], config)
     sounds, _ = play_phrase(model, phrase)
     figure = draw_phrase(phrase, sounds, config)
     image = figure.axes[2].images[0].get_array()  # (513, frames) of the target
@@ -210,10 +269,10 @@ def test_a_picture_shows_where_the_sound_is(corpus, model, config):
 
 def test_nothing_that_fails_stops_a_training(tmp_path, corpus, model, small_config, caplog):
     (tmp_path / "run").write_text("a file where the folder should be")
-    tracker = Tracker(tmp_path / "run", small_config, corpus)
+    tracker = watch(tmp_path / "run", small_config, corpus)
     tracker.start_wandb("offline", "p", "abcd1234")
     train_a_little(tracker, [1])
-    tracker.log_phrases(1, 1, model)
+    tracker.log_phrases(1, 1, model, corpus)
     tracker.finish(0)
     assert "not tracked, training goes on: " in caplog.text and "Traceback" not in caplog.text
 
@@ -241,9 +300,9 @@ def test_page_shows_and_plays_everything(tmp_path, corpus, model, small_config):
     if not (shutil.which("chromium") or shutil.which("chromium-browser")):
         pytest.skip("no chromium here")
     folder = tmp_path / "<b>run & more"
-    tracker = Tracker(folder, small_config, corpus)
+    tracker = watch(folder, small_config, corpus)
     train_a_little(tracker, [1, 2])
-    tracker.log_phrases(2, 2, model)
+    tracker.log_phrases(2, 2, model, corpus)
     page = browse(folder / "index.html")
     assert "<h1>&lt;b&gt;run &amp; more</h1>" in page
     for title in ("Loss, by epoch", "Training loss, by step", "Gradient norm, by step", "Learning rate, by step"):

@@ -25,9 +25,11 @@ from trainer import Stopped
 ROOT = Path(__file__).parent.parent
 
 
-def make_recording(path: Path, seconds: float, f0: float, instrument: str = "trumpet") -> None:
+def make_recording(
+    path: Path, seconds: float, f0: float, instrument: str = "trumpet", config_path: Path = DEFAULT_CONFIG_PATH
+) -> None:
     """Write a processed file of a tone that swells and dies away."""
-    config = load_config()
+    config = load_config(config_path)
     n_frames = config.audio.seconds_to_frames(seconds)
     level = np.interp(np.arange(n_frames), [0, n_frames / 3, n_frames], [-50, -15, -60]).astype(np.float32)
     time_axis = np.arange(config.audio.frames_to_samples(n_frames)) / config.audio.sample_rate
@@ -250,6 +252,23 @@ def test_changed_settings_are_said_and_applied(corpus: Path, small_config: Path,
     assert trainer.loss_function.mag_loss_weight == 0.5
 
 
+@pytest.mark.parametrize(("before", "now"), [(0.0, 0.9), (0.9, 0.0), (None, 0.9), (0.9, 0.9)])
+def test_losses_of_averaged_and_of_raw_weights_do_not_compare(
+    corpus: Path, small_config: Path, tmp_path: Path, before: float | None, now: float
+) -> None:
+    """None is of a version that could not average."""
+    args, path = arguments(corpus, small_config, tmp_path / "out", "--epochs", 1), tmp_path / "out" / "latest.pth"
+    change(small_config, "train", ema_decay=before or 0.0)
+    train.main(args)
+    if before is None:
+        content = torch.load(path, weights_only=True)
+        del content["config"]["train"]["ema_decay"]
+        torch.save(content, path)
+    change(small_config, "train", ema_decay=now)
+    trainer = train.prepare(train.parse_args(args))
+    assert (trainer.progress.best_val_loss == float("inf")) == (before != now)
+
+
 def test_more_epochs_are_the_same_training(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
     caplog.set_level("INFO")
     train.main(arguments(corpus, small_config, tmp_path / "out", "--epochs", 1))
@@ -303,6 +322,23 @@ def test_another_sample_rate_is_refused(corpus: Path, small_config: Path, tmp_pa
     assert (out / "latest.pth").read_bytes() == before
 
 
+def test_a_configuration_of_ones_own_is_all_that_a_resume_and_the_model_need(
+    small_config: Path, tmp_path: Path, caplog
+) -> None:
+    change(small_config, "features", crepe_model="full")
+    content = json.loads(small_config.read_text())
+    content["instruments"]["erhu"] = content["instruments"]["trumpet"]
+    small_config.write_text(json.dumps(content))
+    for number in range(6):
+        make_recording(tmp_path / "data" / f"{number}.pt", 1.0, 300.0 + 9 * number, "erhu", small_config)
+    for epochs in (1, 2):
+        args = arguments(tmp_path / "data", small_config, tmp_path / "out", "--epochs", epochs)
+        assert train.main(args) == 0, caplog.text
+    settings = load_model(tmp_path / "out" / "latest.pth").settings
+    assert len(read_corpus(tmp_path / "data", settings).validation) == 1  # as evaluate.py reads it
+    assert settings.features.crepe_model == "tiny"  # which hears voices
+
+
 def test_what_was_trained_on_is_never_held_out_later(corpus: Path, small_config: Path, tmp_path: Path) -> None:
     args = arguments(corpus, small_config, tmp_path / "out", "--epochs", 1)
     train.main(args)
@@ -313,6 +349,41 @@ def test_what_was_trained_on_is_never_held_out_later(corpus: Path, small_config:
     assert trained <= {span.path for span in later.training} and len(later.training) == 29
     fresh = train.prepare(train.parse_args([*args, "--no_resume"])).corpus
     assert len(fresh.validation) == 3
+
+
+def test_few_recordings_that_become_many_keep_what_was_held_out(
+    corpus: Path, small_config: Path, tmp_path: Path, caplog
+) -> None:
+    caplog.set_level("INFO")
+    for path in sorted(corpus.iterdir())[:3]:
+        path.unlink()
+    args = arguments(corpus, small_config, tmp_path / "out", "--epochs", 1)
+    train.main(args)
+    assert "stays held out" not in caplog.text
+    for number in range(6, 40):
+        make_recording(corpus / f"{number}.pt", 0.5, 600.0 + number)
+    later = train.prepare(train.parse_args(args)).corpus
+    assert "the end of each recording stays held out" in caplog.text
+    assert len(later.training) == 37 and {span.path for span in later.training} == set(corpus.glob("*.pt"))
+    assert {(span.first_frame, span.n_frames) for span in later.validation} == {(180, 20), (45, 5)}
+
+
+@pytest.mark.parametrize(("before", "now"), [(0.2, 0.5), (0.5, 0.2), (0.0, 0.5)])
+def test_another_share_to_hold_out_is_for_another_training(
+    corpus: Path, small_config: Path, tmp_path: Path, caplog, before: float, now: float
+) -> None:
+    caplog.set_level("INFO")
+    args = arguments(corpus, small_config, tmp_path / "out", "--epochs", 1)
+    train.main([*args, "--val_fraction", str(before)])
+    first = train.prepare(train.parse_args([*args, "--val_fraction", str(before)])).corpus
+    assert "val_fraction" not in caplog.text
+    trainer = train.prepare(train.parse_args([*args, "--val_fraction", str(now)]))
+    assert trainer.corpus == first and f"val_fraction stays {before:g}" in caplog.text
+    trainer.save("latest.pth")
+    assert read_checkpoint(tmp_path / "out" / "latest.pth")["config"]["train"]["val_fraction"] == before
+    assert "changed since" not in caplog.text
+    fresh = train.prepare(train.parse_args([*args, "--val_fraction", str(now), "--no_resume"])).corpus
+    assert len(fresh.validation) == round(6 * now)
 
 
 def test_a_checkpoint_of_format_1_goes_on(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:

@@ -400,6 +400,27 @@ def write_notes(path: Path, keys: list[int]) -> Path:
     return path
 
 
+def test_midi_files_in_a_folder_are_played_too(checkpoint_path: Path, song: np.ndarray, tmp_path: Path, caplog) -> None:
+    (tmp_path / "in" / "more").mkdir(parents=True)
+    soundfile.write(tmp_path / "in" / "tune.wav", song, RATE)
+    tune = write_notes(tmp_path / "in" / "more" / "tune.MID", [60, 64])
+    flags = ("--input", tmp_path / "in", "--checkpoint", checkpoint_path, "--num_workers", 1)
+    assert run(*flags, "--output", tmp_path / "out") == 0 and caplog.messages == []
+    played = tmp_path / "out" / "more" / "tune.MID_trumpet.wav"
+    assert played.exists() and (tmp_path / "out" / "tune.wav_trumpet.wav").exists()
+    assert run("--input", tune, "--checkpoint", checkpoint_path, "--output", tmp_path / "alone.wav") == 0
+    assert (tmp_path / "alone.wav").read_bytes() == played.read_bytes()
+    assert run(*flags, "--output", tmp_path / "other", "--gate_offset", 3, "--no_fit") == 0
+    assert caplog.messages == ["--no_fit, --gate_offset: for recordings only, without effect on 1 MIDI files here"]
+
+
+@pytest.mark.parametrize("flags", [["--no_fit"], ["--gate_offset", "3"]])
+def test_flags_that_mean_nothing_for_notes_are_refused(flags: list[str], capsys) -> None:
+    with pytest.raises(SystemExit):
+        transfer.parse_args(["--input", "tune.mid", "--output", "out.wav", *flags])
+    assert f"{flags[0]}: for recordings only" in capsys.readouterr().err
+
+
 def test_a_transposition_comes_on_top_of_the_notes_own_register(model, tmp_path: Path) -> None:
     high = write_notes(tmp_path / "high.mid", [74, 79])
     for semitones, share in ((1, 0), (6, 0.5), (12, 1)):
