@@ -42,7 +42,7 @@ def test_rows_are_trained_judged_and_taken_up_again(flags, tmp_path, capsys, mon
     assert content["config"]["train"]["ema_decay"] == 0.99 and content["config"]["model"]["embed_size"] == 128
     assert content["config"]["train"]["learning_rate_half_life"] == 7 and content["rng"]["seed"] == 1
     judged, before = [], path.read_bytes()
-    monkeypatch.setattr(ablate.evaluate, "judge_takes", lambda *_, **__: judged.append(1))
+    monkeypatch.setattr(ablate.judging, "judge_takes", lambda *_, **__: judged.append(1))
     assert ablate.main(wanted) == 0  # nothing is trained or judged again
     assert capsys.readouterr().out == table and not judged and path.read_bytes() == before
 
