@@ -149,18 +149,15 @@ def transfer_causal(
             for stem, samples in zip(stems, sound):
                 stem.append(samples[0].cpu().numpy())
         tell(f"Playing the {model.instrument}", part.stop / len(voice))
-    curves, seconds = curves_of(frames[:n_frames]), n_frames * hop_length / stream.rate
-    report = {
-        "instrument": model.instrument,
-        "seconds": round(seconds, 3),
+    curves = curves_of(frames[:n_frames])
+    done = {
         **_UNHEARD,
         "semitones": stream.fitting.semitones,
         "share_out_of_range": share_out_of_range(curves.f0[curves.voiced], model),
         "loudness_gain": stream.fitting.gain,
-        "share_gated": float((curves.gate == 0).mean()),
-        "peak_gain": 0.0,
-        "times_real_time": seconds / (time.perf_counter() - started),
+        "causal": True,
     }
+    report = _report(model, n_frames * hop_length / stream.rate, done, curves, stream.peak_gain, started)
     features = Features(*map(torch.tensor, zip(*(frame.heard for frame in frames[:n_frames]))))
     return Transfer(stems, 1.0, model.audio.sample_rate, features, curves, report)
 
@@ -232,16 +229,21 @@ def render(
     played = play_told(model, curves, options.noise_balance, seed, tell)
     stems, peak = keep(played, model.settings.audio.sample_rate, sample_rate)
     gain = min(1.0, 10 ** (model.settings.transfer.max_peak / 20) / max(peak, 1e-9))
-    seconds = len(stems[0]) / sample_rate
-    report = {
+    report = _report(model, len(stems[0]) / sample_rate, done, curves, 20 * float(np.log10(gain)), started)
+    return Transfer(stems, gain, sample_rate, features, curves, report)
+
+
+def _report(
+    model: NeuralGuitar, seconds: float, done: dict[str, Any], curves: Curves, peak_gain: float, started: float
+) -> dict[str, Any]:
+    return {
         "instrument": model.instrument,
         "seconds": round(seconds, 3),
         **done,
         "share_gated": float((curves.gate == 0).mean()),
-        "peak_gain": 20 * float(np.log10(gain)),
+        "peak_gain": peak_gain,
         "times_real_time": seconds / (time.perf_counter() - started),
     }
-    return Transfer(stems, gain, sample_rate, features, curves, report)
 
 
 def play_told(
@@ -288,5 +290,6 @@ def describe(report: dict[str, Any]) -> str:
     if report["share_polyphonic"] > MUCH_POLYPHONY:
         parts.append("several notes at once: one line of them is played")
     if report["peak_gain"] < 0:
-        parts.append(f"turned down {-report['peak_gain']:.1f} dB")
+        by = "by up to " if report.get("causal") else ""
+        parts.append(f"turned down {by}{-report['peak_gain']:.1f} dB")
     return ", ".join([*parts, f"{report['times_real_time']:.1f} x faster than real time"])
