@@ -22,8 +22,7 @@ from model import NeuralGuitar, Sound
 from player import Player
 
 _DEFAULTS = TransferOptions()
-# What needs the whole recording, or the notes to come.
-WHOLE_ONLY = ("fold", "autotune", "key", "smoothing", "output_rate")
+_LOOK_AHEAD = ("fold", "autotune", "key", "smoothing")
 
 
 class Frame(NamedTuple):
@@ -92,6 +91,13 @@ class CausalFit:
         return periodicity > settings.voiced_periodicity and loudness > self._opening
 
 
+def refuse_look_ahead(options: TransferOptions) -> None:
+    """Raise ValueError for an option that is of use only to who knows the notes that follow."""
+    for name in _LOOK_AHEAD:
+        if getattr(options, name) != getattr(_DEFAULTS, name):
+            raise ValueError(f"{name} needs the notes that follow; they are not known while the voice comes in")
+
+
 class Limiter:
     """Keeps hop after hop under ``max_peak`` by a gain without jumps, so that a tone that is too loud stays a tone.
 
@@ -102,7 +108,7 @@ class Limiter:
     def __init__(self, config: Config) -> None:
         audio, settings = config.audio, config.transfer
         self.least = self._gain = 1.0
-        self._ceiling = 10 ** (settings.max_peak / 20)
+        self._ceiling = 10 ** (settings.max_peak / 20) * (1 - 1e-6)  # so that no sum of rounded parts is over it
         self._allowed = deque(maxlen=1 + audio.seconds_to_frames(settings.limiter_hold_seconds))  # by the newest hops
         self._steps = np.arange(1, audio.hop_length + 1)
         self._kept = np.exp(-self._steps / (settings.limiter_release_seconds * audio.sample_rate))
@@ -132,12 +138,13 @@ class StreamingTransfer:
         """Take a model from ``checkpoint.load_model``.
 
         Raises:
-            ValueError: an option that needs the whole recording, or a model that does not play at the features' rate.
+            ValueError: an option that needs the notes that follow, or another rate than the model's; or a model that
+                does not play at the features' rate.
         """
         audio = model.settings.audio
-        for name in WHOLE_ONLY:
-            if getattr(options, name) != getattr(_DEFAULTS, name):
-                raise ValueError(f"{name} needs the whole recording; it cannot be had while the voice comes in")
+        refuse_look_ahead(options)
+        if options.output_rate not in (None, audio.sample_rate):
+            raise ValueError(f"a stream comes at the model's {audio.sample_rate} Hz; resample what it returns")
         if audio.feature_rate != audio.sample_rate:
             raise ValueError(f"a model of {audio.sample_rate} Hz cannot be played live, only {audio.feature_rate} Hz")
         self.fitting, self._ears = CausalFit(model, options), Ears(model.settings)
