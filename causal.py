@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from conditioning import TransferOptions
+from conditioning import NoMelodyError, SilentError, TransferOptions
 from config import Config
 from curves import Curves
 from features import Ears
@@ -82,6 +82,15 @@ class CausalFit:
         self._openness += max(-1 / self._n_fade, min(float(sounds) - self._openness, 1 / self._n_fade))
         gate = math.sin(self._openness * math.pi / 2) ** 2
         return Frame(heard, self._f0, max(self._given - fallen, self._floor), self._voiced, gate)
+
+    def require_melody(self, frames: list[Frame]) -> None:
+        """Raise SilentError or NoMelodyError if there is no note in the frames."""
+        if any(frame.voiced for frame in frames):
+            return
+        if all(frame.heard[1] <= self._floor for frame in frames):
+            raise SilentError("the recording is silent")
+        gate = f"the gate of {self._opening:g} dB"
+        raise NoMelodyError(f"no melody can be heard over {gate}; sing closer to the microphone, or lower gate_offset")
 
     def _is_voiced(self, loudness: float, periodicity: float) -> bool:
         settings = self._settings

@@ -135,7 +135,8 @@ def transfer_causal(
     Arguments as in ``transfer_blocks``; the sound is in time with the voice.
 
     Raises:
-        ValueError: no samples, or an option that needs the notes that follow.
+        SilentError, NoMelodyError: nothing was played.
+        ValueError: an option that needs the notes that follow.
     """
     tell, started = progress or _tell_nobody, time.perf_counter()
     stream, frames = StreamingTransfer(model, dataclasses.replace(options, output_rate=None), seed), []
@@ -153,6 +154,7 @@ def transfer_causal(
 
     # The stream is limited, but resampling may draw peaks between its samples.
     stems, gain = keep(played(), stream.rate, sample_rate, model.settings.transfer.max_peak)
+    stream.fitting.require_melody(frames[:n_frames])
     curves = curves_of(frames[:n_frames])
     outside = share_out_of_range(curves.f0[curves.voiced], model)
     fitted = {"semitones": stream.fitting.semitones, "loudness_gain": stream.fitting.gain}

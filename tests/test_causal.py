@@ -192,6 +192,15 @@ def test_the_finished_stream_is_resampled(model, rate: int) -> None:
     assert abs(result.report["seconds"] - plain.report["seconds"]) < 1e-3
 
 
+@pytest.mark.parametrize(("voice", "message"), [
+    (np.zeros(0, np.float32), "is silent"), (np.zeros(RATE // 4, np.float32), "is silent"),
+    (melody()[:160], "no melody can be heard"), (0.001 * melody()[: RATE // 4], "no melody .* the gate of -50 dB"),
+])  # fmt: skip
+def test_where_nothing_was_heard_it_says_so(model, voice: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        transfer_causal([voice], model)
+
+
 @pytest.mark.parametrize("options", [{"fold": True}, {"autotune": 0.5}, {"key": "C major"}, {"smoothing": 0.1}])
 def test_what_needs_the_notes_to_come_is_refused(model, options: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))} needs the notes that follow"):

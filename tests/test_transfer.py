@@ -279,6 +279,10 @@ def test_a_file_as_live_plays_it(checkpoint_path: Path, song: np.ndarray, tmp_pa
     assert np.abs(audio - harmonic - noise).max() < 1e-4
     assert run(*flags, "--output_rate", 48000) == 0
     assert (soundfile.info(out).frames, soundfile.info(out).samplerate) == (2 * 48000, 48000)
+    before = out.read_bytes()
+    soundfile.write(tmp_path / "in.wav", np.zeros(RATE // 10), RATE)
+    assert run(*flags) == 1 and caplog.messages == [f"transfer.py: {tmp_path / 'in.wav'}: the recording is silent"]
+    assert out.read_bytes() == before
 
 
 def test_a_folder_does_them_all_and_names_what_failed(
