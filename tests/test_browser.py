@@ -253,6 +253,8 @@ def test_the_sample_rate_is_chosen_from_a_menu(browser: Browser) -> None:
     browser.play()
     sound = browser.download(".downloads button:nth-of-type(1), .downloads a:nth-of-type(1)")
     assert soundfile.info(sound).samplerate == 48000
+    separators = browser.driver.find_elements(By.CSS_SELECTOR, "footer .divider")  # a phone showed one before nothing
+    assert not any(part.is_displayed() for part in separators)
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
