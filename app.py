@@ -97,13 +97,13 @@ def _connect(
 ) -> None:
     """Let the buttons do something."""
 
-    def run(recording: str | None, instrument: str | None, octave: str | int, seed: int, *values) -> Iterator[dict]:
-        semitones = None if octave == "auto" else octave
+    def run(recording: str | None, instrument: str | None, seed: int, *values) -> Iterator[dict]:
+        chosen = (None if value == parts.AUTO else value for value in values)
         ready = {play: gr.update(visible=True), cancel: gr.update(visible=False)}
         said = None
         with tempfile.TemporaryDirectory(prefix="vox2trumpet-") as folder:
             try:
-                options = TransferOptions(semitones=semitones, **dict(zip(controls.options, values)))
+                options = TransferOptions(**dict(zip(controls.options, chosen)))
                 request = Request(recording, instrument or "", options, seed or 0, Path(folder))
                 for step in work(service, request):
                     if isinstance(step, Outcome):
@@ -120,7 +120,7 @@ def _connect(
         status = gr.update(value=parts.say("Waiting for my turn."), visible=True)
         return {cancel: gr.update(visible=True), results.status: status, **hidden}
 
-    asked = [controls.recording, controls.instrument, controls.octave, controls.seed, *controls.options.values()]
+    asked = [controls.recording, controls.instrument, controls.seed, *controls.options.values()]
     shown = [play, cancel, *results[:6], *results.downloads, *results.pictures]
     clicked = play.click(wait_in_line, outputs=shown, queue=False, api_visibility="private", show_progress="hidden")
     clicked.then(None, js=_FOLLOW)

@@ -1,7 +1,8 @@
 """Causal transfer: an instrument plays a voice while it comes in, and nothing is known of what follows.
 
-Register and level are fixed beforehand, a note begins and ends by a gate with hysteresis, and a pitch is the median
-of the last three. ``live.py`` plays the microphone so, and ``transfer.py --causal`` a file.
+Register and level are fixed beforehand, a note begins and ends by a gate with hysteresis, a pitch is the median
+of the last three, and a limiter turns down what would be too loud. ``live.py`` plays the microphone so, and
+``transfer.py --causal`` a file.
 """
 
 import math
@@ -13,15 +14,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from conditioning import TransferOptions
+from conditioning import NoMelodyError, SilentError, TransferOptions
+from config import Config
 from curves import Curves
 from features import Ears
 from model import NeuralGuitar, Sound
 from player import Player
 
 _DEFAULTS = TransferOptions()
-# What needs the whole recording, or the notes to come.
-WHOLE_ONLY = ("fold", "autotune", "key", "smoothing", "output_rate")
+_LOOK_AHEAD = ("fold", "autotune", "key", "smoothing")
 
 
 class Frame(NamedTuple):
@@ -82,12 +83,57 @@ class CausalFit:
         gate = math.sin(self._openness * math.pi / 2) ** 2
         return Frame(heard, self._f0, max(self._given - fallen, self._floor), self._voiced, gate)
 
+    def require_melody(self, frames: list[Frame]) -> None:
+        """Raise SilentError or NoMelodyError if there is no note in the frames."""
+        if any(frame.voiced for frame in frames):
+            return
+        if all(frame.heard[1] <= self._floor for frame in frames):
+            raise SilentError("the recording is silent")
+        gate = f"the gate of {self._opening:g} dB"
+        raise NoMelodyError(f"no melody can be heard over {gate}; sing closer to the microphone, or lower gate_offset")
+
     def _is_voiced(self, loudness: float, periodicity: float) -> bool:
         settings = self._settings
         if self._voiced:
             below = self._opening - settings.gate_hysteresis
             return periodicity > settings.sustained_periodicity and loudness > below
         return periodicity > settings.voiced_periodicity and loudness > self._opening
+
+
+def refuse_look_ahead(options: TransferOptions) -> None:
+    """Raise ValueError for an option that is of use only to who knows the notes that follow."""
+    for name in _LOOK_AHEAD:
+        if getattr(options, name) != getattr(_DEFAULTS, name):
+            raise ValueError(f"{name} needs the notes that follow; they are not known while the voice comes in")
+
+
+class Limiter:
+    """Keeps hop after hop under ``max_peak`` by a gain without jumps, so that a tone that is too loud stays a tone.
+
+    Nothing is delayed: all of a hop is known when it is played, so the gain falls in a straight line that meets the
+    hop's peaks, and stays as low for the hold before it comes back. ``least`` is the lowest gain so far.
+    """
+
+    def __init__(self, config: Config) -> None:
+        audio, settings = config.audio, config.transfer
+        self.least = self._gain = 1.0
+        self._ceiling = 10 ** (settings.max_peak / 20) * (1 - 1e-6)  # so that no sum of rounded parts is over it
+        self._allowed = deque(maxlen=1 + audio.seconds_to_frames(settings.limiter_hold_seconds))  # by the newest hops
+        self._steps = np.arange(1, audio.hop_length + 1)
+        self._kept = np.exp(-self._steps / (settings.limiter_release_seconds * audio.sample_rate))
+
+    def find_gains(self, hop: np.ndarray) -> np.ndarray:
+        """Return the gain of each sample of the next hop [hop_length], in double precision."""
+        allowed = np.minimum(self._ceiling / np.maximum(np.abs(hop, dtype=np.float64), 1e-9), 1.0)
+        self._allowed.append(allowed.min())
+        aim = min(self._allowed)
+        if aim < self._gain:
+            slope = ((self._gain - allowed) / self._steps).max()
+            gains = np.maximum(self._gain - slope * self._steps, aim)
+        else:
+            gains = aim - (aim - self._gain) * self._kept
+        self._gain, self.least = float(gains[-1]), min(self.least, float(gains.min()))
+        return gains
 
 
 class StreamingTransfer:
@@ -101,17 +147,18 @@ class StreamingTransfer:
         """Take a model from ``checkpoint.load_model``.
 
         Raises:
-            ValueError: an option that needs the whole recording, or a model that does not play at the features' rate.
+            ValueError: an option that needs the notes that follow, or another rate than the model's; or a model that
+                does not play at the features' rate.
         """
         audio = model.settings.audio
-        for name in WHOLE_ONLY:
-            if getattr(options, name) != getattr(_DEFAULTS, name):
-                raise ValueError(f"{name} needs the whole recording; it cannot be had while the voice comes in")
+        refuse_look_ahead(options)
+        if options.output_rate not in (None, audio.sample_rate):
+            raise ValueError(f"a stream comes at the model's {audio.sample_rate} Hz; resample what it returns")
         if audio.feature_rate != audio.sample_rate:
             raise ValueError(f"a model of {audio.sample_rate} Hz cannot be played live, only {audio.feature_rate} Hz")
         self.fitting, self._ears = CausalFit(model, options), Ears(model.settings)
         self._player, self._device = Player(model, options.noise_balance, seed), next(model.parameters()).device
-        self._peak = 10 ** (model.settings.transfer.max_peak / 20)
+        self._limiter = Limiter(model.settings)
         self.rate = audio.sample_rate
         self.latency = self._ears.reach + self._player.latency * audio.hop_length - 1
         self._ready = np.zeros(self.latency, np.float32)
@@ -131,7 +178,14 @@ class StreamingTransfer:
             sound, _ = self._player.play(*values)
             yield frame, self._limit(sound)
 
+    @property
+    def peak_gain(self) -> float:
+        """By how many dB the loudest was turned down so far; 0 or less."""
+        return 20 * math.log10(self._limiter.least)
+
     def _limit(self, sound: Sound) -> Sound:
-        """Clip what is too loud; how loud it will be nobody knows."""
-        scale = (self._peak / sound.audio.abs().clamp(min=1e-9)).clamp(max=1.0)
+        if not sound.harmonic.shape[1]:
+            return sound
+        gains = self._limiter.find_gains(sound.audio[0].cpu().numpy())
+        scale = torch.from_numpy(gains).to(sound.harmonic)
         return Sound(sound.harmonic * scale, sound.noise * scale)

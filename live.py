@@ -51,12 +51,14 @@ class Meter:
     def __init__(self) -> None:
         self.heard = self.played = 0.0  # peaks since the meter was last drawn
         self.n_late = 0  # blocks that came too late
+        self.peak_gain = 0.0  # dB, by which the loudest was turned down so far
 
     def draw(self) -> str:
         """Return a line, and begin anew."""
         bars = (f"{name} {_bar(peak)}" for name, peak in (("voice", self.heard), ("instrument", self.played)))
         self.heard = self.played = 0.0
-        return "  ".join([*bars, f"late {self.n_late}"])
+        limited = [f"turned down by up to {-self.peak_gain:.0f} dB"] if self.peak_gain < -0.5 else []
+        return "  ".join([*bars, f"late {self.n_late}", *limited])
 
 
 def _bar(peak: float, width: int = 24) -> str:
@@ -78,7 +80,7 @@ def play_live(stream: StreamingTransfer, rate: int, args: argparse.Namespace) ->
         voice = np.nan_to_num(heard[:, 0]).clip(-1, 1)  # one sample that is none would silence all that follow
         played[:, 0] = stream.process(voice)
         meter.heard, meter.played = max(meter.heard, np.abs(voice).max()), max(meter.played, np.abs(played).max())
-        meter.n_late += bool(status)
+        meter.n_late, meter.peak_gain = meter.n_late + bool(status), stream.peak_gain
 
     devices = (_device_name(args.input_device), _device_name(args.output_device))
     block = round(args.block_ms * rate / 1000)

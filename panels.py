@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
 
@@ -24,6 +24,7 @@ _MAX_TICKS = 12
 _MIN_SEMITONES = 12  # the pitch axis shows at least this much, so that vibrato does not look like an earthquake
 _N_FFT = 1024
 _SPECTRUM_RANGE = 80  # dB under the strongest component that are drawn
+_SPECTRUM_TOP = 8000  # Hz; what is above is drawn only as far as there is any: a resampled sound has none
 
 
 @dataclass(frozen=True)
@@ -217,8 +218,10 @@ def draw_spectrogram(axis: Axes, audio: np.ndarray, sample_rate: int, colours: T
         extent=transform.extent(len(samples), center_bins=True),
     )  # fmt: skip
     axis.grid(False)
-    axis.set_ylim(0, sample_rate / 2)
-    axis.yaxis.set_major_locator(FixedLocator(np.arange(0, sample_rate / 2 + 1, sample_rate / 8)))
+    sounding = transform.f[(level > -_SPECTRUM_RANGE).any(axis=1)]
+    top = min(max(_SPECTRUM_TOP, sounding.max(initial=0.0)), sample_rate / 2)
+    axis.set_ylim(0, top)
+    axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 4, 5, 10]))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda frequency, _: f"{frequency / 1000:g}"))
     _label_panel(axis, "Spectrogram", f"kHz, over {_SPECTRUM_RANGE} dB", colours)
 

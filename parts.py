@@ -15,12 +15,14 @@ from panels import THEMES
 from service import STEPS
 
 EXAMPLES_DIR = Path(__file__).parent / "examples"
-_OCTAVES = [("Auto", "auto"), ("−2", -24), ("−1", -12), ("0", 0), ("+1", 12), ("+2", 24)]
+AUTO = "auto"  # where TransferOptions has None
+_OCTAVES = [("Auto", AUTO), ("−2", -24), ("−1", -12), ("0", 0), ("+1", 12), ("+2", 24)]
 _TONICS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 _KEYS = [
     ("Every semitone", "chromatic"),
     *((f"{tonic} {mode}", f"{tonic} {mode}") for mode in ("major", "minor") for tonic in _TONICS),
 ]
+_RATES = [("As the instrument", AUTO), ("44.1 kHz", 44100), ("48 kHz", 48000)]
 
 
 class Controls(NamedTuple):
@@ -29,7 +31,6 @@ class Controls(NamedTuple):
     recording: gr.Audio
     instrument: gr.Radio
     refresh: gr.Button
-    octave: gr.Radio
     options: dict[str, gr.components.Component]  # by the names of TransferOptions
     seed: gr.Number
 
@@ -61,36 +62,41 @@ def build_controls(limits: PageConfig) -> Controls:
     refresh = gr.Button("Refresh", size="sm", render=False)
     instrument = gr.Radio(label="Instrument", elem_id="instrument", buttons=[refresh])
     octave = gr.Radio(
-        _OCTAVES, value="auto", label="Octave", info="Auto moves your voice into the instrument's range",
+        _OCTAVES, value=AUTO, label="Octave", info="Auto moves your voice into the instrument's range",
         elem_id="octave",
     )  # fmt: skip
     with gr.Accordion("Fine tuning", open=False, elem_id="tuning"):
-        options = _build_options()
+        options = {"semitones": octave, **_build_options()}
         seed = gr.Number(0, label="Seed of the noise", info="Another number, another breath", precision=0)
-    return Controls(recording, instrument, refresh, octave, options, seed)
+    return Controls(recording, instrument, refresh, options, seed)
 
 
 def _build_options() -> dict[str, gr.components.Component]:
-    """Return a control for each field of TransferOptions that a musician turns; the octave is outside."""
+    """Return a control for each field of TransferOptions but the register, which is outside."""
 
     def decibels(label: str, info: str) -> gr.Slider:
         return gr.Slider(-20, 20, 0, step=1, label=f"{label}, dB", info=info)
 
     with gr.Row():
-        transpose = gr.Slider(-12, 12, 0, step=1, label="Semitones", info="On top of the octave")
-        loudness = decibels("Loudness", "Softer or stronger playing")
+        transpose = gr.Slider(-12, 12, 0, step=1, label="Semitones", info="Beside the octave")
+        loudness = decibels("Loudness", "Softer or stronger")
     with gr.Row():
         breath = decibels("Breath", "Less or more noise in the tone")
-        gate = decibels("Gate", "Higher leaves out more of what is quiet")
+        gate = decibels("Gate", "Higher leaves more silent")
     with gr.Row():
         autotune = gr.Slider(0, 1, 0, step=0.05, label="Autotune", info="1 puts every note on the key")
         key = gr.Dropdown(_KEYS, value=_KEYS[0][1], label="Key", info="Of what is played")
-    smoothing = gr.Slider(0, 0.5, 0, step=0.01, label="Smoothing, s", info="Evens out a trembling voice")
+    with gr.Row():
+        smoothing = gr.Slider(0, 0.5, 0, step=0.01, label="Smoothing, s", info="Evens out a trembling voice")
+        rate = gr.Dropdown(
+            _RATES, value=AUTO, label="Sample rate", info="Shipped models play at 16 kHz",
+            filterable=False, elem_id="rate",
+        )  # fmt: skip
     fold = gr.Checkbox(False, label="Fold what is too high or too low into the instrument's range")
     fit = gr.Checkbox(True, label="Fit register and loudness to the instrument")
     return {
         "transpose": transpose, "loudness_offset": loudness, "noise_balance": breath, "gate_offset": gate,
-        "autotune": autotune, "key": key, "smoothing": smoothing, "fold": fold, "fit": fit,
+        "autotune": autotune, "key": key, "smoothing": smoothing, "output_rate": rate, "fold": fold, "fit": fit,
     }  # fmt: skip
 
 

@@ -192,9 +192,15 @@ class TransferConfig:
     midi_plucked_decay: float  # dB a second on a plucked one
     midi_gap_seconds: float  # between two notes of the same pitch
     max_peak: float  # dBFS of the result
+    limiter_hold_seconds: float  # live, what was turned down stays so: over half a cycle of the lowest note, or it hums
+    limiter_release_seconds: float  # and then comes back, to 1/e of the way in so long
     live_f0: float  # Hz, about the middle of a voice: live, the register is that which suits it
     live_loudness: float  # dB, of a voice's louder notes: live, they are played as the instrument's
     live_gate: float  # dB: live, a note begins over it
+
+    def __post_init__(self) -> None:
+        _require_range(self, "limiter_hold_seconds")
+        _require_positive(self, "limiter_release_seconds")
 
 
 @dataclass(frozen=True)

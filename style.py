@@ -184,8 +184,10 @@ input[type=range]::-moz-range-thumb { box-shadow: 0 0 0 2px var(--color-accent) 
 #card thead { display: none; }
 #card td { padding: 6px 12px !important; border-color: var(--border-color-primary) !important; white-space: nowrap; }
 .foot { color: var(--body-text-color-subdued); font-size: .85rem; margin: 0; }
+/* Not below: of what is for phones alone, Gradio lets nothing reach its footer. */
+footer .divider { display: none !important; }
+footer { gap: 18px; }
 @media (max-width: 700px) {
-  footer .divider { display: none !important; }
   .top { gap: 14px; } .top svg { width: 68px; } .top h1 { font-size: 1.35rem; } .top h1 span { display: block;
     font-size: 1rem; }
   #octave .wrap { flex-wrap: nowrap; } #octave label { min-width: 0; flex: 1; } #octave label span { margin: 0 4px; }

@@ -135,34 +135,34 @@ def transfer_causal(
     Arguments as in ``transfer_blocks``; the sound is in time with the voice.
 
     Raises:
-        ValueError: no samples, or an option that needs the whole recording.
+        SilentError, NoMelodyError: nothing was played.
+        ValueError: an option that needs the notes that follow.
     """
     tell, started = progress or _tell_nobody, time.perf_counter()
-    stream, frames, stems = StreamingTransfer(model, options, seed), [], (Scratch(), Scratch())
+    stream, frames = StreamingTransfer(model, dataclasses.replace(options, output_rate=None), seed), []
     tell(f"Playing the {model.instrument}", 0.0)
-    voice, hop_length = Scratch(blocks), model.audio.hop_length
+    voice, sample_rate = Scratch(blocks), options.output_rate or stream.rate
     n_frames = model.audio.samples_to_frames(len(voice))
-    voice.append(np.zeros(-len(voice) % hop_length + stream.latency))
-    for part in slices(len(voice), stream.rate):  # a second between two reports of progress
-        for frame, sound in stream.advance(voice[part]):
-            frames.append(frame)
-            for stem, samples in zip(stems, sound):
-                stem.append(samples[0].cpu().numpy())
-        tell(f"Playing the {model.instrument}", part.stop / len(voice))
-    curves, seconds = curves_of(frames[:n_frames]), n_frames * hop_length / stream.rate
-    report = {
-        "instrument": model.instrument,
-        "seconds": round(seconds, 3),
-        **_UNHEARD,
-        "semitones": stream.fitting.semitones,
-        "share_out_of_range": share_out_of_range(curves.f0[curves.voiced], model),
-        "loudness_gain": stream.fitting.gain,
-        "share_gated": float((curves.gate == 0).mean()),
-        "peak_gain": 0.0,
-        "times_real_time": seconds / (time.perf_counter() - started),
-    }
+    voice.append(np.zeros(-len(voice) % model.audio.hop_length + stream.latency))
+
+    def played() -> Iterator[Sound]:
+        for part in slices(len(voice), stream.rate):  # a second between two reports of progress
+            for frame, sound in stream.advance(voice[part]):
+                frames.append(frame)
+                yield sound
+            tell(f"Playing the {model.instrument}", part.stop / len(voice))
+
+    # The stream is limited, but resampling may draw peaks between its samples.
+    stems, gain = keep(played(), stream.rate, sample_rate, model.settings.transfer.max_peak)
+    stream.fitting.require_melody(frames[:n_frames])
+    curves = curves_of(frames[:n_frames])
+    outside = share_out_of_range(curves.f0[curves.voiced], model)
+    fitted = {"semitones": stream.fitting.semitones, "loudness_gain": stream.fitting.gain}
+    done = {**_UNHEARD, **fitted, "share_out_of_range": outside, "causal": True}
+    peak_gain = stream.peak_gain + 20 * float(np.log10(gain))
+    report = _report(model, len(stems[0]) / sample_rate, done, curves, peak_gain, started)
     features = Features(*map(torch.tensor, zip(*(frame.heard for frame in frames[:n_frames]))))
-    return Transfer(stems, 1.0, model.audio.sample_rate, features, curves, report)
+    return Transfer(stems, gain, sample_rate, features, curves, report)
 
 
 def _tell_nobody(step: str, share: float) -> None:
@@ -230,18 +230,22 @@ def render(
     """Play curves on the model and make the sound ready; ``done`` is what the report says of the curves."""
     sample_rate = options.output_rate or model.settings.audio.sample_rate
     played = play_told(model, curves, options.noise_balance, seed, tell)
-    stems, peak = keep(played, model.settings.audio.sample_rate, sample_rate)
-    gain = min(1.0, 10 ** (model.settings.transfer.max_peak / 20) / max(peak, 1e-9))
-    seconds = len(stems[0]) / sample_rate
-    report = {
+    stems, gain = keep(played, model.settings.audio.sample_rate, sample_rate, model.settings.transfer.max_peak)
+    report = _report(model, len(stems[0]) / sample_rate, done, curves, 20 * float(np.log10(gain)), started)
+    return Transfer(stems, gain, sample_rate, features, curves, report)
+
+
+def _report(
+    model: NeuralGuitar, seconds: float, done: dict[str, Any], curves: Curves, peak_gain: float, started: float
+) -> dict[str, Any]:
+    return {
         "instrument": model.instrument,
         "seconds": round(seconds, 3),
         **done,
         "share_gated": float((curves.gate == 0).mean()),
-        "peak_gain": 20 * float(np.log10(gain)),
+        "peak_gain": peak_gain,
         "times_real_time": seconds / (time.perf_counter() - started),
     }
-    return Transfer(stems, gain, sample_rate, features, curves, report)
 
 
 def play_told(
@@ -257,15 +261,18 @@ def play_told(
             tell(f"Playing the {model.instrument}", 0.65 + 0.35 * n_done / n_samples)
 
 
-def keep(played: Iterable[Sound], from_rate: int, to_rate: int) -> tuple[tuple[Scratch, Scratch], float]:
-    """Keep what is played, at another rate; return both parts, and the peak of their sum."""
+def keep(
+    played: Iterable[Sound], from_rate: int, to_rate: int, max_peak: float
+) -> tuple[tuple[Scratch, Scratch], float]:
+    """Keep what is played, at another rate; return both parts, and the gain that keeps their sum under so many dBFS."""
     raw = Scratch(), Scratch()
     for sound in played:
         for stem, part in zip(raw, sound):
             stem.append(part[0].cpu().numpy())
     stems = raw if from_rate == to_rate else tuple(_resampled(stem, from_rate, to_rate) for stem in raw)
     parts = slices(len(stems[0]), _BLOCK_SAMPLES)
-    return stems, max(float(np.abs(stems[0][part] + stems[1][part]).max()) for part in parts)
+    peak = max((float(np.abs(stems[0][part] + stems[1][part]).max()) for part in parts), default=0.0)
+    return stems, min(1.0, 10 ** (max_peak / 20) / max(peak, 1e-9))
 
 
 def _resampled(stem: Scratch, from_rate: int, to_rate: int) -> Scratch:
@@ -288,5 +295,6 @@ def describe(report: dict[str, Any]) -> str:
     if report["share_polyphonic"] > MUCH_POLYPHONY:
         parts.append("several notes at once: one line of them is played")
     if report["peak_gain"] < 0:
-        parts.append(f"turned down {-report['peak_gain']:.1f} dB")
+        by = "by up to " if report.get("causal") else ""
+        parts.append(f"turned down {by}{-report['peak_gain']:.1f} dB")
     return ", ".join([*parts, f"{report['times_real_time']:.1f} x faster than real time"])

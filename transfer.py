@@ -25,6 +25,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from causal import refuse_look_ahead
 from checkpoint import load_model, pretrained_path
 from conditioning import Progress, TransferOptions
 from config import get_device
@@ -236,6 +237,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("give --instrument or --checkpoint, not both: a checkpoint knows its instrument")
     try:
         args.options = TransferOptions(**{name: getattr(args, name) for name in _OPTIONS}, fit=not args.no_fit)
+        if args.causal:
+            refuse_look_ahead(args.options)
     except ValueError as error:
         parser.error(str(error))
     if args.input and args.input.suffix.lower() in _MIDI and (flags := _flags_of_no_effect_on_notes(args)):

@@ -95,12 +95,13 @@ def run(shipped: Path, scratch: Path, tmp_path: Path) -> Callable[..., Iterator[
     page = app.build_ui(tmp_path, "cpu", LIMITS)
     handler = next(event.fn for event in page.fns.values() if event.name == "run")
     values = dataclasses.asdict(TransferOptions())
-    asked = next(event.inputs for event in page.fns.values() if event.name == "run")[4:]
+    asked = next(event.inputs for event in page.fns.values() if event.name == "run")[3:]
 
     def press(recording: Path | None, instrument: str, octave: str | int, **options: object) -> Iterator[dict]:
-        chosen = [{"transpose": 0, **options}.get(name, values[name]) for name in app_order(page)]
-        assert len(chosen) == len(asked)
-        return handler(recording and str(recording), instrument, octave, 0, *chosen)
+        wanted = {**values, "output_rate": "auto", "semitones": octave, **options}
+        assert len(wanted) == len(asked)
+        chosen = [control.preprocess(wanted[name]) for name, control in zip(app_order(page), asked)]
+        return handler(recording and str(recording), instrument, 0, *chosen)
 
     return press
 
@@ -116,13 +117,13 @@ def changes(step: dict) -> dict[str, str]:
     return {part.elem_id or str(getattr(part, "value", part.label)): str(change) for part, change in step.items()}
 
 
-def test_every_option_has_a_place_in_the_endpoint_and_all_but_one_a_control() -> None:
+def test_every_option_has_a_place_in_the_endpoint_and_a_control() -> None:
     wanted = {field.name for field in dataclasses.fields(TransferOptions)}
     page = app.build_ui(Path("nowhere"), "cpu", LIMITS)
     endpoint = next(event.fn for event in page.fns.values() if event.api_name == "transfer")
     parameters = list(inspect.signature(endpoint).parameters)
     assert parameters == ["recording", "instrument", *(f.name for f in dataclasses.fields(TransferOptions)), "seed"]
-    assert set(app_order(page)) | {"semitones", "output_rate"} == wanted
+    assert set(app_order(page)) == wanted
 
 
 def test_the_button_shows_sound_first_and_then_the_picture(run, tmp_path: Path, scratch: Path) -> None:
@@ -134,6 +135,18 @@ def test_the_button_shows_sound_first_and_then_the_picture(run, tmp_path: Path, 
     assert "'visible': False" in sound["warning"]
     assert "'visible': True" in picture["play"] and "'visible': False" in picture["cancel"]
     assert list(scratch.glob("vox2trumpet-*")) == []
+
+
+@pytest.mark.parametrize(("chosen", "rate"), [("auto", 16000), (44100, 44100), (48000, 48000)])
+def test_the_button_obeys_the_choice_of_the_sample_rate(
+    run, tmp_path: Path, chosen: str | int, rate: int
+) -> None:
+    files = [
+        soundfile.info(change)  # while it is there
+        for step in run(sing(tmp_path / "a.wav", 220.0, 0.3), "guitar", "auto", output_rate=chosen)
+        for change in step.values() if isinstance(change, str) and "_guitar" in Path(change).name
+    ]  # fmt: skip
+    assert len(files) == 3 and {(file.samplerate, file.frames) for file in files} == {(rate, round(0.7 * rate))}
 
 
 def test_the_button_says_what_is_missing(run) -> None:
@@ -166,6 +179,15 @@ def test_a_program_gets_its_tune_back(client: Client, tmp_path: Path, scratch: P
         "voice_guitar.wav", "voice_guitar_harmonic.wav", "voice_guitar_noise.wav"
     ]
     assert list(scratch.glob("vox2trumpet-*")) == []
+
+
+def test_a_program_chooses_the_sample_rate(client: Client, tmp_path: Path) -> None:
+    voice = handle_file(sing(tmp_path / "voice.wav", 220.0, 0.3))
+    *files, report = client.predict(voice, "guitar", 0, output_rate=48000, api_name="/transfer")
+    assert {(soundfile.info(path).samplerate, soundfile.info(path).frames) for path in files} == {(48000, 33600)}
+    assert report["seconds"] == 0.7 and cents(hear(files[0]), 220) < 10
+    with pytest.raises(AppError, match="utput_rate should be between 8000 and 48000"):
+        client.predict(voice, output_rate=96000, api_name="/transfer")
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [("webm", "libopus"), ("m4a", "aac"), ("mp3", "mp3")])

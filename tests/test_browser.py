@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from page import ROOT, cents, free_port, hear, save_untrained, sing
 from PIL import Image
 
@@ -240,6 +241,20 @@ def test_a_refused_microphone_is_one_sentence(browser: Browser) -> None:
     browser.click("#recording .record-button")
     browser.wait(lambda: "keeps the microphone from me" in browser.text("#microphone"))
     assert browser.find("#microphone").get_attribute("role") == "alert"
+
+
+def test_the_sample_rate_is_chosen_from_a_menu(browser: Browser) -> None:
+    browser.open()
+    browser.click("#examples button")
+    browser.choose("trumpet")
+    browser.click("#tuning button")
+    browser.click("#rate input")
+    browser.click("[role=option][aria-label='48 kHz']")
+    browser.play()
+    sound = browser.download(".downloads button:nth-of-type(1), .downloads a:nth-of-type(1)")
+    assert soundfile.info(sound).samplerate == 48000
+    separators = browser.driver.find_elements(By.CSS_SELECTOR, "footer .divider")  # a phone showed one before nothing
+    assert not any(part.is_displayed() for part in separators)
 
 
 # --- what goes wrong ------------------------------------------------------------------------------

@@ -7,14 +7,15 @@ from types import FunctionType, ModuleType
 
 import numpy as np
 import pytest
+import soxr
 import torch
 from conftest import melody
 
-from causal import CausalFit, Frame, StreamingTransfer
+from causal import CausalFit, Frame, Limiter, StreamingTransfer
 from checkpoint import load_model
 from conditioning import TransferOptions
 from features import Ears, extract_features
-from timbre_transfer import transfer_causal
+from timbre_transfer import describe, transfer, transfer_causal
 
 RATE = 16000
 
@@ -120,13 +121,93 @@ def test_one_frame_of_another_octave_is_not_heard(model) -> None:
     assert pitches == [440.0] * 5
 
 
-def test_it_never_clips(model) -> None:
+CEILING = 10 ** (-1 / 20)
+
+
+def limit(config, sound: np.ndarray) -> tuple[np.ndarray, Limiter]:
+    """Return the gains of a sound [N], and the limiter afterwards."""
+    limiter = Limiter(config)
+    return np.concatenate([limiter.find_gains(hop) for hop in sound.reshape(-1, 160)]), limiter
+
+
+@pytest.mark.parametrize("f0", [32.7, 110.0, 441.0, 1975.5])  # CREPE's range and the model's
+def test_a_tone_that_is_too_loud_stays_a_tone(config, f0: float) -> None:
+    time = np.arange(RATE) / RATE
+    sine = 10 ** (20 / 20) * CEILING * np.sin(2 * np.pi * f0 * time)
+    gains, limiter = limit(config, sine)
+    assert np.abs(gains * sine).max() <= CEILING * (1 + 1e-12)
+    played, window = (gains * sine)[1600:], np.blackman(RATE - 1600)  # after the attack
+    power = np.abs(np.fft.rfft(played * window)) ** 2
+    tone = np.abs(np.fft.rfftfreq(len(played), 1 / RATE) - f0) < 5
+    assert 10 * np.log10(power[~tone].sum() / power[tone].sum()) < -50  # clipped it would be -7
+    assert 20 * np.log10(limiter.least) == pytest.approx(-20, abs=0.1)
+
+
+def test_the_gain_falls_without_a_corner_at_the_peaks_and_comes_back(config) -> None:
+    settings = config.transfer
+    loud = np.zeros(RATE)
+    loud[4010:4800] = 4 * CEILING * np.sin(2 * np.pi * 200 * np.arange(790) / RATE)
+    gains, limiter = limit(config, loud)
+    assert gains[:4000].min() == 1 and limiter.least == pytest.approx(0.25, rel=1e-3) == gains.min()
+    assert np.abs(gains * loud).max() <= CEILING * (1 + 1e-12)
+    lowest, end = int(gains.argmin()), 4800 + round(settings.limiter_hold_seconds * RATE)
+    assert np.diff(gains[4000:lowest]).std() < 1e-9 and np.ptp(gains[lowest:end]) < 1e-12
+    back = np.diff(gains[end:])
+    assert back.min() >= 0 and back.max() < 0.75 / (settings.limiter_release_seconds * RATE) * 1.001
+    later = end + round(settings.limiter_release_seconds * RATE)
+    assert gains[later - 1] == pytest.approx(1 - 0.75 / np.e, rel=1e-6)
+
+
+def test_what_is_soft_enough_is_left_alone(config) -> None:
+    gains, limiter = limit(config, 0.999 * CEILING * np.sin(np.arange(1600)))
+    assert np.all(gains == 1) and limiter.least == 1
+
+
+def test_it_is_turned_down_and_not_clipped(model) -> None:
+    song = melody()[:RATE]
+    assert transfer_causal([song], model).report["peak_gain"] == 0
     model.log_gain.data += 6
-    loud = stream(model, melody()[:RATE], [1600])
-    assert np.abs(loud).max() == pytest.approx(10 ** (-1 / 20), abs=1e-6)
+    loud = stream(model, song, [1600])
+    assert CEILING - 2e-6 < np.abs(loud).max() <= CEILING
+    assert (np.abs(loud) > 0.9999 * CEILING).sum() < 30  # clipped it would be thousands
+    for sizes in ([len(song)], [1, 37, 0, 500, 161]):
+        assert np.array_equal(stream(model, song, sizes), loud)
+    result = transfer_causal(iter(np.split(song, [7000])), model)
+    latency = StreamingTransfer(model).latency
+    assert np.array_equal(result.audio[: len(song) - latency], loud[latency:])
+    assert result.report["peak_gain"] < -6
+    assert f"turned down by up to {-result.report['peak_gain']:.1f} dB" in describe(result.report)
+    faster = transfer_causal([song], model, TransferOptions(output_rate=44100))
+    assert np.abs(faster.audio).max() <= CEILING + 1e-6 and faster.report["peak_gain"] <= result.report["peak_gain"]
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+def test_the_finished_stream_is_resampled(model, rate: int) -> None:
+    song = melody()[: RATE // 2 + 77]
+    plain, result = (transfer_causal([song], model, TransferOptions(output_rate=each)) for each in (None, rate))
+    assert result.sample_rate == rate and len(result.noise) == len(result.audio)
+    assert len(result.audio) == len(transfer(song, RATE, model, TransferOptions(output_rate=rate)).audio)
+    expected = soxr.resample(plain.audio, RATE, rate)
+    assert np.abs(expected).max() > 0.01 and np.abs(result.audio[: len(expected)] - expected).max() < 1e-5
+    assert abs(result.report["seconds"] - plain.report["seconds"]) < 1e-3
+
+
+@pytest.mark.parametrize(("voice", "message"), [
+    (np.zeros(0, np.float32), "is silent"), (np.zeros(RATE // 4, np.float32), "is silent"),
+    (melody()[:160], "no melody can be heard"), (0.001 * melody()[: RATE // 4], "no melody .* the gate of -50 dB"),
+])  # fmt: skip
+def test_where_nothing_was_heard_it_says_so(model, voice: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        transfer_causal([voice], model)
 
 
 @pytest.mark.parametrize("options", [{"fold": True}, {"autotune": 0.5}, {"key": "C major"}, {"smoothing": 0.1}])
-def test_what_needs_the_whole_recording_is_refused(model, options: dict) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(options))} needs the whole recording"):
+def test_what_needs_the_notes_to_come_is_refused(model, options: dict) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} needs the notes that follow"):
         StreamingTransfer(model, TransferOptions(**options))
+
+
+def test_a_stream_of_another_rate_is_refused(model) -> None:
+    with pytest.raises(ValueError, match="a stream comes at the model's 16000 Hz"):
+        StreamingTransfer(model, TransferOptions(output_rate=48000))
+    assert StreamingTransfer(model, TransferOptions(output_rate=RATE)).rate == RATE

@@ -172,7 +172,8 @@ def test_a_value_of_the_wrong_type_is_named(load_spoilt, content, section, key, 
     ("train", "f0_jitter", -1.0, "at least 0"), ("train", "loudness_jitter", -1.0, "at least 0"),
     ("train", "jitter_seconds", -1.0, "at least 0"), ("train", "input_smoothing", float("nan"), "at least 0"),
     ("model", "attack_frames", -1, "at least 0"), ("model", "reverb_seconds", -1.0, "at least 0"),
-    ("loss", "mel_loss_weight", -1.0, "at least 0"),
+    ("loss", "mel_loss_weight", -1.0, "at least 0"), ("transfer", "limiter_hold_seconds", -1.0, "at least 0"),
+    ("transfer", "limiter_release_seconds", 0.0, "over 0"),
 ])
 def test_a_value_that_means_nothing_is_named(load_spoilt, content, section, key, value, limit):
     content["base"][section][key] = value

@@ -66,4 +66,6 @@ def test_the_level_meter() -> None:
     meter.heard, meter.played = 1.0, 0.0
     line = meter.draw()
     assert "voice ########################    0 dB" in line and "instrument ........................ -120 dB" in line
-    assert "#" not in meter.draw()
+    assert "#" not in meter.draw() and "turned down" not in line
+    meter.peak_gain = -12.0
+    assert meter.draw().endswith("turned down by up to 12 dB")

@@ -277,7 +277,12 @@ def test_a_file_as_live_plays_it(checkpoint_path: Path, song: np.ndarray, tmp_pa
     audio, harmonic, noise = (soundfile.read(out.with_stem(f"result{name}"))[0] for name in ("", "_harmonic", "_noise"))
     assert len(audio) == 2 * RATE and np.abs(audio).max() > 0.01
     assert np.abs(audio - harmonic - noise).max() < 1e-4
-    assert run(*flags, "--fold") == 1 and "fold needs the whole recording" in caplog.text
+    assert run(*flags, "--output_rate", 48000) == 0
+    assert (soundfile.info(out).frames, soundfile.info(out).samplerate) == (2 * 48000, 48000)
+    before = out.read_bytes()
+    soundfile.write(tmp_path / "in.wav", np.zeros(RATE // 10), RATE)
+    assert run(*flags) == 1 and caplog.messages == [f"transfer.py: {tmp_path / 'in.wav'}: the recording is silent"]
+    assert out.read_bytes() == before
 
 
 def test_a_folder_does_them_all_and_names_what_failed(
@@ -458,6 +463,8 @@ def test_flags_that_cannot_be_meant(checkpoint_path: Path, tmp_path: Path, capsy
         (("--controls", "a.csv", "--causal"), "--causal plays a recording"),
         (("--controls", tmp_path), "is a folder; name a file of curves"),
         (("--input", "a.mid", "--causal"), "--causal plays a recording"),
+        (("--input", "a.wav", "--causal", "--fold"), "fold needs the notes that follow"),
+        (("--input", "a.wav", "--causal", "--smoothing", "0.1"), "smoothing needs the notes that follow"),
         (("--input", "a.wav", "--num_workers", "0"), "must be at least 1"),
         ((), "one of the arguments --input --controls is required"),
     ]

@@ -179,6 +179,17 @@ def test_the_spectrogram_is_strong_where_and_when_the_tone_is(theme):
     assert to_hex(image.cmap(0.0)) == THEMES[theme].background  # silence is the page
 
 
+@pytest.mark.parametrize(("rate", "highest", "top"), [
+    (48000, 2000, 8000), (48000, 15000, 15000), (44100, 20000, 20000), (11025, 2000, 5512.5),
+])  # fmt: skip
+def test_the_spectrogram_goes_no_higher_than_the_sound(rate: int, highest: float, top: float):
+    tone = sum(np.sin(2 * np.pi * f * np.arange(rate) / rate) for f in (500, highest)) * np.hanning(rate)
+    axis = panel(plot_features(**sound(100, audio=tone, sample_rate=rate, spectrogram=True)), "Spectrogram")
+    bottom, found = axis.get_ylim()
+    assert bottom == 0 and top <= found <= min(1.04 * top, rate / 2)  # and a window's width
+    assert 3 <= len(axis.get_yticks()) <= 6 and all(tick % 1000 == 0 for tick in axis.get_yticks())
+
+
 def test_a_spectrogram_is_drawn_only_when_wanted():
     assert "Spectrogram" not in all_text(plot_features(**sound()))
 
