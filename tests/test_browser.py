@@ -117,12 +117,11 @@ class Browser:
         self.wait(lambda: self.seen("#play"))
 
     def download(self, selector: str) -> Path:
-        before = set(self.downloads.iterdir())
+        """Save a file; those saved before go, as Chromium writes over one of the same name."""
+        for path in self.downloads.iterdir():
+            path.unlink()
         self.click(selector)
-        new = self.wait(
-            lambda: [p for p in set(self.downloads.iterdir()) - before if not p.name.endswith(".crdownload")]
-        )
-        return new[0]
+        return self.wait(lambda: [p for p in self.downloads.iterdir() if not p.name.endswith(".crdownload")])[0]
 
     def photograph(self, name: str) -> None:
         """Keep a picture of the whole page if $SCREENSHOT_DIR is set."""
