@@ -102,13 +102,13 @@ class _Shared(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         needed, slopes = ctx.needs_input_grad[3:], [None] * len(ctx.parts)
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()  # for another pass; has no public name
 
         def go_back(number: int) -> None:
             given, results = ctx.runs[number]
             sources = [source for source, needs in zip([*given, *ctx.parameters], needed) if needs]
             ends = [grad[ctx.parts[number]] for grad in grads]
-            # The graph goes when this node does, which another pass may come by before.
-            found = torch.autograd.grad(results, sources, ends, retain_graph=True, materialize_grads=True)
+            found = torch.autograd.grad(results, sources, ends, retain_graph=keep, materialize_grads=True)
             slopes[number] = iter(found)
 
         for_each(go_back, range(len(ctx.parts)), grads[0].device)
@@ -133,9 +133,17 @@ def count_threads() -> int:
 _own = threading.local()  # n_threads, of a thread of ``alone``
 
 
-@functools.cache
 def _pool(role: str, n_threads: int) -> ThreadPoolExecutor:
-    """Start threads in each of which PyTorch uses but that one."""
+    """Return threads in each of which PyTorch uses but that one."""
+    with _starting:
+        return _start_pool(role, n_threads)
+
+
+_starting = threading.Lock()  # two that ask at once get the same threads
+
+
+@functools.cache
+def _start_pool(role: str, n_threads: int) -> ThreadPoolExecutor:
     before = torch.get_num_threads()
     together = threading.Barrier(n_threads)
 
@@ -166,4 +174,4 @@ def _keep_freed_memory() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # its threads are not in the child
+    os.register_at_fork(after_in_child=_start_pool.cache_clear)  # its threads are not in the child

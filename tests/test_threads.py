@@ -8,6 +8,9 @@ import threading
 import pytest
 import torch
 
+from config import load_config
+from model import build_model
+from optimizing import build_loss, build_optimizer, train_step
 from threads import alone, for_each, shared
 
 CPU = torch.device("cpu")
@@ -187,3 +190,38 @@ def test_a_forked_process_starts_threads_of_its_own():
         os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def stepped():
+    """Return a function that gives a model's gradients after a whole training step."""
+    config = load_config(preset="solo")
+    batch = {
+        "f0": torch.linspace(200, 400, 5 * 20).view(5, 20, 1), "loudness": torch.full((5, 20, 1), -20.0),
+        "audio": 0.1 * torch.randn(5, 3200, generator=torch.Generator().manual_seed(1)),
+    }  # fmt: skip
+
+    def step(prepare=lambda model: None):
+        torch.manual_seed(0)
+        model = build_model(config, "trumpet")
+        prepare(model)
+        optimizer, noise = build_optimizer(model, config.train), torch.Generator().manual_seed(2)
+        train_step(model, build_loss(config), optimizer, batch, 3.0, noise)
+        return {name: weight.grad for name, weight in model.named_parameters()}
+
+    return step
+
+
+def test_a_whole_step_is_the_same_on_any_number_of_threads(n_threads, stepped):
+    gradients = stepped()
+    torch.set_num_threads(1)
+    for name, wanted in stepped().items():
+        assert torch.allclose(gradients[name], wanted, atol=1e-5 * wanted.abs().max() + 1e-9), name
+
+
+def test_compiled_layers_share_a_batch(n_threads, stepped):
+    gradients = stepped(lambda model: model.projection.compile(backend="aot_eager"))
+    assert any("projection" in name for name in gradients)
+    torch.set_num_threads(1)
+    for name, wanted in stepped().items():
+        assert torch.allclose(gradients[name], wanted, atol=1e-4 * wanted.abs().max() + 1e-9), name
