@@ -1,7 +1,9 @@
 """A folder of processed recordings as one instrument's corpus: checked, split for validation, described in numbers."""
 
 import contextlib
+import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,11 @@ class Corpus:
     training: tuple[Span, ...]
     validation: tuple[Span, ...]
     boundary: str | None = None  # takes whose sha256 sorts up to here are held out, or ENDS
+
+    def identify_validation(self) -> str:
+        """Return what is the same for the same held-out sound, and for no other."""
+        spans = sorted((os.path.relpath(span.path, self.folder), span[1:]) for span in self.validation)
+        return hashlib.sha256(repr(spans).encode()).hexdigest()
 
 
 class _Entry(NamedTuple):

@@ -128,7 +128,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks = ALONE, at_exit: ExitStack |
     corpus = next_corpus() if next_corpus else whole
     if checkpoint and (before := checkpoint["instrument"]) != corpus.instrument:
         raise _another_training(latest, [f"instrument {before} -> {corpus.instrument}"], corpus.instrument)
-    if boundary == ENDS and len(corpus.training) >= FEW_TAKES:
+    if boundary == ENDS and len({span.path for span in whole.training}) >= FEW_TAKES:
         log.info("the end of each recording stays held out, as when this training began with fewer than %d", FEW_TAKES)
     if config.train.patience is not None and not corpus.validation:
         raise ValueError("--patience watches the validation loss, but nothing is held out; give --val_fraction, or "

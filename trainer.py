@@ -134,6 +134,8 @@ class Trainer:
         load_weights(self.model, checkpoint["model"], path)
         if self.average:
             load_weights(self.average.model, weights_for_use(checkpoint), path)
+        for group in checkpoint["optimizer"]["param_groups"]:
+            group["fused"] = True  # loading would take over what an earlier version saved
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         restore_random_state(checkpoint["rng"])
         position = min(checkpoint["position_in_epoch"], len(self.training))
@@ -145,7 +147,9 @@ class Trainer:
             log.info("changed since the last save, and applied from here on: %s", changed)
         if reordered and position:
             log.info("the unfinished epoch goes on in another order: some of its crops come twice, some not at all")
-        if measures_otherwise(checkpoint, changes, self.average is not None):
+        held_out = self.corpus.identify_validation()
+        regrouped = checkpoint["schedule"].get("validation", held_out) != held_out
+        if regrouped or measures_otherwise(checkpoint, changes, self.average is not None):
             log.info("validation losses of before do not compare any more: the best one is looked for anew")
             self.progress.best_val_loss, self.progress.epochs_since_best = float("inf"), 0
 
@@ -282,6 +286,7 @@ class Trainer:
             average=self.average.model.state_dict() if self.average else None,
             schedule={
                 "learning_rate": learning_rate, "n_crops": len(self.training), "boundary": self.corpus.boundary,
+                "validation": self.corpus.identify_validation(),
                 "phrases": list(self.phrases),
             },
             rng={**random_state(), "seed": self.seed},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,6 +237,21 @@ def change(config: Path, section: str, **values: object) -> None:
     content = json.loads(config.read_text())
     content["base"][section] |= values
     config.write_text(json.dumps(content))
+
+
+def test_losses_over_other_held_out_sound_are_not_compared(
+    corpus: Path, small_config: Path, tmp_path: Path, caplog
+) -> None:
+    caplog.set_level("INFO")
+    shutil.copytree(corpus, tmp_path / "held" / "data")
+    given = arguments(tmp_path / "held" / "data", small_config, tmp_path / "out", "--epochs", 1)
+    train.main(given)
+    trainer = train.prepare(train.parse_args(given))
+    assert trainer.progress.best_val_loss < float("inf") and "looked for anew" not in caplog.text
+    held_out = trainer.corpus.validation[0].path
+    shutil.copy(held_out, held_out.with_name(f"again_{held_out.name}"))  # the same take, so it is held out too
+    trainer = train.prepare(train.parse_args(given))
+    assert trainer.progress.best_val_loss == float("inf") and "looked for anew" in caplog.text
 
 
 def test_changed_settings_are_said_and_applied(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
