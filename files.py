@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import pickle
+import secrets
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +22,15 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write to; it becomes ``path`` if all goes well, else nothing changes.
 
     Args:
-        path: to be written; its folder is made.
-        shared: other processes may write it at the same moment, so each needs a temporary name of its own.
+        path: to be written; its folder is made, a link is followed, a device or pipe is written to itself.
+        shared: others may write it at the same moment, on other machines too, so each needs a temporary name of its own
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part" if shared else f".{path.name}.part")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part" if shared else f".{path.name}.part")
     try:
         yield partial
         os.replace(partial, path)

@@ -1,11 +1,11 @@
 """files.py: what is written is there whole or not at all, whoever else writes it."""
 
 import hashlib
+import os
 
 import pytest
 import torch
 
-import files
 from files import hash_file, load_tensors, replacing, save_tensors, write_text
 
 
@@ -27,14 +27,24 @@ def test_what_fails_leaves_what_was_there(tmp_path, error):
     assert path.read_text(encoding="utf-8") == "♯ before" and list(tmp_path.iterdir()) == [path]
 
 
-def test_processes_that_write_the_same_file_do_not_meet(tmp_path, monkeypatch):
+def test_those_who_write_the_same_file_do_not_meet(tmp_path):
     path = tmp_path / "a.txt"
     with replacing(path, shared=True) as mine:
         mine.write_text("mine")
-        monkeypatch.setattr(files.os, "getpid", lambda: 1)
         write_text(path, "another's", shared=True)
         assert path.read_text() == "another's" and mine.read_text() == "mine"
     assert path.read_text() == "mine" and list(tmp_path.iterdir()) == [path]
+
+
+def test_links_are_followed_and_devices_stay(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_text(tmp_path / "link", "text")
+    assert (tmp_path / "file").read_text() == "text" and (tmp_path / "link").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text(tmp_path / "pipe", "text")
+    assert os.read(reader, 9) == b"text" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
 
 
 @pytest.mark.parametrize("mmap", [True, False])
