@@ -137,7 +137,7 @@ def judge_row(row: Row, args: argparse.Namespace) -> dict[str, Any]:
     if kept.exists() and (known := json.loads(kept.read_text()))["asked"] == asked:
         return known
     model, content = load_model(path, get_device(args.device)), read_checkpoint(path)
-    models, takes = {judging.MODEL: model}, judging.read_takes(args.data_dir, model, own=True)
+    models, takes = {judging.MODEL: model}, judging.read_takes(args.data_dir, model, own=True, trained=content)
     others = judging.read_takes(args.other_dir, model, own=False) if args.other_dir else []
     instrument = judging.read_instrument(takes, others)
     copies = judging.judge_takes(takes, models, instrument, seed=0)[0][0]

@@ -54,11 +54,13 @@ def count_octave_errors(annotated: np.ndarray, f0: np.ndarray, voiced: np.ndarra
 
 
 def _read_rows(path: Path) -> np.ndarray:
-    rows = path.read_text().replace(",", " ").splitlines()
-    rows = rows[1:] if rows and rows[0][:1].isalpha() else rows  # a csv may have a header
+    rows = path.read_text(encoding="utf-8-sig").replace(",", " ").splitlines()
+    rows = rows[1:] if rows and rows[0].lstrip('"')[:1].isalpha() else rows  # a csv may have a header
     if not rows:
         raise ValueError("no rows of numbers")
     contour = np.loadtxt(rows, ndmin=2)[:, :2]
+    if contour.shape[1] < 2:
+        raise ValueError("rows of less than two numbers")
     if not np.isfinite(contour).all():
         raise ValueError("numbers that are not finite")
     return contour  # (rows, 2) s, Hz

@@ -201,14 +201,16 @@ def test_strings_that_sound_together_are_not_compared(tmp_path):
     assert (f0[:45] == 330).all() and (f0[55:95] == 0).all() and (f0[110:] == 330).all()
 
 
-@pytest.mark.parametrize("header", ["", "seconds,f0_hz (0 = unvoiced)\n"])
+@pytest.mark.parametrize("header", ["", "seconds,f0_hz (0 = unvoiced)\n", '\ufeff"time","f0"\n'])
 def test_pitch_beside_a_voice(tmp_path, header):
     assert pitch_annotations.read_sung(tmp_path / "hum.wav", 4, 0.01) is None
     (tmp_path / "hum_f0.csv").write_text(f"{header}0.0,0\n0.011,220.5\n0.02,221\n")
     assert pitch_annotations.read_sung(tmp_path / "hum.wav", 4, 0.01).tolist() == [0, 220.5, 221, 221]
 
 
-@pytest.mark.parametrize("content", ["no numbers", '{"annotations": []}', '{"annotations": 3}', "[", "0.0 nan"])
+@pytest.mark.parametrize(
+    "content", ["no numbers", '{"annotations": []}', '{"annotations": 3}', "[", "0.0 nan", "0.0\n0.1"]
+)
 @pytest.mark.parametrize("name", ["F0s_1_tpt_05_Song.txt", "00_solo.jams", "hum_f0.csv"])
 def test_damaged_annotations(tmp_path, name, content):
     (tmp_path / name).write_text(content)
