@@ -1,11 +1,12 @@
 """Timbre transfer: a voice, a MIDI file or curves in, an instrument's sound out.
 
-The voice's pitch and loudness are measured, fitted to the instrument (register by whole octaves,
-loudness to what the model heard in training), gated (where nothing is sung the instrument is
-silent), and played by the model. ``transfer.py`` is the command line, and offers ``transfer`` to programs.
+The voice's pitch and loudness are measured, fitted to the instrument (register by whole octaves, loudness to what the
+model heard in training), gated (where nothing is sung the instrument is silent), and played by the model.
+``transfer.py`` is the command line, and offers ``transfer`` to programs.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from features import Features, prepare_audio
 from midi import make_melody, play_one_at_a_time, read_midi, share_of_chords
 from model import NeuralGuitar, Sound
 from player import play
+from threads import alone
 
 _BLOCK_SAMPLES = 2**20  # in memory at once, of either part
 _DEFAULTS = TransferOptions()
@@ -130,7 +132,7 @@ def transfer_causal(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Transfer:
-    """Play a voice as ``live.StreamingTransfer`` plays it, without a look at the whole recording.
+    """Play a voice as ``causal.StreamingTransfer`` plays it, without a look at the whole recording.
 
     Arguments as in ``transfer_blocks``; the sound is in time with the voice.
 
@@ -142,12 +144,12 @@ def transfer_causal(
     stream, frames = StreamingTransfer(model, dataclasses.replace(options, output_rate=None), seed), []
     tell(f"Playing the {model.instrument}", 0.0)
     voice, sample_rate = Scratch(blocks), options.output_rate or stream.rate
-    n_frames = model.audio.samples_to_frames(len(voice))
+    n_frames, device = model.audio.samples_to_frames(len(voice)), next(model.parameters()).device
     voice.append(np.zeros(-len(voice) % model.audio.hop_length + stream.latency))
 
     def played() -> Iterator[Sound]:
         for part in slices(len(voice), stream.rate):  # a second between two reports of progress
-            for frame, sound in stream.advance(voice[part]):
+            for frame, sound in alone(functools.partial(list, stream.advance(voice[part])), device):
                 frames.append(frame)
                 yield sound
             tell(f"Playing the {model.instrument}", part.stop / len(voice))

@@ -12,6 +12,7 @@ import math
 import netrc
 import os
 import secrets
+import shlex
 import time
 import urllib.parse
 from collections.abc import Callable, Sequence
@@ -58,6 +59,11 @@ def choose_run_name(runs_dir: Path, wanted: str | None = None) -> str:
 # --- the run --------------------------------------------------------------------------------------
 
 
+def _quoted(pattern: Path) -> str:
+    """Return a path for the shell, which is to fill in the star of its name."""
+    return f"{shlex.quote(str(pattern.parent))}/{pattern.name}"
+
+
 class Tracker:
     """One training's folder under ``runs/`` and, once started, its W&B run."""
 
@@ -97,7 +103,7 @@ class Tracker:
             hint = "" if mode else " (`wandb login` once, and the next run is online)"
             n_parts = len(list(parts.parent.glob(parts.name)))
             order = f", its {n_parts} parts in the order of their names" if n_parts > 1 else ""
-            log.info("W&B is offline%s; to upload this run%s: wandb sync %s", hint, order, parts)
+            log.info("W&B is offline%s; to upload this run%s: wandb sync %s", hint, order, _quoted(parts))
 
     def _connect(self, mode: str, project: str, run_id: str) -> Any:
         def connect() -> Any:

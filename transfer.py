@@ -50,13 +50,17 @@ _DEFAULTS = TransferOptions()
 log = logging.getLogger("transfer")
 
 
+def _is_midi(path: Path) -> bool:
+    return path.suffix.lower() in _MIDI and not path.is_dir()
+
+
 def transfer_file(
     source: Path, target: Path, model: NeuralGuitar, args: argparse.Namespace, has_bar: bool = True
 ) -> Transfer:
     """Transfer one file to another, with stems beside it, and curves and notes, if asked for."""
     if args.controls:
         result = transfer_curves(read_curves(source, model.settings), model, args.options)
-    elif source.suffix.lower() in _MIDI:
+    elif _is_midi(source):
         result = transfer_midi(source, model, args.options)
     else:
         blocks = read_blocks(source, model.settings.audio.feature_rate)
@@ -161,7 +165,7 @@ def _flags_of_no_effect_on_notes(args: argparse.Namespace) -> str:
 
 
 def _say_what_notes_ignore(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
-    n_midi = sum(source.suffix.lower() in _MIDI for source, _ in jobs)
+    n_midi = sum(_is_midi(source) for source, _ in jobs)
     if n_midi and (flags := _flags_of_no_effect_on_notes(args)):
         log.warning("%s: for recordings only, without effect on %d MIDI files here", flags, n_midi)
 
@@ -231,7 +235,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.num_workers < 1:
         parser.error("--num_workers must be at least 1")
-    if args.causal and (args.controls or args.input.suffix.lower() in _MIDI):
+    if args.causal and (args.controls or _is_midi(args.input)):
         parser.error("--causal plays a recording, not curves or notes")
     if args.instrument and args.checkpoint:
         parser.error("give --instrument or --checkpoint, not both: a checkpoint knows its instrument")
@@ -241,7 +245,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             refuse_look_ahead(args.options)
     except ValueError as error:
         parser.error(str(error))
-    if args.input and args.input.suffix.lower() in _MIDI and (flags := _flags_of_no_effect_on_notes(args)):
+    if args.input and _is_midi(args.input) and (flags := _flags_of_no_effect_on_notes(args)):
         parser.error(f"{flags}: for recordings only; the notes of a MIDI file are played as they are written")
     if args.controls:
         if args.controls.is_dir():

@@ -40,6 +40,8 @@ from benchmark_parts import Part, Workload
 from benchmark_preprocess import measure_preprocessing
 from tqdm import tqdm
 
+from files import write_text
+
 PARTS = (*benchmark_parts.PARTS, *benchmark_peers.PARTS)
 _QUICK_SECONDS = 2.0  # for the rounds of a part
 log = logging.getLogger("benchmark")
@@ -279,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
         report = run(args, load)
         print(format_table(report))
         if args.json:
-            _write_json(args.json, report)
+            write_text(args.json, json.dumps(report, indent=2) + "\n")
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
         log.error("benchmark.py: %s", error)
         return 1
@@ -287,13 +289,6 @@ def main(argv: list[str] | None = None) -> int:
         log.error("benchmark.py: stopped")
         return 130
     return 0
-
-
-def _write_json(path: Path, report: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

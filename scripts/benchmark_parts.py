@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from config import DEFAULT_PRESET, Config, load_config
 from loss import StftLoss
 from model import Vox2Trumpet, scale_f0, scale_loudness
-from optimizing import build_loss, build_optimizer
+from optimizing import build_loss, build_optimizer, train_step
 from synth import FilteredNoiseSynthesizer, harmonic_bank
 from threads import alone
-from trainer import train_step
 
 Work = Callable[[], Tensor]  # does the thing once; what it returns shows that two variants do the same
 CPU = torch.device("cpu")

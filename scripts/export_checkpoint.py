@@ -13,6 +13,7 @@ import argparse
 import json
 import logging
 import math
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,7 @@ def format_card(path: Path, model: NeuralGuitar, args: argparse.Namespace, score
 
 def _usage(path: Path, instrument: str) -> str:
     shipped = path.resolve() == (PRETRAINED_DIR / f"{instrument}.pth").resolve()
-    choice = f"--instrument {instrument}" if shipped else f"--checkpoint {path}"
+    choice = f"--instrument {instrument}" if shipped else f"--checkpoint {shlex.quote(str(path))}"
     return f"./venv/bin/python transfer.py --input examples/hum.wav {choice} --output out/hum_{instrument}.wav"
 
 

@@ -4,13 +4,13 @@
 
 How much there is and what of the instrument it covers; takes that spoil a model of single notes (chords, clipping,
 silence, hum, bleed, reverb, telephone sound, copies); with ``--annotations`` of GuitarSet or URMP also how often the
-pitch tracker is an octave off. The thresholds stand in ``config.json`` under ``inspect``, the reasons in ``config.py``.
+pitch tracker is an octave off. The thresholds stand in ``config.json`` under ``inspect``, why in ``settings.py``.
 
 The exit code is 0 if the set is fit (there may be advice), 1 if there are problems, 2 if it cannot be inspected.
 
 Four files beside this one do the work: ``inspection.py`` measures a recording, ``inspection_findings.py`` judges the
-numbers, ``pitch_annotations.py`` reads annotations, ``inspection_report.py`` draws the page. Nothing else needs them,
-so none of them is a room at the top.
+numbers, ``pitch_annotations.py`` reads annotations, ``inspection_report.py`` draws the page. Only scripts need
+them, so none of them is a room at the top.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What ``inspect_dataset.py`` says of a set: size and range, takes with a fault, copies, the pitch tracker's errors.
 
-The thresholds stand in ``config.json`` under ``inspect``, the reasons in ``config.py``.
+The thresholds stand in ``config.json`` under ``inspect``, the reasons in ``settings.py``.
 """
 
 from collections.abc import Callable

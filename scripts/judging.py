@@ -25,7 +25,7 @@ from data import Span, load_recording
 from features import SUFFIXES, load_audio, prepare_audio
 from loss import MultiResolutionSTFTLoss
 from model import NeuralGuitar
-from transfer import Transfer, transfer
+from timbre_transfer import Transfer, transfer
 
 MODEL, BASELINE, UNTRAINED = "this model", "baseline", "untrained model"  # rows of the tables
 RECORDING, VOICE = "the recording itself", "the voice itself"

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -106,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name} | {start.processor_seconds:.1f} s | {start.seconds:.1f} s | {start.mebibytes:.0f} MiB")
         if args.json:
             write_text(args.json, json.dumps({name: start._asdict() for name, start in starts.items()}, indent=2))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, BrokenProcessPool) as error:
         log.error("measure_corpus.py: %s", error)
         return 1
     except KeyboardInterrupt:
