@@ -13,7 +13,7 @@ import html
 import logging
 import os
 import tempfile
-import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -283,7 +283,8 @@ def main(argv: list[str] | None = None) -> int:
         page = build_ui(args.checkpoint_dir, get_device(args.device), limits)
         try:
             launch(page, limits, args.host, port, args.share)
-            threading.Event().wait()
+            while True:
+                time.sleep(1)  # a Ctrl-C that comes just before a wait without end would be lost
         finally:
             page.close(verbose=False)
     except (ValueError, OSError) as error:
