@@ -50,7 +50,8 @@ def alone(work: Callable[[], Result], device: torch.device) -> Result:
     """Return what the work returns, on a CPU done in a thread where only ``for_each`` uses several."""
     if device.type != "cpu":
         return work()
-    _keep_freed_memory()
+    if torch.is_grad_enabled():  # a training; a page that waits for visitors has better uses for memory
+        _keep_freed_memory()
     n_threads = torch.get_num_threads()
     if n_threads == 1:
         return work()
