@@ -24,7 +24,7 @@ WINDOW = 1024  # samples, the network's input
 _POSITIONS = 256  # of the first layer, four samples apart
 _PADDING = 254  # zeros that the first layer sees before a frame
 _MODELS = ("tiny", "full")
-_CACHED = 1 << 17  # floats at once in sums that a processor's cache should hold
+_CACHED = 1 << 17  # floats at once in sums that a processor's cache should hold; on a GPU each operation costs a launch
 
 
 class _Layer(nn.Module):
@@ -125,7 +125,7 @@ class _FirstLayer(_Layer):
         n_positions, n_frames, n_channels = len(after), *pooled.shape[1:]
         here = slice(shift, shift + n_frames)
         beyond = (shift + 1) * n_positions - _POSITIONS  # so many lie after the frame's last, or fewer than none
-        size = max(2, _CACHED // (n_frames * n_channels) // 2 * 2)
+        size = max(2, _CACHED // (n_frames * n_channels) // 2 * 2) if after.device.type == "cpu" else n_positions
         for start in range(max(beyond, 0), n_positions, size):
             rows = slice(start, min(start + size, n_positions))
             sums = after[rows, here] if before is None else after[rows, here] + before[rows, here]
@@ -236,7 +236,7 @@ class Crepe(nn.Module):
     def forward(self, frames: Tensor, sounding: Tensor) -> Tensor:
         hidden = self.first(frames)  # with the silent ones, which share their samples
         if not sounding.all():
-            hidden = hidden[:, sounding.to(hidden.device)]
+            hidden = hidden.index_select(1, sounding.nonzero()[:, 0].to(hidden.device))  # counted here, not on a GPU
         return self._classify(hidden)
 
     def _classify(self, hidden: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from config import Config, TrainConfig
 from loss import LogMelLoss, MultiResolutionSTFTLoss
-from model import NoiseSource
+from model import GruDecoder, NeuralGuitar, NoiseSource
 
 
 def learning_rate_at(step: int, settings: TrainConfig) -> float:
@@ -33,6 +33,12 @@ def build_loss(config: Config) -> MultiResolutionSTFTLoss | LogMelLoss:
 def build_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Adam:
     """Build what makes the steps; fused, it goes through the weights once, not once an operation."""
     return torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+
+
+def layers_to_compile(model: NeuralGuitar) -> list[nn.Module]:
+    """Return what torch.compile can translate; GRU, synthesis and loss are written for speed as they are."""
+    layers = [model.embedding, model.decoder, getattr(model, "projection", None)]
+    return [layer for layer in layers if layer is not None and not isinstance(layer, (GruDecoder, nn.Identity))]
 
 
 def train_step(
@@ -73,6 +79,9 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        for module in self.model.modules():
+            if isinstance(module, nn.RNNBase):
+                module.flatten_parameters()  # copied one by one; cuDNN wants them in one piece
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:

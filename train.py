@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from checkpoint import LATEST, read_checkpoint, remove_partial, set_aside, settings_of
 from config import (
@@ -34,7 +33,8 @@ from config import (
 )
 from corpus import ENDS, FEW_TAKES, Corpus, boundary_of, read_corpus
 from distributed import ALONE, Ranks, joined, read_ranks
-from model import GruDecoder, NeuralGuitar
+from model import NeuralGuitar
+from optimizing import layers_to_compile
 from phrases import choose_phrases
 from tracking import MODES, Tracker, choose_run_name, new_run_id
 from trainer import Stopped, Trainer
@@ -138,7 +138,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks = ALONE, at_exit: ExitStack |
     trainer.phrases = choose_phrases(whole, checkpoint["schedule"].get("phrases", ()) if checkpoint else ())
     trainer.precision = _PRECISIONS[args.precision]
     if args.compile:
-        compile_layers(trainer.model)
+        _compile(trainer.model)
     if ranks.is_first:
         remove_partial(args.checkpoint_dir)
         if args.no_resume and (kept_in := set_aside(args.checkpoint_dir)):
@@ -154,10 +154,8 @@ def prepare(args: argparse.Namespace, ranks: Ranks = ALONE, at_exit: ExitStack |
     return trainer
 
 
-def compile_layers(model: NeuralGuitar) -> None:
-    """Let torch.compile have what it can translate; GRU, synthesis and loss are written for speed as they are."""
-    layers = [model.embedding, model.decoder, getattr(model, "projection", None)]
-    layers = [layer for layer in layers if layer is not None and not isinstance(layer, (GruDecoder, nn.Identity))]
+def _compile(model: NeuralGuitar) -> None:
+    layers = layers_to_compile(model)
     for layer in layers:
         layer.compile()
     if not layers:

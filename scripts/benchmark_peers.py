@@ -37,18 +37,19 @@ def import_torchcrepe() -> types.ModuleType:
 torchcrepe = import_torchcrepe()  # now, so that it counts among the imports
 
 
-def build_network(model: str) -> Callable[[Workload], dict[str, Work]]:
+def build_network(model: str, device: torch.device = CPU) -> Callable[[Workload], dict[str, Work]]:
     """Return what builds CREPE's activations of ``crop_seconds`` of a voice, with the weights "tiny" or "full"."""
 
     def build(load: Workload) -> dict[str, Work]:
         audio = read_voice(load.crop_seconds)
 
         def theirs() -> Tensor:
-            frames = torchcrepe.preprocess(torch.from_numpy(audio)[None], pitch.SAMPLE_RATE, _HOP)
-            return torch.cat([torchcrepe.infer(batch, model) for batch in frames])[:-1]  # one more than ours
+            frames = torchcrepe.preprocess(torch.from_numpy(audio)[None], pitch.SAMPLE_RATE, _HOP, device=device)
+            activations = [torchcrepe.infer(batch, model, device=device).cpu() for batch in frames]
+            return torch.cat(activations)[:-1]  # one more than ours
 
         return {
-            "ours": lambda: torch.from_numpy(pitch.crepe_activation(audio, _HOP, model)),
+            "ours": lambda: torch.from_numpy(pitch.crepe_activation(audio, _HOP, model, device)),
             "reference": torch.inference_mode()(theirs),
         }
 

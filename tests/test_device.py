@@ -1,0 +1,99 @@
+"""Nothing is made on the CPU that has to be where the model is: shown without a GPU, on torch's device "meta".
+
+It computes shapes alone, and as a GPU does it refuses a CPU tensor among its own. Whatever asks for ``device.type``
+takes the way of a GPU there.
+"""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from benchmark_parts import TextbookBank, build_textbook_loss
+
+from config import load_config
+from crepe import load_crepe
+from model import Vox2Trumpet
+from optimizing import WeightAverage, build_loss, train_step
+from player import Player
+
+META = torch.device("meta")
+OPTIONS = {"mel": {"loss": {"mel_loss_weight": 1.0}}, "reverb": {"model": {"reverb_seconds": 0.1}}}
+
+
+@pytest.fixture(autouse=True)
+def no_autocast(monkeypatch):
+    """There is none on "meta"."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+
+
+@pytest.fixture(params=["tiny", "solo", "standard", "deep", "transformer", *OPTIONS])
+def config(request):
+    if request.param not in OPTIONS:
+        return load_config(preset=request.param)
+    plain = load_config()
+    changes = OPTIONS[request.param].items()
+    return dataclasses.replace(
+        plain, **{name: dataclasses.replace(getattr(plain, name), **values) for name, values in changes}
+    )
+
+
+@pytest.fixture
+def model(config):
+    return Vox2Trumpet(config.model, config.audio).to(META)
+
+
+def plain_adam(model):
+    """Not the fused one, which knows GPUs and CPUs alone."""
+    return torch.optim.Adam(model.parameters())
+
+
+def make_batch(n_frames):
+    shapes = {"f0": (2, n_frames, 1), "loudness": (2, n_frames, 1), "audio": (2, n_frames * 160)}
+    return {name: torch.ones(shape, device=META) for name, shape in shapes.items()}
+
+
+def test_a_training_step(config, model):
+    step = train_step(model, build_loss(config).to(META), plain_adam(model), make_batch(100), 1.0)
+    assert {values.device for values in step.values()} == {META}
+    assert {weight.grad.device for weight in model.parameters()} == {META}
+    WeightAverage(model, 0.9).update(model, 1)
+
+
+def test_inference(model):
+    with torch.inference_mode():
+        audio = model.eval()(*list(make_batch(50).values())[:2])
+    assert (audio.device, audio.shape) == (META, (2, 8000))
+
+
+def test_blocks_and_single_frames(model):
+    player, n_played = Player(model.eval()), 0
+    for n_frames in (3, 1, 1, 10):
+        f0, loudness = (curve[:1] for curve in list(make_batch(n_frames).values())[:2])
+        sound, _ = player.play(f0, loudness, gate=loudness)
+        assert sound.audio.device == META
+        n_played += sound.audio.shape[1]
+    assert n_played == (15 - player.latency) * 160
+
+
+@pytest.mark.parametrize("weights", ["tiny", "full"])
+@pytest.mark.parametrize("hop_length", [160, 100])
+def test_crepe(weights, hop_length):
+    """The frames come from the CPU, and so does which of them sound: a GPU need not be waited for."""
+    frames = torch.from_numpy(np.random.default_rng(0).random(8000, np.float32)).unfold(0, 1024, hop_length)
+    sounding = torch.ones(len(frames), dtype=torch.bool)
+    for n_silent in (0, 3):
+        sounding[:n_silent] = False
+        with torch.inference_mode():
+            activation = load_crepe(weights, "meta")(frames, sounding)
+        assert (activation.device, activation.shape) == (META, (len(frames) - n_silent, 360))
+
+
+def test_the_textbook_step_too():
+    config = load_config()
+    model = Vox2Trumpet(config.model, config.audio)
+    model.harmonic_synthesizer = TextbookBank(config.audio.sample_rate, config.audio.hop_length)
+    model = model.to(META)
+    step = train_step(model, build_textbook_loss(config), plain_adam(model), make_batch(100), 1.0)
+    assert {values.device for values in step.values()} == {META}
