@@ -9,10 +9,8 @@ Between two operations a thread waits for Python's lock (GIL), which another may
 run side by side, pieces of many small ones get in each other's way.
 """
 
-import ctypes
 import functools
 import os
-import platform
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_MAPPED_ON_ITS_OWN = 2**25  # bytes: larger blocks always go back to the kernel; the most that glibc takes
-_KEPT = 2**26  # bytes that stay, at most, at the end of each thread's heap
+from memory import keep_for_next_step
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -51,7 +47,7 @@ def alone(work: Callable[[], Result], device: torch.device) -> Result:
     if device.type != "cpu":
         return work()
     if torch.is_grad_enabled():  # a training; a page that waits for visitors has better uses for memory
-        _keep_freed_memory()
+        keep_for_next_step()
     n_threads = torch.get_num_threads()
     if n_threads == 1:
         return work()
@@ -159,19 +155,6 @@ def _start_pool(role: str, n_threads: int) -> ThreadPoolExecutor:
         started.result()
     torch.set_num_threads(before)  # the number is the thread's own, but threads to come begin with the last one set
     return pool
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next step, which asks for as much; do nothing elsewhere.
-
-    Left to itself it returns blocks to the kernel and gets them back page by page: 8000 page faults a training step,
-    a tenth of its time.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_ON_ITS_OWN)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
 if hasattr(os, "register_at_fork"):

@@ -21,6 +21,7 @@ from causal import StreamingTransfer, curves_of
 from conditioning import Progress, TransferOptions, fit, fit_register, listen, share_out_of_range
 from curves import Curves, Melody, shape_notes
 from features import Features, prepare_audio
+from memory import give_back_large_blocks
 from midi import make_melody, play_one_at_a_time, read_midi, share_of_chords
 from model import NeuralGuitar, Sound
 from player import play
@@ -109,6 +110,7 @@ def transfer_blocks(
 
     Arguments and errors are those of ``transfer``, and so is the result.
     """
+    give_back_large_blocks()
     tell = progress or _tell_nobody
     started, config = time.perf_counter(), model.settings
     assert config is not None, "transfer needs a model from checkpoint.load_model"
