@@ -8,6 +8,7 @@ What is played is ``causal.py``; this is the sound card. Headphones keep the ins
 import argparse
 import gc
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from checkpoint import load_model, pretrained_path
 from conditioning import TransferOptions
 from model import NeuralGuitar
 
+_PRIORITY = 10  # of 1 to 99, among those that go before all other programs; the kernel's own threads have 50
 log = logging.getLogger("live")
 
 
@@ -110,6 +112,21 @@ def warm_up(model: NeuralGuitar) -> None:
     gc.freeze()  # what is there now stays: no garbage collection need walk through it
 
 
+def take_precedence() -> bool:
+    """Let this thread, and those it starts, work before other programs; return whether the system allows it.
+
+    All of them, for what the meter's thread holds (Python's lock) the sound card's would wait for. macOS and Windows
+    give sound cards' threads precedence by themselves.
+    """
+    if sys.platform != "linux":
+        return True
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_PRIORITY))
+    except PermissionError:
+        return False
+    return True
+
+
 def _device_name(name: str | None) -> int | str | None:
     return int(name) if name and name.isdigit() else name
 
@@ -149,6 +166,8 @@ def main(argv: list[str] | None = None) -> int:
         model = load_model(args.checkpoint or pretrained_path(args.instrument), "cpu")
         stream = StreamingTransfer(model, args.options)
         warm_up(model)
+        if not take_precedence():
+            log.info("other programs may make it late: this user may not have real-time priority (see the README)")
         play_live(stream, model.audio.sample_rate, args)
     except (ValueError, OSError) as error:
         log.error("live.py: %s", error)

@@ -1,6 +1,9 @@
 """Measure how long live.py's work takes for each block of sound, on one core, and draw it.
 
     ./venv/bin/python scripts/measure_latency.py --seconds 60 --output docs/live_latency.png
+
+Block follows block at once, unless ``--real_time`` lets them come as from a sound card: then the clock runs from when
+a block is there, so that waking up counts too, and caches have had time to fill with other things.
 """
 
 import argparse
@@ -21,28 +24,30 @@ sys.path.insert(0, str(ROOT))
 from audio_files import load_audio  # noqa: E402
 from causal import StreamingTransfer  # noqa: E402
 from checkpoint import load_model, pretrained_path  # noqa: E402
-from live import warm_up  # noqa: E402
+from live import take_precedence, warm_up  # noqa: E402
 
 _BETWEEN_READINGS = 1000  # blocks
 log = logging.getLogger("measure_latency")
 
 
 def measure(
-    stream: StreamingTransfer, voice: np.ndarray, size: int, n_blocks: int
+    stream: StreamingTransfer, voice: np.ndarray, size: int, n_blocks: int, real_time: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Play so many blocks of ``size`` samples.
+    """Play so many blocks of ``size`` samples, at once or as they would come from a microphone.
 
     Returns:
         Times [n_blocks, 2] in ms: by the clock, and of the processor; and resident memory in MB, [n], read now and
         then (zeros where the system does not tell).
     """
     n_whole = len(voice) // size
-    times, memory = np.empty((n_blocks, 2)), [resident()]
+    times, memory, started = np.empty((n_blocks, 2)), [resident()], time.perf_counter()
     for number in range(n_blocks):
         start = number % n_whole * size
-        before = time.perf_counter(), time.thread_time()
+        due = started + (number + 1) * size / stream.rate if real_time else time.perf_counter()
+        time.sleep(max(0.0, due - time.perf_counter()))
+        before = time.thread_time()
         stream.process(voice[start : start + size])
-        times[number] = time.perf_counter() - before[0], time.thread_time() - before[1]
+        times[number] = time.perf_counter() - due, time.thread_time() - before
         if number % _BETWEEN_READINGS == _BETWEEN_READINGS - 1:
             memory.append(resident())
     return 1000 * times, np.array([*memory, resident()])
@@ -54,12 +59,13 @@ def resident() -> float:
     return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if status.exists() else 0.0
 
 
-def describe(times: np.ndarray, memory: np.ndarray) -> str:
+def describe(times: np.ndarray, memory: np.ndarray, block_ms: float) -> str:
     shares = (50, 99, 99.9, 100)
     clock, processor = (np.percentile(column, shares) for column in times.T)
     names = ("median", "99 %", "99.9 %", "worst")
     rows = [f"{name} {a:.1f} ms ({b:.1f} by the clock)" for name, a, b in zip(names, processor, clock)]
-    return f"{', '.join(rows)}; memory {memory[0]:.1f} MB before, {memory[-1]:.1f} MB after"
+    late = f"{np.count_nonzero(times[:, 0] > block_ms)} of {len(times)} late"
+    return f"{', '.join(rows)}; {late}; memory {memory[0]:.1f} MB before, {memory[-1]:.1f} MB after"
 
 
 def plot(times: np.ndarray, block_ms: float) -> matplotlib.figure.Figure:
@@ -87,6 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the time that live.py takes for each block.")
     parser.add_argument("--seconds", type=float, default=60.0, help="of sound (default 60)")
     parser.add_argument("--block_ms", type=float, default=10.0, help="length of a block (default 10)")
+    parser.add_argument("--real_time", action="store_true", help="blocks come as from a sound card")
     parser.add_argument("--input", type=Path, default=ROOT / "examples" / "hum.wav", help="the voice")
     parser.add_argument("--instrument", default="trumpet", help="a shipped model (default trumpet)")
     parser.add_argument("--output", type=Path, required=True, help="the picture (.png, .svg, .pdf)")
@@ -106,7 +113,10 @@ def main(argv: list[str] | None = None) -> int:
         stream = StreamingTransfer(model)
         rate = stream.rate
         voice, size = load_audio(args.input, rate), round(args.block_ms * rate / 1000)
-        times, memory = measure(stream, voice, size, max(1, round(args.seconds * 1000 / args.block_ms)))
+        if args.real_time and not take_precedence():
+            log.info("without real-time priority")
+        n_blocks = max(1, round(args.seconds * 1000 / args.block_ms))
+        times, memory = measure(stream, voice, size, n_blocks, args.real_time)
         args.output.parent.mkdir(parents=True, exist_ok=True)
         plot(times, args.block_ms).savefig(args.output, dpi=150)
     except (ValueError, OSError) as error:
@@ -116,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         log.error("measure_latency.py: stopped")
         return 130
     log.info("latency %.1f ms and a block", 1000 * stream.latency / rate)
-    log.info("work for a block of %g ms: %s", args.block_ms, describe(times, memory))
+    log.info("work for a block of %g ms: %s", args.block_ms, describe(times, memory, args.block_ms))
     return 0
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,37 @@ def test_after_warming_up_nothing_is_left_to_load(write_checkpoint) -> None:
     load_frame_crepe.cache_clear()
     live.warm_up(load_model(write_checkpoint()))
     assert load_frame_crepe.cache_info().currsize == 1
+    gc.unfreeze()
+
+
+def in_a_thread(work):
+    """Return what it returns; the thread takes its priority away with it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere sound cards' threads have precedence")
+def test_the_players_threads_go_before_other_programs() -> None:
+    def policies():
+        allowed = live.take_precedence()
+        return allowed, os.sched_getscheduler(0), in_a_thread(lambda: os.sched_getscheduler(0))
+
+    before = os.sched_getscheduler(0)
+    allowed, own, of_its_thread = in_a_thread(policies)
+    assert (own, of_its_thread) == (2 * (os.SCHED_FIFO,) if allowed else (before, before))
+    assert os.sched_getscheduler(0) == before
+
+
+def test_without_precedence_it_plays_and_says_so(write_checkpoint, monkeypatch, caplog) -> None:
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(live, "play_live", lambda *_: None)
+    caplog.set_level("INFO")
+    assert live.main(["--checkpoint", str(write_checkpoint())]) == 0
+    assert "may not have real-time priority" in caplog.text
     gc.unfreeze()
 
 
