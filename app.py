@@ -25,6 +25,7 @@ import parts
 from conditioning import TransferOptions
 from config import PageConfig, get_device, load_config
 from guard import OwnFilesOnly
+from report import describe
 from service import (
     DRAW,
     Collection,
@@ -39,7 +40,6 @@ from service import (
     write_files,
 )  # fmt: skip
 from style import launch_style
-from transfer import describe
 
 DEFAULT_PORT = 7860
 _POLYPHONIC = "I hear more than one note at a time. I play one melody, so chords and backing tracks come out odd."

@@ -27,7 +27,8 @@ from conditioning import TransferOptions
 from config import PageConfig
 from features import load_audio
 from model import NeuralGuitar
-from timbre_transfer import MUCH_POLYPHONY, transfer
+from report import MUCH_POLYPHONY
+from timbre_transfer import transfer
 from transfer import write_audio
 from visualize_features import THEMES, plot_features, save_figure
 

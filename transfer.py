@@ -34,10 +34,10 @@ from features import SUFFIXES, read_blocks
 from files import replacing, write_text
 from midi import write_midi
 from model import NeuralGuitar
-from timbre_transfer import (  # offered here too
+from report import describe
+from timbre_transfer import (
     Transfer,
-    describe,
-    transfer,  # noqa: F401
+    transfer,  # noqa: F401  offered here too
     transfer_blocks,
     transfer_causal,
     transfer_curves,
