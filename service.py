@@ -22,14 +22,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from audio_files import load_audio, write_audio
 from checkpoint import LATEST, PRETRAINED_DIR, load_model, read_checkpoint
 from conditioning import TransferOptions
 from config import PageConfig
-from features import load_audio
 from model import NeuralGuitar
 from report import MUCH_POLYPHONY
 from timbre_transfer import transfer
-from transfer import write_audio
 from visualize_features import THEMES, plot_features, save_figure
 
 try:
