@@ -26,10 +26,11 @@ from audio_files import load_audio, write_audio
 from checkpoint import LATEST, PRETRAINED_DIR, load_model, read_checkpoint
 from conditioning import TransferOptions
 from config import PageConfig
+from figures import plot_features, save_figure
 from model import NeuralGuitar
+from panels import THEMES
 from report import MUCH_POLYPHONY
 from timbre_transfer import transfer
-from visualize_features import THEMES, plot_features, save_figure
 
 try:
     from spaces import GPU as borrow_gpu  # a Hugging Face ZeroGPU Space lends its GPU a call at a time

@@ -14,10 +14,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
+import figures
 import visualize_features
 from config import load_config
 from data import save_recording
-from visualize_features import DPI, THEMES, note_name, plot_features, plot_recording, save_figure
+from figures import DPI, plot_features, save_figure
+from panels import THEMES, note_name
+from visualize_features import plot_recording
 
 RATE, FRAME_RATE = 16000, 100
 SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
@@ -314,7 +317,7 @@ def test_pictures_drawn_in_threads_are_those_drawn_alone():
 
 @pytest.fixture
 def small_pictures(monkeypatch):
-    monkeypatch.setattr(visualize_features, "DPI", 30)
+    monkeypatch.setattr(figures, "DPI", 30)
 
 
 def run(*argv):
