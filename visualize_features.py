@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from config import load_config
+from config import DEFAULT_CONFIG_PATH, load_config
 from data import Recording, find_recordings, load_recording
 from figures import plot_features, save_figure
 from panels import THEMES
@@ -71,6 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--all", action="store_true", help="every processed file of --data_dir")
     parser.add_argument("--data_dir", type=Path, default=Path("data/processed"), help="for --all; subfolders too")
     parser.add_argument("--output_dir", type=Path, default=Path("data/visualization"), help="where the pictures go")
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
     parser.add_argument("--theme", choices=tuple(THEMES), default="light")
     args = parser.parse_args(argv)
     if args.all and not args.data_dir.is_dir():
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        threshold = load_config().features.periodicity_threshold
+        threshold = load_config(args.config).features.periodicity_threshold
         if args.file:
             target = args.output_dir / f"{args.file.stem}.png"
             visualize_file(args.file, target, threshold, args.theme)
