@@ -137,9 +137,7 @@ def listen(
     return lifted._replace(loudness=lifted.loudness - gain), melody, heard
 
 
-def _scaled(
-    audio: Scratch, gain: float, config: Config, tell: Callable[[float], None] | None
-) -> Iterator[np.ndarray]:
+def _scaled(audio: Scratch, gain: float, config: Config, tell: Callable[[float], None] | None) -> Iterator[np.ndarray]:
     """Yield a recording in blocks, louder by ``gain``."""
     for part in slices(len(audio), _BLOCK_SAMPLES):
         if tell and part.start:

@@ -1,6 +1,6 @@
 """One request of the web page: the instruments there are, the limits, and the way from a recording to files.
 
-Why a room of its own: the page's button and the endpoint ``/transfer`` both answer by ``work``, and nothing here
+Why a module of its own: the page's button and the endpoint ``/transfer`` both answer by ``work``, and nothing here
 knows of a page (no gradio), so that a request is tested without a server.
 
 A request runs in a thread of its own and reports the step it is at. Whoever asks looks at it every moment: that is
@@ -252,7 +252,7 @@ def is_polyphonic(outcome: Outcome) -> bool:
     return outcome.report.get("share_polyphonic", 0.0) > MUCH_POLYPHONY
 
 
-# --- words --------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 
 
 def explain(error: Exception, recording: str | None) -> str:

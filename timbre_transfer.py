@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from audio_files import Scratch, resample_blocks, slices
+from audio_files import Scratch, prepare_audio, resample_blocks, slices
 from causal import StreamingTransfer, curves_of
 from conditioning import Progress, TransferOptions, fit, fit_register, listen, share_out_of_range
 from curves import Curves, Melody, shape_notes
-from features import Features, prepare_audio
+from features import Features
 from memory import give_back_large_blocks
 from midi import make_melody, play_one_at_a_time, read_midi, share_of_chords
 from model import NeuralGuitar, Sound
@@ -170,9 +170,7 @@ def _tell_nobody(step: str, share: float) -> None:
     pass
 
 
-def transfer_midi(
-    path: Path, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0
-) -> Transfer:
+def transfer_midi(path: Path, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0) -> Transfer:
     """Play a MIDI file on the model's instrument, in its own register unless another has more of its notes in range.
 
     Raises:
@@ -236,9 +234,7 @@ def render(
     return Transfer(stems, gain, sample_rate, features, curves, report)
 
 
-def play_told(
-    model: NeuralGuitar, curves: Curves, noise_balance: float, seed: int, tell: Progress
-) -> Iterator[Sound]:
+def play_told(model: NeuralGuitar, curves: Curves, noise_balance: float, seed: int, tell: Progress) -> Iterator[Sound]:
     """Play curves as ``player.play`` does, and tell how far it is."""
     n_samples, n_done = model.settings.audio.frames_to_samples(len(curves.f0)), 0
     tell(f"Playing the {model.instrument}", 0.65)

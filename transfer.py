@@ -23,13 +23,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from audio_files import write_blocks
+from audio_files import SUFFIXES, read_blocks, write_blocks
 from causal import refuse_look_ahead
 from checkpoint import load_model, pretrained_path
 from conditioning import Progress, TransferOptions
 from config import get_device
 from curves import read_curves, write_curves
-from features import SUFFIXES, read_blocks
 from files import write_text
 from midi import write_midi
 from model import NeuralGuitar

@@ -49,8 +49,6 @@ SECRETS = {
 }
 
 
-
-
 @pytest.fixture
 def project(tmp_path):
     """A small project with everything that must not leave it."""
