@@ -26,20 +26,8 @@ from conditioning import TransferOptions
 from config import PageConfig, get_device, load_config
 from endpoints import add_endpoints
 from guard import OwnFilesOnly
-from report import describe
-from service import (
-    DRAW,
-    Collection,
-    Outcome,
-    Request,
-    Service,
-    draw,
-    explain,
-    is_polyphonic,
-    read_card,
-    work,
-    write_files,
-)
+from report import describe, is_polyphonic
+from service import DRAW, Collection, Outcome, Request, Service, draw, explain, read_card, work, write_files
 from style import launch_style
 
 DEFAULT_PORT = 7860
@@ -158,7 +146,7 @@ def _show_sound(results: parts.Results, outcome: Outcome, request: Request) -> d
     return {
         results.status: parts.say_step(DRAW),
         results.panel: gr.update(visible=True),
-        results.warning: gr.update(value=parts.say(_POLYPHONIC, "warning"), visible=is_polyphonic(outcome)),
+        results.warning: gr.update(value=parts.say(_POLYPHONIC, "warning"), visible=is_polyphonic(outcome.report)),
         results.played: gr.update(value=str(sound), label=f"The {outcome.sound}"),
         results.heard: request.recording,
         results.report: f"<p>{html.escape(report[:1].upper() + report[1:])}.</p>",

@@ -6,7 +6,7 @@ from typing import Any
 from curves import Curves
 from model import NeuralGuitar
 
-MUCH_POLYPHONY = 0.3  # share of the sounding frames from which a person should be told
+_MUCH_POLYPHONY = 0.3  # share of the sounding frames from which a person should be told
 UNHEARD = {  # what a report says where no voice was measured
     "semitones": 0.0, "loudness_gain": 0.0, "share_too_high": 0.0, "share_polyphonic": 0.0, "mains_hum": None,
 }  # fmt: skip
@@ -35,6 +35,11 @@ def make_report(
     }
 
 
+def is_polyphonic(report: dict[str, Any]) -> bool:
+    """Return whether so much of a recording holds several notes at once that it will disappoint."""
+    return report["share_polyphonic"] > _MUCH_POLYPHONY
+
+
 def describe(report: dict[str, Any]) -> str:
     """Say in one line what a transfer did."""
     parts = [
@@ -47,7 +52,7 @@ def describe(report: dict[str, Any]) -> str:
         parts.append(f"{100 * report['share_too_high']:.0f} % too high to hear and left silent")
     if report["mains_hum"] is not None:
         parts.append("mains hum taken out")
-    if report["share_polyphonic"] > MUCH_POLYPHONY:
+    if is_polyphonic(report):
         parts.append("several notes at once: one line of them is played")
     if report["peak_gain"] < 0:
         by = "by up to " if report.get("causal") else ""

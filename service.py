@@ -29,7 +29,6 @@ from config import PageConfig
 from figures import plot_features, save_figure
 from model import NeuralGuitar
 from panels import THEMES
-from report import MUCH_POLYPHONY
 from timbre_transfer import transfer
 
 try:
@@ -245,11 +244,6 @@ def play(
         frame_rate=model.settings.audio.frame_rate,
         report=result.report,
     )
-
-
-def is_polyphonic(outcome: Outcome) -> bool:
-    """Return whether so much of a recording holds several notes at once that it will disappoint."""
-    return outcome.report.get("share_polyphonic", 0.0) > MUCH_POLYPHONY
 
 
 # --- words ----------------------------------------------------------------------------------------
