@@ -3,8 +3,8 @@
     ./venv/bin/python app.py
 
 Nothing is built or loaded when this module is imported: ``build_ui`` makes the page, ``main`` serves it. The page
-and the endpoint ``/transfer`` do the same work (``service.py``). Every request writes into a temporary folder of its
-own, which is gone when it ends; Gradio keeps its copies of what it handed out for an hour.
+and the endpoint ``/transfer`` (``endpoints.py``) do the same work (``service.py``). Every request writes into a
+temporary folder of its own, which is gone when it ends; Gradio keeps its copies of what it handed out for an hour.
 """
 
 import argparse
@@ -24,29 +24,20 @@ from starlette.middleware import Middleware
 import parts
 from conditioning import TransferOptions
 from config import PageConfig, get_device, load_config
+from endpoints import add_endpoints
 from guard import OwnFilesOnly
-from service import (
-    DRAW,
-    Collection,
-    Outcome,
-    Request,
-    Service,
-    draw,
-    explain,
-    is_polyphonic,
-    read_card,
-    work,
-    write_files,
-)  # fmt: skip
+from report import describe, is_polyphonic
+from service import DRAW, Collection, Outcome, Request, Service, draw, explain, read_card, work, write_files
 from style import launch_style
-from transfer import describe
 
 DEFAULT_PORT = 7860
 _POLYPHONIC = "I hear more than one note at a time. I play one melody, so chords and backing tracks come out odd."
 _FULL = "Too many people are playing just now, or the server had a hiccup. Please try again in a minute."
 # The keyboard and the screen follow the work.
-_FOLLOW = "() => { document.getElementById('cancel')?.focus({preventScroll: true}); " \
+_FOLLOW = (
+    "() => { document.getElementById('cancel')?.focus({preventScroll: true}); "
     "document.getElementById('status').scrollIntoView({behavior: 'smooth', block: 'nearest'}); }"
+)
 log = logging.getLogger("app")
 
 
@@ -81,7 +72,7 @@ def build_ui(
         gr.HTML(f'<p class="foot">Runs on {html.escape(_name_device(device))}. {kept}</p>')
         _connect(service, controls, results, play, cancel)
         _connect_instruments(service, controls, card, play, page)
-        _add_endpoints(service)
+        add_endpoints(service)
     return page.queue(max_size=limits.max_waiting)
 
 
@@ -128,20 +119,24 @@ def _connect(
         run, asked, shown,
         api_visibility="private", concurrency_id="transfer", show_progress="minimal", show_progress_on=results.status,
     )  # fmt: skip
+    _connect_cancel(started, play, cancel, results.status)
 
+
+def _connect_cancel(started: gr.events.Dependency, play: gr.Button, cancel: gr.Button, status: gr.HTML) -> None:
+    """Let a request be cancelled, and say so where one fails."""
     cancelled = parts.say("Cancelled. Nothing was kept.")
 
     def stop() -> tuple:
         return gr.update(visible=True), gr.update(visible=False), cancelled
 
-    def fail(status: str | None) -> tuple:
+    def fail(shown: str | None) -> tuple:
         # What is cancelled may also count as failed, and be told so later.
-        said = gr.skip() if status == cancelled else parts.say(_FULL, "error")
+        said = gr.skip() if shown == cancelled else parts.say(_FULL, "error")
         return gr.update(visible=True), gr.update(visible=False), said
 
-    quiet = {"outputs": [play, cancel, results.status], "queue": False, "api_visibility": "private"}
+    quiet = {"outputs": [play, cancel, status], "queue": False, "api_visibility": "private"}
     cancel.click(stop, cancels=started, **quiet)
-    started.failure(fail, results.status, **quiet)
+    started.failure(fail, status, **quiet)
 
 
 def _show_sound(results: parts.Results, outcome: Outcome, request: Request) -> dict:
@@ -151,7 +146,7 @@ def _show_sound(results: parts.Results, outcome: Outcome, request: Request) -> d
     return {
         results.status: parts.say_step(DRAW),
         results.panel: gr.update(visible=True),
-        results.warning: gr.update(value=parts.say(_POLYPHONIC, "warning"), visible=is_polyphonic(outcome)),
+        results.warning: gr.update(value=parts.say(_POLYPHONIC, "warning"), visible=is_polyphonic(outcome.report)),
         results.played: gr.update(value=str(sound), label=f"The {outcome.sound}"),
         results.heard: request.recording,
         results.report: f"<p>{html.escape(report[:1].upper() + report[1:])}.</p>",
@@ -183,59 +178,6 @@ def _connect_instruments(
     for event in (page.load, controls.refresh.click):
         event(offer, outputs=controls.instrument, **private)
     controls.instrument.change(name, controls.instrument, [play, card], **private)
-
-
-def _add_endpoints(service: Service) -> None:
-    """Offer the page's work to programs."""
-    defaults = dataclasses.asdict(TransferOptions())
-
-    def transfer_endpoint(
-        recording: str, instrument: str = "", semitones: float | None = None, transpose: float = 0, fit: bool = True,
-        fold: bool = False, autotune: float = 0, key: str = "chromatic", smoothing: float = 0,
-        loudness_offset: float = 0, gate_offset: float = 0, noise_balance: float = 0, output_rate: int | None = None,
-        seed: int = 0,
-    ) -> Iterator[tuple[str, str, str, dict]]:
-        """Play a recording; return the sound, its harmonic and noise parts, and the report.
-
-        No instrument takes the first of /instruments, and no semitones fit the register by whole octaves.
-        """
-        values = (
-            semitones, transpose, fit, fold, autotune, key, smoothing, loudness_offset, gate_offset, noise_balance,
-            output_rate,
-        )  # fmt: skip
-        with tempfile.TemporaryDirectory(prefix="vox2trumpet-") as folder:
-            try:
-                options = TransferOptions(*values)
-                request = Request(recording, instrument, options, seed or 0, Path(folder))
-                *_, outcome = work(service, request)
-                files = write_files(outcome, request)
-            except (ValueError, OSError) as error:
-                raise gr.Error(explain(error, recording), print_exception=False) from error
-            # Gradio copies the files before it asks for more, and only then the folder goes.
-            yield (*map(str, files), outcome.report)
-
-    def instruments() -> list[dict]:
-        """List what /transfer can play."""
-        return [{"name": one.name, "sound": one.sound, "label": one.label} for one in service.collection.find()]
-
-    hidden = gr.Button(visible=False)
-    recording = gr.Audio(type="filepath", visible=False, label="recording")
-    settings = [
-        gr.Textbox("", visible=False, label="instrument"),
-        *(_hidden(name, default) for name, default in defaults.items()),
-        gr.Number(0, visible=False, label="seed", precision=0),
-    ]
-    outputs = [gr.File(visible=False, label=label) for label in ("sound", "harmonic", "noise")]
-    hidden.click(
-        transfer_endpoint, [recording, *settings], [*outputs, gr.JSON(visible=False, label="report")],
-        api_name="transfer", concurrency_id="transfer",
-    )  # fmt: skip
-    gr.api(instruments, api_name="instruments", queue=False)
-
-
-def _hidden(name: str, default: bool | float | str | None) -> gr.components.Component:
-    kind = {bool: gr.Checkbox, str: gr.Textbox}.get(type(default), gr.Number)
-    return kind(default, visible=False, label=name)
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -293,7 +235,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.warning("app.py: stopped")
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Read any sound file as mono, at any rate, in blocks: memory does not depend on how long a recording is.
+"""Read any sound file as mono, at any rate, and write one, in blocks: memory does not depend on its length.
 
 libsndfile reads wav, flac, ogg, mp3 and aiff. What phones and browsers record (m4a, mp4, aac, webm) it does not know:
 FFmpeg does, through PyAV. Only the containers of ``_CONTAINERS`` are opened by it, for some that FFmpeg knows are
@@ -16,6 +16,8 @@ import av
 import numpy as np
 import soundfile
 import soxr
+
+from files import replacing
 
 SUFFIXES = frozenset({
     ".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".caf", ".m4a", ".mp4", ".aac", ".webm", ".3gp",
@@ -227,3 +229,31 @@ def _unpack_frames(path: Path, first: av.AudioFrame, frames: Iterator[av.AudioFr
             frame = next(frames, None)
     except av.FFmpegError as error:
         raise _unreadable(path, str(error.strerror)) from error
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def write_audio(path: Path, audio: np.ndarray, sample_rate: int) -> None:
+    """Write audio [N] as ``write_blocks`` does."""
+    write_blocks(path, [audio], sample_rate)
+
+
+def write_blocks(path: Path, blocks: Iterable[np.ndarray], sample_rate: int) -> None:
+    """Write a sound file under a temporary name, then rename it; the suffix chooses the format.
+
+    Raises:
+        ValueError: libsndfile cannot write this format.
+        OSError: the disk is full, say; what stood there stays.
+    """
+    try:
+        with replacing(path) as partial, _create_sound(partial, path.suffix[1:].upper(), sample_rate) as file:
+            for block in blocks:
+                file.write(block)
+    except (soundfile.LibsndfileError, TypeError) as error:
+        raise OSError(f"{path} could not be written; is the disk full?") from error
+
+
+def _create_sound(path: Path, kind: str, sample_rate: int) -> soundfile.SoundFile:
+    path.touch()  # libsndfile would not say why it cannot be made
+    return soundfile.SoundFile(path, "w", sample_rate, channels=1, format=kind)

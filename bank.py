@@ -46,9 +46,7 @@ class HarmonicBank(torch.autograd.Function):
         return grad_phase, grad_amplitudes, None
 
 
-def _sum_harmonics(
-    phase: Tensor, amplitudes: Tensor, n_sounding: Tensor, part: Callable[[Tensor], Tensor]
-) -> Tensor:
+def _sum_harmonics(phase: Tensor, amplitudes: Tensor, n_sounding: Tensor, part: Callable[[Tensor], Tensor]) -> Tensor:
     """Return a part, ``torch.imag`` or ``torch.real``, of sum_k a[k] z^k for z = exp(i phase): [B, T, hop].
 
     The amplitudes are linear in time. With k = q * P + p the sum is sum_q (z^P)^q S[q], a polynomial in z^P,

@@ -115,18 +115,16 @@ def listen(
     gain = _lift(audio, config.transfer.max_loudness_gain)
     parts = extract_feature_blocks(_scaled(audio, 10 ** (gain / 20), config, tell), config, device)
     lifted = Features(*map(torch.cat, zip(*parts)))
-    loudness, periodicity = lifted.loudness.numpy(), lifted.periodicity.numpy()
+    f0, loudness, periodicity = (values.numpy() for values in lifted)
     if loudness.max() <= config.features.loudness_floor:
         raise SilentError("the recording is silent")
     too_high = find_too_high(audio, config)
-    can_sound = ~too_high
     # A hum is not taken out to its last bit, and CREPE hears a pitch in what is left, however soft.
-    can_sound &= loudness - gain > hum.loudness - config.transfer.mains_left
-    can_sound &= ~is_mains(lifted.f0.numpy(), hum.frequency)
-    voiced = find_voiced(loudness, periodicity, can_sound, config, gate_offset)
+    is_hum = (loudness - gain <= hum.loudness - config.transfer.mains_left) | is_mains(f0, hum.frequency)
+    voiced = find_voiced(loudness, periodicity, ~(too_high | is_hum), config, gate_offset)
     if not voiced.any():
         raise NoMelodyError(_explain_no_melody(too_high, config))
-    f0, usable = mend_f0(lifted.f0.numpy(), voiced, config)
+    f0, usable = mend_f0(f0, voiced, config)
     noise = noise_floor(loudness, periodicity >= config.transfer.sustained_periodicity, config)
     melody = Melody(bridge_f0(f0, usable), _take_off(loudness, noise) - gain, periodicity, voiced)
     heard = {
@@ -137,9 +135,7 @@ def listen(
     return lifted._replace(loudness=lifted.loudness - gain), melody, heard
 
 
-def _scaled(
-    audio: Scratch, gain: float, config: Config, tell: Callable[[float], None] | None
-) -> Iterator[np.ndarray]:
+def _scaled(audio: Scratch, gain: float, config: Config, tell: Callable[[float], None] | None) -> Iterator[np.ndarray]:
     """Yield a recording in blocks, louder by ``gain``."""
     for part in slices(len(audio), _BLOCK_SAMPLES):
         if tell and part.start:

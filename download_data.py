@@ -77,7 +77,7 @@ def staging(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-# ---- archives ----
+# --- archives -------------------------------------------------------------------------------------
 
 
 class Gate:
@@ -143,7 +143,7 @@ def admit_all(source: zipfile.ZipFile, gate: Gate, place: Place) -> dict[zipfile
     return {member: target for member, target in placed.items() if target}
 
 
-# ---- one data set ----
+# --- one data set ---------------------------------------------------------------------------------
 
 
 def install(
@@ -219,7 +219,7 @@ def publish(stage: Path, folder: Path, groups: list[str], origin: Path) -> None:
         log.info("%s: %d files in %s", group, len(files), (folder / next(iter(files))).parent)
 
 
-# ---- GuitarSet ----
+# --- GuitarSet ------------------------------------------------------------------------------------
 
 
 def place_take(name: str) -> Path | None:

@@ -1,6 +1,6 @@
 """Measure a sound: pitch (CREPE, see ``pitch.py``) and A-weighted loudness, 100 frames a second.
 
-Reading files lives in ``audio_files.py``; what callers need of it is offered here too.
+Files are read by ``audio_files.py``, whose ``load_audio`` is offered here too.
 
 Loudness is the level after A-weighting (IEC 61672-1), filtered by second-order sections.
 """
@@ -16,7 +16,7 @@ from scipy import signal
 from torch import Tensor
 
 import pitch
-from audio_files import SUFFIXES, load_audio, prepare_audio, read_blocks  # noqa: F401  asked for here
+from audio_files import load_audio  # noqa: F401  offered here too
 from config import Config
 
 _SMALLEST = np.finfo(np.float32).tiny
@@ -62,7 +62,7 @@ def extract_feature_blocks(
     pitch, its curves wait for the next note, to which f0 is bridged.
 
     Args:
-        blocks: [n] each, at ``config.audio.feature_rate``; ``read_blocks`` makes them of a file.
+        blocks: [n] each, at ``config.audio.feature_rate``; ``audio_files.read_blocks`` makes them of a file.
         config: as in ``extract_features``.
         device: where CREPE runs.
 
@@ -180,7 +180,7 @@ def _around(samples: np.ndarray, centre: int, length: int) -> np.ndarray:
     return samples[centre - length // 2 :][:length]
 
 
-# --- loudness -----------------------------------------------------------------------------------
+# --- loudness -------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -265,7 +265,7 @@ def _hann(length: int) -> np.ndarray:
     return window / window.sum()
 
 
-# --- pitch --------------------------------------------------------------------------------------
+# --- pitch ----------------------------------------------------------------------------------------
 
 
 def _bridge_blocks(

@@ -52,7 +52,6 @@ class Patience:
     timeout: tuple[float, float] = (15.0, 60.0)  # s to connect, s without a byte
 
 
-
 @dataclass(frozen=True)
 class Source:
     url: str
@@ -62,7 +61,7 @@ class Source:
     by_hand: str  # what to do where the download does not work
 
 
-# ---- one file over HTTP ----
+# --- one file over HTTP ---------------------------------------------------------------------------
 
 
 class PartialFile:
@@ -218,7 +217,7 @@ def progress(label: str, total: int | None, done: int = 0) -> tqdm:
     return tqdm(desc=label, total=total, initial=done, unit="B", unit_scale=True, mininterval=pause, disable=quiet)
 
 
-# ---- on the disk ----
+# --- on the disk ----------------------------------------------------------------------------------
 
 
 def read_json(path: Path) -> dict:

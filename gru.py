@@ -21,9 +21,7 @@ class GruLayer(torch.autograd.Function):
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
-    def forward(
-        ctx, inputs: Tensor, weight_in: Tensor, weight: Tensor, bias_in: Tensor, bias: Tensor
-    ) -> Tensor:
+    def forward(ctx, inputs: Tensor, weight_in: Tensor, weight: Tensor, bias_in: Tensor, bias: Tensor) -> Tensor:
         hidden = inputs.new_empty(*inputs.shape[:2], weight.shape[1])
         parts = shares(len(inputs))
         runs: list[_Run | None] = [None] * len(parts)

@@ -149,9 +149,7 @@ def _rebuild_hum(
     return hum
 
 
-def _steady_part(
-    line: np.ndarray, weight: np.ndarray, seconds: float, settings: TransferConfig
-) -> np.ndarray | None:
+def _steady_part(line: np.ndarray, weight: np.ndarray, seconds: float, settings: TransferConfig) -> np.ndarray | None:
     """Return the slowly moving part of a complex curve [T], blind to what passes over it; None if there is none."""
     width = seconds * _LINE_RATE / 4  # a Gaussian's standard deviation
     trusted = weight

@@ -195,9 +195,7 @@ def _note_loudness(note: Note, seconds: float, plucked: bool, config: Config) ->
     return 40 * np.log10(note.velocity / 127) - attack - decay * times
 
 
-def _bend(
-    notes: list[Note], begins: list[int], bends: list[tuple[float, int, float]], times: np.ndarray
-) -> np.ndarray:
+def _bend(notes: list[Note], begins: list[int], bends: list[tuple[float, int, float]], times: np.ndarray) -> np.ndarray:
     """Return the bend in semitones [T] of the channel whose note is played; each holds until the next."""
     number = np.clip(np.searchsorted(begins, np.arange(len(times)), side="right") - 1, 0, None)
     playing = np.array([note.channel for note in notes])[number]

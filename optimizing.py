@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from config import Config, TrainConfig
+from decoders import GruDecoder
 from loss import LogMelLoss, MultiResolutionSTFTLoss
-from model import GruDecoder, NeuralGuitar, NoiseSource
+from model import NeuralGuitar, NoiseSource
 
 
 def learning_rate_at(step: int, settings: TrainConfig) -> float:

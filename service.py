@@ -1,6 +1,6 @@
 """One request of the web page: the instruments there are, the limits, and the way from a recording to files.
 
-Why a room of its own: the page's button and the endpoint ``/transfer`` both answer by ``work``, and nothing here
+Why a module of its own: the page's button and the endpoint ``/transfer`` both answer by ``work``, and nothing here
 knows of a page (no gradio), so that a request is tested without a server.
 
 A request runs in a thread of its own and reports the step it is at. Whoever asks looks at it every moment: that is
@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from audio_files import load_audio, write_audio
 from checkpoint import LATEST, PRETRAINED_DIR, load_model, read_checkpoint
 from conditioning import TransferOptions
 from config import PageConfig
-from features import load_audio
+from figures import plot_features, save_figure
 from model import NeuralGuitar
-from timbre_transfer import MUCH_POLYPHONY, transfer
-from transfer import write_audio
-from visualize_features import THEMES, plot_features, save_figure
+from panels import THEMES
+from timbre_transfer import transfer
 
 try:
     from spaces import GPU as borrow_gpu  # a Hugging Face ZeroGPU Space lends its GPU a call at a time
@@ -246,12 +246,7 @@ def play(
     )
 
 
-def is_polyphonic(outcome: Outcome) -> bool:
-    """Return whether so much of a recording holds several notes at once that it will disappoint."""
-    return outcome.report.get("share_polyphonic", 0.0) > MUCH_POLYPHONY
-
-
-# --- words --------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 
 
 def explain(error: Exception, recording: str | None) -> str:

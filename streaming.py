@@ -282,9 +282,7 @@ def wait_in_common(
         time.sleep(_PAUSE_SECONDS)
 
 
-def build_corpus(
-    index: Index, cache_dir: Path, config: Config, origin: str, boundary: str | None = None
-) -> Corpus:
+def build_corpus(index: Index, cache_dir: Path, config: Config, origin: str, boundary: str | None = None) -> Corpus:
     """Split a data set as ``read_corpus`` splits the same files on disk.
 
     Raises:

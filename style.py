@@ -1,7 +1,7 @@
 """How the web page looks: theme, style sheet and icon, in the colours of the pictures.
 
-Why a room of its own: app.py says what the page does, and a style sheet would bury that. Here are only values; nothing
-comes from outside, no font, no script, no picture.
+Why a module of its own: app.py says what the page does, and a style sheet would bury that. Here are only values;
+nothing comes from outside, no font, no script, no picture.
 """
 
 from typing import Any

@@ -16,23 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from audio_files import Scratch, resample_blocks, slices
+from audio_files import Scratch, prepare_audio, resample_blocks, slices
 from causal import StreamingTransfer, curves_of
 from conditioning import Progress, TransferOptions, fit, fit_register, listen, share_out_of_range
 from curves import Curves, Melody, shape_notes
-from features import Features, prepare_audio
+from features import Features
 from memory import give_back_large_blocks
 from midi import make_melody, play_one_at_a_time, read_midi, share_of_chords
 from model import NeuralGuitar, Sound
 from player import play
+from report import UNHEARD, make_report
 from threads import alone
 
 _BLOCK_SAMPLES = 2**20  # in memory at once, of either part
 _DEFAULTS = TransferOptions()
-MUCH_POLYPHONY = 0.3  # share of the sounding frames from which a person should be told
-_UNHEARD = {  # what a report says where no voice was measured
-    "semitones": 0.0, "loudness_gain": 0.0, "share_too_high": 0.0, "share_polyphonic": 0.0, "mains_hum": None,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -162,9 +159,9 @@ def transfer_causal(
     curves = curves_of(frames[:n_frames])
     outside = share_out_of_range(curves.f0[curves.voiced], model)
     fitted = {"semitones": stream.fitting.semitones, "loudness_gain": stream.fitting.gain}
-    done = {**_UNHEARD, **fitted, "share_out_of_range": outside, "causal": True}
+    done = {**UNHEARD, **fitted, "share_out_of_range": outside, "causal": True}
     peak_gain = stream.peak_gain + 20 * float(np.log10(gain))
-    report = _report(model, len(stems[0]) / sample_rate, done, curves, peak_gain, started)
+    report = make_report(model, len(stems[0]) / sample_rate, done, curves, peak_gain, started)
     features = Features(*map(torch.tensor, zip(*(frame.heard for frame in frames[:n_frames]))))
     return Transfer(stems, gain, sample_rate, features, curves, report)
 
@@ -173,9 +170,7 @@ def _tell_nobody(step: str, share: float) -> None:
     pass
 
 
-def transfer_midi(
-    path: Path, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0
-) -> Transfer:
+def transfer_midi(path: Path, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0) -> Transfer:
     """Play a MIDI file on the model's instrument, in its own register unless another has more of its notes in range.
 
     Raises:
@@ -189,7 +184,7 @@ def transfer_midi(
     if options.semitones is None:
         options = dataclasses.replace(options, semitones=_choose_register(melody, model))
     curves, fitting = fit(melody, model, dataclasses.replace(options, fit=False))
-    done = {**_UNHEARD, **fitting, "share_polyphonic": share_of_chords(notes, config.audio.frame_rate)}
+    done = {**UNHEARD, **fitting, "share_polyphonic": share_of_chords(notes, config.audio.frame_rate)}
     return render(model, _as_features(melody), curves, options, seed, done, started)
 
 
@@ -209,7 +204,7 @@ def transfer_curves(
     """
     started = time.perf_counter()
     outside = share_out_of_range(melody.f0[melody.voiced], model)
-    done, curves = {**_UNHEARD, "share_out_of_range": outside}, shape_notes(melody, model.settings)
+    done, curves = {**UNHEARD, "share_out_of_range": outside}, shape_notes(melody, model.settings)
     return render(model, _as_features(melody), curves, options, seed, done, started)
 
 
@@ -235,26 +230,11 @@ def render(
     sample_rate = options.output_rate or model.settings.audio.sample_rate
     played = play_told(model, curves, options.noise_balance, seed, tell)
     stems, gain = keep(played, model.settings.audio.sample_rate, sample_rate, model.settings.transfer.max_peak)
-    report = _report(model, len(stems[0]) / sample_rate, done, curves, 20 * float(np.log10(gain)), started)
+    report = make_report(model, len(stems[0]) / sample_rate, done, curves, 20 * float(np.log10(gain)), started)
     return Transfer(stems, gain, sample_rate, features, curves, report)
 
 
-def _report(
-    model: NeuralGuitar, seconds: float, done: dict[str, Any], curves: Curves, peak_gain: float, started: float
-) -> dict[str, Any]:
-    return {
-        "instrument": model.instrument,
-        "seconds": round(seconds, 3),
-        **done,
-        "share_gated": float((curves.gate == 0).mean()),
-        "peak_gain": peak_gain,
-        "times_real_time": seconds / (time.perf_counter() - started),
-    }
-
-
-def play_told(
-    model: NeuralGuitar, curves: Curves, noise_balance: float, seed: int, tell: Progress
-) -> Iterator[Sound]:
+def play_told(model: NeuralGuitar, curves: Curves, noise_balance: float, seed: int, tell: Progress) -> Iterator[Sound]:
     """Play curves as ``player.play`` does, and tell how far it is."""
     n_samples, n_done = model.settings.audio.frames_to_samples(len(curves.f0)), 0
     tell(f"Playing the {model.instrument}", 0.65)
@@ -282,23 +262,3 @@ def keep(
 def _resampled(stem: Scratch, from_rate: int, to_rate: int) -> Scratch:
     blocks = (stem[part] for part in slices(len(stem), _BLOCK_SAMPLES))
     return Scratch(resample_blocks(blocks, from_rate, to_rate))
-
-
-def describe(report: dict[str, Any]) -> str:
-    """Say in one line what a transfer did."""
-    parts = [
-        f"shifted {report['semitones']:+g} st",
-        f"{100 * report['share_out_of_range']:.0f} % of frames out of range",
-        f"{100 * report['share_gated']:.0f} % gated",
-        f"loudness {report['loudness_gain']:+.0f} dB",
-    ]
-    if report["share_too_high"] > 0.01:
-        parts.append(f"{100 * report['share_too_high']:.0f} % too high to hear and left silent")
-    if report["mains_hum"] is not None:
-        parts.append("mains hum taken out")
-    if report["share_polyphonic"] > MUCH_POLYPHONY:
-        parts.append("several notes at once: one line of them is played")
-    if report["peak_gain"] < 0:
-        by = "by up to " if report.get("causal") else ""
-        parts.append(f"turned down {by}{-report['peak_gain']:.1f} dB")
-    return ", ".join([*parts, f"{report['times_real_time']:.1f} x faster than real time"])

@@ -24,12 +24,12 @@ import soundfile
 from config import Config, config_to_dict
 from corpus import Corpus
 from data import Span
+from figures import save_figure
 from files import write_text
 from loss import StftLoss
 from model import NeuralGuitar
 from panels import THEMES
 from phrases import SOUNDS, Phrase, draw_phrase, loudest_passage, play_phrase
-from visualize_features import save_figure
 
 MODES = ("online", "offline", "disabled")
 _INIT_SECONDS = 30  # to reach W&B

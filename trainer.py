@@ -1,61 +1,37 @@
-"""One training: the model, its optimizer, the data, and how far it has come; ``train.py`` is its command line.
+"""One training at work: its steps, validation, saves and stops; ``train.py`` is its command line.
 
 Crops, their noise and dropout are functions of the seed and of the place in the training alone:
 neither a stop nor, dropout apart, the number of processes changes what is trained.
 """
 
-import dataclasses
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from checkpoint import (
-    BEST,
-    LATEST,
-    keep_newest,
-    load_weights,
-    make_checkpoint,
-    measures_otherwise,
-    order_changes,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
-    weights_for_use,
-)
-from config import Config, training_changes
-from corpus import Corpus, measure_statistics
-from data import CropDataset, Span, build_dataset, load_batches
+from checkpoint import BEST, LATEST, keep_newest, save_checkpoint
+from config import Config
+from corpus import Corpus
+from data import CropDataset, load_batches
 from distributed import ALONE, Ranks
 from loss import StftLoss
-from model import NeuralGuitar, build_model
-from optimizing import WeightAverage, build_loss, build_optimizer, learning_rate_at, train_step
+from optimizing import build_loss, learning_rate_at, train_step
 from threads import alone
 from tracking import Tracker
+from training_state import TrainingState
 
 log = logging.getLogger("train")
 
 
 class Stopped(Exception):
     """Somebody asked for the end (Ctrl-C, SIGTERM); the step in hand is finished first."""
-
-
-@dataclasses.dataclass
-class Progress:
-    epoch: int = 0  # complete epochs
-    step: int = 0  # optimizer steps in all
-    position_in_epoch: int = 0  # crops done in the unfinished epoch
-    loss_sum: float = 0.0  # over those crops
-    best_val_loss: float = float("inf")
-    epochs_since_best: int = 0
 
 
 class _Step(NamedTuple):
@@ -66,8 +42,8 @@ class _Step(NamedTuple):
     values: Tensor  # [5]: the three losses, how many ranks were asked to stop, the gradient norm
 
 
-class Trainer:
-    """One training: the model, its optimizer, the data and how far it has come."""
+class Trainer(TrainingState):
+    """One training: its state, and what moves it on."""
 
     def __init__(
         self,
@@ -79,24 +55,13 @@ class Trainer:
         ranks: Ranks = ALONE,
         num_workers: int = 0,
     ) -> None:
-        self.config = config
+        super().__init__(config, corpus, device, seed)
         self.checkpoint_dir = checkpoint_dir
-        self.device = device
-        self.seed = seed
         self.ranks = ranks
         self.num_workers = num_workers
-        _seed_everything(seed)
-        self.model: NeuralGuitar = build_model(config, corpus.instrument).to(device)
         self.parallel = ranks.parallel(self.model, device)
-        self.optimizer = build_optimizer(self.model, config.train)
-        self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay else None
         self.loss_function = build_loss(config).to(device)
-        self.use(corpus)
         self.next_corpus: Callable[[], Corpus] | None = None  # asked before each epoch, where recordings still arrive
-        self.progress = Progress()
-        self.run_name: str | None = None
-        self.wandb_id: str | None = None
-        self.phrases: dict[str, Span | None] = {}  # that are played now and then, by their names
         self.tracker: Tracker | None = None  # of rank 0, if somebody watches
         self.precision: torch.dtype = torch.float32  # of the decoder's products, in training
         self.stopping = False  # asked of this process
@@ -106,52 +71,6 @@ class Trainer:
         self._unread: deque[_Step] = deque()
         self._stop_after: int | None = None  # the step after which all ranks stop
         self._last_save = time.monotonic()
-
-    def use(self, corpus: Corpus) -> None:
-        """Train on these recordings from the next epoch on."""
-        self.corpus = corpus
-        self.training: CropDataset = build_dataset(corpus.training, corpus.instrument, self.config, self.seed)
-        self.validation: CropDataset = build_dataset(corpus.validation, corpus.instrument, self.config)
-        self.statistics = measure_statistics(corpus.training, self.config)
-
-    @property
-    def judged(self) -> NeuralGuitar:
-        """The model that is validated, played and used: that of the averaged weights, if any."""
-        return self.average.model if self.average else self.model
-
-    def _take_on(self, corpus: Corpus) -> None:
-        if corpus.validation != self.corpus.validation:  # losses over other recordings do not compare
-            self.progress.best_val_loss, self.progress.epochs_since_best = float("inf"), 0
-        if corpus != self.corpus:
-            self.use(corpus)
-
-    def resume(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """Go on from a checkpoint; what has changed since is said and applied.
-
-        Raises:
-            ValueError: it holds unusable weights.
-        """
-        load_weights(self.model, checkpoint["model"], path)
-        if self.average:
-            load_weights(self.average.model, weights_for_use(checkpoint), path)
-        for group in checkpoint["optimizer"]["param_groups"]:
-            group["fused"] = True  # loading would take over what an earlier version saved
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        restore_random_state(checkpoint["rng"])
-        position = min(checkpoint["position_in_epoch"], len(self.training))
-        self.progress = Progress(checkpoint["epoch"], checkpoint["step"], position, **checkpoint["metrics"])
-        self.run_name, self.wandb_id = checkpoint["run_name"], checkpoint["wandb_id"]
-        changes = training_changes(checkpoint["config"], self.config)
-        reordered = order_changes(checkpoint, self.seed, len(self.training))
-        if changed := ", ".join(f"{name} {change}" for name, change in (changes | reordered).items()):
-            log.info("changed since the last save, and applied from here on: %s", changed)
-        if reordered and position:
-            log.info("the unfinished epoch goes on in another order: some of its crops come twice, some not at all")
-        held_out = self.corpus.identify_validation()
-        regrouped = checkpoint["schedule"].get("validation", held_out) != held_out
-        if regrouped or measures_otherwise(checkpoint, changes, self.average is not None):
-            log.info("validation losses of before do not compare any more: the best one is looked for anew")
-            self.progress.best_val_loss, self.progress.epochs_since_best = float("inf"), 0
 
     def train_epoch(self) -> float:
         """Train to the end of the epoch, from wherever in it this training stands; return the mean loss.
@@ -274,27 +193,7 @@ class Trainer:
         self._last_save = time.monotonic()
         if not self.ranks.is_first:
             return
-        progress = dataclasses.asdict(self.progress)
-        counters = {name: progress.pop(name) for name in ("epoch", "step", "position_in_epoch")}
-        learning_rate = learning_rate_at(self.progress.step, self.config.train)
-        checkpoint = make_checkpoint(
-            self.config,
-            self.corpus.instrument,
-            **counters,
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            average=self.average.model.state_dict() if self.average else None,
-            schedule={
-                "learning_rate": learning_rate, "n_crops": len(self.training), "boundary": self.corpus.boundary,
-                "validation": self.corpus.identify_validation(),
-                "phrases": list(self.phrases),
-            },
-            rng={**random_state(), "seed": self.seed},
-            wandb_id=self.wandb_id,
-            run_name=self.run_name,
-            statistics=self.statistics,
-            metrics=progress,
-        )  # fmt: skip
+        checkpoint = self.to_checkpoint()
         for name in names:
             save_checkpoint(self.checkpoint_dir / name, checkpoint)
 
@@ -312,7 +211,7 @@ class Trainer:
                 log.info("no lower validation loss for %d epochs: training ends here", progress.epochs_since_best)
                 return
             if self.next_corpus and progress.position_in_epoch == 0:
-                self._take_on(self.next_corpus())
+                self.take_on(self.next_corpus())
             self._finish_epoch(self.train_epoch(), self.validate())
             asked = self.ranks.sum(torch.tensor(float(self.stopping), device=self.device))
             if asked.item() and progress.epoch < epochs:
@@ -334,12 +233,6 @@ class Trainer:
         )  # fmt: skip
         if self.tracker and progress.epoch % self.config.train.phrases_every_epochs == 0:
             self.tracker.log_phrases(progress.epoch, progress.step, self.judged, self.corpus)
-
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def _mix(*numbers: int) -> int:

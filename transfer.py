@@ -13,31 +13,29 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
 import torch
 from tqdm import tqdm
 
+from audio_files import SUFFIXES, read_blocks, write_blocks
 from causal import refuse_look_ahead
 from checkpoint import load_model, pretrained_path
 from conditioning import Progress, TransferOptions
 from config import get_device
 from curves import read_curves, write_curves
-from features import SUFFIXES, read_blocks
-from files import replacing, write_text
+from files import write_text
 from midi import write_midi
 from model import NeuralGuitar
-from timbre_transfer import (  # offered here too
+from report import describe
+from timbre_transfer import (
     Transfer,
-    describe,
-    transfer,  # noqa: F401
+    transfer,  # noqa: F401  offered here too
     transfer_blocks,
     transfer_causal,
     transfer_curves,
@@ -89,31 +87,6 @@ def _progress_bar(wanted: bool) -> Iterator[Progress]:
             bar.update(100 * share - bar.n)
 
         yield show
-
-
-def write_audio(path: Path, audio: np.ndarray, sample_rate: int) -> None:
-    """Write audio [N] as ``write_blocks`` does."""
-    write_blocks(path, [audio], sample_rate)
-
-
-def write_blocks(path: Path, blocks: Iterable[np.ndarray], sample_rate: int) -> None:
-    """Write a sound file under a temporary name, then rename it; the suffix chooses the format.
-
-    Raises:
-        ValueError: libsndfile cannot write this format.
-        OSError: the disk is full, say; what stood there stays.
-    """
-    try:
-        with replacing(path) as partial, _create(partial, path.suffix[1:].upper(), sample_rate) as file:
-            for block in blocks:
-                file.write(block)
-    except (soundfile.LibsndfileError, TypeError) as error:
-        raise OSError(f"{path} could not be written; is the disk full?") from error
-
-
-def _create(path: Path, kind: str, sample_rate: int) -> soundfile.SoundFile:
-    path.touch()  # libsndfile would not say why it cannot be made
-    return soundfile.SoundFile(path, "w", sample_rate, channels=1, format=kind)
 
 
 def refuse_overwriting(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:

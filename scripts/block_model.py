@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model import GruDecoder, NeuralGuitar
+from decoders import GruDecoder
+from model import NeuralGuitar
 from synth import harmonics_below_nyquist, noise_filters
 
 

@@ -9,8 +9,7 @@ pitch tracker is an octave off. The thresholds stand in ``config.json`` under ``
 The exit code is 0 if the set is fit (there may be advice), 1 if there are problems, 2 if it cannot be inspected.
 
 Four files beside this one do the work: ``inspection.py`` measures a recording, ``inspection_findings.py`` judges the
-numbers, ``pitch_annotations.py`` reads annotations, ``inspection_report.py`` draws the page. Only scripts need
-them, so none of them is a room at the top.
+numbers, ``pitch_annotations.py`` reads annotations, ``inspection_report.py`` draws the page.
 """
 
 import argparse

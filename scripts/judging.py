@@ -19,10 +19,10 @@ from scorecard import Measured, Wanted, measure
 from scorecard_page import Exhibit, Track
 from tqdm import tqdm
 
+from audio_files import SUFFIXES, load_audio, prepare_audio
 from config import Config
 from corpus import boundary_of, read_corpus
 from data import Span, load_recording
-from features import SUFFIXES, load_audio, prepare_audio
 from loss import MultiResolutionSTFTLoss
 from model import NeuralGuitar
 from timbre_transfer import Transfer, transfer
@@ -52,9 +52,7 @@ class Instrument:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_takes(
-    data_dir: Path, model: NeuralGuitar, own: bool, trained: dict[str, Any] | None = None
-) -> list[Take]:
+def read_takes(data_dir: Path, model: NeuralGuitar, own: bool, trained: dict[str, Any] | None = None) -> list[Take]:
     """Read an instrument's recordings: of processed ones of the model's own instrument, those that are held out.
 
     Args:

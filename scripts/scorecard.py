@@ -14,8 +14,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import stats
 
+from audio_files import prepare_audio
 from config import Config, InstrumentConfig
-from features import extract_features, pad_to_frames, prepare_audio
+from features import extract_features, pad_to_frames
 
 AUDIBLE = -60.0  # dB, A-weighted: quieter frames count as rests
 CONFIDENT = 0.85  # periodicity from which a pitch is held against another

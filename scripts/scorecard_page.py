@@ -12,8 +12,8 @@ import soundfile
 from scorecard import Measured, Wanted, log_mel
 from scorecard_tables import SECTIONS, Figure, format_value
 
+from figures import plot_features
 from panels import THEMES
-from visualize_features import plot_features
 
 _EXCERPT = 8.0  # s of a recording and its copies; voices are there in full
 _DPI = 100

@@ -31,8 +31,9 @@ sys.path.insert(0, str(ROOT))
 
 from gradio_client import Client, handle_file  # noqa: E402
 
+from audio_files import load_audio  # noqa: E402
 from config import load_config  # noqa: E402
-from features import extract_features, load_audio  # noqa: E402
+from features import extract_features  # noqa: E402
 
 RATE = 16000
 WARM = 20  # requests before the memory is first looked at

@@ -156,7 +156,7 @@ def test_the_button_says_what_is_missing(run) -> None:
 
 
 def test_a_chord_gets_a_warning(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "is_polyphonic", lambda outcome: outcome.report["share_polyphonic"] >= 0)
+    monkeypatch.setattr(app, "is_polyphonic", lambda report: report["share_polyphonic"] >= 0)
     *_, sound, _ = (changes(step) for step in run(sing(tmp_path / "a.wav", 220.0), "guitar", "auto"))
     assert "more than one note at a time" in sound["warning"] and "'visible': True" in sound["warning"]
 

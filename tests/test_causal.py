@@ -15,7 +15,8 @@ from causal import CausalFit, Frame, Limiter, StreamingTransfer
 from checkpoint import load_model
 from conditioning import TransferOptions
 from features import Ears, extract_features
-from timbre_transfer import describe, transfer, transfer_causal
+from report import describe
+from timbre_transfer import transfer, transfer_causal
 
 RATE = 16000
 

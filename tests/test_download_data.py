@@ -69,7 +69,7 @@ def wav_names(folder):
     return sorted(path.name for path in folder.glob("*.wav"))
 
 
-# ---- one file over HTTP ----
+# --- one file over HTTP ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_a_proxy_of_the_environment_is_used(tmp_path, monkeypatch):
         assert download_data.obtain(source("http://archive.invalid/x"), tmp_path).read_bytes() == CONTENT
 
 
-# ---- archives ----
+# --- archives -------------------------------------------------------------------------------------
 
 
 def special(name, mode):
@@ -342,7 +342,7 @@ def test_a_damaged_archive_is_deleted_and_said(tmp_path, caplog):
     assert not (tmp_path / "audio_mono-mic.zip").exists() and not wav_names(tmp_path)
 
 
-# ---- GuitarSet ----
+# --- GuitarSet ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("takes, count", [("solo", 2), ("comp", 2), ("all", 4)])

@@ -19,8 +19,6 @@ from data import load_recording, save_recording
 NOTES = (330.0, 392.0, 440.0, 494.0, 523.3, 587.3)
 
 
-
-
 def evaluate(checkpoint, *flags):
     return ev.main(["--checkpoint", str(checkpoint), "--device", "cpu", *map(str, flags)])
 

@@ -18,8 +18,6 @@ from model import build_model
 TEXTS = ["--data", "20 minutes of Anna's trumpet", "--licence", "CC BY 4.0"]
 
 
-
-
 def export(source, target, *flags):
     return ex.main(["--checkpoint", str(source), "--output", str(target), *TEXTS, *flags])
 

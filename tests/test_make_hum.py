@@ -7,6 +7,7 @@ import make_hum
 import numpy as np
 import pytest
 import soundfile as sf
+from synthetic_voice import N_FFT, glottal_source, lf_pulse, resonance, solve_lf
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE = make_hum.SAMPLE_RATE
@@ -139,23 +140,23 @@ def test_harmonics_stand_10_to_27_db_over_the_noise_between(audio: np.ndarray) -
 def test_glottal_pulse_has_no_net_flow_and_closes_at_minus_one() -> None:
     u = (np.arange(20_000) + 0.5) / 20_000
     for rd in (0.7, 1.0, 1.7, 2.6):
-        shape = make_hum.solve_lf(np.array([rd]))
-        pulse = make_hum.lf_pulse(u, shape)
+        shape = solve_lf(np.array([rd]))
+        pulse = lf_pulse(u, shape)
         assert abs(pulse.mean()) < 1e-6
         closure = shape[0] + np.array([[-1e-9], [1e-9]])  # no jump there, nor between two cycles
-        assert make_hum.lf_pulse(closure, shape) == pytest.approx(-1, abs=1e-6)
-        assert make_hum.lf_pulse(np.array([0.0, 1.0]), shape) == pytest.approx(0, abs=1e-9)
+        assert lf_pulse(closure, shape) == pytest.approx(-1, abs=1e-6)
+        assert lf_pulse(np.array([0.0, 1.0]), shape) == pytest.approx(0, abs=1e-9)
         assert pulse.min() > -1.001
 
 
 def sing_plainly() -> np.ndarray:
     """The source alone: 0.6 s at 200 Hz, even and modal."""
     steady = np.ones(round(0.6 * RATE))
-    return make_hum.glottal_source(200 * steady, steady, steady, np.random.default_rng(0))
+    return glottal_source(200 * steady, steady, steady, np.random.default_rng(0))
 
 
 def test_pulses_jitter_and_shimmer_like_a_voice(monkeypatch) -> None:
-    monkeypatch.setattr(make_hum, "ASPIRATION", 0.0)
+    monkeypatch.setattr("synthetic_voice.ASPIRATION", 0.0)
     period = RATE / 200
     starts = [round((k + 0.2) * period) for k in range(2, 110)]  # modal pulses close 0.6 of a period after their mark
     flow = sing_plainly()
@@ -167,7 +168,7 @@ def test_pulses_jitter_and_shimmer_like_a_voice(monkeypatch) -> None:
 
 def test_aspiration_passes_while_the_glottis_is_open(monkeypatch) -> None:
     voiced = sing_plainly()
-    monkeypatch.setattr(make_hum, "ASPIRATION", 0.0)
+    monkeypatch.setattr("synthetic_voice.ASPIRATION", 0.0)
     noise = voiced - sing_plainly()  # drawn last: the pulses are the same
     phase = np.arange(noise.size) * 200 / RATE % 1
     opened, closed = noise[(phase > 0.2) & (phase < 0.4)], noise[(phase > 0.75) & (phase < 0.95)]
@@ -177,16 +178,16 @@ def test_aspiration_passes_while_the_glottis_is_open(monkeypatch) -> None:
 
 def test_louder_is_brighter() -> None:
     u = np.arange(2048) / 2048
-    lax, tense = (np.abs(np.fft.rfft(make_hum.lf_pulse(u, make_hum.solve_lf(np.array([rd]))))) for rd in (2.6, 0.7))
+    lax, tense = (np.abs(np.fft.rfft(lf_pulse(u, solve_lf(np.array([rd]))))) for rd in (2.6, 0.7))
     assert 20 * np.log10(tense[8] / tense[1]) > 20 * np.log10(lax[8] / lax[1]) + 12
 
 
 def test_resonator_peaks_at_its_centre_with_its_bandwidth() -> None:
-    response = np.abs(make_hum.resonance(np.array([1000.0]), np.array([80.0])))[0]
-    frequency = np.arange(response.size) * RATE / make_hum.N_FFT
+    response = np.abs(resonance(np.array([1000.0]), np.array([80.0])))[0]
+    frequency = np.arange(response.size) * RATE / N_FFT
     passed = frequency[response > response.max() / np.sqrt(2)]
-    assert frequency[response.argmax()] == pytest.approx(1000, abs=RATE / make_hum.N_FFT)
-    assert np.ptp(passed) == pytest.approx(80, abs=2 * RATE / make_hum.N_FFT)
+    assert frequency[response.argmax()] == pytest.approx(1000, abs=RATE / N_FFT)
+    assert np.ptp(passed) == pytest.approx(80, abs=2 * RATE / N_FFT)
     assert response[0] == pytest.approx(1)
 
 

@@ -49,8 +49,6 @@ SECRETS = {
 }
 
 
-
-
 @pytest.fixture
 def project(tmp_path):
     """A small project with everything that must not leave it."""
@@ -151,11 +149,11 @@ def test_project_that_is_not_whole_is_refused(hub, project, caplog):
 def test_this_project_runs_from_what_would_go_up(tmp_path):
     """Every module that app.py imports is there: the copy can be imported where nothing else is."""
     names = space.find_files(ROOT)
-    assert {"app.py", "transfer.py", "checkpoints/pretrained/trumpet.pth", "examples/hum.wav"} <= {*names}
+    assert {"app.py", "timbre_transfer.py", "checkpoints/pretrained/trumpet.pth", "examples/hum.wav"} <= {*names}
     assert not [name for name in names if name.startswith(("data/", "tests/", "scripts/", "venv/", "train"))]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    code = "import app, transfer; transfer.load_model(transfer.pretrained_path('trumpet'))"
+    code = "import app, checkpoint; checkpoint.load_model(checkpoint.pretrained_path('trumpet'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ from checkpoint import load_model, read_checkpoint
 from config import DEFAULT_CONFIG_PATH, load_config
 from corpus import read_corpus
 from data import Recording, extractor_settings, save_recording
-from model import TransformerDecoder
+from decoders import TransformerDecoder
 from optimizing import learning_rate_at
 from tracking import read_metrics
 from trainer import Stopped

@@ -15,9 +15,9 @@ import torch
 import timbre_transfer
 import transfer
 from checkpoint import make_checkpoint, save_checkpoint
-from conditioning import Curves, TransferOptions
+from conditioning import TransferOptions
 from config import load_config
-from curves import Melody
+from curves import Curves, Melody
 from features import extract_features
 from midi import read_midi
 from model import build_model

@@ -18,8 +18,6 @@ NAME = "user/trumpet"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
 
 
-
-
 @pytest.fixture
 def folder(tmp_path, counting_recording):
     """Eleven recordings of ten takes of 1 s and more, with pitches from 100 Hz on."""

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
+import figures
 import visualize_features
-from config import load_config
+from config import DEFAULT_CONFIG_PATH, load_config
 from data import save_recording
-from visualize_features import DPI, THEMES, note_name, plot_features, plot_recording, save_figure
+from figures import DPI, plot_features, save_figure
+from panels import THEMES, note_name
+from visualize_features import plot_recording
 
 RATE, FRAME_RATE = 16000, 100
 SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
@@ -314,7 +318,7 @@ def test_pictures_drawn_in_threads_are_those_drawn_alone():
 
 @pytest.fixture
 def small_pictures(monkeypatch):
-    monkeypatch.setattr(visualize_features, "DPI", 30)
+    monkeypatch.setattr(figures, "DPI", 30)
 
 
 def run(*argv):
@@ -338,12 +342,18 @@ def test_pitch_is_shown_by_the_threshold_of_the_configuration(tmp_path, counting
     recording = counting_recording(50)
     recording.periodicity[:] = torch.linspace(0, 1, 50)[None, :, None]
     save_recording(tmp_path / "take.pt", recording)
+    settings = json.loads(DEFAULT_CONFIG_PATH.read_text())
+    settings["base"]["features"]["periodicity_threshold"] = own = 0.75
+    (tmp_path / "own.json").write_text(json.dumps(settings))
     figures = []
     monkeypatch.setattr(visualize_features, "save_figure", lambda figure, path: figures.append(figure))
     assert run("--file", tmp_path / "take.pt") == 0
-    _, f0 = drawn_line(figures[0], "Pitch", THEMES["light"].pitch)
+    assert run("--file", tmp_path / "take.pt", "--config", tmp_path / "own.json") == 0
     threshold = load_config().features.periodicity_threshold
-    assert np.array_equal(np.isfinite(f0), np.linspace(0, 1, 50) >= threshold)
+    assert threshold != own
+    for figure, shown_from in zip(figures, (threshold, own), strict=True):
+        _, f0 = drawn_line(figure, "Pitch", THEMES["light"].pitch)
+        assert np.array_equal(np.isfinite(f0), np.linspace(0, 1, 50) >= shown_from)
 
 
 @pytest.mark.usefixtures("small_pictures")
@@ -375,6 +385,8 @@ def test_missing_file_and_empty_folder_get_one_sentence(tmp_path, caplog):
     assert "there is no file" in caplog.text
     assert run("--all", "--data_dir", tmp_path) == 1
     assert "holds no .pt files" in caplog.text
+    assert run("--all", "--data_dir", tmp_path, "--config", tmp_path / "none.json") == 1
+    assert "none.json" in caplog.text
 
 
 def test_a_picture_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch):
