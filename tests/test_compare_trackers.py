@@ -21,7 +21,7 @@ from pitch_trackers import CONFIG, FRAME, HOP, RATE, TRACKERS, Heard, Tracker, f
 
 HUM = Path(__file__).parents[1] / "examples" / "hum.wav"
 HELD = [(0.0, 0.0), (2.0, 0.0)]  # level of a tone: s, dB
-LOW_TONE = Tone(0.2, 1.6, 45, 100, 0.3, [(0.8, 4.0, 0.3)], (1.0, 5.0, 0.2, 0.0), HELD)  # slides up, then swings
+LOW_TONE = Tone(0.2, 1.6, 45, 100, 0.3, [(1.3, 6.0, 0.3)], (0.5, 5.0, 0.2, 0.0), HELD)  # swings, slides up
 HIGH_TONE = Tone(2.2, 1.0, 69, 100, 0.0, [], (0.2, 5.5, 0.3, 0.0), HELD)
 
 
@@ -91,7 +91,7 @@ def test_the_truth_of_a_take_follows_bends_and_vibrato(folder: Path) -> None:
     for tone in (LOW_TONE, HIGH_TONE):
         inside = (times > tone.start + FRAME) & (times < tone.start + tone.seconds - FRAME)
         cents = 1200 * np.log2(f0[inside] / np.interp(times[inside] - tone.start, *expected_f0(tone)))
-        assert np.abs(cents).max() < 6  # the slide of 2 semitones a 0.1 s moves 5 between two positions of the wheel
+        assert np.abs(cents).max() < 12  # the slide moves 8 between two positions of the wheel
         is_held |= (times > tone.start - FRAME) & (times < tone.start + tone.seconds + 2 * FRAME)
     assert not f0[~is_held].any() and len(f0) == n_frames
 
