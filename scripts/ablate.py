@@ -4,11 +4,14 @@
         --input examples/hum.wav --epochs 2 --half_life 250 --output_dir out/ablation --json out/ablation.json
 
 Each row is a training of its own, by train.py in a process of its own, in ``--output_dir``. Stop it at any time: the
-same command goes on where it was, and with more ``--epochs`` all rows train on. ``solo:1`` is the row solo with seed 1:
-what seeds alone change is what a difference has to exceed.
+same command goes on where it was, and with more ``--epochs`` all rows train on. A row that was begun on other
+recordings or with other settings is refused, for it would not compare. ``solo:1`` is the row solo with seed 1: what
+seeds alone change is what a difference has to exceed.
 """
 
 import argparse
+import dataclasses
+import hashlib
 import json
 import logging
 import subprocess
@@ -24,8 +27,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 import judging
 from scorecard_tables import RESYNTHESIS, TRANSFER, Figure, format_value
 
-from checkpoint import LATEST, load_model, read_checkpoint
-from config import DEFAULT_CONFIG_PATH, get_device
+from checkpoint import LATEST, load_model, read_checkpoint, settings_of
+from config import (
+    DEFAULT_CONFIG_PATH,
+    Config,
+    architecture_differences,
+    config_from_dict,
+    config_to_dict,
+    get_device,
+    training_changes,
+)
+from data import list_recordings
 from files import hash_file, write_text
 
 ROOT = Path(__file__).parents[1]
@@ -96,16 +108,32 @@ def configure(variant: str, half_life: int) -> dict[str, Any]:
     return {**content, "presets": {"tiny": {}, variant: sections}}
 
 
+def identify(source: Path) -> str:
+    """Return what is the same for the same recordings, or voices, whatever they are called, and for no others.
+
+    Raises:
+        FileNotFoundError, ValueError: there are none.
+    """
+    paths = list_recordings(source) or judging.find_sounds([source])
+    return _digest(sorted(map(hash_file, paths)))
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
 def train_row(row: Row, args: argparse.Namespace) -> None:
     """Train a row to its end, from wherever it stands.
 
     Raises:
-        ValueError: train.py failed; it has said why.
+        ValueError: it was begun otherwise, or train.py failed; it has said why.
     """
-    latest = row.folder / LATEST
+    latest, recordings = row.folder / LATEST, row.folder / "recordings.sha256"
+    if latest.exists():
+        _require_same(row, args, recordings)
+    write_text(recordings, args.found[args.data_dir])
     if latest.exists() and read_checkpoint(latest)["epoch"] >= args.epochs:
         return
-    row.folder.mkdir(parents=True, exist_ok=True)
     config = row.folder / "config.json"
     config.write_text(json.dumps(configure(row.variant, args.half_life), indent=2))
     flags = {
@@ -126,17 +154,41 @@ def train_row(row: Row, args: argparse.Namespace) -> None:
         raise ValueError(f"the training of {row.title} failed, see above")
 
 
+def _require_same(row: Row, args: argparse.Namespace, recordings: Path) -> None:
+    """Raise ValueError if a training was begun on other recordings, or with other settings, than are asked for now."""
+    path, wanted = row.folder / LATEST, _settings(row.variant, args.half_life)
+    wanted = dataclasses.replace(wanted, train=dataclasses.replace(wanted.train, batch_size=args.batch_size))
+    content = read_checkpoint(path)
+    changes = architecture_differences(settings_of(content, path, wanted), wanted)
+    changes += [f"{name} {change}" for name, change in training_changes(content["config"], wanted).items()]
+    if recordings.exists() and recordings.read_text() != args.found[args.data_dir]:
+        changes.append(f"{args.data_dir} held other recordings")
+    if changes:
+        raise ValueError(
+            f"{row.folder} was begun otherwise, so its figures would not compare: {'; '.join(changes)}. "
+            f"Give another --output_dir, or delete that folder to train it anew"
+        )
+
+
+def _settings(variant: str, half_life: int) -> Config:
+    content = configure(variant, half_life)
+    changes = content["presets"][variant]
+    sections = {name: {**values, **changes.get(name, {})} for name, values in content["base"].items()}
+    return config_from_dict({"preset": variant, "instruments": content["instruments"], **sections})
+
+
 # --- judging --------------------------------------------------------------------------------------
 
 
 def judge_row(row: Row, args: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of a trained row, from its last judgement where nothing has changed since."""
     path, kept = row.folder / LATEST, row.folder / "figures.json"
-    digest = hash_file(path)
-    asked = [digest, str(args.data_dir), str(args.other_dir), *map(str, args.input)]
+    content = read_checkpoint(path)
+    sources = [args.found.get(source) for source in (args.data_dir, args.other_dir, *args.input)]
+    asked = _digest([hash_file(path), config_to_dict(settings_of(content, path)), *sources])
     if kept.exists() and (known := json.loads(kept.read_text()))["asked"] == asked:
         return known
-    model, content = load_model(path, get_device(args.device)), read_checkpoint(path)
+    model = load_model(path, get_device(args.device))
     models, takes = {judging.MODEL: model}, judging.read_takes(args.data_dir, model, own=True, trained=content)
     others = judging.read_takes(args.other_dir, model, own=False) if args.other_dir else []
     instrument = judging.read_instrument(takes, others)
@@ -213,6 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        args.found = {source: identify(source) for source in (args.data_dir, args.other_dir, *args.input) if source}
         figures = []
         for row in args.rows:
             log.info("%s", row.title)

@@ -42,13 +42,68 @@ def test_rows_are_trained_judged_and_taken_up_again(flags, tmp_path, capsys, mon
     assert content["config"]["train"]["ema_decay"] == 0.99 and content["config"]["model"]["embed_size"] == 128
     assert content["config"]["train"]["learning_rate_half_life"] == 7 and content["rng"]["seed"] == 1
     judged, before = [], path.read_bytes()
-    monkeypatch.setattr(ablate.judging, "judge_takes", lambda *_, **__: judged.append(1))
-    assert ablate.main(wanted) == 0  # nothing is trained or judged again
+    with monkeypatch.context() as patch:
+        patch.setattr(ablate.judging, "judge_takes", lambda *_, **__: judged.append(1))
+        assert ablate.main(wanted) == 0  # nothing is trained or judged again
     assert capsys.readouterr().out == table and not judged and path.read_bytes() == before
+    noted = path.with_name("recordings.sha256").read_text()
+    path.with_name("recordings.sha256").unlink()  # of an earlier version, which went on to train
+    assert ablate.main([*wanted, "--epochs", "2"]) == 0
+    assert "| 4 |" in capsys.readouterr().out and read_checkpoint(path)["step"] == 4
+    assert path.with_name("recordings.sha256").read_text() == noted
 
 
-def test_a_failed_training_is_one_sentence(flags, tmp_path, caplog):
+def test_what_was_changed_is_judged_anew_or_refused(flags, tmp_path, make_recording, config, caplog, monkeypatch):
+    wanted = [*flags, "--epochs", "1", "--half_life", "7", "--rows", "tiny"]
+    latest, judged, judge = tmp_path / "out" / "tiny_0" / "latest.pth", [], ablate.judging.judge_voice
+    monkeypatch.setattr(ablate.judging, "judge_voice", lambda *given, **more: judged.append(1) or judge(*given, **more))
+
+    def judges():
+        judged.clear()
+        assert ablate.main(wanted) == 0
+        return len(judged) == 1
+
+    def play_other(*notes):
+        save_recording(tmp_path / "other" / "0.pt", make_recording(melody(notes, 0.8), "guitar"))
+
+    assert judges() and not judges()
+    before = latest.read_bytes()
+    for more, change in (
+        (("--half_life", "8"), "train.learning_rate_half_life 7 -> 8"),
+        (("--batch_size", "3", "--epochs", "2"), "train.batch_size 4 -> 3"),
+    ):
+        assert ablate.main([*wanted, *more]) == 1
+        assert f"tiny_0 was begun otherwise, so its figures would not compare: {change}. Give" in caplog.messages[-1]
+    with monkeypatch.context() as patch:
+        patch.setitem(ablate.VARIANTS, "tiny", ("another", "tiny", {"model": {"hidden_size": 24}}))
+        assert ablate.main(wanted) == 1
+    assert "compare: model.hidden_size 16 -> 24" in caplog.messages[-1]
+    soundfile.write(tmp_path / "hum.wav", melody((262.0, 294.0)), 16000)
+    assert judges() and not judges()
+    play_other(440.0, 523.3)
+    wanted += ["--other_dir", str(tmp_path / "other")]
+    assert judges() and not judges()
+    play_other(330.0, 392.0)
+    assert judges() and not judges()
+    changed = dataclasses.replace(config, transfer=dataclasses.replace(config.transfer, gate_fade_seconds=0.1))
+    monkeypatch.setattr("checkpoint.load_config", lambda: changed)
+    assert judges() and not judges()
+    (tmp_path / "data").rename(tmp_path / "moved")
+    wanted[1] = str(tmp_path / "moved")
+    assert not judges()  # the same recordings
+    save_recording(tmp_path / "moved" / "1.pt", make_recording(melody((349.0, 415.0, 494.0), 0.8), name="1.wav"))
+    for epochs in ("1", "2"):  # done, and to go on
+        assert ablate.main([*wanted, "--epochs", epochs]) == 1
+        assert f"{tmp_path / 'moved'} held other recordings" in caplog.messages[-1]
+    assert latest.read_bytes() == before
+
+
+def test_bad_recordings_and_a_failed_training_are_one_sentence(flags, tmp_path, caplog):
     assert ablate.main([*flags[2:], "--data_dir", str(tmp_path / "nothing"), "--rows", "tiny"]) == 1
+    assert caplog.messages[-1] == f"ablate.py: there is no file or folder {tmp_path / 'nothing'}"
+    (tmp_path / "raw").mkdir()
+    soundfile.write(tmp_path / "raw" / "take.wav", melody(), 16000)  # not processed
+    assert ablate.main([*flags[2:], "--data_dir", str(tmp_path / "raw"), "--rows", "tiny"]) == 1
     assert "the training of `tiny`, the baseline failed" in caplog.text
 
 
