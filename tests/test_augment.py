@@ -55,9 +55,11 @@ def test_jitter_is_as_slow_as_the_settings_allow(config):
     def roughness(seconds):
         wanted = settings(config, loudness_jitter=2.0, jitter_seconds=seconds)
         heard = [disturb(f0, loudness, wanted, 100.0, np.random.default_rng(seed))[1] - loudness for seed in range(40)]
-        return np.mean([(one.diff(dim=0).std() / one.std()).item() for one in heard])
+        return np.array([(one.diff(dim=0).std() / one.std()).item() for one in heard])
 
-    assert roughness(0.0) > 3 * roughness(1.0) > 0
+    fast, any_speed = roughness(0.0), roughness(1.0)
+    assert fast.mean() > 3 * any_speed.mean()
+    assert fast.max() < 1.2 * fast.min() and any_speed.max() > 20 * any_speed.min()  # each crop draws its own
 
 
 def test_smoothing_takes_the_ripple_and_leaves_the_line(config):

@@ -11,7 +11,8 @@ import torch
 
 MINIATURE = ["--batch_size", "2", "--crop_seconds", "0.1", "--render_seconds", "0.2", "--threads", "1"]
 
-benchmark_parts = sys.modules["benchmark_parts"]  # imported by the script, from its own folder
+# Imported by the script, from its own folder.
+benchmark_parts, benchmark_peers = (sys.modules[name] for name in ("benchmark_parts", "benchmark_peers"))
 on_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux only")
 
 
@@ -79,14 +80,37 @@ def test_floor_is_beside_step_and_inference(report):
         assert part["over_floor"]["median"] == statistics.median(a / b for a, b in zip(ours, floor))
 
 
-def test_both_variants_do_the_same(report):
-    """The textbook's float32 phase drifts by 1e-5 in the first tenth of a second; another work would differ by 1e-2.
+# The largest difference that rounding makes here, absolute; measured values are in brackets, and 3 to 10 times below.
+ROUNDING = {
+    "bank": 1e-4,  # the textbook sums its phase in float32, and harmonic 101 has 101 times its error (4e-5 of 0.2)
+    "noise": 2e-6,  # float32 transforms (3e-7 of 0.7)
+    "loss": 5e-6,  # float32 sums (1e-7 of 1.4)
+    "decoder": 2e-7,  # float32 sums of 512 products (2e-8 of 0.1)
+    "step": 3e-4,  # of the bank, in the loss (7e-5 of 3.7)
+    "textbook_step": 3e-4,
+    "inference": 5e-4,  # of the bank, after twice the time (2e-4 of 0.4)
+    "auraloss": 2e-3,  # it takes the spectral convergence of the whole batch, not of each item (1e-3 of 1)
+    "crepe_tiny": 4e-6,  # ours multiplies transforms (4e-7 of 0.4)
+    "crepe_full": 4e-6,
+    "viterbi": 0,  # the same path
+}
 
-    torchcrepe's network gives the same activations, and its search the same path where there is a pitch. auraloss
-    takes the spectral convergence of the whole batch, not of each item: 0.001.
-    """
+
+def test_both_variants_do_the_same(report):
     for part in report["parts"]:
-        assert part["difference"] < 2e-3, part["key"]
+        assert part["difference"] <= ROUNDING[part["key"]], part["key"]
+
+
+def test_the_searches_find_the_same_path_through_a_melody(monkeypatch):
+    """The report's 0.2 s are the rest that the hum begins with, in which any path is as good as another.
+
+    From a rest on torchcrepe's stays at the edge of the range for seconds, see ``pitch._best_path``.
+    """
+    hum = benchmark_peers.read_voice(2.0)[int(0.9 * 16000) :]
+    monkeypatch.setattr(benchmark_peers, "read_voice", lambda seconds: hum)
+    works = benchmark_peers.build_search(bm.Workload())
+    ours, theirs = works["ours"](), works["reference"]()
+    assert torch.equal(ours, theirs) and (ours > 0).sum() > 90
 
 
 def test_the_reference_is_the_textbook(config, monkeypatch):

@@ -3,7 +3,9 @@
 import dataclasses
 import errno
 import pickle
+import random
 
+import numpy as np
 import pytest
 import torch
 from conftest import damaged_pickles, zipped
@@ -16,8 +18,11 @@ from checkpoint import (
     load_model,
     load_weights,
     make_checkpoint,
+    order_changes,
     pretrained_path,
+    random_state,
     read_checkpoint,
+    restore_random_state,
     save_checkpoint,
     settings_of,
 )
@@ -102,6 +107,30 @@ def test_optimizer_state_survives(write_checkpoint, small_config):
     restored.load_state_dict(saved)
     for before, after in zip(optimizer.state.values(), restored.state.values()):
         assert all(torch.equal(before[name], after[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
+
+
+def test_random_generators_go_on_where_they_were(write_checkpoint):
+    def draw():
+        drawn = [torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()]
+        return [*drawn, np.random.randn(), random.gauss(0, 1)]  # the last two keep a second value for later
+
+    draw()
+    path = write_checkpoint(rng=random_state())
+    drawn = []
+    for _ in range(2):
+        restore_random_state(read_checkpoint(path)["rng"])
+        drawn.append(draw() + draw())
+        draw()
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize(
+    ("now", "changes"),
+    [((0, 10), {}), ((1, 10), {"seed": "0 -> 1"}), ((0, 12), {"crops an epoch": "10 -> 12"})],
+)
+def test_what_the_order_of_crops_depends_on(now, changes):
+    assert order_changes({"rng": {"seed": 0}, "schedule": {"n_crops": 10}}, *now) == changes
+    assert order_changes({"rng": {}, "schedule": {}}, *now) == {}  # of an earlier version, which did not say
 
 
 def test_folder_is_made(tmp_path, small_config):

@@ -12,6 +12,7 @@ from conditioning import (
     NoMelodyError,
     SilentError,
     TransferOptions,
+    _lift,
     _take_off,
     fit,
     fit_loudness,
@@ -103,6 +104,18 @@ def test_the_register_is_that_of_most_notes(model) -> None:
     assert fit_register(stray, model) == fit_register(steady, model)
 
 
+@pytest.mark.parametrize(
+    ("f0", "octaves"),
+    [
+        ((400.0,), 0), ((220.0,), 1), ((900.0,), -1), ((50.0,), 3), ((3200.0,), -3), ((12.5,), 5), ((10.0,), 5),
+        ((400.0, 400.0, 1100.0), -1), ((400.0, 400.0, 150.0), 1),  # most lie in the middle, but some outside
+    ],
+)  # fmt: skip
+def test_the_register_lies_in_the_range_and_near_its_middle(model, f0: tuple[float, ...], octaves: int) -> None:
+    """A trumpet plays 165 to 1047 Hz, and the middle of what this one was trained on is 400 Hz."""
+    assert fit_register(np.array(f0), model) == 12 * octaves
+
+
 @pytest.mark.parametrize("offset", [-0.4, 0.3, 0.45])
 def test_autotune_moves_a_note_and_keeps_its_vibrato(model, offset: float) -> None:
     sung = 64 + offset + VIBRATO
@@ -137,6 +150,17 @@ def test_fold_moves_whole_notes_by_octaves(model) -> None:
     assert play(melody(sung), model)[2]["share_out_of_range"] == pytest.approx(160 / 260, abs=0.01)
 
 
+@pytest.mark.parametrize(("sung", "played"), [(52.0, 52.0), (51.0, 63.0), (84.0, 84.0), (85.0, 73.0), (109.0, 73.0)])
+def test_fold_keeps_what_the_instrument_has(model, sung: float, played: float) -> None:
+    assert np.allclose(play(melody(sung), model, fold=True)[0], played, atol=1e-4)
+
+
+def test_a_pitch_in_a_pause_says_nothing_of_the_notes() -> None:
+    pitch, voiced = np.full(300, 60.0), np.zeros(300, bool)
+    pitch[140:144], voiced[140:144] = 62.0, True
+    assert set(follow_notes(pitch, voiced, 7.0)[voiced]) == {62.0}
+
+
 # --- smoothing and loudness -----------------------------------------------------------------------
 
 
@@ -150,7 +174,9 @@ def test_smoothing_keeps_notes_apart() -> None:
 
 
 def test_smoothing_takes_the_vibrato_out(model) -> None:
-    assert np.std(play(melody(64 + VIBRATO), model, smoothing=0.3)[0][30:-30]) < 0.1 * np.std(VIBRATO)
+    tremolo = melody(64 + VIBRATO, -30 + VIBRATO)
+    for plain, smoothed in zip(play(tremolo, model)[:2], play(tremolo, model, smoothing=0.3)[:2]):
+        assert np.std(smoothed[30:-30]) < 0.1 * np.std(plain[30:-30])
 
 
 def test_loudness_offset_is_in_decibels(model) -> None:
@@ -168,7 +194,42 @@ def test_loudness_fit_keeps_the_order(model) -> None:
     assert np.quantile(fitted, 0.75) == pytest.approx(model.statistics["loudness_quantiles"][75], abs=0.5)
 
 
+@pytest.mark.parametrize(("spread", "slope"), [(0.1, 1.3), (30.0, 1.0), (100.0, 1 / 1.3)])
+def test_loudness_is_stretched_but_not_torn(model, spread: float, slope: float) -> None:
+    """The training data spread evenly over 30 dB."""
+    loudness = np.linspace(-60, -60 + spread, 1001)
+    fitted = fit_loudness(loudness, np.ones(1001, bool), model)
+    inside = (fitted > model.settings.features.loudness_floor) & (fitted < -15)
+    assert np.polyfit(loudness[inside], fitted[inside], 1)[0] == pytest.approx(slope, rel=1e-3)
+    assert inside.sum() > 700 and fitted.max() <= -15  # the loudest of the training data
+
+
+def test_a_voice_is_raised_by_no_more_than_the_limit(model) -> None:
+    fitted = fit_loudness(np.full(100, -110.0), np.ones(100, bool), model)
+    assert np.allclose(fitted, -110 + model.settings.transfer.max_loudness_gain)
+
+
 # --- listening ------------------------------------------------------------------------------------
+
+
+def test_loudness_is_that_of_the_recording_however_soft() -> None:
+    config, rest = load_config(), np.zeros(4800, np.float32)
+    song = np.concatenate([rest, harmonic_tone(220.0, 0.6, amplitude=0.1), rest])
+    song += (1e-4 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
+    (loud, melody, _), (soft, softer, _) = listen(song, config), listen(0.1 * song, config)
+    held = melody.voiced & softer.voiced
+    assert held.sum() > 50
+    assert np.allclose(softer.loudness[held], melody.loudness[held] - 20, atol=0.01)
+    assert np.allclose(soft.loudness[held], loud.loudness[held] - 20, atol=0.01)
+    assert np.allclose(melody.loudness[held], loud.loudness[held], atol=0.1)  # 40 dB over the noise
+
+
+def test_the_gate_offset_leaves_soft_notes_out() -> None:
+    config, rest = load_config(), np.zeros(4800, np.float32)
+    song = np.concatenate([part for a in (0.1, 0.005) for part in (rest, harmonic_tone(220.0, 0.6, amplitude=a))])
+    song += (1e-5 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
+    both, loud = (listen(song, config, gate_offset=offset)[1].voiced for offset in (0.0, 25.0))
+    assert both[140:170].all() and not loud[125:].any() and loud[45:80].all()
 
 
 def test_silence_and_noise_have_errors_of_their_own() -> None:
@@ -181,16 +242,20 @@ def test_silence_and_noise_have_errors_of_their_own() -> None:
     assert issubclass(SilentError, ValueError) and issubclass(NoMelodyError, ValueError)
 
 
-def test_a_melody_is_heard_through_mains_hum_and_the_pauses_stay_silent() -> None:
+@pytest.mark.parametrize(
+    ("partials", "swell"), [((1, 0, 0.5), 0.0), ((1, 0.5, 0.5), 0.2), ((0.5, 0, 1), 0.02)]
+)  # steady; what is left of it has the pitch of the mains; of a partial, and is soft
+def test_a_melody_is_heard_through_mains_hum_and_the_pauses_stay_silent(partials, swell: float) -> None:
     config = load_config()
     rng, rest = np.random.default_rng(0), np.zeros(9600, np.float32)
     notes = [harmonic_tone(f0, 0.6, amplitude=0.1) for f0 in (196.0, 220.0, 175.0)]
     song = np.concatenate([part for note in notes for part in (rest, note)] + [rest])
     song += (1e-4 * rng.standard_normal(len(song))).astype(np.float32)
     times = np.arange(len(song)) / 16000
-    hum = 0.25 * (np.sin(2 * np.pi * 50 * times) + 0.5 * np.sin(2 * np.pi * 150 * times + 1)).astype(np.float32)
+    hum = sum(a * np.sin(2 * np.pi * 50 * k * times + k) for k, a in enumerate(partials, start=1))
+    hum = (0.25 * (1 + swell * np.sin(2 * np.pi * 0.9 * times)) * hum).astype(np.float32)
     features, heard, report = listen(song + hum, config)
-    assert report["mains_hum"] == pytest.approx(-14.1, abs=0.5)
+    assert report["mains_hum"] == pytest.approx(20 * np.log10(np.sqrt(np.mean(hum**2))), abs=1.0)
     sung = np.repeat([0, 1, 0, 1, 0, 1, 0], 60)[: len(heard.voiced)].astype(bool)
     assert (heard.voiced == sung).mean() > 0.96
     clean = listen(song, config)
@@ -212,6 +277,11 @@ def test_mains_hum_of_a_long_recording_is_taken_out_stretch_by_stretch() -> None
     _, heard, report = listen(song + 0.2 * buzz, often)
     assert report["mains_hum"] == pytest.approx(20 * np.log10(0.2 / 2), abs=0.5)
     assert (heard.voiced == whole[1].voiced).mean() > 0.97
+
+
+@pytest.mark.parametrize(("peak", "gain"), [(0.5, 6.02), (1.0, 0), (2.0, 0), (1e-2, 40), (1e-4, 60), (0.0, 0)])
+def test_a_quiet_recording_is_raised_to_full_scale_but_not_without_end(peak: float, gain: float) -> None:
+    assert _lift(np.array([0.0, -peak, peak / 2]), 60.0) == pytest.approx(gain, abs=0.01)
 
 
 def test_noise_is_taken_off_the_loudness() -> None:

@@ -67,6 +67,13 @@ def test_rows_may_be_sparse_and_columns_in_any_order(tmp_path) -> None:
     assert tune.voiced[:124].all() and not tune.voiced[126:].any()
 
 
+def test_rows_a_little_off_the_frames_are_brought_onto_them(tmp_path) -> None:
+    """As many rows as frames, but one lies between two."""
+    rows = ("0,220,-20,1,1", "0.014,220,-34,1,1", "0.02,220,-40,1,1")
+    (tmp_path / "curves.csv").write_text("\n".join(("time,f0,loudness,periodicity,voiced", *rows)))
+    assert read_curves(tmp_path / "curves.csv", CONFIG).loudness == pytest.approx([-20, -30, -40])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

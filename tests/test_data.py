@@ -22,9 +22,11 @@ from data import (
     Vox2TrumpetDataset,
     build_dataset,
     find_recordings,
+    load_batches,
     load_recording,
     save_recording,
 )
+from distributed import Ranks
 
 HOP = 160
 FRAME_CURVES = ("f0", "loudness", "periodicity")
@@ -300,8 +302,11 @@ def test_split_does_not_depend_on_names(tmp_path, config, counting_recording):
 
 def test_a_stale_file_stops_the_training(write_takes, config):
     folder = write_takes(["a"])
-    with pytest.raises(ValueError, match=r"take_00\.pt was made with other settings"):
-        read_corpus(folder, dataclasses.replace(config, features=dataclasses.replace(config.features, f0_min=40.0)))
+    newer = dataclasses.replace(config, features=dataclasses.replace(config.features, f0_min=40.0))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"take_00\.pt was made with other settings"):
+            read_corpus(folder, newer)
+        read_corpus(folder, config)  # now the index knows the file, as one of these settings
 
 
 def test_second_time_no_file_is_opened(write_takes, config, monkeypatch):
@@ -364,7 +369,20 @@ def test_what_a_checkpoint_says_of_the_division():
 
 def test_boundary_of_other_recordings_is_forgotten(write_takes, config):
     folder = write_takes([f"{i:02x}" * 32 for i in range(10)])
-    assert read_corpus(folder, config, boundary="ff" * 32) == read_corpus(folder, config)
+    for boundary in ("ff" * 32, "09" * 32):  # beyond the last take, and the last: nothing would be left to train on
+        assert read_corpus(folder, config, boundary) == read_corpus(folder, config)
+    assert len(read_corpus(folder, config, "08" * 32).training) == 1
+
+
+def test_held_out_sound_is_known_by_its_files_and_frames(tmp_path):
+    def identity(*spans, folder=tmp_path):
+        held_out = tuple(Span(folder / name, first, n_frames) for name, first, n_frames in spans)
+        return corpus.Corpus(folder, "trumpet", (), held_out).identify_validation()
+
+    one, two = ("a.pt", 0, 10), ("b.pt", 0, 10)
+    assert identity(one, two) == identity(two, one) == identity(one, two, folder=tmp_path / "moved")
+    others = [(one,), (two,), (one, ("b.pt", 0, 11)), (one, ("b.pt", 1, 10)), (one, ("in/b.pt", 0, 10))]
+    assert len({identity(*spans) for spans in [(one, two), *others]}) == 6
 
 
 # --- crops --------------------------------------------------------------------------------------
@@ -432,6 +450,15 @@ def test_random_crops_reach_every_frame(spans, config):
     assert np.mean(starts) == pytest.approx(230, abs=15)  # uniform: 133 / sqrt(2000) = 3 of scatter
 
 
+def test_random_crops_reach_the_last_frame(write_takes, config):
+    dataset = CropDataset([Span(write_takes(["a"], n_frames=101) / "take_00.pt", 0, 101)], config, seed=0)
+    starts = []
+    for epoch in range(40):
+        dataset.set_epoch(epoch)
+        starts.append(first_frame(dataset[0]))
+    assert set(starts) == {0, 1}  # 40 draws miss one of two places with probability 2e-12
+
+
 def test_order_is_a_permutation_for_each_epoch(spans, config):
     dataset = CropDataset(spans, config, seed=3)
     first = dataset.order().tolist()
@@ -485,6 +512,18 @@ def test_loads_in_batches(spans, config):
     batches = list(DataLoader(CropDataset(spans, config, seed=0), batch_size=3))
     assert [len(batch["audio"]) for batch in batches] == [3, 3, 2]
     assert batches[0]["f0"].shape == (3, 100, 1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_share_the_rest_of_an_epoch(spans, config, rank):
+    """From the fourth crop on, two at a time; of the last batch one is left, and the second rank repeats it."""
+    crops, order = CropDataset(spans, config), np.array([7, 6, 0, 1, 2, 3, 4, 5])
+    batches = list(load_batches(crops, order, 3, 2, Ranks(rank, rank, 2), torch.device("cpu")))
+    assert [list(positions) for positions, _, _ in batches] == [[3, 4], [5, 6], [7]]
+    wanted = [[3, 5, 7], [4, 6, 7]][rank]
+    assert [list(share) for _, share, _ in batches] == [[position] for position in wanted]
+    for position, (_, _, batch) in zip(wanted, batches):
+        assert all(torch.equal(batch[name][0], values) for name, values in crops[order[position]].items())
 
 
 @pytest.mark.parametrize(("instrument", "kind"), [("guitar", NeuralGuitarDataset), ("trumpet", Vox2TrumpetDataset),
@@ -541,8 +580,9 @@ def test_statistics_of_much_data_are_sampled_evenly(write_takes, config, monkeyp
     monkeypatch.setattr(corpus, "load_recording", lambda path: opened.append(path.name) or load_recording(path))
     sampled = measure_statistics(spans, config)
     assert opened == ["take_00.pt", "take_03.pt", "take_06.pt"]
-    # Every fifth of 500 different frames: within five of the whole.
-    assert sampled["f0_quantiles"] == pytest.approx(whole["f0_quantiles"], abs=5)
+    fifth = 100.0 + np.arange(0, 500, 5)  # 3 takes of 500 frames are five times too many
+    assert sampled["f0_quantiles"] == pytest.approx(np.quantile(fifth, np.linspace(0, 1, 101)), rel=1e-6)
+    assert whole["f0_quantiles"] == pytest.approx(np.quantile(100.0 + np.arange(500), np.linspace(0, 1, 101)), rel=1e-6)
 
 
 def test_nothing_with_a_pitch(tmp_path, config, counting_recording):

@@ -58,6 +58,22 @@ def test_a_short_glide_makes_no_note() -> None:
     assert [key for _, key in find_played_notes(shape_notes(tune, CONFIG), CONFIG)] == [60, 64]
 
 
+def test_a_bend_beyond_the_wheels_reach_stays_at_its_end(tmp_path) -> None:
+    tune = sung([60])
+    tune.f0[20], tune.f0[30] = 440.0, 220.0  # too short for notes; nine semitones up, and three down
+    assert write_midi(tmp_path / "tune.mid", shape_notes(tune, CONFIG), CONFIG) == 1
+    bends = [semitones for _, _, semitones in read_midi(tmp_path / "tune.mid")[1]]
+    assert max(bends) == pytest.approx(2.0, abs=1e-3) and min(bends) == -2.0
+
+
+def test_each_note_is_bent_by_its_own_channel_from_the_frame_on() -> None:
+    notes = [Note(0.0, 0.5, 60, 100, channel=0), Note(0.5, 1.0, 60, 100, channel=1)]
+    bends = [(0.1, 0, 1.0), (0.2, 1, -1.5), (0.6, 0, 2.0), (0.8, 1, 0.5)]
+    tune = make_melody(notes, bends, -15.0, False, CONFIG)
+    pitch = np.repeat([60.0, 61.0, 58.5, 60.5], [10, 40, 30, 20])
+    assert 12 * np.log2(tune.f0[:100] / 440) + 69 == pytest.approx(pitch)
+
+
 def test_tempo_bend_range_and_drums_of_other_programs(tmp_path) -> None:
     path = save(tmp_path / "other.mid", [
         mido.MetaMessage("set_tempo", tempo=1_000_000),  # 60 beats a minute: 500 ticks are a second

@@ -70,6 +70,18 @@ def test_deep_has_three_layers_and_dropout():
     assert (gru.hidden_size, gru.num_layers, gru.dropout) == (1024, 3, 0.1)
 
 
+def test_dropout_is_heard_in_training_alone():
+    model, (f0, loudness) = build("tiny", num_layers=2, dropout=0.5), curves(2, 10)
+
+    def play(seed):
+        torch.manual_seed(seed)
+        return model.controls(f0, loudness).noise_magnitudes
+
+    assert torch.equal(play(0), play(1))
+    model.train()
+    assert torch.equal(play(0), play(0)) and not torch.allclose(play(0), play(1), rtol=1e-4)
+
+
 def test_one_layer_takes_dropout_without_a_warning(recwarn):
     build("tiny", dropout=0.1)  # torch warns of dropout after the only layer
     assert not recwarn

@@ -11,7 +11,31 @@ from torch import nn
 import train
 from checkpoint import load_model, read_checkpoint
 from config import DEFAULT_CONFIG_PATH
-from optimizing import WeightAverage
+from model import build_model
+from optimizing import WeightAverage, build_loss, train_step
+
+
+@pytest.mark.parametrize(("weight", "share"), [(1.0, None), (0.25, None), (1.0, 0.1), (0.25, 0.1)])
+def test_a_step_goes_against_the_gradient_as_far_as_it_may(small_config, weight, share):
+    """With plain SGD of rate one a step is the gradient: of the weighted loss, clipped to a norm."""
+    audio = 0.1 * torch.randn(2, 3200, generator=torch.Generator().manual_seed(1))
+    batch = {"f0": torch.full((2, 20, 1), 300.0), "loudness": torch.full((2, 20, 1), -20.0), "audio": audio}
+
+    def step(max_grad_norm, weight):
+        torch.manual_seed(0)
+        model = build_model(small_config, "trumpet")
+        before = nn.utils.parameters_to_vector(model.parameters()).detach()
+        optimizer, noise = torch.optim.SGD(model.parameters(), lr=1.0), torch.Generator().manual_seed(2)
+        reported = train_step(model, build_loss(small_config), optimizer, batch, max_grad_norm, noise, weight)
+        return before - nn.utils.parameters_to_vector(model.parameters()).detach(), reported
+
+    gradient, plain = step(1e9, 1.0)
+    most = 1e9 if share is None else share * weight * gradient.norm().item()
+    taken, reported = step(most, weight)
+    assert reported["total_loss"] == plain["total_loss"] and gradient.norm() > 0.1
+    # float32 differences of weights of order one
+    assert (taken - weight * (share or 1) * gradient).abs().max() <= 1e-6
+    assert reported["grad_norm"].item() == pytest.approx(weight * gradient.norm().item(), rel=1e-3)
 
 
 def steps(values):
@@ -31,7 +55,7 @@ def test_is_the_recursion_in_float64():
         average.update(model, number)
         decay = min(0.8, (1 + number) / (10 + number))
         expected = decay * expected + (1 - decay) * values[number]
-    assert average.model.weight.item() == pytest.approx(expected, rel=1e-5)  # fifty float32 roundings
+        assert average.model.weight.item() == pytest.approx(expected, rel=1e-5)  # up to fifty float32 roundings
 
 
 def test_untrained_weights_are_soon_forgotten():

@@ -1,5 +1,6 @@
 """Pieces run side by side, each on one thread, in the mode of who asked for them."""
 
+import functools
 import os
 import platform
 import resource
@@ -8,6 +9,7 @@ import threading
 import pytest
 import torch
 
+import threads
 from config import load_config
 from model import build_model
 from optimizing import build_loss, build_optimizer, train_step
@@ -46,7 +48,9 @@ def test_pieces_run_at_the_same_time():
     torch.set_num_threads(before)
 
 
-def test_threads_to_come_have_the_callers_number(n_threads):
+def test_threads_to_come_have_the_callers_number(n_threads, monkeypatch):
+    afresh = functools.cache(threads._start_pool.__wrapped__)  # else those of another test would do the work
+    monkeypatch.setattr(threads, "_start_pool", afresh)
     for_each(lambda piece: None, range(4), CPU)
     seen = []
     thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
@@ -82,6 +86,9 @@ def test_no_gradient_is_recorded_and_inference_mode_is_taken_over(n_threads):
         for_each(work, range(4), CPU)
         assert alone(lambda: weight * 2, CPU).is_inference()
     assert all(result.is_inference() for result in results)
+    with torch.no_grad():
+        assert not alone(lambda: weight * 2, CPU).requires_grad
+    assert alone(lambda: weight * 2, CPU).requires_grad
 
 
 def test_a_failing_piece_is_an_error(n_threads):
@@ -131,6 +138,18 @@ def test_shared_work_gives_what_it_gives_alone_and_its_gradients(n_threads, n_ba
     for mine, exact in zip([*results, *gradients], [*right, *torch.autograd.grad(right, sources, ends)], strict=True):
         torch.testing.assert_close(mine, exact, rtol=1e-12, atol=1e-12)  # sums in another order
     assert torch.autograd.gradcheck(lambda *given: shared(layer, layer.parameters(), *given), (values, others))
+
+
+def test_a_parameter_that_a_share_does_not_use_has_no_slope_there(n_threads):
+    gain = torch.tensor(3.0, requires_grad=True)
+    values = torch.arange(1.0, 7.0)[:, None].requires_grad_()
+    (result,) = shared(lambda share: ((gain if share[0] > 1 else 5) * share,), [gain], values)
+    result.sum().backward()
+    shares = [slice(0, -(-6 // n_threads)), slice(-(-6 // n_threads), 6)]  # the first is the one without
+    wanted = torch.full((6, 1), 3.0)
+    wanted[shares[0]] = 5.0
+    assert torch.equal(values.grad, wanted)
+    assert (gain.grad or torch.zeros(())) == values[shares[1]].sum()
 
 
 def test_shares_of_a_batch_are_worked_on_at_the_same_time_both_ways():

@@ -88,6 +88,7 @@ def test_rests_are_silent(model, song: np.ndarray) -> None:
     for rest in (slice(0, 45), slice(164, 195), slice(314, 345)):
         assert np.abs(result.audio.reshape(-1, 160)[rest]).max() < 1e-4
     assert 0.3 < result.report["share_gated"] < 0.5  # 2 s of 5
+    assert result.report["share_gated"] == (result.curves.gate == 0).mean()  # what fades in or out still sounds
 
 
 def test_same_input_same_bits(model, song: np.ndarray) -> None:
@@ -172,7 +173,10 @@ def test_clipped_stereo_192_khz_and_8_channels_work(model) -> None:
     assert transfer.transfer(clipped, RATE, model).report["share_gated"] < 0.2
     wide = np.stack([sing(220.0, rate=192000)] * 8, axis=1)
     result = transfer.transfer(wide, 192000, model)
-    assert len(result.audio) == RATE and np.isfinite(result.audio).all()
+    assert len(result.audio) == RATE and np.median(result.curves.f0) == pytest.approx(440, rel=0.01)
+    tone = sing(220.0, 0.5)
+    one_sided = transfer.transfer(np.stack([np.zeros_like(tone), tone], axis=1), RATE, model)
+    assert np.array_equal(one_sided.audio, transfer.transfer(tone / 2, RATE, model).audio)
 
 
 def test_the_output_never_clips(model) -> None:
@@ -398,9 +402,22 @@ def test_notes_out_of_range_move_by_octaves(checkpoint_path: Path, model, tmp_pa
     assert kept.report["semitones"] == 0 and kept.report["share_out_of_range"] == 1
 
 
-def write_notes(path: Path, keys: list[int]) -> Path:
+@pytest.mark.parametrize("instrument", ["trumpet", "guitar"])
+def test_notes_are_as_loud_as_the_loud_ones_in_training_and_die_away_if_plucked(
+    write_checkpoint, tmp_path: Path, instrument: str
+) -> None:
+    model = transfer.load_model(write_checkpoint(instrument=instrument))
+    played = transfer.transfer_midi(write_notes(tmp_path / "note.mid", [64], velocity=127), model).curves.loudness
+    settings = model.settings.transfer
+    decay = settings.midi_plucked_decay if instrument == "guitar" else settings.midi_held_decay
+    loudest = model.statistics["loudness_quantiles"][95]
+    assert played[[4, 14, 24]] == pytest.approx([loudest - decay * seconds for seconds in (0.04, 0.14, 0.24)], abs=0.01)
+
+
+def write_notes(path: Path, keys: list[int], velocity: int = 64) -> Path:
     kinds = {"note_on": 0, "note_off": 240}
-    notes = [mido.Message(kind, note=key, time=ticks) for key in keys for kind, ticks in kinds.items()]
+    each = [(kind, key, ticks) for key in keys for kind, ticks in kinds.items()]
+    notes = [mido.Message(kind, note=key, time=ticks, velocity=velocity) for kind, key, ticks in each]
     mido.MidiFile(tracks=[mido.MidiTrack(notes)]).save(path)
     return path
 

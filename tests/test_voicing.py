@@ -44,6 +44,14 @@ def test_mains_hum_is_taken_out_and_the_tune_stays(frequency: float) -> None:
     assert power(cleaned - song) < -50  # 36 dB under the hum, and 30 under the tune
 
 
+def test_hum_of_a_rectifier_has_no_fundamental() -> None:
+    song, times = tune(), np.arange(6 * RATE) / RATE
+    hum = sum(a * np.sin(2 * np.pi * 100 * k * times + k) for k, a in ((1, 0.2), (2, 0.1), (3, 0.05)))
+    cleaned, found = remove_mains_hum(song + hum.astype(np.float32), RATE, SETTINGS)
+    assert found is not None and found.frequency == 50.0
+    assert power(cleaned - song) < power(hum) - 35
+
+
 def test_without_hum_not_a_sample_changes() -> None:
     song = tune()
     cleaned, hum = remove_mains_hum(song, RATE, SETTINGS)
@@ -75,6 +83,15 @@ def test_clicks_are_dropped_and_short_gaps_closed() -> None:
     assert np.flatnonzero(cleaned).tolist() == list(range(40, 80))
 
 
+@pytest.mark.parametrize(("n_note", "n_gap", "n_left"), [(6, 20, 0), (7, 20, 7), (20, 5, 25), (20, 6, 20)])
+def test_how_long_a_click_and_a_gap_may_be(n_note: int, n_gap: int, n_left: int) -> None:
+    """60 ms are a click and 50 ms a gap; silence before the first note and after the last is neither."""
+    gate = np.concatenate([np.zeros(3), np.ones(n_note), np.zeros(n_gap), np.ones(20), np.zeros(2)]).astype(bool)
+    expected = gate.copy()
+    expected[3 : 3 + n_note + n_gap] = np.arange(n_note + n_gap) < n_left
+    assert np.array_equal(voicing._clean_runs(gate, SETTINGS, 100.0), expected)
+
+
 def test_a_note_may_end_softer_than_it_began() -> None:
     """Noise at -50: a note begins over -40 and ends under -44; what never gets over -40 is not played."""
     loudness, periodicity = np.full(200, -50.0), np.zeros(200)
@@ -85,6 +102,31 @@ def test_a_note_may_end_softer_than_it_began() -> None:
     assert np.flatnonzero(voiced).tolist() == list(range(20, last + 1))
     lower = voicing.find_voiced(loudness, periodicity, np.ones(200, bool), CONFIG, gate_offset=-6.0)
     assert lower[120:180].all() and lower[:100].sum() > voiced[:100].sum()
+
+
+@pytest.mark.parametrize(("level", "is_played"), [(-64.0, True), (-66.0, False)])
+def test_a_note_much_softer_than_the_others_is_not_meant(level: float, is_played: bool) -> None:
+    """However quiet the room: 45 dB under the loud ones is the limit."""
+    loudness, periodicity = np.full(200, -79.0), np.zeros(200)
+    loudness[20:80], periodicity[20:80] = -20.0, 0.9
+    loudness[120:180], periodicity[120:180] = level, 0.9
+    voiced = voicing.find_voiced(loudness, periodicity, np.ones(200, bool), CONFIG)
+    assert voiced[20:80].all() and voiced[120:180].all() == voiced[120:180].any() == is_played
+
+
+def test_the_noise_floor_is_the_level_that_a_fifth_of_the_pauses_stay_under() -> None:
+    loudness = np.arange(-100.0, 0.0)
+    assert voicing.noise_floor(loudness, loudness >= -49, CONFIG) == pytest.approx(-100 + 0.2 * 50)
+    assert voicing.noise_floor(loudness, np.ones(100, bool), CONFIG) == CONFIG.features.loudness_floor
+
+
+@pytest.mark.parametrize(("hertz", "is_too_high"), [(1000, False), (2000, False), (2050, True), (5000, True)])
+def test_a_tone_over_the_trackers_range_is_too_high(hertz: float, is_too_high: bool) -> None:
+    whistle = 0.3 * np.sin(2 * np.pi * hertz * np.arange(RATE // 4) / RATE).astype(np.float32)
+    found = voicing.find_too_high(whistle, CONFIG)
+    assert found.shape == (25,) and (found == is_too_high).all()
+    others = sum(0.2 * np.sin(2 * np.pi * f0 * np.arange(RATE // 4) / RATE) for f0 in (200, 400, 600, 800))
+    assert not voicing.find_too_high(whistle + others.astype(np.float32), CONFIG)[2:-2].any()  # the overtone of a voice
 
 
 def test_what_cannot_sound_is_not_voiced() -> None:
@@ -152,5 +194,9 @@ def test_a_chord_is_noticed_and_one_voice_is_not() -> None:
     root, third, fifth = (harmonic_tone(f0, 1.0) for f0 in (220.0, 277.2, 329.6))
     assert polyphony(root + third + fifth, 220.0) > 0.9
     assert polyphony(root + noise, 220.0) < 0.05  # 20 dB of white noise under it
+    assert polyphony(root + 60 * noise, 220.0) < 0.05  # louder than it
+    glide = 220 * 2.0 ** np.linspace(0, 4, RATE)
+    slide = harmonic_tone(glide, 1.0)  # as it slides, partials are as wide as the gaps between them
+    assert voicing.share_polyphonic(slide, glide[::160].astype(np.float32), np.ones(100, bool), CONFIG) == 0
     assert polyphony(root, 440.0) < 0.05  # the tracker an octave too high
     assert voicing.share_polyphonic(root, np.full(100, 220.0), np.zeros(100, bool), CONFIG) == 0
