@@ -96,6 +96,18 @@ def counting_recording(config):
 
 
 @pytest.fixture
+def write_takes(tmp_path, counting_recording):
+    """Return a function that writes one counting recording for each sha256 and returns the folder."""
+
+    def write(digests, n_frames=200, instrument="trumpet"):
+        for number, digest in enumerate(digests):
+            save_recording(tmp_path / f"take_{number:02}.pt", counting_recording(n_frames, digest, instrument))
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
 def processed_file(tmp_path, make_recording) -> Path:
     """A processed recording of a synthetic melody, alone in a folder."""
     path = tmp_path / "processed" / "melody.wav.pt"
@@ -127,6 +139,43 @@ def write_checkpoint(tmp_path, small_config):
         return path
 
     return write
+
+
+def sing(f0: np.ndarray | float, seconds: float = 1.0, level: float = -20.0, rate: int = 16000) -> np.ndarray:
+    """Return a buzzy tone of a given pitch (Hz, one value or one a sample) and RMS level (dBFS)."""
+    n_samples = int(seconds * rate)
+    phase = 2 * np.pi * np.cumsum(np.broadcast_to(f0, n_samples)) / rate
+    tone = sum(np.sin(k * phase) / k for k in range(1, 13))
+    return (tone / np.sqrt(np.mean(tone**2)) * 10 ** (level / 20)).astype(np.float32)
+
+
+def pause(seconds: float, level: float = -75.0, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).standard_normal(int(seconds * 16000))
+    return (noise * 10 ** (level / 20)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def song() -> np.ndarray:
+    """Three notes of 1 s with rests of 0.5 s over a quiet noise floor; the second is 12 dB softer."""
+    return np.concatenate(
+        [pause(0.5), sing(220.0), pause(0.5), sing(247.0, level=-32), pause(0.5), sing(196.0), pause(0.5)]
+    )
+
+
+@pytest.fixture(scope="session")
+def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained trumpet with the statistics of a trained one."""
+    torch.manual_seed(0)
+    config = load_config()
+    statistics = {
+        "f0_quantiles": np.geomspace(165, 1046, 101).tolist(),
+        "loudness_quantiles": np.linspace(-50, -12, 101).tolist(),
+    }
+    model = build_model(config, "trumpet")
+    path = tmp_path_factory.mktemp("model") / "trumpet.pth"
+    content = checkpoint_module.make_checkpoint(config, "trumpet", model=model.state_dict(), statistics=statistics)
+    checkpoint_module.save_checkpoint(path, content)
+    return path
 
 
 def damaged_pickles():

@@ -1,0 +1,219 @@
+"""The factorised bank is the textbook's in float64, forward and backward."""
+
+import math
+
+import numpy as np
+import pytest
+import textbook
+import torch
+
+import synth
+from synth import HarmonicSynthesizer
+
+SAMPLE_RATE, HOP, H = 16000, 160, 101
+
+
+def random_amplitudes(n_batch, n_frames, n_harmonics=H, seed=0):
+    """Return [B, T, H] whose sum over harmonics is one."""
+    raw = torch.rand(n_batch, n_frames, n_harmonics, generator=torch.Generator().manual_seed(seed))
+    return raw / raw.sum(-1, keepdim=True)
+
+
+def steady(n_frames):
+    return torch.full((1, n_frames, 1), 75.3)  # all 101 harmonics are below Nyquist
+
+
+def vibrato(n_frames):
+    seconds = torch.arange(n_frames) / 100
+    return (233.1 * 2 ** (0.5 / 12 * torch.sin(2 * math.pi * 5.5 * seconds)))[None, :, None]
+
+
+def sweep(n_frames):
+    """55 to 1760 Hz and back, with vibrato: most harmonics cross Nyquist, many times."""
+    seconds = torch.arange(n_frames) / 100
+    octaves = 2.5 - 2.5 * torch.cos(2 * math.pi * seconds / 20)
+    return (55 * 2 ** (octaves + 0.5 / 12 * torch.sin(2 * math.pi * 5.5 * seconds)))[None, :, None]
+
+
+CURVES = pytest.mark.parametrize("curve", [steady, vibrato, sweep])
+
+
+def bank(f0, amplitudes):
+    return synth.harmonic_bank(f0, amplitudes, SAMPLE_RATE, HOP)
+
+
+def oracle(f0, amplitudes):
+    return textbook.harmonic_bank(f0.double(), amplitudes.double(), SAMPLE_RATE, HOP)
+
+
+def oracle_in_parts(f0, amplitudes, part=50):
+    """Do what the textbook does, but after the phase ``part`` frames at a time, so that a minute fits into memory."""
+    f0, amplitudes = f0.double(), amplitudes.double()
+    numbers = torch.arange(1, amplitudes.shape[-1] + 1, dtype=torch.float64)
+    phase = 2 * math.pi * torch.cumsum(textbook.upsample(f0, HOP) / SAMPLE_RATE, dim=1)
+    heard = amplitudes * (f0 * numbers < SAMPLE_RATE / 2)
+    audio = []
+    for start in range(0, f0.shape[1], part):
+        n_samples = min(part, f0.shape[1] - start) * HOP
+        dense = textbook.upsample(heard[:, start : start + part + 1], HOP)[:, :n_samples]
+        angle = phase[:, start * HOP : start * HOP + n_samples] * numbers
+        audio.append(torch.sum(dense * torch.sin(angle), dim=-1))
+    return torch.cat(audio, dim=1)
+
+
+def spectrum_db(audio):
+    """Return the spectrum of 1 s [16000] in dB re a full-scale sine, one bin a Hz."""
+    window = np.hanning(len(audio))
+    return 20 * np.log10(np.abs(np.fft.rfft(audio * window)) / (window.sum() / 2) + 1e-12)
+
+
+@CURVES
+def test_oracle_in_parts_is_the_textbook(curve):
+    f0, amplitudes = curve(120), random_amplitudes(1, 120)
+    # Both are float64 and differ only in the rounding of the interpolation's positions. Measured 2e-15.
+    assert torch.allclose(oracle_in_parts(f0, amplitudes), oracle(f0, amplitudes), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("curve", [steady, sweep])
+def test_a_minute_equals_the_textbook(curve):
+    n_frames = 6000
+    f0, amplitudes = curve(n_frames), random_amplitudes(1, n_frames)
+    audio = bank(f0, amplitudes)
+    # Required 1e-3 at unit total amplitude. Measured 2e-5, and 0.1 to 1 with a phase summed in float32, so 1e-4
+    # leaves room for another processor's rounding and none for an error that grows with time.
+    assert (audio - oracle_in_parts(f0, amplitudes)).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("n_harmonics", [1, 15, 16, 17, 101])  # both sides of the grouping by 16
+def test_any_number_of_harmonics_and_any_batch(n_harmonics):
+    f0 = torch.cat([steady(30), vibrato(30), sweep(30) * 8])
+    amplitudes = random_amplitudes(3, 30, n_harmonics)
+    assert (bank(f0, amplitudes) - oracle(f0, amplitudes)).abs().max() <= 1e-4  # as above
+
+
+@pytest.mark.parametrize(("n_frames", "hop_length"), [(1, 160), (2, 1), (65, 64), (130, 441)])
+def test_length_is_frames_times_hop(n_frames, hop_length):
+    f0, amplitudes = torch.full((2, n_frames, 1), 220.0), random_amplitudes(2, n_frames, 5)
+    audio = synth.harmonic_bank(f0, amplitudes, SAMPLE_RATE, hop_length)
+    assert audio.shape == (2, n_frames * hop_length)
+    expected = textbook.harmonic_bank(f0.double(), amplitudes.double(), SAMPLE_RATE, hop_length)
+    assert (audio - expected).abs().max() <= 1e-4  # as above
+
+
+@CURVES
+def test_path_with_gradients_equals_path_without(curve):
+    f0, amplitudes = curve(150), random_amplitudes(1, 150)
+    with_gradient = bank(f0, amplitudes.clone().requires_grad_())
+    with torch.no_grad():
+        without = bank(f0, amplitudes.clone().requires_grad_())
+    assert with_gradient.requires_grad and not without.requires_grad
+    assert torch.equal(with_gradient, without)
+
+
+@CURVES
+def test_gradients_equal_the_textbooks(curve):
+    n_frames = 60
+    weights = torch.randn(1, n_frames * HOP, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for render, dtype in ((bank, torch.float32), (oracle, torch.float64)):
+        f0 = curve(n_frames).to(dtype).requires_grad_()
+        amplitudes = random_amplitudes(1, n_frames).to(dtype).requires_grad_()
+        (render(f0, amplitudes) * weights.to(dtype)).sum().backward()
+        gradients.append((f0.grad.double(), amplitudes.grad.double()))
+    for ours, exact in zip(*gradients):
+        # Relative to the largest: float32 sums of up to 10^4 terms are good to about 1e-5. Measured: 4e-6 (f0) and
+        # 9e-6 (amplitudes).
+        assert (ours - exact).abs().max() <= 1e-4 * exact.abs().max()
+        assert exact.abs().max() > 0
+
+
+@pytest.mark.parametrize("wanted", ["f0", "amplitudes"])
+def test_one_gradient_alone(wanted):
+    f0, amplitudes = vibrato(20), random_amplitudes(1, 20)
+    {"f0": f0, "amplitudes": amplitudes}[wanted].requires_grad_()
+    bank(f0, amplitudes).sum().backward()
+    gradients = {"f0": f0.grad, "amplitudes": amplitudes.grad}
+    assert [name for name, gradient in gradients.items() if gradient is not None] == [wanted]
+    assert gradients[wanted].abs().sum() > 0
+
+
+def test_no_gradient_for_what_cannot_sound():
+    f0, amplitudes = torch.full((1, 10, 1), 3000.0), random_amplitudes(1, 10, 5).requires_grad_()
+    bank(f0, amplitudes).square().sum().backward()
+    assert (amplitudes.grad[..., 2:] == 0).all()  # 9 kHz and more
+    assert (amplitudes.grad[..., :2] != 0).any()
+
+
+@pytest.mark.parametrize("jump", [32, 64, 50, 128])
+def test_harmonics_that_begin_to_sound_in_the_next_frame(jump, monkeypatch):
+    """f0 falls from one frame to the next, also where one block of frames ends: the new harmonics fade in before it."""
+    monkeypatch.setattr("bank._BLOCK_FRAMES", 32)
+    f0 = torch.cat([torch.full((1, jump, 1), 3000.0), torch.full((1, 20, 1), 80.0)], dim=1)
+    amplitudes = random_amplitudes(1, jump + 20)
+    ours = amplitudes.clone().requires_grad_()
+    theirs = amplitudes.double().requires_grad_()
+    rendered, wanted = bank(f0, ours), oracle(f0, theirs)
+    assert (rendered - wanted).abs().max() < 1e-4
+    rendered.square().sum().backward()
+    wanted.square().sum().backward()
+    assert (ours.grad - theirs.grad).abs().max() < 1e-3 * theirs.grad.abs().max()
+
+
+def test_sine_has_one_peak_where_it_belongs():
+    amplitudes = torch.zeros(1, 100, H)
+    amplitudes[..., 0] = 0.5
+    spectrum = spectrum_db(bank(torch.full((1, 100, 1), 440.0), amplitudes)[0].numpy())
+    assert spectrum.argmax() == 440
+    assert spectrum[440] == pytest.approx(-6.02, abs=0.01)  # the exact value; float32 is good to 1e-5 dB
+    # Two-sided: below is the sine's own window. The float32 phase leaves -130 dB; an audible flaw begins near -90.
+    assert max(spectrum[:430].max(), spectrum[450:].max()) < -100
+
+
+def test_silent_at_and_above_nyquist():
+    ones = torch.ones(1, 20, 3)
+    assert (bank(torch.full((1, 20, 1), 8000.0), ones) == 0).all()
+    assert (bank(torch.full((1, 20, 1), 12345.0), ones) == 0).all()
+    assert (bank(torch.full((1, 20, 1), 7999.0), ones) != 0).any()
+
+
+def test_nothing_is_mirrored_at_nyquist():
+    spectrum = spectrum_db(bank(torch.full((1, 100, 1), 3000.0), torch.ones(1, 100, 5))[0].numpy())
+    # 9, 12 and 15 kHz would come back at 7, 4 and 1 kHz.
+    assert all(spectrum[hz] > -1 for hz in (3000, 6000))
+    assert all(spectrum[hz] < -100 for hz in (7000, 4000, 1000))  # as in the test of the sine
+
+
+def test_phase_is_the_inclusive_sum_of_f0():
+    audio = bank(torch.full((1, 10, 1), 100.0), torch.ones(1, 10, 1))[0].numpy()
+    expected = np.sin(2 * np.pi * 100 * np.arange(1, 1601) / SAMPLE_RATE)  # one step is done at sample 0
+    assert np.abs(audio - expected).max() <= 1e-5  # float32 phase of up to 2 pi: 5e-7
+
+
+@pytest.mark.parametrize("split", [1, 37, 59])
+def test_a_bank_that_goes_on_is_the_whole(split):
+    f0, amplitudes = vibrato(60), random_amplitudes(1, 60)
+    elapsed = synth.elapsed_cycles(f0, SAMPLE_RATE, HOP)
+    dense = textbook.upsample(f0.double(), HOP).unflatten(1, (60, HOP)).sum(dim=(2, 3)) / SAMPLE_RATE
+    assert elapsed.dtype == torch.float64 and (elapsed - dense).abs().max() <= 1e-9  # sums of 160 doubles
+    later = synth.harmonic_bank(f0[:, split:], amplitudes[:, split:], SAMPLE_RATE, HOP, elapsed[:, :split].sum(dim=1))
+    # The same phase, rounded to float32 once: harmonic 101 has 101 times its rounding.
+    assert (later - bank(f0, amplitudes)[:, split * HOP :]).abs().max() <= 1e-5
+
+
+def test_upsampling_of_the_oracle_is_numpys_and_holds_the_last_frame():
+    frames = torch.tensor([[[1.0], [3.0], [-2.0]]])
+    dense = textbook.upsample(frames, 4)[0, :, 0].numpy()
+    assert np.allclose(dense, np.interp(np.arange(12), [0, 4, 8], [1, 3, -2]), rtol=0, atol=1e-6)  # float32 rounding
+    assert (dense[8:] == -2).all()
+
+
+def test_which_harmonics_are_below_nyquist():
+    audible = synth.harmonics_below_nyquist(torch.tensor([[[1000.0], [3999.0], [4000.0]]]), 9, SAMPLE_RATE)
+    assert audible.sum(-1).tolist() == [[7, 2, 1]]  # the eighth of 1 kHz lies at Nyquist itself
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(AssertionError, match=r"\(1, 9, 1\).*\(1, 10, 101\)"):
+        bank(torch.ones(1, 9, 1), torch.ones(1, 10, H))
+    with pytest.raises(AssertionError, match=r"\(1, 10, 7\)"):
+        HarmonicSynthesizer(H, SAMPLE_RATE, HOP)(torch.ones(1, 10, 1), torch.ones(1, 10, 7))

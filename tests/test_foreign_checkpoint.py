@@ -1,0 +1,213 @@
+"""A failing disk costs no checkpoint, nothing in a foreign file is run, and settings of other versions are known."""
+
+import dataclasses
+import errno
+import pickle
+
+import pytest
+import torch
+from conftest import damaged_pickles, zipped
+
+import checkpoint as checkpoint_module
+import files
+from checkpoint import (
+    FORMAT_VERSION,
+    load_model,
+    load_weights,
+    make_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+    settings_of,
+)
+from model import build_model
+
+
+@pytest.fixture
+def rewrite(write_checkpoint):
+    """Return a function that writes a checkpoint after a change to its dict, and returns its path."""
+
+    def write(change):
+        path = write_checkpoint()
+        content = torch.load(path, weights_only=True)
+        torch.save(change(content) or content, path)
+        return path
+
+    return write
+
+
+# --- a failing disk -----------------------------------------------------------------------------
+
+
+def raise_after_some_bytes(error):
+    def save(content, file):
+        file.write(b"half a checkpoint")
+        raise error
+
+    return save
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"),
+                                   RuntimeError("PytorchStreamWriter failed writing file data/0")])
+def test_full_disk_costs_nothing(write_checkpoint, monkeypatch, small_config, error):
+    path = write_checkpoint()
+    before = path.read_bytes()
+    monkeypatch.setattr(checkpoint_module.torch, "save", raise_after_some_bytes(error))
+    with pytest.raises(OSError, match=r"model\.pth could not be written \(.*\); what was there is untouched"):
+        save_checkpoint(path, make_checkpoint(small_config, "trumpet"))
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_disk_that_fails_at_the_last_moment(write_checkpoint, monkeypatch, small_config, call):
+    path = write_checkpoint()
+    before = path.read_bytes()
+
+    def fail(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(files.os, call, fail)
+    with pytest.raises(OSError, match=r"Input/output error.*what was there is untouched"):
+        save_checkpoint(path, make_checkpoint(small_config, "trumpet"))
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_interrupted_write_leaves_nothing_partial(write_checkpoint, monkeypatch, small_config):
+    path = write_checkpoint()
+    before = path.read_bytes()
+    monkeypatch.setattr(checkpoint_module.torch, "save", raise_after_some_bytes(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(path, make_checkpoint(small_config, "trumpet"))
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+# --- foreign and damaged files ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("read", [read_checkpoint, load_model])
+def test_missing_file_and_folder(tmp_path, read):
+    for path in (tmp_path / "nowhere.pth", tmp_path):
+        with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+            read(path)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999])
+def test_truncated_file(write_checkpoint, keep):
+    path = write_checkpoint()
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(ValueError, match=r"model\.pth is damaged or not a checkpoint; nothing in it was run"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("wrap", [bytes, zipped])
+@pytest.mark.parametrize("content", damaged_pickles(), ids=lambda content: repr(content)[:12])
+def test_any_other_bytes(tmp_path, content, wrap):
+    (tmp_path / "bytes.pth").write_bytes(wrap(content))
+    with pytest.raises(ValueError, match=r"bytes\.pth is (damaged or )?not a checkpoint"):
+        load_model(tmp_path / "bytes.pth")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_hostile_pickle_does_not_run(rewrite, bomb, legacy):
+    trap, target = bomb
+    path = rewrite(lambda content: content.update(metrics=trap))
+    if legacy:
+        path.write_bytes(pickle.dumps({"format_version": 1, "metrics": trap}, protocol=2))
+    with pytest.raises(ValueError, match="nothing in it was run"):
+        load_model(path)
+    assert not target.exists()
+    torch.load(rewrite(lambda content: content.update(metrics=trap)), weights_only=False)
+    assert target.exists()  # the trap is live: it was the reader that refused
+
+
+@pytest.mark.parametrize("content", [[1], torch.zeros(3), {"state_dict": {}}], ids=["list", "tensor", "dict"])
+def test_checkpoint_of_another_project(tmp_path, content):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth is not a checkpoint of this project"):
+        load_model(tmp_path / "other.pth")
+
+
+def test_newer_format_names_both_versions(rewrite):
+    path = rewrite(lambda content: content.update(format_version=FORMAT_VERSION + 1))
+    with pytest.raises(ValueError, match=f"has format {FORMAT_VERSION + 1}, this version reads {FORMAT_VERSION}"):
+        read_checkpoint(path)
+
+
+def test_missing_entry_is_named(rewrite):
+    path = rewrite(lambda content: content.pop("statistics") and None)
+    with pytest.raises(ValueError, match="statistics"):
+        read_checkpoint(path)
+
+
+def test_weights_of_another_architecture(write_checkpoint, small_config):
+    wider = dataclasses.replace(small_config, model=dataclasses.replace(small_config.model, hidden_size=48))
+    path = write_checkpoint(model=build_model(wider, "trumpet").state_dict())
+    with pytest.raises(ValueError, match=r"model\.pth holds weights of another architecture: size mismatch"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("weights", [None, {}, 5, {"decoder.gru.weight_ih_l0": 3}], ids=repr)
+def test_weights_missing_or_of_the_wrong_kind(rewrite, weights):
+    with pytest.raises(ValueError, match=r"model\.pth holds weights of another architecture"):
+        load_model(rewrite(lambda content: content.update(model=weights)))
+
+
+def test_one_weight_too_many_is_not_overlooked(write_checkpoint, small_config):
+    content = read_checkpoint(write_checkpoint())
+    content["model"]["reverb.weight"] = torch.zeros(3)
+    with pytest.raises(ValueError, match="another architecture"):
+        load_weights(build_model(small_config, "trumpet"), content["model"], checkpoint_module.PRETRAINED_DIR / "x.pth")
+
+
+# --- settings of older and newer versions -------------------------------------------------------
+
+
+def test_old_checkpoint_that_lacks_a_newer_setting(rewrite, config):
+    def age(content):
+        for name in ("initial_gain", "attack_frames", "reverb_seconds"):
+            del content["config"]["model"][name]
+        del content["config"]["transfer"]
+        content["config"]["train"]["forgotten"] = 1  # no weight depends on it
+
+    model = load_model(rewrite(age))
+    assert model.settings.model.initial_gain == config.model.initial_gain
+    assert model.settings.transfer == config.transfer
+    assert (model.settings.model.attack_frames, model.reverb) == (0, None)
+
+
+def test_setting_of_a_newer_version_is_refused(rewrite):
+    path = rewrite(lambda content: content["config"]["model"].update(n_reverb_taps=7))
+    with pytest.raises(ValueError, match=r"model\.pth cannot be used by this version: .*unknown key n_reverb_taps"):
+        load_model(path)
+
+
+def test_unknown_instrument_is_refused(rewrite):
+    path = rewrite(lambda content: content.update(instrument="kazoo"))
+    with pytest.raises(ValueError, match=r"model\.pth cannot be used by this version: unknown instrument 'kazoo'"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("section", ["audio", "features", "model"])
+@pytest.mark.parametrize("value", [None, 5, [], ...], ids=["none", "number", "list", "missing"])
+def test_settings_that_are_none(rewrite, section, value):
+    def change(content):
+        content["config"][section] = value
+        if value is ...:
+            del content["config"][section]
+
+    path = rewrite(change)
+    with pytest.raises(ValueError, match=r"model\.pth"):
+        settings_of(read_checkpoint(path), path)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("hidden_size", "32"), ("hidden_size", -1), ("hidden_size", None), ("decoder", "lstm"), ("decoder", ["gru"]),
+    ("num_layers", 0), ("n_harmonics", 1.5), ("initial_gain", 0), ("noise_bias", None),
+])
+def test_settings_that_make_no_model(rewrite, key, value):
+    path = rewrite(lambda content: content["config"]["model"].update({key: value}))
+    with pytest.raises(ValueError, match=r"model\.pth"):
+        load_model(path)
