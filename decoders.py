@@ -34,7 +34,9 @@ class GruDecoder(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.device.type != "cpu" or (len(inputs) == 1 and not torch.is_grad_enabled()):
-            return self.proceed(inputs, None)[0]
+            # Whatever autocast asks for, cuDNN's GRU takes float16, in which gradients as small as these are lost.
+            with torch.autocast(inputs.device.type, enabled=False):
+                return self.proceed(inputs.float(), None)[0]
         for number, (weight_in, weight, bias_in, bias) in enumerate(self.gru.all_weights):
             if number:
                 inputs = nn.functional.dropout(inputs, self.gru.dropout, self.training)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from config import load_config
+from decoders import GruDecoder
 from model import build_model
 from optimizing import build_loss, train_step
 
@@ -41,3 +42,14 @@ def test_sound_is_made_in_float32_whatever_the_precision():
     assert not torch.equal(controls.noise_magnitudes, exact.noise_magnitudes)  # bfloat16 was in use
     assert {controls.harmonic_amplitudes.dtype, controls.noise_magnitudes.dtype} == {torch.float32}
     assert torch.equal(sound.harmonic, plain.harmonic) and torch.equal(sound.noise, plain.noise)
+
+
+def test_the_gru_stays_in_float32():
+    """Alone and without gradients it goes the way of a GPU, through nn.GRU."""
+    decoder = GruDecoder(load_config().model)
+    inputs = torch.cat([F0, LOUDNESS], dim=-1)[:1]
+    with torch.no_grad():
+        exact = decoder(inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(decoder(inputs), exact)
+            assert torch.equal(decoder(inputs.bfloat16()), decoder(inputs.bfloat16().float()))
