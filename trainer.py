@@ -39,7 +39,24 @@ class _Step(NamedTuple):
 
     number: int
     positions: range  # in the epoch, of the crops of all ranks
-    values: Tensor  # [5]: the three losses, how many ranks were asked to stop, the gradient norm
+    read: Callable[[], list[float]]  # the three losses, how many ranks were asked to stop, the gradient norm
+
+
+def _bring(values: Tensor) -> Callable[[], list[float]]:
+    """Return what reads values; those of a CUDA GPU are sent for at once, and nothing after them is waited for.
+
+    If they were sent for only when they are read, they would come after all that the GPU was given meanwhile.
+    """
+    if values.device.type != "cuda":
+        return values.tolist
+    here = values.to("cpu", non_blocking=True)
+    arrived = torch.cuda.current_stream(values.device).record_event()
+
+    def read() -> list[float]:
+        arrived.synchronize()
+        return here.tolist()
+
+    return read
 
 
 class Trainer(TrainingState):
@@ -138,13 +155,13 @@ class Trainer(TrainingState):
         if self.average:
             self.average.update(self.model, progress.step)
         progress.position_in_epoch = positions.stop
-        self._unread.append(_Step(progress.step, positions, torch.cat([values, grad_norm[None]])))
+        self._unread.append(_Step(progress.step, positions, _bring(torch.cat([values, grad_norm[None]]))))
 
     def _settle(self, n_unread: int) -> None:
         """Read the results of all but the newest ``n_unread`` steps."""
         while len(self._unread) > n_unread:
             step = self._unread.popleft()
-            loss, convergence, log_magnitude, asked, grad_norm = step.values.tolist()
+            loss, convergence, log_magnitude, asked, grad_norm = step.read()
             if not np.isfinite([loss, grad_norm]).all():
                 what = f"the loss is {loss} and the norm of its gradient {grad_norm}"
                 raise ValueError(self._describe_failure(what, step.number, step.positions))

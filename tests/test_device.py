@@ -1,7 +1,7 @@
 """Nothing is made on the CPU that has to be where the model is: shown without a GPU, on torch's device "meta".
 
 It computes shapes alone, and as a GPU does it refuses a CPU tensor among its own. Whatever asks for ``device.type``
-takes the way of a GPU there.
+takes the way of a GPU there. What else is done for GPUs alone is tried on the CPU, as far as that can be.
 """
 
 import contextlib
@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 import torch
 from benchmark_parts import TextbookBank, build_textbook_loss
+from test_train import arguments, make_recording
 
+import train
+from checkpoint import read_checkpoint
 from config import load_config
 from crepe import load_crepe
 from model import Vox2Trumpet
 from optimizing import WeightAverage, build_loss, train_step
 from player import Player
+from trainer import Stopped
 
 META = torch.device("meta")
 OPTIONS = {"mel": {"loss": {"mel_loss_weight": 1.0}}, "reverb": {"model": {"reverb_seconds": 0.1}}}
@@ -97,3 +101,23 @@ def test_the_textbook_step_too():
     model = model.to(META)
     step = train_step(model, build_textbook_loss(config), plain_adam(model), make_batch(100), 1.0)
     assert {values.device for values in step.values()} == {META}
+
+
+def test_losses_read_when_the_next_step_is_on_its_way(tmp_path, caplog):
+    """As of a GPU: the same training, also where it is stopped, which is noticed a step later."""
+    caplog.set_level("INFO")
+    for number in range(6):
+        make_recording(tmp_path / "data" / f"{number}.pt", 2.0, 200.0 + 50 * number)
+    flags = ["--epochs", 2, "--batch_size", 4]
+    plain, late = (arguments(tmp_path / "data", "config.json", tmp_path / name, *flags) for name in ("plain", "late"))
+    assert train.main(plain) == 0
+    for is_stopped in (True, False):
+        trainer = train.prepare(train.parse_args(late))
+        trainer._n_unread, trainer.stopping = 1, is_stopped
+        with pytest.raises(Stopped) if is_stopped else contextlib.nullcontext():
+            trainer.run(2)
+        assert trainer.progress.step == (2 if is_stopped else 6)
+    one, other = (read_checkpoint(tmp_path / name / "latest.pth") for name in ("plain", "late"))
+    losses = [line for line in caplog.messages if "train_loss" in line]
+    assert len(losses) == 4 and losses[:2] == losses[2:]
+    assert all(torch.equal(weight, other["model"][name]) for name, weight in one["model"].items())
