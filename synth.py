@@ -62,13 +62,14 @@ def weighted_level(f0: Tensor, harmonic_amplitudes: Tensor, noise_magnitudes: Te
 
 def elapsed_cycles(f0: Tensor, sample_rate: int, hop_length: int) -> Tensor:
     """Return how many cycles f0 [B, T, 1] runs through in each frame: doubles [B, T]; the last frame is held."""
-    cycles = f0.squeeze(-1).to(_home_of_doubles(f0), torch.float64) / sample_rate
+    cycles = _at_home(f0.squeeze(-1)) / sample_rate
     return cycles * hop_length + (next_frames(cycles) - cycles) * ((hop_length - 1) / 2)
 
 
-def _home_of_doubles(tensor: Tensor) -> torch.device:
-    """Return the tensor's device; the CPU in place of Apple's MPS, which has no doubles."""
-    return torch.device("cpu") if tensor.device.type == "mps" else tensor.device
+def _at_home(values: Tensor) -> Tensor:
+    """Return the values as doubles where they are; on the CPU in place of Apple's MPS, which has no doubles."""
+    # Two calls: MPS cannot change the type on the way, not even to one that the CPU alone has to know.
+    return values.to("cpu" if values.device.type == "mps" else values.device).to(torch.float64)
 
 
 def fundamental_phase(f0: Tensor, sample_rate: int, hop_length: int, start: Tensor | None = None) -> Tensor:
@@ -86,10 +87,9 @@ def fundamental_phase(f0: Tensor, sample_rate: int, hop_length: int, start: Tens
     Returns:
         [B, T, hop_length] in radians, 0 to 2 pi, in the type of ``f0``.
     """
-    home = _home_of_doubles(f0)
-    cycles = f0.squeeze(-1).to(home, torch.float64) / sample_rate  # (B, T) a sample
+    cycles = _at_home(f0.squeeze(-1)) / sample_rate  # (B, T) a sample
     rise = next_frames(cycles) - cycles
-    step = torch.arange(1, hop_length + 1, device=home, dtype=torch.float64)
+    step = torch.arange(1, hop_length + 1, device=cycles.device, dtype=torch.float64)
     # Inclusive sums of a linear ramp: of ones, and of 0, 1/hop, 2/hop, ...
     within = cycles[..., None] * step + rise[..., None] * (step * (step - 1) / (2 * hop_length))  # (B, T, hop)
     before = torch.cumsum(within[..., -1], dim=1) - within[..., -1]
