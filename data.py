@@ -260,12 +260,14 @@ def load_batches(
     batches = [range(first, min(first + batch_size, len(order))) for first in firsts]
     # Fewer crops than ranks: somebody repeats one, with weight zero, because all must take part in a step.
     shares = [ranks.share(positions) or positions[:1] for positions in batches]
+    # Only out of pinned memory may a copy go on alone: Apple's MPS would read what is freed by then.
+    is_pinned = device.type == "cuda"
     loader = DataLoader(
         crops,
         batch_sampler=(order[list(share)].tolist() for share in shares),
         num_workers=num_workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=is_pinned,
         generator=torch.Generator(),  # its own: else it would draw from torch's
     )
     for positions, share, batch in zip(batches, shares, loader):
-        yield positions, share, {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        yield positions, share, {name: value.to(device, non_blocking=is_pinned) for name, value in batch.items()}
