@@ -29,9 +29,21 @@ class Ranks:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def own(self, device: torch.device) -> torch.device:
-        """Return this rank's device where several work: each takes a GPU of its own."""
-        return torch.device("cuda", self.local_rank) if self.size > 1 and device.type == "cuda" else device
+    def own(self, device: str) -> str:
+        """Return the name of this rank's device, given that for all: where several work, each takes a GPU of its own.
+
+        Raises:
+            ValueError: there are fewer GPUs than ranks on this machine.
+        """
+        is_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+        if self.size == 1 or not is_gpu:
+            return device
+        if self.local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {self.local_rank + 1} on this machine finds no GPU of its own, there are "
+                f"{torch.cuda.device_count()}; give torchrun that number as --nproc_per_node, or --device cpu"
+            )
+        return f"cuda:{self.local_rank}"
 
     def share(self, items: Any) -> Any:
         """Return this rank's part of a sequence: every ``size``-th entry."""
@@ -72,7 +84,9 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl")
+    else:
+        dist.init_process_group("gloo")
     try:
         yield
     finally:

@@ -122,7 +122,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks = ALONE, at_exit: ExitStack |
     if checkpoint:
         _require_same_training(checkpoint, latest, config)
         config = _keep_held_out(checkpoint, config)
-    device = ranks.own(get_device(args.device))
+    device = get_device(ranks.own(args.device))
     boundary = boundary_of(checkpoint) if checkpoint else None
     whole, next_corpus = open_corpus(args, config, boundary, ranks, device, at_exit or ExitStack())
     corpus = next_corpus() if next_corpus else whole
@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if ranks.is_first else logging.ERROR, format="%(message)s")
     try:
         with (
-            joined(ranks, ranks.own(get_device(args.device))),
+            joined(ranks, get_device(ranks.own(args.device))),
             torch.autograd.set_detect_anomaly(args.debug),
             ExitStack() as at_exit,
         ):

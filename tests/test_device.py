@@ -17,6 +17,7 @@ import train
 from checkpoint import read_checkpoint
 from config import load_config
 from crepe import load_crepe
+from distributed import ALONE, Ranks
 from model import Vox2Trumpet
 from optimizing import WeightAverage, build_loss, train_step
 from player import Player
@@ -121,3 +122,13 @@ def test_losses_read_when_the_next_step_is_on_its_way(tmp_path, caplog):
     losses = [line for line in caplog.messages if "train_loss" in line]
     assert len(losses) == 4 and losses[:2] == losses[2:]
     assert all(torch.equal(weight, other["model"][name]) for name, weight in one["model"].items())
+
+
+def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    first, last, one_too_many = (Ranks(number, number, 3) for number in range(3))
+    assert (first.own("auto"), last.own("cuda"), one_too_many.own("cpu")) == ("cuda:0", "cuda:1", "cpu")
+    assert [ALONE.own(name) for name in ("auto", "cuda:1")] == ["auto", "cuda:1"]
+    with pytest.raises(ValueError, match="process 3 on this machine finds no GPU of its own, there are 2"):
+        one_too_many.own("auto")
