@@ -84,7 +84,7 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl")
+        dist.init_process_group("nccl", device_id=device)  # else a barrier would guess it, and warn
     else:
         dist.init_process_group("gloo")
     try:
