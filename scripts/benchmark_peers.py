@@ -44,7 +44,8 @@ def build_network(model: str, device: torch.device = CPU) -> Callable[[Workload]
         audio = read_voice(load.crop_seconds)
 
         def theirs() -> Tensor:
-            frames = torchcrepe.preprocess(torch.from_numpy(audio)[None], pitch.SAMPLE_RATE, _HOP, device=device)
+            sound, size = torch.from_numpy(audio)[None], pitch._BATCH_GPU  # a minute at once would take 12 GB of "full"
+            frames = torchcrepe.preprocess(sound, pitch.SAMPLE_RATE, _HOP, size, device)
             activations = [torchcrepe.infer(batch, model, device=device).cpu() for batch in frames]
             return torch.cat(activations)[:-1]  # one more than ours
 
