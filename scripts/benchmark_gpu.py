@@ -8,6 +8,7 @@ Memory is what a step takes on the GPU at its peak with its model and optimizer,
 
 import argparse
 import dataclasses
+import gc
 import json
 import logging
 import platform
@@ -104,6 +105,8 @@ def measure_memory(variant: Variant, load: Workload, device: torch.device) -> in
     """Return the bytes that two steps, their model and optimizer take on a GPU at their peak."""
     if device.type != "cuda":
         return None
+    variant.build(load, device)()  # CUDA's libraries take memory when they are first used, and keep it
+    gc.collect()  # what was compiled goes only now
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     step = variant.build(load, device)
