@@ -256,6 +256,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         log.error("train.py: %s", error)
         return 1
+    except torch.OutOfMemoryError as error:
+        log.error("train.py: %s A smaller --batch_size needs less; the last checkpoint is intact", error)
+        return 1
     except RuntimeError as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise

@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
         print(format_report(report))
         if args.json:
             write_text(args.json, json.dumps(report, indent=2) + "\n")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
         log.error("benchmark_gpu.py: %s", error)
         return 1
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ takes the way of a GPU there. What else is done for GPUs alone is tried on the C
 import contextlib
 import dataclasses
 
+import benchmark_gpu
 import numpy as np
 import pytest
 import torch
@@ -132,3 +133,13 @@ def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch):
     assert [ALONE.own(name) for name in ("auto", "cuda:1")] == ["auto", "cuda:1"]
     with pytest.raises(ValueError, match="process 3 on this machine finds no GPU of its own, there are 2"):
         one_too_many.own("auto")
+
+
+@pytest.mark.parametrize(("script", "flags"), [(train, ["--data_dir", "."]), (benchmark_gpu, [])])
+def test_a_gpu_that_is_too_small_is_no_traceback(script, flags, monkeypatch, caplog):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(script, "prepare" if script is train else "run", fail)
+    assert script.main([*flags, "--device", "cpu"]) == 1
+    assert [record.getMessage().count("Tried to allocate 2.00 GiB.") for record in caplog.records] == [1]
