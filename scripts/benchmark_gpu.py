@@ -4,6 +4,9 @@
 
 Ours and the reference take turns in one process, as in ``benchmark.py``, and each turn waits until the GPU is done.
 Memory is what a step takes on the GPU at its peak with its model and optimizer, each variant by itself.
+
+Where float32 is asked for PyTorch lets cuDNN multiply in TF32, three digits: in every GRU, and in the convolutions of
+torchcrepe. There are none in ours, so that the two differ by as much.
 """
 
 import argparse
