@@ -57,7 +57,7 @@ def _check_baseline(baseline: NeuralGuitar, model: NeuralGuitar) -> None:
 
 def build_untrained(model: NeuralGuitar, seed: int) -> NeuralGuitar:
     """Return the same model with weights as before training."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # it is made on the CPU; else every GPU would be opened, with a warning
         torch.manual_seed(seed)
         untrained = build_model(model.settings, model.instrument)
     untrained.settings, untrained.instrument = model.settings, model.instrument
