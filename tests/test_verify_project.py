@@ -96,6 +96,14 @@ def test_an_old_python_fails(monkeypatch, capsys):
     assert "3.9.18 is too old, 3.11 is needed" in capsys.readouterr().out
 
 
+def test_a_device_that_cannot_compute_fails(monkeypatch, capsys):
+    """As a GPU for which torch was not built; on "meta" nothing is computed either."""
+    monkeypatch.setattr(config_module, "get_device", lambda name: torch.device("meta"))
+    (check,) = (check for check in verify_project.list_checks() if check.name == "device")
+    assert not run_check(check)
+    assert "Mend: export CUDA_VISIBLE_DEVICES=   (" in failures(capsys)[0]
+
+
 def test_an_error_of_any_kind_is_one_line(capsys):
     def explode():
         raise KeyError("first\nsecond")
