@@ -216,23 +216,28 @@ def _run_aside(function: Callable[[], Outcome]) -> Future:
 def _perform(service: Service, request: Request, enter: Enter) -> Outcome:
     if request.recording is None:
         raise ValueError("there is no recording yet; sing into the microphone, or upload a file")
-    instrument = service.collection.choose(request.instrument)
-    model = service.collection.load(instrument)
+    model = service.collection.load(service.collection.choose(request.instrument))
     enter(LISTEN)
     rate = model.settings.audio.feature_rate
     voice = load_audio(request.recording, rate, service.limits.max_seconds)
-    return play(voice, rate, model, request.options, request.seed, None if _LENT else enter)
+    played = play(voice, rate, model, request.options, request.seed, None if _LENT else enter)
+    if isinstance(played, Exception):
+        raise played
+    return played
 
 
 @borrow_gpu
 def play(
     voice: np.ndarray, rate: int, model: NeuralGuitar, options: TransferOptions, seed: int, enter: Enter | None
-) -> Outcome:
-    """Play a voice [N]. Everything in and out can be sent to the other process in which a lent GPU lives."""
+) -> Outcome | ValueError | OSError:
+    """Play a voice [N], or return why not: what goes in and out can be sent to where a lent GPU is, errors cannot."""
     progress = None if enter is None else lambda _, share: enter(LISTEN if share < _HEARD else PLAY)
     if _LENT and torch.cuda.is_available():
         model = model.to("cuda")
-    result = transfer(voice, rate, model, options, seed, progress)
+    try:
+        result = transfer(voice, rate, model, options, seed, progress)
+    except (ValueError, OSError) as error:
+        return error
     return Outcome(
         sound=model.instrument,
         parts={"": result.audio, "_harmonic": result.harmonic, "_noise": result.noise},

@@ -2,8 +2,6 @@
 
 import dataclasses
 import os
-import pickle
-import sys
 import threading
 import time
 from pathlib import Path
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from page import RATE, ROOT, cents, hear, save_untrained, sing
+from page import RATE, cents, hear, save_untrained, sing
 from PIL import Image
 
 import service as service_module
@@ -185,27 +183,6 @@ def test_a_request_may_not_take_for_ever(service: Service, tmp_path: Path, monke
     with pytest.raises(TimeoutError) as raised:
         list(work(impatient, request(sing(tmp_path / "a.wav", 220.0), tmp_path)))
     assert explain(raised.value, None) == "This took too long, so I stopped. Try a shorter recording."
-
-
-def test_a_gpu_in_another_process_gets_and_gives_what_can_be_sent(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a ZeroGPU Space, where what is decorated runs in a process of its own."""
-
-    def send(function):
-        return lambda *arguments: pickle.loads(pickle.dumps(function(*pickle.loads(pickle.dumps(arguments)))))
-
-    monkeypatch.setattr(service_module, "play", send(service_module.play))
-    monkeypatch.setattr(service_module, "_LENT", True)
-    assert outcome_of(service, request(sing(tmp_path / "a.wav", 220.0), tmp_path)).report["instrument"] == "guitar"
-
-
-def test_the_gpu_is_borrowed_where_it_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
-    borrowed = []
-    monkeypatch.setitem(sys.modules, "spaces", type("spaces", (), {"GPU": staticmethod(borrowed.append)}))
-    monkeypatch.setitem(sys.modules, "service_again", module := type(sys)("service_again"))
-    exec(compile((ROOT / "service.py").read_text(), "service.py", "exec"), module.__dict__)
-    assert [function.__name__ for function in borrowed] == ["play"]
 
 
 # --- what cannot be played ------------------------------------------------------------------------
