@@ -42,6 +42,11 @@ def layers_to_compile(model: NeuralGuitar) -> list[nn.Module]:
     return [layer for layer in layers if layer is not None and not isinstance(layer, (GruDecoder, nn.Identity))]
 
 
+def failed_to_compile(error: Exception) -> bool:
+    """Say whether an error is torch.compile's own: a compiler is missing, say, or a GPU too old."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+
+
 def train_step(
     model: nn.Module,
     loss_function: nn.Module,

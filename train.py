@@ -34,7 +34,7 @@ from config import (
 from corpus import ENDS, FEW_TAKES, Corpus, boundary_of, read_corpus
 from distributed import ALONE, Ranks, joined, read_ranks
 from model import NeuralGuitar
-from optimizing import layers_to_compile
+from optimizing import failed_to_compile, layers_to_compile
 from phrases import choose_phrases
 from tracking import MODES, Tracker, choose_run_name, new_run_id
 from trainer import Stopped, Trainer
@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
         log.error("train.py: %s A smaller --batch_size needs less; the last checkpoint is intact", error)
         return 1
     except RuntimeError as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        if not failed_to_compile(error):
             raise
         log.error("train.py: torch.compile failed, train without --compile: %s", str(error).strip().splitlines()[0])
         return 1

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from config import Config, get_device, load_config
 from files import write_text
 from model import NeuralGuitar
-from optimizing import build_loss, build_optimizer, layers_to_compile, train_step
+from optimizing import build_loss, build_optimizer, failed_to_compile, layers_to_compile, train_step
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 log = logging.getLogger("benchmark_gpu")
@@ -83,6 +83,19 @@ def list_variants(presets: list[str]) -> list[Variant]:
         ways = (False, True) if layers_to_compile(model) else (False,)
         variants += [Variant(preset, precision, compiled) for precision in _PRECISIONS for compiled in ways]
     return variants
+
+
+def measure_steps(presets: list[str], load: Workload, device: torch.device, n_rounds: int) -> list[dict[str, Any]]:
+    """Measure all variants that this machine has a compiler and the memory for; of the others it says why not."""
+    rows = []
+    for variant in tqdm(list_variants(presets), unit="variant", leave=False):
+        try:
+            rows.append(measure_step(variant, load, device, n_rounds))
+        except RuntimeError as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or failed_to_compile(error)):
+                raise
+            log.warning("%s is left out: %s", variant, str(error).strip().splitlines()[0])
+    return rows
 
 
 def measure_step(variant: Variant, load: Workload, device: torch.device, n_rounds: int) -> dict[str, Any]:
@@ -190,12 +203,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure what the command line asks for."""
     device = get_device(args.device)
     load = Workload(batch_size=args.batch_size, crop_seconds=args.crop_seconds, render_seconds=args.voice_seconds)
-    variants = tqdm(list_variants(args.presets), unit="variant", leave=False)
     return {
         "machine": describe_device(device),
         "workload": dataclasses.asdict(load),
         "n_rounds": args.rounds,
-        "steps": [measure_step(variant, load, device, args.rounds) for variant in variants],
+        "steps": measure_steps(args.presets, load, device, args.rounds),
         "crepe": [measure_crepe(model, load, device, args.rounds) for model in ("tiny", "full")],
     }
 

@@ -6,6 +6,7 @@ import benchmark_gpu
 import pytest
 import torch
 from benchmark_parts import Workload, build_models
+from torch._inductor.exc import InvalidCxxCompiler
 
 from config import load_config
 from optimizing import layers_to_compile
@@ -75,3 +76,18 @@ def test_nothing_to_measure_is_refused(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         benchmark_gpu.parse_args(flags)
     assert stop.value.code == 2 and "at least" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, InvalidCxxCompiler])
+def test_what_a_machine_cannot_do_is_left_out(kind, monkeypatch, caplog):
+    def fail(variant, *_):
+        if variant.precision == "bfloat16":
+            raise kind() if kind is InvalidCxxCompiler else kind("CUDA out of memory.")
+        return variant
+
+    monkeypatch.setattr(benchmark_gpu, "measure_step", fail)
+    assert benchmark_gpu.measure_steps(["tiny"], Workload(), torch.device("cpu"), 1) == [benchmark_gpu.Variant("tiny")]
+    assert caplog.text.count("is left out: ") == 1 and "Traceback" not in caplog.text
+    monkeypatch.setattr(benchmark_gpu, "measure_step", lambda *_: 1 + torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        benchmark_gpu.measure_steps(["tiny"], Workload(), torch.device("cpu"), 1)
