@@ -18,6 +18,7 @@ from curves import Curves, Melody, shape_notes
 from features import Features, bridge_f0, extract_feature_blocks
 from hum import is_mains, take_out_hum
 from model import NeuralGuitar
+from notes import hz_to_midi, midi_to_hz
 from voicing import find_too_high, find_voiced, mend_f0, noise_floor, share_polyphonic
 
 _BLOCK_SAMPLES = 2**20  # of a recording in memory at once: a minute
@@ -172,14 +173,14 @@ def fit(melody: Melody, model: NeuralGuitar, options: TransferOptions) -> tuple[
     if semitones is None:
         semitones = fit_register(melody.f0[voiced], model) if options.fit else 0.0
     semitones += options.transpose
-    pitch = 12 * np.log2(melody.f0 / 440) + 69 + semitones
+    pitch = hz_to_midi(melody.f0) + semitones
     pitch, out_of_range = tune(pitch, voiced, model, options)
     loudness = fit_loudness(melody.loudness, voiced, model) if options.fit else melody.loudness
     loudness_gain = float(np.median((loudness - melody.loudness)[voiced]))
     n_frames = options.smoothing * config.audio.frame_rate
     pitch, loudness = smooth(pitch, voiced, n_frames), smooth(loudness, voiced, n_frames)
     loudness = np.clip(loudness + options.loudness_offset, config.features.loudness_floor, 0.0)
-    fitted = melody._replace(f0=440 * 2 ** ((pitch - 69) / 12), loudness=loudness)
+    fitted = melody._replace(f0=midi_to_hz(pitch), loudness=loudness)
     return shape_notes(fitted, config), {
         "semitones": float(semitones),
         "share_out_of_range": out_of_range,
@@ -213,7 +214,7 @@ def tune(
         Pitch in MIDI numbers [T], and the share of the sung frames left out of range.
     """
     settings, instrument = model.settings.transfer, model.settings.instrument(model.instrument)
-    low, high = (12 * np.log2(f0 / 440) + 69 for f0 in (instrument.f0_min, instrument.f0_max))
+    low, high = (hz_to_midi(f0) for f0 in (instrument.f0_min, instrument.f0_max))
     low, high = low - settings.range_tolerance, high + settings.range_tolerance
     if options.autotune:
         notes = follow_notes(pitch, voiced, settings.note_change_cost, key_pitches(options.key))
@@ -223,7 +224,7 @@ def tune(
     if options.fold:
         notes = follow_notes(pitch, voiced, settings.note_change_cost)
         pitch = pitch + 12 * (np.ceil(np.maximum(low - notes, 0) / 12) - np.ceil(np.maximum(notes - high, 0) / 12))
-    return pitch, share_out_of_range(440 * 2 ** ((pitch[voiced] - 69) / 12), model)
+    return pitch, share_out_of_range(midi_to_hz(pitch[voiced]), model)
 
 
 def share_out_of_range(f0: np.ndarray, model: NeuralGuitar) -> float:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from files import replacing
+from notes import note_name
 from panels import (
     NORMAL,
     THEMES,
@@ -23,7 +24,6 @@ from panels import (
     draw_spectrogram,
     draw_waveform,
     format_time,
-    note_name,
     share_time_axis,
     style_axis,
 )

@@ -17,6 +17,7 @@ from conditioning import follow_notes
 from config import Config
 from curves import LONGEST, Curves, Melody
 from files import replacing
+from notes import hz_to_midi, midi_to_hz
 
 _TICKS_PER_BEAT = 500  # at 120 beats a minute a tick is a millisecond
 _DRUMS = 9  # the channel that has no pitch
@@ -39,7 +40,7 @@ class Note(NamedTuple):
 
 def find_played_notes(curves: Curves, config: Config) -> list[tuple[slice, int]]:
     """Return the notes of curves: frames and MIDI number. A note ends with the voice or where another begins."""
-    keys = follow_notes(_to_pitch(curves.f0), curves.voiced, config.transfer.note_change_cost)
+    keys = follow_notes(hz_to_midi(curves.f0), curves.voiced, config.transfer.note_change_cost)
     changes = np.cumsum(np.diff(keys, prepend=keys[:1]) != 0)
     runs = ndimage.label(curves.voiced)[0]
     labels = np.where(curves.voiced, runs + changes, 0)  # grows with every run and every change
@@ -70,7 +71,7 @@ def _note_events(
 ) -> list[tuple[int, str, dict[str, int]]]:
     """Return a note's messages as (tick, kind, values): wheel, strike, the wheel's moves, end."""
     tick = 1000 / config.audio.frame_rate
-    bends = np.clip((_to_pitch(curves.f0[where]) - key) / _WHEEL_RANGE, -1, 1) * _WHEEL
+    bends = np.clip((hz_to_midi(curves.f0[where]) - key) / _WHEEL_RANGE, -1, 1) * _WHEEL
     bends = np.clip(np.round(bends), -_WHEEL, _WHEEL - 1).astype(int)
     velocity = round(127 * 10 ** ((float(curves.loudness[where].max()) - loudest) / 40))
     start = round(where.start * tick)
@@ -79,10 +80,6 @@ def _note_events(
     moved = np.flatnonzero(np.diff(bends)) + 1
     events += [(round((where.start + frame) * tick), "pitchwheel", {"pitch": int(bends[frame])}) for frame in moved]
     return [*events, (round(where.stop * tick), "note_off", {"note": key, "velocity": 0})]
-
-
-def _to_pitch(f0: np.ndarray) -> np.ndarray:
-    return 12 * np.log2(f0 / 440) + 69
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -182,8 +179,7 @@ def make_melody(
         pitch[begin:following] = note.key
         voiced[held] = True
     pitch += _bend(notes, begins, bends, np.arange(n_frames) / frame_rate)
-    f0 = 440 * 2 ** ((pitch - 69) / 12)
-    return Melody(f0, np.maximum(loudness, floor), voiced.astype(float), voiced)
+    return Melody(midi_to_hz(pitch), np.maximum(loudness, floor), voiced.astype(float), voiced)
 
 
 def _note_loudness(note: Note, seconds: float, plucked: bool, config: Config) -> np.ndarray:

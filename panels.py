@@ -14,7 +14,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
 
-NOTE_NAMES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
+from notes import hz_to_midi, midi_to_hz, note_name
+
 SMALL, NORMAL = 8.5, 9.5  # points
 _WAVE_COLUMNS = 1600  # about one a pixel
 # Semitones of the octave that get a tick; the first set that fits is taken.
@@ -52,12 +53,6 @@ THEMES = {
         waveform="#66738a", pitch="#f6a83c", second="#7d8aa0", loudness="#45b8c2",
     ),
 }  # fmt: skip
-
-
-def note_name(f0: float) -> str:
-    """Return the name of the nearest note: 440 Hz is "A4"."""
-    midi = round(69 + 12 * math.log2(f0 / 440))
-    return f"{NOTE_NAMES[midi % 12]}{midi // 12 - 1}"
 
 
 # --- panels ---------------------------------------------------------------------------------------
@@ -148,17 +143,17 @@ def _set_note_axis(axis: Axes, pitch: np.ndarray, colours: Theme) -> None:
     """Fit the axis to the pitches and name its notes; Cs have the stronger lines."""
     low, high = _note_range(pitch)
     notes = _choose_notes(low, high)
-    axis.set_ylim(_midi_to_hz(low), _midi_to_hz(high))
+    axis.set_ylim(midi_to_hz(low), midi_to_hz(high))
     hertz = FuncFormatter(lambda f0, _: f"{f0:.0f}")
     right = axis.secondary_yaxis("right")
     right.tick_params(which="both", length=0, labelsize=SMALL, labelcolor=colours.muted, pad=6)
     right.spines[:].set_visible(False)
     for scale, formatter in ((axis.yaxis, FuncFormatter(lambda f0, _: note_name(f0))), (right.yaxis, hertz)):
-        scale.set_major_locator(FixedLocator([_midi_to_hz(note) for note in notes]))
+        scale.set_major_locator(FixedLocator([midi_to_hz(note) for note in notes]))
         scale.set_major_formatter(formatter)
         scale.set_minor_locator(NullLocator())
     for note in (note for note in notes if note % 12 == 0):
-        axis.axhline(_midi_to_hz(note), color=colours.octave, linewidth=0.9, zorder=0.8)
+        axis.axhline(midi_to_hz(note), color=colours.octave, linewidth=0.9, zorder=0.8)
 
 
 def _note_range(pitch: np.ndarray) -> tuple[float, float]:
@@ -166,7 +161,7 @@ def _note_range(pitch: np.ndarray) -> tuple[float, float]:
     found = pitch[np.isfinite(pitch)]
     if len(found) == 0:
         return 47.5, 84.5  # C3 to C6, where most tunes lie
-    low, high = (69 + 12 * math.log2(limit / 440) for limit in (found.min(), found.max()))
+    low, high = (hz_to_midi(limit) for limit in (found.min(), found.max()))
     margin = max(1.0, (_MIN_SEMITONES - (high - low)) / 2)
     return low - margin, high + margin
 
@@ -176,10 +171,6 @@ def _choose_notes(low: float, high: float) -> list[int]:
     inside = range(math.ceil(low), math.floor(high) + 1)
     sets = ([note for note in inside if note % 12 in names] for names in _TICK_SETS)
     return next((notes for notes in sets if len(notes) <= _MAX_TICKS), [note for note in inside if note % 12 == 0])
-
-
-def _midi_to_hz(note: float) -> float:
-    return 440 * 2 ** ((note - 69) / 12)
 
 
 def draw_periodicity(

@@ -40,7 +40,7 @@ from pitch_annotations import count_octave_errors, find_annotations, read_annota
 
 from config import DEFAULT_CONFIG_PATH, Config, load_config
 from data import Recording, extractor_settings, find_recordings, load_recording
-from panels import note_name
+from notes import note_name
 
 log = logging.getLogger("inspect_dataset")
 

@@ -13,6 +13,7 @@ from scipy import ndimage, signal
 
 from config import Config
 from data import Recording
+from notes import hz_to_midi
 
 PITCHES = range(21, 109)  # MIDI, the rows of the heat map
 LEVELS = range(-80, 4, 4)  # dB, the lower edges of its columns
@@ -74,7 +75,7 @@ def measure(path: Path, recording: Recording, config: Config) -> Measured:
 
 def count_notes(recordings: list[Measured]) -> np.ndarray:
     """Count voiced frames of every pitch and level: [len(PITCHES), len(LEVELS)]."""
-    pitch = np.concatenate([69 + 12 * np.log2(each.voiced_f0 / 440) for each in recordings])
+    pitch = np.concatenate([hz_to_midi(each.voiced_f0) for each in recordings])
     loudness = np.concatenate([each.voiced_loudness for each in recordings])
     edges = (np.arange(PITCHES.start, PITCHES.stop + 1) - 0.5, np.arange(LEVELS.start, LEVELS.stop + 1, LEVELS.step))
     return np.histogram2d(pitch, loudness, edges)[0]

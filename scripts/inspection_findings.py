@@ -10,7 +10,7 @@ import numpy as np
 from inspection import PITCHES, Measured, count_notes, find_copies
 
 from config import Config, InstrumentConfig
-from panels import note_name
+from notes import hz_to_midi, midi_to_hz, note_name
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def coverage(
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Return the share of pitched time in the range, which of its notes sound long enough, and their MIDI numbers."""
     seconds = count_notes(recordings).sum(axis=1) / frame_rate
-    low, high = (round(69 + 12 * np.log2(hertz / 440)) for hertz in (instrument.f0_min, instrument.f0_max))
+    low, high = (round(hz_to_midi(hertz)) for hertz in (instrument.f0_min, instrument.f0_max))
     notes = np.arange(low, high + 1)
     f0 = np.concatenate([each.voiced_f0 for each in recordings])
     half = 2 ** (0.5 / 12)  # half a semitone, for who is out of tune
@@ -73,7 +73,7 @@ def describe_gaps(covered: np.ndarray, notes: np.ndarray) -> str:
     played = notes[covered]
     if not len(played):
         return "; no note is"
-    names = [note_name(440 * 2 ** ((note - 69) / 12)) for note in (played[0], played[-1])]
+    names = [note_name(midi_to_hz(note)) for note in (played[0], played[-1])]
     gaps = ((f"under {names[0]}", played[0] > notes[0]), (f"over {names[1]}", played[-1] < notes[-1]))
     ends = [text for text, is_there in gaps if is_there]
     return f"; nothing {' and '.join(ends)}: the model will guess there" if ends else ""

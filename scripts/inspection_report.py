@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from config import Config
 from files import write_text
-from panels import THEMES, Theme, note_name
+from notes import hz_to_midi, midi_to_hz, note_name
+from panels import THEMES, Theme
 
 _DPI = 160
 _STYLE = """
@@ -142,7 +143,7 @@ def plot_coverage(recordings: list[Measured], config: Config, theme: str = "ligh
     colours = THEMES[theme]
     instrument = config.instrument(recordings[0].instrument)
     seconds = count_notes(recordings) / config.audio.frame_rate  # (notes, levels)
-    low, high = (round(69 + 12 * np.log2(hertz / 440)) for hertz in (instrument.f0_min, instrument.f0_max))
+    low, high = (round(hz_to_midi(hertz)) for hertz in (instrument.f0_min, instrument.f0_max))
     heard = np.flatnonzero(seconds.sum(axis=1) >= 0.1) + PITCHES.start
     first, last = min([low, *heard]) - 1, max([high, *heard]) + 1
     figure = Figure(figsize=(11, 4.6), facecolor=colours.background)
@@ -158,7 +159,7 @@ def plot_coverage(recordings: list[Measured], config: Config, theme: str = "ligh
     heat.set_xlim(first - 0.5, last + 0.5)
     ticks = sorted({low, high, *(note for note in range(first, last + 1) if note % 12 == 0
                                  and min(abs(note - low), abs(note - high)) > 1)})  # fmt: skip
-    heat.set_xticks(ticks, [note_name(440 * 2 ** ((note - 69) / 12)) for note in ticks])
+    heat.set_xticks(ticks, [note_name(midi_to_hz(note)) for note in ticks])
     return figure
 
 

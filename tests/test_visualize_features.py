@@ -20,7 +20,8 @@ import visualize_features
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import save_recording
 from figures import DPI, plot_features, save_figure
-from panels import THEMES, note_name
+from notes import note_name
+from panels import THEMES
 from visualize_features import plot_recording
 
 RATE, FRAME_RATE = 16000, 100
