@@ -1,8 +1,8 @@
 """The door of the web page's server: it serves its own files and fetches nothing.
 
-Why a module of its own: Gradio fetches any public address it is given, to hand it on (``file=https://...``) or as the
-recording to be played, of any size and into memory. A page that takes recordings from people needs neither, and a
-server that reads addresses for strangers is a danger. This stands before Gradio and knows nothing of the page.
+Gradio fetches any public address it is given, to hand it on (``file=https://...``) or as the recording to be played, of
+any size and into memory. A page that takes recordings from people needs neither, and a server that reads addresses for
+strangers is a danger. This stands before Gradio and knows nothing of the page.
 """
 
 import json

@@ -1,7 +1,6 @@
 """What is on the web page: controls, results, drawings and words.
 
-Why a module of its own: app.py wires these together, and can be read as what the page does only if what stands on it
-is said elsewhere. Nothing in here reacts to anything.
+Nothing in here reacts to anything: ``app.py`` wires it together and says what the page does.
 """
 
 import html

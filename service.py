@@ -1,7 +1,7 @@
 """One request of the web page: the instruments there are, the limits, and the way from a recording to files.
 
-Why a module of its own: the page's button and the endpoint ``/transfer`` both answer by ``work``, and nothing here
-knows of a page (no gradio), so that a request is tested without a server.
+The page's button and the endpoint ``/transfer`` both answer by ``work``. Nothing here knows of a page (no gradio), so
+that a request is tested without a server.
 
 A request runs in a thread of its own and reports the step it is at. Whoever asks looks at it every moment: that is
 where a cancel and the time limit are noticed, and the work stops at its next step.

@@ -1,7 +1,6 @@
 """How the web page looks: theme, style sheet and icon, in the colours of the pictures.
 
-Why a module of its own: app.py says what the page does, and a style sheet would bury that. Here are only values;
-nothing comes from outside, no font, no script, no picture.
+Only values are here, and nothing comes from outside: no font, no script, no picture.
 """
 
 from typing import Any

@@ -12,7 +12,6 @@ import functools
 import json
 import logging
 import signal
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -151,7 +150,7 @@ def transfer_all(jobs: list[tuple[Path, Path]], model: NeuralGuitar, args: argpa
             log.error("transfer.py: %s", outcome)
             continue
         reports.append({"input": str(source), "output": str(target), **outcome})
-        print(f"{target}: {describe(outcome)}", file=sys.stdout)
+        print(f"{target}: {describe(outcome)}")
     return reports
 
 
