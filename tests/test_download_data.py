@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from faulty_server import Fault, FaultyServer, random_fault
 
+import archives
 import download_data
 from fetching import DataError, Patience, Source
 
@@ -30,7 +31,7 @@ TAKES = ["00_BN1-129-Eb_comp", "00_BN1-129-Eb_solo", "03_Jazz2-187-F#_comp", "03
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
     """No back-off; and no address but that of the test's own server, and no proxy."""
-    monkeypatch.setattr(download_data, "PATIENCE", FAST)
+    monkeypatch.setattr(archives, "PATIENCE", FAST)
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -40,7 +41,7 @@ def source(url, content=CONTENT, ratio=1.0):
 
 
 def obtain(folder, server, content=CONTENT):
-    return download_data.obtain(source(server.url, content), folder).read_bytes()
+    return archives.obtain(source(server.url, content), folder).read_bytes()
 
 
 def audio_files():
@@ -160,7 +161,7 @@ def test_notes_that_are_none(tmp_path, notes):
 def test_a_part_that_is_known_to_be_complete_needs_no_server(tmp_path):
     (tmp_path / "archive.part").write_bytes(CONTENT)
     (tmp_path / "archive.part.json").write_text(json.dumps({"validator": '"first"', "total": len(CONTENT)}))
-    assert download_data.obtain(source("http://127.0.0.1:1/"), tmp_path).read_bytes() == CONTENT
+    assert archives.obtain(source("http://127.0.0.1:1/"), tmp_path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("status, words", [(401, "refused"), (403, "refused"), (404, "no such file"), (418, "418")])
@@ -197,7 +198,7 @@ def test_a_retry_after_of_hours_ends_the_run(tmp_path):
 def test_back_off_doubles(tmp_path, monkeypatch):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
-    monkeypatch.setattr(download_data, "PATIENCE", Patience(retries=4, backoff=1.0))
+    monkeypatch.setattr(archives, "PATIENCE", Patience(retries=4, backoff=1.0))
     with FaultyServer(CONTENT, [Fault(status=500)] * 9) as server, pytest.raises(DataError, match="5 times in a row"):
         obtain(tmp_path, server)
     assert pauses == [1.0, 2.0, 4.0, 8.0]
@@ -238,7 +239,7 @@ def test_a_short_content_length_is_found_by_the_md5(tmp_path):
 def test_offline_is_one_sentence_with_the_url_and_the_way_out(tmp_path):
     url = "http://127.0.0.1:1/audio.zip"
     with pytest.raises(DataError, match="no connection") as caught:
-        download_data.obtain(source(url), tmp_path)
+        archives.obtain(source(url), tmp_path)
     assert url in str(caught.value) and "--local_archive" in str(caught.value)
     assert "2 times in a row" in str(caught.value)  # not the patience that a server gets which once answered
 
@@ -246,7 +247,7 @@ def test_offline_is_one_sentence_with_the_url_and_the_way_out(tmp_path):
 @pytest.mark.parametrize("url", ["nonsense", "ftp://127.0.0.1/x", "http://[/"])
 def test_what_is_no_url(tmp_path, url):
     with pytest.raises(DataError, match="cannot be asked for"):
-        download_data.obtain(source(url), tmp_path)
+        archives.obtain(source(url), tmp_path)
 
 
 def test_free_space_is_asked_for_before_a_byte_is_stored(tmp_path, monkeypatch):
@@ -269,7 +270,7 @@ def test_a_proxy_of_the_environment_is_used(tmp_path, monkeypatch):
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
-        assert download_data.obtain(source("http://archive.invalid/x"), tmp_path).read_bytes() == CONTENT
+        assert archives.obtain(source("http://archive.invalid/x"), tmp_path).read_bytes() == CONTENT
 
 
 # --- archives -------------------------------------------------------------------------------------
@@ -319,7 +320,7 @@ def test_two_folders_with_the_same_take_are_refused(tmp_path, caplog):
 
 
 def test_a_zip_bomb_is_refused_before_anything_is_written(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(download_data, "MIN_ROOM", 10**5)
+    monkeypatch.setattr(archives, "MIN_ROOM", 10**5)
     content = zip_of(audio_files() | {"unwanted.bin": bytes(10**6)})
     with FaultyServer(content) as server:
         assert run(server, content, tmp_path) == 1
@@ -328,9 +329,9 @@ def test_a_zip_bomb_is_refused_before_anything_is_written(tmp_path, monkeypatch,
 
 def test_a_member_that_lies_about_its_size(tmp_path):
     with pytest.raises(DataError, match="more than the 9 bytes"):
-        download_data.write_member(io.BytesIO(b"0123456789"), tmp_path / "x", 9)
+        archives.write_member(io.BytesIO(b"0123456789"), tmp_path / "x", 9)
     with pytest.raises(DataError, match="after 10 of 11 bytes"):
-        download_data.write_member(io.BytesIO(b"0123456789"), tmp_path / "y", 11)
+        archives.write_member(io.BytesIO(b"0123456789"), tmp_path / "y", 11)
 
 
 def test_a_damaged_archive_is_deleted_and_said(tmp_path, caplog):
@@ -453,9 +454,9 @@ def test_a_crash_while_installing_leaves_no_half_file(tmp_path, monkeypatch, fun
             raise KeyboardInterrupt
         write_member(*arguments)
 
-    write_member = download_data.write_member
+    write_member = archives.write_member
     with monkeypatch.context() as patch:
-        patch.setattr(download_data, function, crash)
+        patch.setattr(archives, function, crash)
         assert run("http://127.0.0.1:1/", content, tmp_path) == 130
     files = audio_files()
     assert all(path.read_bytes() == files[path.name] for path in tmp_path.glob("*.wav"))
@@ -517,7 +518,7 @@ def test_a_hundred_runs_with_random_faults(tmp_path, monkeypatch):
         faults = [random_fault(rng, len(content)) for _ in range(rng.randrange(1, 8))]
         with FaultyServer(content, faults) as server:
             with monkeypatch.context() as patch:
-                patch.setattr(download_data, "PATIENCE", RASH)
+                patch.setattr(archives, "PATIENCE", RASH)
                 codes.append(run(server, content, folder))
             assert wav_names(folder) == (["00_BN1-129-Eb_solo_mic.wav"] if codes[-1] == 0 else []), f"seed {seed}"
             server.faults.clear()

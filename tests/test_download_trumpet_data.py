@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from faulty_server import Fault, FaultyServer, random_fault
 
-import download_data
+import archives
 import download_trumpet_data
 from fetching import Patience
 
-ROOT = Path(download_data.__file__).parent
+ROOT = Path(archives.__file__).parent
 NOWHERE = "http://127.0.0.1:1/"
 PIECES = ["05_Entertainer_tpt_tpt", "06_Entertainer_sax_sax", "11_Maria_ob_vc", "15_Surprise_tpt_tpt_tbn"]
 TRUMPETS = [
@@ -35,7 +35,7 @@ RASH = dataclasses.replace(FAST, timeout=(5.0, 0.08))  # where it does not matte
 
 @pytest.fixture(autouse=True)
 def loopback_only(monkeypatch):
-    monkeypatch.setattr(download_data, "PATIENCE", FAST)
+    monkeypatch.setattr(archives, "PATIENCE", FAST)
     monkeypatch.setattr(download_trumpet_data, "URL", NOWHERE)
     monkeypatch.setattr(download_trumpet_data, "FACTS_URL", NOWHERE)
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
@@ -258,8 +258,8 @@ AUDIO = "AuSep_1_tpt_07_GString.wav"
     ],
 )
 def test_hostile_members_are_refused_by_name(tmp_path, caplog, monkeypatch, member, reason):
-    monkeypatch.setattr(download_data, "MIN_ROOM", 10**5)
-    monkeypatch.setattr(download_data, "MAX_RATIO", 10)
+    monkeypatch.setattr(archives, "MIN_ROOM", 10**5)
+    monkeypatch.setattr(archives, "MAX_RATIO", 10)
     with FaultyServer(tar_of(urmp_files(), member)) as server:
         assert run(server, tmp_path) == 1
     assert repr(member[0].name) in caplog.text and reason in caplog.text
@@ -275,8 +275,8 @@ def test_a_header_that_is_a_bomb(tmp_path, caplog, monkeypatch):
 
 
 def test_a_tail_that_is_a_bomb(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(download_data, "MIN_ROOM", 10**5)
-    monkeypatch.setattr(download_data, "MAX_RATIO", 10)
+    monkeypatch.setattr(archives, "MIN_ROOM", 10**5)
+    monkeypatch.setattr(archives, "MAX_RATIO", 10)
     with FaultyServer(gzip.compress(gzip.decompress(tar_of(urmp_files())) + bytes(10**7))) as server:
         assert run(server, tmp_path) == 1
     assert "far too much" in caplog.text and not installed(tmp_path)
@@ -364,7 +364,7 @@ def test_a_hundred_runs_with_random_faults_and_no_md5(tmp_path, monkeypatch):
         faults = [random_fault(rng, len(content)) for _ in range(rng.randrange(1, 8))]
         with FaultyServer(content, faults) as server:
             with monkeypatch.context() as patch:
-                patch.setattr(download_data, "PATIENCE", RASH)
+                patch.setattr(archives, "PATIENCE", RASH)
                 codes.append(run(server, folder))
             assert names(folder / "trumpet_only") == (TRUMPETS if codes[-1] == 0 else []), f"seed {seed}"
             server.faults.clear()
