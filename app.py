@@ -194,6 +194,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.max_seconds is not None and not 0 < args.max_seconds < float("inf"):
         parser.error("--max_seconds should be a number over 0")
+    if args.port is not None and not 0 < args.port < 2**16:
+        parser.error("--port should be between 1 and 65535")
     return args
 
 

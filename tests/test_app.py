@@ -434,6 +434,13 @@ def test_ctrl_c_leaves_cleanly(tmp_path: Path, caplog, monkeypatch: pytest.Monke
         assert sock.connect_ex(("127.0.0.1", port)) != 0  # the port is free again
 
 
+@pytest.mark.parametrize("wanted", ["0", "-1", "65536"])
+def test_a_port_that_cannot_be_is_refused(capsys, wanted: str) -> None:
+    with pytest.raises(SystemExit):
+        app.parse_args(["--port", wanted])
+    assert "--port should be between 1 and 65535" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("wanted", ["0", "-1", "nan", "inf"])
 def test_a_limit_that_makes_no_sense_is_refused(capsys, wanted: str) -> None:
     with pytest.raises(SystemExit):
