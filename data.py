@@ -136,7 +136,8 @@ def find_recordings(data_dir: Path) -> list[Path]:
     """
     paths = list_recordings(data_dir)
     if not paths:
-        raise ValueError(f"{data_dir} holds no .pt files; run preprocess.py first")
+        what = "holds no .pt files" if data_dir.is_dir() else "is not a folder"
+        raise ValueError(f"{data_dir} {what}; run preprocess.py first")
     return paths
 
 

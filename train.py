@@ -218,6 +218,7 @@ def watch(trainer: Trainer, args: argparse.Namespace) -> None:
     if trainer.ranks.is_first:
         folder = args.runs_dir / trainer.run_name
         trainer.tracker = Tracker(folder, trainer.config, trainer.corpus, trainer.phrases, trainer.progress.step)
+        log.info("to watch it, open %s", folder / "index.html")
         trainer.tracker.start_wandb(args.wandb_mode, args.wandb_project, trainer.wandb_id)
 
 

@@ -223,6 +223,8 @@ def test_flags_are_checked(flags: list[str], message: str, capsys) -> None:
 
 def test_user_errors_are_one_sentence(small_config: Path, tmp_path: Path, caplog) -> None:
     assert train.main(arguments(tmp_path / "nowhere", small_config, tmp_path / "out")) == 1
+    assert "nowhere is not a folder; run preprocess.py first" in caplog.text
+    assert train.main(arguments(tmp_path, small_config, tmp_path / "out")) == 1
     assert "holds no .pt files; run preprocess.py first" in caplog.text
     assert train.main(["--data_dir", str(tmp_path), "--config_name", "huge"]) == 1
     assert "unknown preset 'huge'; config.json has tiny, solo, standard, deep, transformer" in caplog.text
