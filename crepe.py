@@ -150,7 +150,7 @@ class InnerLayer(_Layer):
         lags = np.arange(kernel.shape[-1]) - 31
         analysis, synthesis = _transforms(length)
         order = np.arange(length // 2) if is_last else _fold(np.arange(length // 2))
-        order = _pairs(order)
+        self.order = order = _pairs(order)  # [L], in which the sums come
         at = np.arange(length)[:, None] + lags
         reached = ((at >= 0) & (at < length)).astype(float)  # (L, 64)
         constant = np.einsum("lk,ok->lo", reached, np.einsum("oik,i->ok", kernel, previous.shift))
@@ -159,6 +159,10 @@ class InnerLayer(_Layer):
         self.register_buffer("kernel", _spectrum(kernel * previous.scale[:, None], lags, length))  # (R, C, C')
         self.register_buffer("synthesis", _single(synthesis[order]))  # (L, R)
         self.register_buffer("constant", _single((constant + _double(weights["bias"]) * self.sign)[order])[:, None])
+
+    def constant_in_order(self) -> np.ndarray:
+        """Return what is added to the sums, [C', L], position after position."""
+        return self.constant[:, 0].numpy()[np.argsort(self.order)].T.copy()
 
     def forward(self, hidden: Tensor) -> Tensor:
         first, last = hidden.chunk(2)

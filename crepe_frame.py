@@ -1,16 +1,15 @@
 """CREPE for a frame that comes alone, as live: the weights of ``crepe.py`` in as few operations as it takes.
 
-One frame has no neighbours to share products with, and is so little work that each operation costs more than what it
-computes. So the first layer takes the Fourier transform of the whole frame, and each of the others is three products:
-there, through the taps, and back.
+One frame has no neighbours to share products with, and is so little work that to fetch the weights and to call an
+operation cost more than what it computes. So each layer is a circular correlation by the fast Fourier transform, and
+all is done by numpy and scipy, of which one operation costs a third of torch's.
 """
 
 import functools
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+from scipy import fft
 
 from crepe import Crepe, InnerLayer, load_crepe
 
@@ -18,59 +17,72 @@ _CIRCLE = 320  # positions, over which the first layer may be a circular correla
 
 
 class _Step(NamedTuple):
-    """An ``InnerLayer``: [L, C] to [L / 2, C'], in the order that the layer itself takes and leaves."""
+    """An ``InnerLayer``: [C, L] to [C', L / 2]."""
 
-    analysis: Tensor  # [R, L]
-    kernel: Tensor  # [R, C, C']
-    synthesis: Tensor  # [L, R]
-    constant: Tensor  # [L, C']
-    layer: InnerLayer
+    kernel: np.ndarray  # [F, C, C'], complex
+    constant: np.ndarray  # [C', L]
+    floor: np.ndarray  # [C', 1]
+    ceiling: np.ndarray  # [C', 1]
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        products = torch.bmm((self.analysis @ hidden)[:, None], self.kernel)[:, 0]  # (R, C')
-        sums = torch.addmm(self.constant, self.synthesis, products)
-        return self.layer.clamp(torch.maximum(*sums.chunk(2)))
+    def __call__(self, hidden: np.ndarray) -> np.ndarray:
+        n_fft = 2 * (len(self.kernel) - 1)
+        spectrum = fft.rfft(hidden, n=n_fft).T[:, None]  # (F, 1, C)
+        products = np.matmul(spectrum, self.kernel)[:, 0]  # (F, C'); too small for BLAS to share among threads
+        sums = fft.irfft(products.T, n=n_fft)[:, : self.constant.shape[1]] + self.constant
+        return _pool(sums, self.floor, self.ceiling)
+
+
+def _pool(sums: np.ndarray, floor: np.ndarray, ceiling: np.ndarray) -> np.ndarray:
+    pooled = np.maximum(sums[:, ::2], sums[:, 1::2])
+    np.maximum(pooled, floor, out=pooled)
+    return np.minimum(pooled, ceiling, out=pooled)
 
 
 def _step_of(layer: InnerLayer) -> _Step:
-    cosines, sines = layer.cosines, layer.sines
-    ahead, behind = torch.cat([cosines, sines]), torch.cat([cosines, -sines])
-    # The sums of both follow, as in the layer itself.
-    analysis = [torch.cat([part, part[1 : len(cosines)] + part[len(cosines) : -1]]) for part in (ahead, behind)]
-    return _Step(torch.cat(analysis, dim=1), layer.kernel, layer.synthesis, layer.constant[:, 0], layer)
+    factors, half = layer.kernel.numpy(), len(layer.cosines)
+    differences, sums, imaginary = np.split(factors, [half, 2 * half])  # c - d, c + d and d, as in the layer
+    imaginary = np.pad(imaginary, ((1, 1), (0, 0), (0, 0)))  # none at 0 and at Nyquist
+    real = np.concatenate([differences + imaginary[:-1], sums[-1:]])
+    return _Step(real + 1j * imaginary, layer.constant_in_order(), *_limits(layer))
+
+
+def _limits(layer) -> tuple[np.ndarray, np.ndarray]:
+    return layer.floor.numpy()[:, None], layer.ceiling.numpy()[:, None]
 
 
 class FrameCrepe:
-    """A frame [1024] to its activation [1, 360], by the weights of a network on the CPU."""
+    """A frame [1024] to its activation [360], by the weights of a network on the CPU."""
 
     def __init__(self, network: Crepe) -> None:
-        self._first, self._steps = network.first, [_step_of(layer) for layer in network.inner]
         self._spectra = _polyphase_spectra(network.first.kernel.numpy())
-        self._order = network.first.order.flip(0).argsort()
-        self._classifier, self._bias = network.classifier, network.classifier_bias
+        self._bias, self._limits = network.first.bias.numpy()[:, None], _limits(network.first)
+        self._steps = [_step_of(layer) for layer in network.inner]
+        self._classifier, self._classifier_bias = network.classifier.numpy(), network.classifier_bias.numpy()
 
-    def __call__(self, frame: Tensor) -> Tensor:
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
         hidden = self._convolve(frame)
         for step in self._steps:
             hidden = step(hidden)
-        return torch.sigmoid(torch.addmv(self._bias, self._classifier, hidden.flatten()))[None]
+        # einsum: a matrix product may be shared by threads, which to wake takes longer.
+        logits = np.einsum("oc,c->o", self._classifier, hidden.T.ravel()) + self._classifier_bias
+        return 1 / (1 + np.exp(-logits))
 
-    def _convolve(self, frame: Tensor) -> Tensor:
-        """Do what the first layer does, [1024] to [128, C]."""
-        deviation, mean = torch.std_mean(frame)
-        samples = (frame - mean) / deviation.clamp_min(1e-10)
-        spectrum = torch.fft.rfft(samples.view(-1, 4).T, n=_CIRCLE)  # (4, F)
-        sums = torch.fft.irfft((self._spectra * spectrum[:, None]).sum(dim=0), n=_CIRCLE)  # (C, positions)
-        pooled = torch.maximum(sums[:, :256:2], sums[:, 1:256:2]).T[self._order]
-        return self._first.clamp(pooled + self._first.bias)
+    def _convolve(self, frame: np.ndarray) -> np.ndarray:
+        """Do what the first layer does, [1024] to [C, 128]."""
+        samples = (frame - frame.mean()) / max(frame.std(ddof=1), np.float32(1e-10))
+        spectrum = fft.rfft(samples.reshape(-1, 4).T, n=_CIRCLE)  # (4, F)
+        products = self._spectra[0] * spectrum[0]
+        for phase in range(1, 4):
+            products += self._spectra[phase] * spectrum[phase]
+        return _pool(fft.irfft(products, n=_CIRCLE)[:, :256] + self._bias, *self._limits)
 
 
-def _polyphase_spectra(kernel: np.ndarray) -> Tensor:
+def _polyphase_spectra(kernel: np.ndarray) -> np.ndarray:
     """Return the spectra [4, C, F] of taps [512, C], those that meet each fourth sample apart, 64 of them past."""
     parts = np.pad(kernel.astype(np.float64), ((2, 2), (0, 0))).reshape(-1, 4, kernel.shape[1])  # (129, 4, C)
     spread = np.zeros((_CIRCLE, *parts.shape[1:]))
     spread[np.arange(-64, 65)] = parts
-    return torch.from_numpy(np.fft.rfft(spread, axis=0).conj().transpose(1, 2, 0).astype(np.complex64, order="C"))
+    return np.fft.rfft(spread, axis=0).conj().transpose(1, 2, 0).astype(np.complex64, order="C")
 
 
 @functools.lru_cache(maxsize=2)

@@ -62,12 +62,11 @@ def crepe_activation(
     return activation.numpy()
 
 
-@torch.inference_mode()
 def frame_activation(frame: np.ndarray, model: str = "tiny") -> np.ndarray:
     """Run CREPE, on the CPU, over a single frame [1024]: what ``crepe_activation`` returns of it, [1, 360]."""
     if frame.max() == frame.min():
         return np.zeros((1, N_BINS), np.float32)
-    return load_frame_crepe(model)(torch.from_numpy(frame)).numpy()
+    return load_frame_crepe(model)(frame)[None]
 
 
 def decode_blocks(
