@@ -9,6 +9,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy import fft
 
 from crepe import Crepe, InnerLayer, load_crepe
@@ -46,7 +47,7 @@ def _step_of(layer: InnerLayer) -> _Step:
     return _Step(real + 1j * imaginary, layer.constant_in_order(), *_limits(layer))
 
 
-def _limits(layer) -> tuple[np.ndarray, np.ndarray]:
+def _limits(layer: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
     return layer.floor.numpy()[:, None], layer.ceiling.numpy()[:, None]
 
 

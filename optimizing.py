@@ -10,6 +10,8 @@ from decoders import GruDecoder
 from loss import LogMelLoss, MultiResolutionSTFTLoss
 from model import NeuralGuitar, NoiseSource
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the decoder's products, in training
+
 
 def learning_rate_at(step: int, settings: TrainConfig) -> float:
     """Return the learning rate; it depends on the step alone, so that training on is the same training."""

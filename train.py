@@ -34,13 +34,12 @@ from config import (
 from corpus import ENDS, FEW_TAKES, Corpus, boundary_of, read_corpus
 from distributed import ALONE, Ranks, joined, read_ranks
 from model import NeuralGuitar
-from optimizing import failed_to_compile, layers_to_compile
+from optimizing import PRECISIONS, failed_to_compile, layers_to_compile
 from phrases import choose_phrases
 from tracking import MODES, Tracker, choose_run_name, new_run_id
 from trainer import Stopped, Trainer
 
 log = logging.getLogger("train")
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _OVERRIDES = ("batch_size", "epochs", "val_fraction", "patience", "save_every_minutes")  # flags over config.json
 
 
@@ -81,7 +80,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and noise (default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that load crops (default 0: none)")
-    parser.add_argument("--precision", choices=_PRECISIONS, default="float32", help="of the decoder's products")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the decoder's products")
     parser.add_argument("--compile", action="store_true", help="torch.compile for layers beside the GRU (slow start)")
     parser.add_argument("--debug", action="store_true", help="find the operation that makes a NaN (slower)")
     parser.add_argument("--run_name", help="of the run, in runs/ and on W&B (default: two random words)")
@@ -136,7 +135,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks = ALONE, at_exit: ExitStack |
     trainer = Trainer(config, corpus, args.checkpoint_dir, device, args.seed, ranks, args.num_workers)
     trainer.next_corpus = next_corpus
     trainer.phrases = choose_phrases(whole, checkpoint["schedule"].get("phrases", ()) if checkpoint else ())
-    trainer.precision = _PRECISIONS[args.precision]
+    trainer.precision = PRECISIONS[args.precision]
     if args.compile:
         _compile(trainer.model)
     if ranks.is_first:

@@ -25,16 +25,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from benchmark import Part, Workload, measure
-from benchmark_parts import LossFunction, PlainGru, Work, build_models, build_textbook_loss, make_batch
+from benchmark_parts import PlainGru, Work, build_models, build_textbook_loss, make_batch, make_step
 from benchmark_peers import build_network
 from tqdm import tqdm
 
-from config import Config, get_device, load_config
+from config import get_device, load_config
 from files import write_text
-from model import NeuralGuitar
-from optimizing import build_loss, build_optimizer, failed_to_compile, layers_to_compile, train_step
+from optimizing import PRECISIONS, build_loss, failed_to_compile, layers_to_compile
 
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 log = logging.getLogger("benchmark_gpu")
 
 
@@ -59,20 +57,8 @@ class Variant:
             layer.compile()
         loss = build_textbook_loss(config) if self.textbook else build_loss(config).to(device)
         batch = {name: values.to(device) for name, values in make_batch(load).items()}
-        return _make_step(model, loss, config, batch, _PRECISIONS[self.precision])
-
-
-def _make_step(
-    model: NeuralGuitar, loss: LossFunction, config: Config, batch: dict[str, torch.Tensor], precision: torch.dtype
-) -> Work:
-    optimizer, device = build_optimizer(model, config.train), batch["f0"].device
-
-    def step() -> torch.Tensor:
-        noise = torch.Generator(device).manual_seed(0)
-        losses = train_step(model, loss, optimizer, batch, config.train.max_grad_norm, noise, precision=precision)
-        return losses["total_loss"].cpu()
-
-    return step
+        step = make_step(model, loss, config, batch, PRECISIONS[self.precision])
+        return lambda: step().cpu()
 
 
 def list_variants(presets: list[str]) -> list[Variant]:
@@ -81,7 +67,7 @@ def list_variants(presets: list[str]) -> list[Variant]:
     for preset in presets:
         model = build_models(load_config(preset=preset))["ours"]
         ways = (False, True) if layers_to_compile(model) else (False,)
-        variants += [Variant(preset, precision, compiled) for precision in _PRECISIONS for compiled in ways]
+        variants += [Variant(preset, precision, compiled) for precision in PRECISIONS for compiled in ways]
     return variants
 
 

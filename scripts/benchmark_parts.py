@@ -188,13 +188,19 @@ def make_batch(load: Workload) -> dict[str, Tensor]:
     return {"f0": f0, "loudness": loudness, "audio": audio}
 
 
-def make_step(model: Vox2Trumpet, loss_function: LossFunction, config: Config, batch: dict[str, Tensor]) -> Work:
-    """Return training steps of this model with this loss."""
-    optimizer = build_optimizer(model, config.train)
+def make_step(
+    model: Vox2Trumpet,
+    loss_function: LossFunction,
+    config: Config,
+    batch: dict[str, Tensor],
+    precision: torch.dtype = torch.float32,
+) -> Work:
+    """Return training steps of this model with this loss, where the batch is."""
+    optimizer, most = build_optimizer(model, config.train), config.train.max_grad_norm
 
     def step() -> Tensor:
-        noise = torch.Generator().manual_seed(0)
-        return train_step(model, loss_function, optimizer, batch, config.train.max_grad_norm, noise)["total_loss"]
+        noise = torch.Generator(batch["f0"].device).manual_seed(0)
+        return train_step(model, loss_function, optimizer, batch, most, noise, precision=precision)["total_loss"]
 
     return step
 
