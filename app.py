@@ -21,14 +21,25 @@ import gradio as gr
 import torch
 from starlette.middleware import Middleware
 
-import parts
-from conditioning import TransferOptions
 from config import PageConfig, get_device, load_config
-from endpoints import add_endpoints
-from guard import OwnFilesOnly
-from report import describe, is_polyphonic
-from service import DRAW, Collection, Outcome, Request, Service, draw, explain, read_card, work, write_files
-from style import launch_style
+from playing.transfer_report import describe, is_polyphonic
+from voice.conditioning import TransferOptions
+from web import page_layout as parts
+from web.endpoints import add_endpoints
+from web.page_style import launch_style
+from web.request_guard import OwnFilesOnly
+from web.transfer_request import (
+    DRAW,
+    Collection,
+    Outcome,
+    Request,
+    Service,
+    draw,
+    explain,
+    read_card,
+    work,
+    write_files,
+)
 
 DEFAULT_PORT = 7860
 _POLYPHONIC = "I hear more than one note at a time. I play one melody, so chords and backing tracks come out odd."

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from config import Config, adopt_instrument, adopt_settings, config_to_dict, load_config
-from files import load_tensors, save_tensors
 from model import NeuralGuitar, build_model
+from sound.atomic_files import load_tensors, save_tensors
 
 FORMAT_VERSION = 2  # 1, which is still read, counted steps in position_in_epoch, and kept the losses one by one
 LATEST = "latest.pth"

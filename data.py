@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from augment import disturb, is_wanted
 from config import AudioConfig, Config
-from distributed import Ranks
-from files import load_tensors, save_tensors
+from recordings.augment import disturb, is_wanted
+from sound.atomic_files import load_tensors, save_tensors
+from training.distributed import Ranks
 
 FORMAT_VERSION = 1
 _EXTRACTION_VERSION = 2  # to be raised whenever features.py or pitch.py measures otherwise; 1 searched whole files

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from config import ModelConfig
-from gru import GruLayer, step
-from threads import alone
+from sound.gru import GruLayer, step
+from sound.threads import alone
 
 # Of one sound, a frame's product with a weight of up to so many numbers is not shared by threads: to meet after each
 # takes them as long. On two quiet cores it is no faster, on busy ones ten times as slow.

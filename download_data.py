@@ -11,8 +11,8 @@ import logging
 import re
 from pathlib import Path
 
-from archives import install, md5_text, run_command, unpack_zip
-from fetching import Source
+from recordings.archives import install, md5_text, run_command, unpack_zip
+from recordings.fetching import Source
 
 log = logging.getLogger(__name__)
 

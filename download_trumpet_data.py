@@ -24,8 +24,8 @@ from typing import BinaryIO
 import requests
 from tqdm import tqdm
 
-from archives import Gate, Place, install, is_done, md5_text, run_command, write_member
-from fetching import CHUNK, DamagedError, DataError, Source, progress, require_space
+from recordings.archives import Gate, Place, install, is_done, md5_text, run_command, write_member
+from recordings.fetching import CHUNK, DamagedError, DataError, Source, progress, require_space
 
 log = logging.getLogger(__name__)
 

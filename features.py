@@ -15,9 +15,9 @@ import torch
 from scipy import signal
 from torch import Tensor
 
-import pitch
-from audio_files import load_audio  # noqa: F401  offered here too
 from config import Config
+from sound import pitch_decoder as pitch
+from sound.audio_files import load_audio  # noqa: F401  offered here too
 
 _SMALLEST = np.finfo(np.float32).tiny
 _BLOCK_FRAMES = 6400  # measured at once; a multiple of CREPE's batches, so that any sound meets the same batches

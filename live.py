@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from causal import StreamingTransfer
 from checkpoint import load_model, pretrained_path
-from conditioning import TransferOptions
 from model import NeuralGuitar
+from playing.causal_transfer import StreamingTransfer
+from voice.conditioning import TransferOptions
 
 _PRIORITY = 10  # of 1 to 99, among those that go before all other programs; the kernel's own threads have 50
 log = logging.getLogger("live")

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sound.threads import for_each
 from synth import overlap_add
-from threads import for_each
 
 _SILENCE_RMS = 10 ** (-60 / 20)
 _VANISHING = 1e-20  # the square of anything smaller is zero in float32

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from config import AudioConfig, Config, ModelConfig
 from decoders import GruDecoder, TransformerDecoder, count_inputs
+from sound.threads import alone, shared
 from synth import FilteredNoiseSynthesizer, HarmonicSynthesizer, Reverb, harmonics_below_nyquist, weighted_level
-from threads import alone, shared
 
 _LOUDNESS_RANGE = 80.0  # dB that are scaled to 0..1
 _RISE_RANGE = 20.0  # dB of rise that are scaled to 1

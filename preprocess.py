@@ -20,12 +20,12 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from audio_files import SUFFIXES, load_audio
 from config import DEFAULT_CONFIG_PATH, Config, load_config
 from data import Recording, extractor_settings, load_recording, save_recording
-from distributed import read_ranks
 from features import extract_features
-from files import hash_file
+from sound.atomic_files import hash_file
+from sound.audio_files import SUFFIXES, load_audio
+from training.distributed import read_ranks
 
 log = logging.getLogger("preprocess")
 

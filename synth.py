@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bank import HarmonicBank, next_frames
-from threads import shared
+from sound.threads import shared
 
 
 def harmonics_below_nyquist(f0: Tensor, n_harmonics: int, sample_rate: int) -> Tensor:

@@ -31,13 +31,13 @@ from config import (
     get_device,
     load_config,
 )
-from corpus import ENDS, FEW_TAKES, Corpus, boundary_of, read_corpus
-from distributed import ALONE, Ranks, joined, read_ranks
 from model import NeuralGuitar
-from optimizing import PRECISIONS, failed_to_compile, layers_to_compile
-from phrases import choose_phrases
-from tracking import MODES, Tracker, choose_run_name, new_run_id
-from trainer import Stopped, Trainer
+from recordings.corpus import ENDS, FEW_TAKES, Corpus, boundary_of, read_corpus
+from training.distributed import ALONE, Ranks, joined, read_ranks
+from training.experiment_log import MODES, Tracker, choose_run_name, new_run_id
+from training.held_out_phrases import choose_phrases
+from training.optimization import PRECISIONS, failed_to_compile, layers_to_compile
+from training.trainer import Stopped, Trainer
 
 log = logging.getLogger("train")
 _OVERRIDES = ("batch_size", "epochs", "val_fraction", "patience", "save_every_minutes")  # flags over config.json
@@ -172,8 +172,8 @@ def open_corpus(
     """Return all recordings and, where they are on their way, how to ask for those that are here."""
     if args.hf_repo_id is None:
         return read_corpus(args.data_dir, config, boundary), None
-    from hub_cache import default_cache  # half a second that a training from disk need not wait
-    from streaming import HubRecordings, so_far_in_common, wait_in_common
+    from recordings.hub_cache import default_cache  # half a second that a training from disk need not wait
+    from recordings.hub_dataset import HubRecordings, so_far_in_common, wait_in_common
 
     recordings = HubRecordings(args.hf_repo_id, args.data_dir or default_cache(args.hf_repo_id), config, boundary)
     at_exit.callback(recordings.close)

@@ -22,17 +22,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from audio_files import SUFFIXES, read_blocks, write_blocks
-from causal import refuse_look_ahead
 from checkpoint import load_model, pretrained_path
-from conditioning import Progress, TransferOptions
 from config import get_device
-from curves import read_curves, write_curves
-from files import write_text
-from midi import write_midi
 from model import NeuralGuitar
-from report import describe
-from timbre_transfer import (
+from playing.causal_transfer import refuse_look_ahead
+from playing.offline_transfer import (
     Transfer,
     transfer,  # noqa: F401  offered here too
     transfer_blocks,
@@ -40,6 +34,12 @@ from timbre_transfer import (
     transfer_curves,
     transfer_midi,
 )
+from playing.transfer_report import describe
+from sound.atomic_files import write_text
+from sound.audio_files import SUFFIXES, read_blocks, write_blocks
+from voice.conditioning import Progress, TransferOptions
+from voice.curves import read_curves, write_curves
+from voice.midi import write_midi
 
 _STEMS = ("harmonic", "noise")
 _MIDI = {".mid", ".midi"}

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import Recording, find_recordings, load_recording
-from figures import plot_features, save_figure
-from panels import THEMES
+from sound.figures import plot_features, save_figure
+from sound.panels import THEMES
 
 log = logging.getLogger("visualize_features")
 

@@ -11,10 +11,7 @@ import argparse
 import logging
 import math
 import shutil
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from torch import Tensor

@@ -11,23 +11,29 @@ with ``--baseline``, another checkpoint. Same files and seed, same figures on on
 import argparse
 import json
 import logging
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
-from judging import BASELINE, MODEL, UNTRAINED, find_sounds, judge_takes, judge_voice, read_instrument, read_takes
-from scorecard_page import Exhibit, build_page
-from scorecard_tables import format_tables, format_targets, judge_targets
 from tqdm import tqdm
 
 from checkpoint import load_model, read_checkpoint
 from config import get_device
-from files import hash_file, write_text
+from evaluation.judging import (
+    BASELINE,
+    MODEL,
+    UNTRAINED,
+    find_sounds,
+    judge_takes,
+    judge_voice,
+    read_instrument,
+    read_takes,
+)
+from evaluation.scorecard_page import Exhibit, build_page
+from evaluation.scorecard_tables import format_tables, format_targets, judge_targets
 from model import NeuralGuitar, build_model
+from sound.atomic_files import hash_file, write_text
 
 log = logging.getLogger("evaluate")
 

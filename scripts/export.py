@@ -16,22 +16,19 @@ import json
 import logging
 import os
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
-from block_model import BlockModel, State
 from torch import Tensor
 
 from checkpoint import load_model
-from files import write_text
 from model import NeuralGuitar
+from playing.block_model import BlockModel, State
+from sound.atomic_files import write_text
 
 log = logging.getLogger("export")
 

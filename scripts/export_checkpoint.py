@@ -14,14 +14,10 @@ import json
 import logging
 import math
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
-from scorecard_tables import format_tables, format_targets
 from torch import Tensor
 
 from checkpoint import (
@@ -33,9 +29,10 @@ from checkpoint import (
     settings_of,
     weights_for_use,
 )
-from corpus import boundary_of
-from files import hash_file, replacing, write_text
+from evaluation.scorecard_tables import format_tables, format_targets
 from model import NeuralGuitar
+from recordings.corpus import boundary_of
+from sound.atomic_files import hash_file, replacing, write_text
 
 log = logging.getLogger("export_checkpoint")
 _HALF_DIFFERENCE = -50.0  # dB, of the power of what weights of 16 bits may change to that of the sound

@@ -14,18 +14,16 @@ numbers, ``pitch_annotations.py`` reads annotations, ``inspection_report.py`` dr
 
 import argparse
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parent))
-
-from inspection import Measured, measure
-from inspection_findings import (
+from config import DEFAULT_CONFIG_PATH, Config, load_config
+from data import Recording, extractor_settings, find_recordings, load_recording
+from recordings.inspection import Measured, measure
+from recordings.inspection_findings import (
     Finding,
     coverage,
     dynamics,
@@ -35,12 +33,9 @@ from inspection_findings import (
     judge_takes,
     list_faults,
 )
-from inspection_report import write_report
-from pitch_annotations import count_octave_errors, find_annotations, read_annotation
-
-from config import DEFAULT_CONFIG_PATH, Config, load_config
-from data import Recording, extractor_settings, find_recordings, load_recording
-from notes import note_name
+from recordings.inspection_report import write_report
+from recordings.pitch_annotations import count_octave_errors, find_annotations, read_annotation
+from sound.note_names import note_name
 
 log = logging.getLogger("inspect_dataset")
 

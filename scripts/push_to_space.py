@@ -11,16 +11,13 @@ what is up to date is not sent again, and nothing on the Hub is deleted. Needs n
 import argparse
 import ast
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from hub import ask, check_repo_id, connect
+from recordings.hub_client import ask, check_repo_id, connect
 
 ROOT = Path(__file__).resolve().parents[1]
 APP = "app.py"

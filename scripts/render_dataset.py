@@ -17,7 +17,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -27,11 +26,9 @@ import numpy as np
 import soundfile as sf
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent))  # for what is imported next, where this file is loaded by its path
-
-import composition
-import timbre
-from composition import (
+from recordings import brightness as timbre
+from recordings import composition
+from recordings.composition import (
     FILE_SECONDS,
     GAP,
     INSTRUMENTS,

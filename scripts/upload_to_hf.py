@@ -10,22 +10,19 @@ again and it sends what is missing. Nothing on the Hub is deleted unless ``--del
 import argparse
 import functools
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
-from data_card import HUB_LICENCES, write_card
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, Config, load_config
 from data import Recording, extractor_settings, find_recordings, load_recording
-from files import hash_file
-from hub import INDEX, Entry, HubError, Index, ask, check_repo_id, connect, stays_inside
+from recordings.data_card import HUB_LICENCES, write_card
+from recordings.hub_client import INDEX, Entry, HubError, Index, ask, check_repo_id, connect, stays_inside
+from sound.atomic_files import hash_file
 
 CARD = "README.md"
 BATCH_FILES = 500  # of a commit: the Hub wants few commits, a lost connection should cost little

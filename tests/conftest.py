@@ -8,6 +8,7 @@ import types
 import zipfile
 from pathlib import Path
 
+import mido
 import numpy as np
 import pytest
 
@@ -15,14 +16,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from hub_server import HubServer
 
 import checkpoint as checkpoint_module
-import hub as hub_module
 from config import load_config
 from data import Recording, extractor_settings, save_recording
 from features import extract_features, pad_to_frames
+from hub_server import HubServer
 from model import build_model
+from recordings import hub_client as hub_module
 
 
 def harmonic_tone(f0, seconds, sample_rate=16000, n_harmonics=10, amplitude=0.3):
@@ -175,6 +176,14 @@ def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "trumpet.pth"
     content = checkpoint_module.make_checkpoint(config, "trumpet", model=model.state_dict(), statistics=statistics)
     checkpoint_module.save_checkpoint(path, content)
+    return path
+
+
+def write_notes(path: Path, keys: list[int], velocity: int = 64) -> Path:
+    kinds = {"note_on": 0, "note_off": 240}
+    each = [(kind, key, ticks) for key in keys for kind, ticks in kinds.items()]
+    notes = [mido.Message(kind, note=key, time=ticks, velocity=velocity) for kind, key, ticks in each]
+    mido.MidiFile(tracks=[mido.MidiTrack(notes)]).save(path)
     return path
 
 

@@ -29,12 +29,12 @@ import soundfile
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from page import ROOT, cents, free_port, hear, save_untrained, sing
 
 import app
-import service as service_module
-from conditioning import TransferOptions
 from config import load_config
+from page import ROOT, cents, free_port, hear, save_untrained, sing
+from voice.conditioning import TransferOptions
+from web import transfer_request as service_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")
 LIMITS = dataclasses.replace(load_config().page, max_seconds=3.0, max_upload_megabytes=1, max_waiting=8)
@@ -81,9 +81,9 @@ def test_importing_builds_and_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
     for owner, name in ((gr.Blocks, "__init__"), (torch, "load"), (threading.Thread, "start"), (Path, "read_text")):
         monkeypatch.setattr(owner, name, refuse)
-    for file in ("app", "service", "parts", "style", "guard"):
-        spec = importlib.util.spec_from_file_location(f"{file}_again", ROOT / f"{file}.py")
-        monkeypatch.setitem(sys.modules, f"{file}_again", module := importlib.util.module_from_spec(spec))
+    for file in ("app", "web/transfer_request", "web/page_layout", "web/page_style", "web/request_guard"):
+        spec = importlib.util.spec_from_file_location(f"{Path(file).name}_again", ROOT / f"{file}.py")
+        monkeypatch.setitem(sys.modules, f"{Path(file).name}_again", module := importlib.util.module_from_spec(spec))
         spec.loader.exec_module(module)
 
 

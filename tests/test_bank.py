@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-import textbook
 import torch
 
 import synth
+import textbook
 from synth import HarmonicSynthesizer
 
 SAMPLE_RATE, HOP, H = 16000, 160, 101

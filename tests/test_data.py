@@ -7,11 +7,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import damaged_pickles, zipped
 from torch.utils.data import DataLoader
 
 import data
-from corpus import read_corpus
+from conftest import damaged_pickles, zipped
 from data import (
     CropDataset,
     NeuralGuitarDataset,
@@ -23,7 +22,8 @@ from data import (
     load_recording,
     save_recording,
 )
-from distributed import Ranks
+from recordings.corpus import read_corpus
+from training.distributed import Ranks
 
 HOP = 160
 FRAME_CURVES = ("f0", "loudness", "periodicity")

@@ -7,22 +7,22 @@ takes the way of a GPU there. What else is done for GPUs alone is tried on the C
 import contextlib
 import dataclasses
 
-import benchmark_gpu
 import numpy as np
 import pytest
 import torch
-from benchmark_parts import TextbookBank, build_textbook_loss
-from test_train import arguments, make_recording
 
+import gpu as benchmark_gpu
 import train
 from checkpoint import read_checkpoint
 from config import load_config
-from crepe import load_crepe
-from distributed import ALONE, Ranks
 from model import Vox2Trumpet
-from optimizing import WeightAverage, build_loss, train_step
-from player import Player
-from trainer import Stopped
+from playing.block_player import Player
+from sound.crepe import load_crepe
+from speed_parts import TextbookBank, build_textbook_loss
+from test_train import arguments, make_recording
+from training.distributed import ALONE, Ranks
+from training.optimization import WeightAverage, build_loss, train_step
+from training.trainer import Stopped
 
 META = torch.device("meta")
 OPTIONS = {"mel": {"loss": {"mel_loss_weight": 1.0}}, "reverb": {"model": {"reverb_seconds": 0.1}}}

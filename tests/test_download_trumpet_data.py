@@ -13,13 +13,13 @@ import zlib
 from pathlib import Path
 
 import pytest
-from faulty_server import Fault, FaultyServer, random_fault
 
-import archives
 import download_trumpet_data
-from fetching import Patience
+from faulty_server import Fault, FaultyServer, random_fault
+from recordings import archives
+from recordings.fetching import Patience
 
-ROOT = Path(archives.__file__).parent
+ROOT = Path(download_trumpet_data.__file__).parent
 NOWHERE = "http://127.0.0.1:1/"
 PIECES = ["05_Entertainer_tpt_tpt", "06_Entertainer_sax_sax", "11_Maria_ob_vc", "15_Surprise_tpt_tpt_tbn"]
 TRUMPETS = [

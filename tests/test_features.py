@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import harmonic_tone
 from scipy import signal
 
-import crepe
 import features
+from conftest import harmonic_tone
 from features import (
     a_weighting_sos,
     bridge_f0,
@@ -20,6 +19,7 @@ from features import (
     load_audio,
     pad_to_frames,
 )
+from sound import crepe
 
 HOP = 160
 # The nominal third-octave frequencies of IEC 61672-1 from 31.5 Hz to 6.3 kHz.

@@ -6,10 +6,8 @@ import pickle
 
 import pytest
 import torch
-from conftest import damaged_pickles, zipped
 
 import checkpoint as checkpoint_module
-import files
 from checkpoint import (
     FORMAT_VERSION,
     load_model,
@@ -19,7 +17,9 @@ from checkpoint import (
     save_checkpoint,
     settings_of,
 )
+from conftest import damaged_pickles, zipped
 from model import build_model
+from sound import atomic_files as files
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import math
 import librosa
 import numpy as np
 import pytest
-import textbook
 import torch
 from scipy import signal
 
 import loss as loss_module
+import textbook
 from loss import LogMelLoss, MultiResolutionSTFTLoss
-from optimizing import build_loss
+from training.optimization import build_loss
 
 FFT_SIZES, HOP_SIZES, WIN_LENGTHS = (512, 1024, 2048, 4096), (128, 256, 512, 1024), (512, 1024, 2048, 4096)
 EPS = 1e-5

@@ -6,7 +6,7 @@ import torch
 from config import load_config
 from decoders import GruDecoder
 from model import build_model
-from optimizing import build_loss, train_step
+from training.optimization import build_loss, train_step
 
 TIME = torch.linspace(0, 1, 25)[None, :, None].expand(2, -1, -1)
 F0, LOUDNESS = 220 * 2**TIME, 30 * TIME - 50

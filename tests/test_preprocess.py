@@ -5,12 +5,12 @@ import json
 import tracemalloc
 from pathlib import Path
 
-import check_dataset_nans
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+import check_dataset_nans
 import preprocess
 from config import DEFAULT_CONFIG_PATH, Config, load_config
 from data import load_recording

@@ -16,12 +16,12 @@ import torch
 import train
 from checkpoint import load_model, read_checkpoint
 from config import DEFAULT_CONFIG_PATH, load_config
-from corpus import read_corpus
 from data import Recording, extractor_settings, save_recording
 from decoders import TransformerDecoder
-from optimizing import learning_rate_at
-from tracking import read_metrics
-from trainer import Stopped
+from recordings.corpus import read_corpus
+from training.experiment_log import read_metrics
+from training.optimization import learning_rate_at
+from training.trainer import Stopped
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import sing
-from test_timbre_transfer import write_notes
+from conftest import write_notes
 
 import transfer
-from midi import read_midi
+from conftest import sing
+from voice.midi import read_midi
 
 ROOT = Path(__file__).parent.parent
 RATE = 16000

@@ -15,13 +15,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
-import figures
 import visualize_features
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import save_recording
-from figures import DPI, plot_features, save_figure
-from notes import note_name
-from panels import THEMES
+from sound import figures
+from sound.figures import DPI, plot_features, save_figure
+from sound.note_names import note_name
+from sound.panels import THEMES
 from visualize_features import plot_recording
 
 RATE, FRAME_RATE = 16000, 100

@@ -1,0 +1,1 @@
+"""Curves become sound: block player, offline and causal transfer, export to other hosts, report."""

@@ -1,0 +1,116 @@
+"""Playing curves on a model block by block: the same sound however the curves are cut, in memory that does not grow.
+
+What one block leaves to the next is the decoder's state, the phase of the fundamental in double precision, the
+noise, and the last frames: a frame's sound fades into the next frame's, and a noise filter reaches a little further.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from model import Controls, NeuralGuitar, Sound, State
+from sound.audio_files import slices
+from synth import elapsed_cycles, fundamental_phase, harmonics_below_nyquist
+from voice.curves import Curves
+
+_BLOCK_FRAMES = 1000  # played at once; more is no faster
+
+
+class Player:
+    """Plays frames as they come, and is ``latency`` frames behind.
+
+    The noise is one stream of a generator on the CPU, whose uniform numbers are the same in pieces: a seed
+    sounds the same in blocks of any sizes and on any device.
+    """
+
+    def __init__(self, model: NeuralGuitar, noise_balance: float = 0.0, seed: int = 0) -> None:
+        """Take a model; ``noise_balance`` is dB on the noise."""
+        self.model = model
+        self.latency = model.noise_synthesizer.context  # frames
+        self._noise_gain = 10 ** (noise_balance / 20)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._state: State | None = None  # of the model, after the frames so far
+        self._cycles: Tensor | None = None  # (1,) of the fundamental, before the first frame that is to be played
+        self._n_played = 0  # of the frames that are held
+        self._held: list[Tensor] = []  # f0, amplitudes, magnitudes, noise: [1, T, C] each
+        self._tails: list[Tensor | None] = [None, None]  # of both parts in the room, if the model has learned one
+
+    @torch.inference_mode()
+    def play(self, f0: Tensor, loudness: Tensor, gate: Tensor, is_last: bool = False) -> tuple[Sound, Controls]:
+        """Play the next frames; gated ones are silent in both parts.
+
+        Args:
+            f0: [1, T, 1] in Hz.
+            loudness: [1, T, 1] in dB.
+            gate: [1, T, 1], 0..1.
+            is_last: no frames follow, so play all that are there.
+
+        Returns:
+            Sound of the frames that are complete, and the controls of those given.
+        """
+        controls, self._state = self.model.proceed(f0, loudness, self._state)
+        controls = Controls(controls.harmonic_amplitudes * gate, controls.noise_magnitudes * gate * self._noise_gain)
+        hop_length = self.model.audio.hop_length
+        noise = 2 * torch.rand(1, f0.shape[1], hop_length, generator=self._generator).to(f0.device) - 1
+        given = [f0, *controls, noise]
+        self._held = [torch.cat(pair, dim=1) for pair in zip(self._held, given)] if self._held else given
+        n_ready = self._held[0].shape[1] - self._n_played - (0 if is_last else self.latency)
+        return self._in_room(self._render(max(0, n_ready))), controls
+
+    def _in_room(self, sound: Sound) -> Sound:
+        if not self.model.reverb or not sound.harmonic.shape[1]:
+            return sound
+        wet, self._tails = zip(*map(self.model.reverb.proceed, sound, self._tails))
+        return Sound(*wet)
+
+    def _render(self, n_frames: int) -> Sound:
+        """Render the next frames, and let go of what no later frame needs."""
+        f0, amplitudes, magnitudes, noise = self._held
+        start, end, hop_length = self._n_played, self._n_played + n_frames, self.model.audio.hop_length
+        if not n_frames:
+            return Sound(f0.new_zeros(1, 0), f0.new_zeros(1, 0))
+        here = slice(start, end + 1)  # and the frame into which the last one fades
+        play_harmonics = self._play_hop if n_frames == 1 else self.model.harmonic_synthesizer
+        harmonic = play_harmonics(f0[:, here], amplitudes[:, here], self._cycles)
+        filtered = self.model.noise_synthesizer.filter(noise.flatten(1), magnitudes)
+        elapsed = elapsed_cycles(f0[:, here], self.model.audio.sample_rate, hop_length)[:, :n_frames].sum(dim=1)
+        self._cycles = (elapsed if self._cycles is None else self._cycles + elapsed) % 1
+        self._n_played = min(end, self.latency)
+        self._held = [values[:, end - self._n_played :] for values in self._held]
+        return Sound(harmonic[:, : n_frames * hop_length], filtered[:, start * hop_length : end * hop_length])
+
+    def _play_hop(self, f0: Tensor, amplitudes: Tensor, start: Tensor | None) -> Tensor:
+        """Do for one frame, with the one that follows, what the harmonic bank does for many.
+
+        It is live's work, a hop at a time: a sine for each harmonic takes half as long as the bank's detour.
+        """
+        audio, n_harmonics = self.model.audio, amplitudes.shape[-1]
+        audible = harmonics_below_nyquist(f0, n_harmonics, audio.sample_rate)
+        phase = fundamental_phase(f0, audio.sample_rate, audio.hop_length, start)[:, :1]  # (1, 1, hop)
+        numbers = torch.arange(1, n_harmonics + 1, device=f0.device)
+        sounds = torch.where(audible, amplitudes, 0.0) @ torch.sin(numbers[:, None] * phase)  # (1, 1 or 2, hop)
+        ramp = torch.arange(audio.hop_length, device=f0.device) / audio.hop_length
+        return torch.lerp(sounds[:, 0], sounds[:, -1], ramp)
+
+
+def play(
+    model: NeuralGuitar, curves: Curves, noise_balance: float = 0.0, seed: int = 0, block_frames: int = _BLOCK_FRAMES
+) -> Iterator[tuple[Sound, Controls]]:
+    """Play curves; yield their sound, [1, n] a part, and the controls, block by block.
+
+    Args:
+        model: the instrument.
+        curves: [T] each.
+        noise_balance: dB on the noise.
+        seed: of the noise.
+        block_frames: played at once; the joined sound does not depend on it, to rounding.
+    """
+    player, device = Player(model, noise_balance, seed), next(model.parameters()).device
+    n_frames = len(curves.f0)
+    for part in slices(n_frames, block_frames):
+        frames = (
+            torch.from_numpy(values[part])[None, :, None].to(device)
+            for values in (curves.f0, curves.loudness, curves.gate)
+        )
+        yield player.play(*frames, is_last=part.stop == n_frames)

@@ -1,0 +1,264 @@
+"""Timbre transfer: a voice, a MIDI file or curves in, an instrument's sound out.
+
+The voice's pitch and loudness are measured, fitted to the instrument (register by whole octaves, loudness to what the
+model heard in training), gated (where nothing is sung the instrument is silent), and played by the model.
+``transfer.py`` is the command line, and offers ``transfer`` to programs.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from features import Features
+from model import NeuralGuitar, Sound
+from playing.block_player import play
+from playing.causal_transfer import StreamingTransfer, curves_of
+from playing.transfer_report import UNHEARD, make_report
+from sound.audio_files import Scratch, prepare_audio, resample_blocks, slices
+from sound.memory import give_back_large_blocks
+from sound.threads import alone
+from voice.conditioning import Progress, TransferOptions, fit, fit_register, listen, share_out_of_range
+from voice.curves import Curves, Melody, shape_notes
+from voice.midi import make_melody, play_one_at_a_time, read_midi, share_of_chords
+
+_BLOCK_SAMPLES = 2**20  # in memory at once, of either part
+_DEFAULTS = TransferOptions()
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """The result: sound at ``sample_rate``, and everything it was made of.
+
+    The sound is kept on disk if it is long. ``audio``, ``harmonic`` and ``noise`` read all of it; ``blocks`` does
+    not.
+    """
+
+    stems: tuple[Scratch, Scratch]  # [N], harmonic and noise part, before ``gain``
+    gain: float  # linear, by which the peak is limited
+    sample_rate: int
+    features: Features  # measured in the input
+    curves: Curves  # fitted to the instrument
+    report: dict[str, Any]
+
+    @property
+    def harmonic(self) -> np.ndarray:
+        """The harmonic part, [N]."""
+        return self.stems[0][:] * self.gain
+
+    @property
+    def noise(self) -> np.ndarray:
+        """The noise part, [N]."""
+        return self.stems[1][:] * self.gain
+
+    @property
+    def audio(self) -> np.ndarray:
+        """The sum, [N]."""
+        return self.harmonic + self.noise
+
+    def blocks(self, *numbers: int) -> Iterator[np.ndarray]:
+        """Yield the sum of some stems, 0 and 1 (both, if none is named), in blocks [n]."""
+        stems = [self.stems[number] for number in numbers or (0, 1)]
+        for part in slices(len(stems[0]), _BLOCK_SAMPLES):
+            yield sum(stem[part] * self.gain for stem in stems)
+
+
+def transfer(
+    audio: np.ndarray,
+    sample_rate: int,
+    model: NeuralGuitar,
+    options: TransferOptions = _DEFAULTS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Transfer:
+    """Play a voice on the model's instrument.
+
+    Args:
+        audio: [N] mono, or [N, C].
+        sample_rate: of ``audio``, Hz.
+        model: from ``checkpoint.load_model``.
+        options: what a person can choose.
+        seed: of the noise part. Same input, options and seed, same bits.
+        progress: is told each step before it begins, and the share done; it may raise to cancel.
+
+    Raises:
+        SilentError, NoMelodyError: there is nothing to play.
+        ValueError: no samples, or samples that are no sound.
+    """
+    mono = np.asarray(audio, dtype=np.float32).reshape(len(audio), -1).mean(axis=1) if len(audio) else np.zeros(0)
+    voice = prepare_audio(mono, sample_rate, model.settings.audio.feature_rate)
+    return transfer_blocks([voice], model, options, seed, progress)
+
+
+def transfer_blocks(
+    blocks: Iterable[np.ndarray],
+    model: NeuralGuitar,
+    options: TransferOptions = _DEFAULTS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Transfer:
+    """Play a voice that comes in blocks, [n] each at the features' rate, in memory that hardly depends on its length.
+
+    Arguments and errors are those of ``transfer``, and so is the result.
+    """
+    give_back_large_blocks()
+    tell = progress or _tell_nobody
+    started, config = time.perf_counter(), model.settings
+    assert config is not None, "transfer needs a model from checkpoint.load_model"
+    step = "Listening to the voice"
+    tell(step, 0.0)
+    audio = Scratch(blocks)
+    audio.append(np.zeros(-len(audio) % config.audio.feature_hop_length))
+    device = next(model.parameters()).device
+    features, melody, heard = listen(audio, config, device, options.gate_offset, lambda share: tell(step, 0.6 * share))
+    tell(f"Fitting the melody to the {model.instrument}", 0.6)
+    curves, fitting = fit(melody, model, options)
+    result = render(model, features, curves, options, seed, {**fitting, **heard}, started, tell)
+    tell("Done", 1.0)
+    return result
+
+
+def transfer_causal(
+    blocks: Iterable[np.ndarray],
+    model: NeuralGuitar,
+    options: TransferOptions = _DEFAULTS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Transfer:
+    """Play a voice as ``causal.StreamingTransfer`` plays it, without a look at the whole recording.
+
+    Arguments as in ``transfer_blocks``; the sound is in time with the voice.
+
+    Raises:
+        SilentError, NoMelodyError: nothing was played.
+        ValueError: an option that needs the notes that follow.
+    """
+    tell, started = progress or _tell_nobody, time.perf_counter()
+    stream, frames = StreamingTransfer(model, dataclasses.replace(options, output_rate=None), seed), []
+    tell(f"Playing the {model.instrument}", 0.0)
+    voice, sample_rate = Scratch(blocks), options.output_rate or stream.rate
+    n_frames, device = model.audio.samples_to_frames(len(voice)), next(model.parameters()).device
+    voice.append(np.zeros(-len(voice) % model.audio.hop_length + stream.latency))
+
+    def played() -> Iterator[Sound]:
+        for part in slices(len(voice), stream.rate):  # a second between two reports of progress
+            for frame, sound in alone(functools.partial(list, stream.advance(voice[part])), device):
+                frames.append(frame)
+                yield sound
+            tell(f"Playing the {model.instrument}", part.stop / len(voice))
+
+    # The stream is limited, but resampling may draw peaks between its samples.
+    stems, gain = keep(played(), stream.rate, sample_rate, model.settings.transfer.max_peak)
+    stream.fitting.require_melody(frames[:n_frames])
+    curves = curves_of(frames[:n_frames])
+    outside = share_out_of_range(curves.f0[curves.voiced], model)
+    fitted = {"semitones": stream.fitting.semitones, "loudness_gain": stream.fitting.gain}
+    done = {**UNHEARD, **fitted, "share_out_of_range": outside, "causal": True}
+    peak_gain = stream.peak_gain + 20 * float(np.log10(gain))
+    report = make_report(model, len(stems[0]) / sample_rate, done, curves, peak_gain, started)
+    features = Features(*map(torch.tensor, zip(*(frame.heard for frame in frames[:n_frames]))))
+    return Transfer(stems, gain, sample_rate, features, curves, report)
+
+
+def _tell_nobody(step: str, share: float) -> None:
+    pass
+
+
+def transfer_midi(path: Path, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0) -> Transfer:
+    """Play a MIDI file on the model's instrument, in its own register unless another has more of its notes in range.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``midi.read_midi``.
+    """
+    started, config = time.perf_counter(), model.settings
+    notes, bends = read_midi(path)
+    played = play_one_at_a_time(notes, config.transfer.midi_gap_seconds)
+    plucked = config.instrument(model.instrument).model == "NeuralGuitar"
+    melody = make_melody(played, bends, model.statistics["loudness_quantiles"][95], plucked, config)
+    if options.semitones is None:
+        options = dataclasses.replace(options, semitones=_choose_register(melody, model))
+    curves, fitting = fit(melody, model, dataclasses.replace(options, fit=False))
+    done = {**UNHEARD, **fitting, "share_polyphonic": share_of_chords(notes, config.audio.frame_rate)}
+    return render(model, _as_features(melody), curves, options, seed, done, started)
+
+
+def _choose_register(melody: Melody, model: NeuralGuitar) -> float:
+    """Return the register of written notes in semitones: their own, unless octaves bring more of them into range."""
+    f0 = melody.f0[melody.voiced]
+    fitted = fit_register(f0, model)
+    return fitted if share_out_of_range(f0 * 2 ** (fitted / 12), model) < share_out_of_range(f0, model) else 0.0
+
+
+def transfer_curves(
+    melody: Melody, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0
+) -> Transfer:
+    """Play curves, as ``curves.read_curves`` reads them, as they stand.
+
+    Of the options only ``noise_balance`` and ``output_rate`` count.
+    """
+    started = time.perf_counter()
+    outside = share_out_of_range(melody.f0[melody.voiced], model)
+    done, curves = {**UNHEARD, "share_out_of_range": outside}, shape_notes(melody, model.settings)
+    return render(model, _as_features(melody), curves, options, seed, done, started)
+
+
+def _as_features(melody: Melody) -> Features:
+    curves = (melody.f0, melody.loudness, melody.periodicity)
+    return Features(*(torch.from_numpy(values.astype(np.float32)) for values in curves))
+
+
+# --- playing --------------------------------------------------------------------------------------
+
+
+def render(
+    model: NeuralGuitar,
+    features: Features,
+    curves: Curves,
+    options: TransferOptions,
+    seed: int,
+    done: dict[str, Any],
+    started: float,
+    tell: Progress = _tell_nobody,
+) -> Transfer:
+    """Play curves on the model and make the sound ready; ``done`` is what the report says of the curves."""
+    sample_rate = options.output_rate or model.settings.audio.sample_rate
+    played = play_told(model, curves, options.noise_balance, seed, tell)
+    stems, gain = keep(played, model.settings.audio.sample_rate, sample_rate, model.settings.transfer.max_peak)
+    report = make_report(model, len(stems[0]) / sample_rate, done, curves, 20 * float(np.log10(gain)), started)
+    return Transfer(stems, gain, sample_rate, features, curves, report)
+
+
+def play_told(model: NeuralGuitar, curves: Curves, noise_balance: float, seed: int, tell: Progress) -> Iterator[Sound]:
+    """Play curves as ``player.play`` does, and tell how far it is."""
+    n_samples, n_done = model.settings.audio.frames_to_samples(len(curves.f0)), 0
+    tell(f"Playing the {model.instrument}", 0.65)
+    for sound, _ in play(model, curves, noise_balance, seed):
+        n_done += sound.harmonic.shape[1]
+        yield sound
+        if n_done < n_samples:
+            tell(f"Playing the {model.instrument}", 0.65 + 0.35 * n_done / n_samples)
+
+
+def keep(
+    played: Iterable[Sound], from_rate: int, to_rate: int, max_peak: float
+) -> tuple[tuple[Scratch, Scratch], float]:
+    """Keep what is played, at another rate; return both parts, and the gain that keeps their sum under so many dBFS."""
+    raw = Scratch(), Scratch()
+    for sound in played:
+        for stem, part in zip(raw, sound):
+            stem.append(part[0].cpu().numpy())
+    stems = raw if from_rate == to_rate else tuple(_resampled(stem, from_rate, to_rate) for stem in raw)
+    parts = slices(len(stems[0]), _BLOCK_SAMPLES)
+    peak = max((float(np.abs(stems[0][part] + stems[1][part]).max()) for part in parts), default=0.0)
+    return stems, min(1.0, 10 ** (max_peak / 20) / max(peak, 1e-9))
+
+
+def _resampled(stem: Scratch, from_rate: int, to_rate: int) -> Scratch:
+    blocks = (stem[part] for part in slices(len(stem), _BLOCK_SAMPLES))
+    return Scratch(resample_blocks(blocks, from_rate, to_rate))

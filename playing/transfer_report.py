@@ -1,0 +1,60 @@
+"""The report of a transfer: figures for programs, and one line of them for people."""
+
+import time
+from typing import Any
+
+from model import NeuralGuitar
+from voice.curves import Curves
+
+_MUCH_POLYPHONY = 0.3  # share of the sounding frames from which a person should be told
+UNHEARD = {  # what a report says where no voice was measured
+    "semitones": 0.0, "loudness_gain": 0.0, "share_too_high": 0.0, "share_polyphonic": 0.0, "mains_hum": None,
+}  # fmt: skip
+
+
+def make_report(
+    model: NeuralGuitar, seconds: float, done: dict[str, Any], curves: Curves, peak_gain: float, started: float
+) -> dict[str, Any]:
+    """Return what a transfer did.
+
+    Args:
+        model: that played.
+        seconds: of the result.
+        done: what is known of the voice and of its fitting to the instrument; see ``UNHEARD``.
+        curves: as played.
+        peak_gain: dB, by which the peak was limited.
+        started: when the transfer began, by ``time.perf_counter``.
+    """
+    return {
+        "instrument": model.instrument,
+        "seconds": round(seconds, 3),
+        **done,
+        "share_gated": float((curves.gate == 0).mean()),
+        "peak_gain": peak_gain,
+        "times_real_time": seconds / (time.perf_counter() - started),
+    }
+
+
+def is_polyphonic(report: dict[str, Any]) -> bool:
+    """Return whether so much of a recording holds several notes at once that it will disappoint."""
+    return report["share_polyphonic"] > _MUCH_POLYPHONY
+
+
+def describe(report: dict[str, Any]) -> str:
+    """Say in one line what a transfer did."""
+    parts = [
+        f"shifted {report['semitones']:+g} st",
+        f"{100 * report['share_out_of_range']:.0f} % of frames out of range",
+        f"{100 * report['share_gated']:.0f} % gated",
+        f"loudness {report['loudness_gain']:+.0f} dB",
+    ]
+    if report["share_too_high"] > 0.01:
+        parts.append(f"{100 * report['share_too_high']:.0f} % too high to hear and left silent")
+    if report["mains_hum"] is not None:
+        parts.append("mains hum taken out")
+    if is_polyphonic(report):
+        parts.append("several notes at once: one line of them is played")
+    if report["peak_gain"] < 0:
+        by = "by up to " if report.get("causal") else ""
+        parts.append(f"turned down {by}{-report['peak_gain']:.1f} dB")
+    return ", ".join([*parts, f"{report['times_real_time']:.1f} x faster than real time"])

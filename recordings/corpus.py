@@ -1,0 +1,177 @@
+"""A folder of processed recordings as one instrument's corpus: checked, split for validation, described in numbers."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from config import Config
+from data import FORMAT_VERSION, Span, extractor_settings, find_recordings, load_recording
+from sound.atomic_files import write_text
+
+ENDS = "ends"  # a way to divide takes: of each recording the end is held out
+FEW_TAKES = 5  # with fewer, no whole one can be spared
+_INDEX = ".index.json"  # what read_corpus learned of a folder, so that it need not open every file again
+# Statistics are measured on at most so many recordings and frames, so that neither time nor memory grow with the data.
+_STATISTICS_RECORDINGS = 1000
+_STATISTICS_FRAMES = 4_000_000
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Recordings of one instrument, split so that no sound is on both sides."""
+
+    folder: Path  # in which they are
+    instrument: str
+    training: tuple[Span, ...]
+    validation: tuple[Span, ...]
+    boundary: str | None = None  # takes whose sha256 sorts up to here are held out, or ENDS
+
+    def identify_validation(self) -> str:
+        """Return what is the same for the same held-out sound, and for no other."""
+        spans = sorted((os.path.relpath(span.path, self.folder), span[1:]) for span in self.validation)
+        return hashlib.sha256(repr(spans).encode()).hexdigest()
+
+
+class _Entry(NamedTuple):
+    """A line of the index: enough to split a file, and to see that it is still the same."""
+
+    stamp: tuple[int, int, int]  # size, time of change, inode
+    instrument: str
+    sha256: str
+    n_frames: int
+
+
+def read_corpus(data_dir: Path, config: Config, boundary: str | None = None) -> Corpus:
+    """Check every processed file of a folder that is new since the last time, and split them all.
+
+    Copies of one take (URMP reuses takes byte for byte) stay on one side. With fewer than five takes
+    the end of each is held out instead.
+
+    Args:
+        data_dir: the folder; subfolders too.
+        config: what the files must have been made with, and the share that is held out.
+        boundary: of an earlier corpus, of which this one is the continuation: with the same share, what was
+            trained on then stays on that side, however many recordings have come since.
+
+    Raises:
+        ValueError: no files, a bad or stale one, or files of several instruments.
+    """
+    spans: dict[str, list[Span]] = {}
+    instruments: dict[str, Path] = {}
+    for path, entry in _read_entries(data_dir, config):
+        instruments.setdefault(entry.instrument, path)
+        spans.setdefault(entry.sha256, []).append(Span(path, 0, entry.n_frames))
+    if len(instruments) > 1:
+        named = ", ".join(f"{name} ({path.name})" for name, path in instruments.items())
+        raise ValueError(f"{data_dir} mixes instruments: {named}; a model learns one, so use a folder for each")
+    return Corpus(data_dir, next(iter(instruments)), *split_takes(spans, config.train.val_fraction, boundary))
+
+
+def _read_entries(data_dir: Path, config: Config) -> list[tuple[Path, _Entry]]:
+    """Return what is to be known of each file, opening only those that the folder's index does not know."""
+    known = _load_index(data_dir / _INDEX, config)
+    entries, n_new = [], 0
+    for path in tqdm(find_recordings(data_dir), desc="reading recordings", unit="file", delay=2, disable=None):
+        status = path.stat()
+        stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
+        entry = known.get(str(path.relative_to(data_dir)))
+        if entry is None or entry.stamp != stamp:
+            recording = load_recording(path, config)
+            entry = _Entry(stamp, recording.instrument, recording.source["sha256"], recording.n_frames)
+            n_new += 1
+        entries.append((path, entry))
+    if n_new or len(entries) != len(known):
+        _save_index(data_dir, config, entries)
+    return entries
+
+
+def _load_index(path: Path, config: Config) -> dict[str, _Entry]:
+    """Return the index; an empty one where it is missing, unreadable or of files made with other settings."""
+    try:
+        content = json.loads(path.read_text())
+        entries = {name: _Entry(tuple(stamp), *rest) for name, (stamp, *rest) in content["files"].items()}
+        expected = [FORMAT_VERSION, _settings_of(entries.values(), config)]
+        return entries if [content["format_version"], content["extractors"]] == expected else {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _save_index(data_dir: Path, config: Config, entries: list[tuple[Path, _Entry]]) -> None:
+    files = {str(path.relative_to(data_dir)): entry for path, entry in entries}
+    content = {"format_version": FORMAT_VERSION, "extractors": _settings_of(files.values(), config), "files": files}
+    # It only saves time: a folder that cannot be written (shared, or a full disk) is read again each time.
+    with contextlib.suppress(OSError):
+        write_text(data_dir / _INDEX, json.dumps(content), shared=True)
+
+
+def _settings_of(entries: Iterable[_Entry], config: Config) -> dict[str, Any]:
+    return {name: extractor_settings(config, name) for name in sorted({entry.instrument for entry in entries})}
+
+
+def split_takes(
+    takes: dict[str, list[Span]], val_fraction: float, boundary: str | None
+) -> tuple[tuple[Span, ...], tuple[Span, ...], str | None]:
+    """Divide recordings, grouped by the sha256 of their take, as ``read_corpus`` says; also return the boundary."""
+    # A hash is as good as a coin, and stays the same when recordings are added or renamed.
+    digests = sorted(takes)
+    if boundary not in (None, ENDS) and boundary >= digests[-1]:  # other recordings: nothing would be left to train
+        boundary = None
+    if boundary == ENDS or (boundary is None and len(digests) < FEW_TAKES):
+        pairs = [_cut_end(span, val_fraction) for digest in digests for span in takes[digest]]
+        return tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs if pair[1].n_frames), ENDS
+    if boundary is None:
+        n_held_out = min(max(1, round(val_fraction * len(digests))), len(digests) - 1) if val_fraction > 0 else 0
+        boundary = digests[n_held_out - 1] if n_held_out else ""
+    held_out = [span for digest in digests if digest <= boundary for span in takes[digest]]
+    kept = [span for digest in digests if digest > boundary for span in takes[digest]]
+    return tuple(kept), tuple(held_out), boundary
+
+
+def boundary_of(checkpoint: dict[str, Any]) -> str | None:
+    """Return where a training divides its recordings, for ``read_corpus``; None if its checkpoint does not say."""
+    schedule = checkpoint["schedule"] or {}
+    boundary = schedule.get("boundary")
+    return ENDS if boundary is None and "boundary" in schedule else boundary  # None stood for the ends
+
+
+def _cut_end(span: Span, fraction: float) -> tuple[Span, Span]:
+    n_kept = span.n_frames - round(fraction * span.n_frames)
+    return Span(span.path, 0, n_kept), Span(span.path, n_kept, span.n_frames - n_kept)
+
+
+def measure_statistics(spans: Sequence[Span], config: Config) -> dict[str, list[float]]:
+    """Describe what a model has seen, for fitting a voice to it; of very much data, an even sample.
+
+    Returns:
+        ``f0_quantiles`` in Hz and ``loudness_quantiles`` in dB, each at 0, 1, ... 100 % of the frames
+        that have a pitch.
+
+    Raises:
+        ValueError: no frame has a pitch.
+    """
+    f0, loudness = [], []
+    chosen = spans[:: -(-len(spans) // _STATISTICS_RECORDINGS)]
+    every = -(-sum(span.n_frames for span in chosen) // _STATISTICS_FRAMES)
+    for span in chosen:
+        recording = load_recording(span.path)
+        here = slice(span.first_frame, span.first_frame + span.n_frames, every)
+        voiced = recording.periodicity[0, here, 0] >= config.features.periodicity_threshold
+        voiced &= recording.loudness[0, here, 0] > config.features.loudness_floor
+        f0.append(recording.f0[0, here, 0][voiced])
+        loudness.append(recording.loudness[0, here, 0][voiced])
+    if sum(map(len, f0)) == 0:
+        raise ValueError("no frame of the training data has a pitch; is it an instrument playing single notes?")
+    steps = np.linspace(0, 1, 101)
+    return {
+        "f0_quantiles": np.quantile(torch.cat(f0).numpy(), steps).tolist(),
+        "loudness_quantiles": np.quantile(torch.cat(loudness).numpy(), steps).tolist(),
+    }

@@ -1,0 +1,275 @@
+"""Measure what may be wrong with one processed recording; ``inspect_dataset.py`` judges the numbers.
+
+Everything is read from the processed file alone: its 16 kHz sound and its curves. Windows are drawn evenly over the
+recording, a few hundred at most, so a long one costs no more than a short one.
+"""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage, signal
+
+from config import Config
+from data import Recording
+from sound.note_names import hz_to_midi
+
+PITCHES = range(21, 109)  # MIDI, the rows of the heat map
+LEVELS = range(-80, 4, 4)  # dB, the lower edges of its columns
+_N_FFT = 4096
+_MOST_WINDOWS = 300
+_FINGERPRINT = 64  # points
+_DIGITAL_SILENCE = 1e-10  # power of a 16-bit file's last bit
+_FULL_SCALE = 0.97  # what a sound that was clipped reaches again and again
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One recording in numbers."""
+
+    name: str
+    sha256: str
+    instrument: str
+    seconds: float
+    voiced_seconds: float
+    voiced_f0: np.ndarray  # [V] Hz
+    voiced_loudness: np.ndarray  # [V] dB
+    loudest: float  # dB
+    polyphony: float  # share of the loud frames with more than one pitch
+    full_scale_peaks: float  # a second
+    hum: tuple[int, float]  # mains frequency in Hz (0: none) and its excess in dB
+    bleed: float  # share of the time in which something else is heard, far under the take
+    ringing_seconds: float  # for 60 dB; NaN where nothing falls silent
+    band_drop: float  # dB from 3-3.7 to 4.2-5 kHz
+    fingerprint: np.ndarray  # [2, 64] loudness in dB under its own peak, and pitch in semitones
+
+
+def measure(path: Path, recording: Recording, config: Config) -> Measured:
+    """Measure a recording against the thresholds of ``config.inspect``."""
+    f0, loudness, periodicity = (
+        getattr(recording, name)[0, :, 0].numpy() for name in ("f0", "loudness", "periodicity")
+    )
+    audio = recording.audio[0].numpy()
+    rate = recording.extractor["audio"]["sample_rate"]
+    voiced = (periodicity >= config.features.periodicity_threshold) & (loudness > config.features.loudness_floor)
+    frame_seconds = len(audio) / rate / len(f0)
+    return Measured(
+        name=path.name.removesuffix(".pt"),
+        sha256=recording.source["sha256"],
+        instrument=recording.instrument,
+        seconds=len(audio) / rate,
+        voiced_seconds=float(voiced.sum()) * frame_seconds,
+        voiced_f0=f0[voiced],
+        voiced_loudness=loudness[voiced],
+        loudest=float(loudness.max()),
+        polyphony=measure_polyphony(audio, rate, f0, loudness),
+        full_scale_peaks=count_full_scale_peaks(audio) / (len(audio) / rate),
+        hum=find_hum(audio, rate, config.inspect.hum_excess),
+        bleed=measure_bleed(loudness, voiced, config.inspect.bleed_level),
+        ringing_seconds=measure_ringing(loudness, frame_seconds),
+        band_drop=measure_band_drop(audio, rate, loudness),
+        fingerprint=fingerprint(f0, loudness, voiced),
+    )
+
+
+def count_notes(recordings: list[Measured]) -> np.ndarray:
+    """Count voiced frames of every pitch and level: [len(PITCHES), len(LEVELS)]."""
+    pitch = np.concatenate([hz_to_midi(each.voiced_f0) for each in recordings])
+    loudness = np.concatenate([each.voiced_loudness for each in recordings])
+    edges = (np.arange(PITCHES.start, PITCHES.stop + 1) - 0.5, np.arange(LEVELS.start, LEVELS.stop + 1, LEVELS.step))
+    return np.histogram2d(pitch, loudness, edges)[0]
+
+
+# --- windows --------------------------------------------------------------------------------------
+
+
+def _choose_frames(loudness: np.ndarray, below_peak: float, n_samples: int, n_audio: int) -> np.ndarray:
+    """Choose loud frames, evenly drawn, round which a window of ``n_samples`` lies inside the sound."""
+    centres = np.arange(len(loudness)) * (n_audio / len(loudness))
+    inside = (centres >= n_samples // 2) & (centres <= n_audio - n_samples // 2)
+    frames = np.flatnonzero(inside & (loudness > max(loudness.max() - below_peak, -70.0)))
+    return frames[np.linspace(0, len(frames) - 1, min(len(frames), _MOST_WINDOWS)).astype(int)]
+
+
+def _windows(audio: np.ndarray, frames: np.ndarray, hop_length: float, n_samples: int) -> np.ndarray:
+    """Return windows centred on frames: [M, n_samples]."""
+    starts = (frames * hop_length).astype(int) - n_samples // 2
+    return audio[starts[:, None] + np.arange(n_samples)]
+
+
+def _spectra(windows: np.ndarray) -> np.ndarray:
+    """Return power [M, F] under a Hann window."""
+    return np.abs(np.fft.rfft(windows * signal.get_window("hann", windows.shape[1]), axis=1)) ** 2
+
+
+# --- more than one pitch --------------------------------------------------------------------------
+
+
+def measure_polyphony(audio: np.ndarray, rate: int, f0: np.ndarray, loudness: np.ndarray) -> float:
+    """Return the share of loud windows in which strong partials lie off the harmonics of one pitch.
+
+    The pitch is the tracked one or the octave below it, whichever explains more: a tracker that is an
+    octave off is no chord. Only the ten lowest harmonics count, for those of a stiff string drift.
+    """
+    hop_length = len(audio) / len(f0)
+    frames = _choose_frames(loudness, 20.0, _N_FFT, len(audio))
+    several = []
+    for frame, power in zip(frames, _spectra(_windows(audio, frames, hop_length, _N_FFT))):
+        several.append(_has_several_pitches(power, f0[frame], rate))
+    return float(np.mean(several)) if several else 0.0
+
+
+def _has_several_pitches(power: np.ndarray, f0: float, rate: int) -> bool:
+    peaks, _ = signal.find_peaks(power, height=power.max() * 10**-2.5, distance=5)
+    width = rate / _N_FFT  # Hz a bin
+    unexplained = min(_unexplained(peaks * width, power[peaks], pitch, width) for pitch in (f0, f0 / 2))
+    return unexplained > 0.15
+
+
+def _unexplained(frequencies: np.ndarray, power: np.ndarray, f0: float, width: float) -> float:
+    """Return the share of the peaks' power that lies off the harmonics of f0."""
+    number = np.maximum(np.round(frequencies / f0), 1)
+    tolerance = np.maximum(np.minimum(0.03 * frequencies, 0.25 * f0), 1.5 * width)
+    heard = (frequencies < 10.5 * f0) & (frequencies > 60)  # under that: hum, footsteps
+    off = heard & (np.abs(frequencies - number * f0) > tolerance)
+    return float(power[off].sum() / max(power[heard].sum(), 1e-20))
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def count_full_scale_peaks(audio: np.ndarray) -> int:
+    """Count how often the sound rises to full scale: a clean take does at a few peaks, a clipped one all the time.
+
+    Resampling rounds the flat tops off, but over full scale, not under it. What was turned down after it
+    had been clipped is not found.
+    """
+    high = np.abs(audio) >= _FULL_SCALE
+    return int(np.count_nonzero(high[1:] & ~high[:-1]) + high[0])
+
+
+def find_hum(audio: np.ndarray, rate: int, least_excess: float) -> tuple[int, float]:
+    """Look for the mains in the quietest tenth of the recording.
+
+    Hum is there all the time, while a note that ends in a quiet moment smears over low frequencies only there: so the
+    mains must stand out in nine of ten quiet windows, each looked at alone.
+
+    Returns:
+        50 or 60 (Hz), and by how many dB its third strongest multiple stands out; (0, 0.0) without hum.
+    """
+    size = 2 * 8192
+    windows = _quietest(audio[: len(audio) // size * size].reshape(-1, size))
+    if not len(windows):
+        return 0, 0.0
+    low = int(6 * 60 * size / rate)  # bins; five multiples and their neighbours
+    spectra = 10 * np.log10(_spectra(windows)[:, :low] + 1e-20)
+    excess = {
+        mains: float(np.quantile([_mains_excess(each, mains, rate / size) for each in spectra], 0.1))
+        for mains in (50, 60)
+    }
+    mains = max(excess, key=excess.get)
+    return (mains, excess[mains]) if excess[mains] > least_excess else (0, 0.0)
+
+
+def _quietest(windows: np.ndarray) -> np.ndarray:
+    """Return the quietest tenth of windows [M, n], at least two of them; digital silence does not count."""
+    level = np.mean(np.square(windows, dtype=np.float64), axis=1)
+    windows, level = windows[level > _DIGITAL_SILENCE], level[level > _DIGITAL_SILENCE]
+    return windows[np.argsort(level)[: max(2, min(len(level) // 10, _MOST_WINDOWS))]]
+
+
+def _mains_excess(spectrum: np.ndarray, mains: int, width: float) -> float:
+    """Return by how many dB the third strongest of five multiples stands out, odd and even ones among them."""
+    floor = ndimage.median_filter(spectrum, 41)
+    found = []
+    for number in range(1, 6):
+        bin_ = round(number * mains / width)
+        found.append(spectrum[bin_ - 1 : bin_ + 2].max() - floor[bin_])
+    return float(sorted(found)[2])
+
+
+def measure_bleed(loudness: np.ndarray, voiced: np.ndarray, below: float) -> float:
+    """Return the share of the time in which something with a pitch is heard far under the loud frames, up to them.
+
+    What rings on falls, by 5 dB a second at least. What keeps its level is somebody else or a soft note; but a soft
+    note is led up to, by silence or by others as soft, while somebody else is heard until the loud sound drowns him.
+    """
+    span, reach, step = 20, 25, 20.0  # frames that keep a level; frames beside them, and dB to the loud ones there
+    if not voiced.any() or len(loudness) <= span:
+        return 0.0
+    quiet = voiced & (loudness < np.quantile(loudness[voiced], 0.9) - below)
+    starts = np.flatnonzero(quiet[span:] & quiet[:-span] & (loudness[span:] > loudness[:-span] - 1))
+    goes_on = np.zeros(len(loudness), bool)
+    goes_on[starts[:, None] + np.arange(span + 1)] = True
+    bleed = 0
+    for (stretch,) in ndimage.find_objects(ndimage.label(goes_on)[0]):
+        beside = loudness[max(0, stretch.start - reach) : stretch.stop + reach]
+        if beside.max() > np.median(loudness[stretch]) + step:
+            bleed += stretch.stop - stretch.start
+    return bleed / len(loudness)
+
+
+def measure_ringing(loudness: np.ndarray, frame_seconds: float) -> float:
+    """Return the seconds for a decay of 60 dB, from the fastest falls within 0.1 s of loud frames.
+
+    A damped note falls silent at once in a dry room, and elsewhere no faster than the room. NaN where the
+    sound never falls by 25 dB, so that nothing can be said.
+    """
+    heard = loudness[loudness > -80]
+    span = max(1, round(0.1 / frame_seconds))
+    if len(loudness) <= span or not len(heard):
+        return float("nan")
+    loud = np.quantile(heard, 0.9)
+    is_loud = loudness[:-span] > loud - 20
+    if not is_loud.any() or loudness[is_loud.argmax() :].min() > loud - 25:
+        return float("nan")
+    falls = (loudness[:-span] - loudness[span:])[is_loud]
+    return float(60 * span * frame_seconds / max(np.quantile(falls, 0.995), 0.1))
+
+
+def measure_band_drop(audio: np.ndarray, rate: int, loudness: np.ndarray) -> float:
+    """Return by how many dB the power an octave band falls over 4 kHz; sound from an 8 kHz file has nothing there."""
+    frames = _choose_frames(loudness, 30.0, 1024, len(audio))
+    if not len(frames):
+        return 0.0
+    power = _spectra(_windows(audio, frames, len(audio) / len(loudness), 1024)).mean(axis=0)
+    hertz = np.fft.rfftfreq(1024, 1 / rate)
+    under, over = (power[(hertz >= low) & (hertz < high)].mean() for low, high in ((3000, 3700), (4200, 5000)))
+    return float(10 * np.log10((under + 1e-12) / (over + 1e-12)))
+
+
+# --- copies ---------------------------------------------------------------------------------------
+
+
+def fingerprint(f0: np.ndarray, loudness: np.ndarray, voiced: np.ndarray) -> np.ndarray:
+    """Return [2, 64]: loudness under its own peak in dB, pitch in semitones (0 where there is none), over time."""
+    edges = np.linspace(0, len(f0), _FINGERPRINT + 1).astype(int)
+    pitch = np.where(voiced, 12 * np.log2(f0), 0.0)
+    curves = (np.maximum(loudness - loudness.max(), -60.0), pitch)
+    return np.array([[curve[a : max(b, a + 1)].mean() for a, b in itertools.pairwise(edges)] for curve in curves])
+
+
+def sounds_the_same(one: Measured, other: Measured) -> bool:
+    """Say whether two recordings are one, perhaps in other formats or at another level."""
+    if max(one.loudest, other.loudest) <= -80 or abs(one.seconds - other.seconds) > 0.01 * one.seconds + 0.1:
+        return False
+    sounding = np.maximum(one.fingerprint[0], other.fingerprint[0]) > -30  # what a codec does to rests does not count
+    if sounding.sum() < 8:
+        return False
+    loudness, pitch = np.median(np.abs(one.fingerprint - other.fingerprint)[:, sounding], axis=1)
+    return bool(loudness < 0.5 and pitch < 0.5)
+
+
+def find_copies(recordings: list[Measured]) -> list[tuple[Measured, Measured]]:
+    """Pair each recording with the first that it repeats."""
+    copies = []
+    by_length = sorted(recordings, key=lambda each: each.seconds)
+    for i, each in enumerate(by_length):
+        for other in reversed(by_length[:i]):
+            if each.seconds - other.seconds > 0.01 * each.seconds + 0.1:
+                break
+            if each.sha256 == other.sha256 or sounds_the_same(each, other):
+                copies.append((each, other))
+                break
+    return copies

@@ -1,0 +1,1 @@
+"""Sound as such, below the model: audio files, CREPE, atomic files, figures of sound."""

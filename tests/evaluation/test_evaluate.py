@@ -1,0 +1,215 @@
+"""The scorecard's command: whole runs on real sound, on a model that takes a second, and everything it refuses."""
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import soundfile
+
+import evaluate as ev
+from checkpoint import load_model, read_checkpoint
+from conftest import melody
+from data import load_recording, save_recording
+from evaluation.judging import BASELINE, MODEL, RECORDING, UNTRAINED, VOICE, read_takes
+from recordings.corpus import ENDS, read_corpus
+
+NOTES = (330.0, 392.0, 440.0, 494.0, 523.3, 587.3)
+
+
+def evaluate(checkpoint, *flags):
+    return ev.main(["--checkpoint", str(checkpoint), "--device", "cpu", *map(str, flags)])
+
+
+@pytest.fixture
+def voices(tmp_path):
+    """A folder with two hums, one of them silent."""
+    folder = tmp_path / "voices"
+    folder.mkdir()
+    soundfile.write(folder / "hum.wav", melody(), 16000)
+    soundfile.write(folder / "silent.wav", np.zeros(16000), 16000)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def takes(make_recording):
+    """Return a function that fills a folder with processed recordings of two notes each."""
+
+    def fill(folder, instrument, count):
+        folder.mkdir()
+        for number in range(count):
+            recording = make_recording(melody((NOTES[number], 2 * NOTES[number])), instrument, f"take{number}.wav")
+            save_recording(folder / f"take{number}.wav.pt", recording)
+        return folder
+
+    return fill
+
+
+class References(HTMLParser):
+    """Gathers what a page refers to, and which tags it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.references, self.tags = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.references += [value for name, value in attributes if name in ("src", "srcset", "href", "data")]
+
+
+def test_a_whole_scorecard(write_checkpoint, takes, voices, tmp_path, capsys, caplog):
+    checkpoint, baseline = write_checkpoint(), write_checkpoint("baseline.pth")
+    own, other = takes(tmp_path / "own", "trumpet", 6), takes(tmp_path / "other", "guitar", 2)
+    out, page = tmp_path / "out" / "score.json", tmp_path / "out" / "score.html"
+    (voices / "hum_f0.csv").write_text("seconds,hz\n" + "".join(f"{t / 100},220\n" for t in range(5, 35)))
+    flags = ["--input", voices, "--data_dir", own, "--other_dir", other, "--baseline", baseline, "--snr", 20]
+    assert evaluate(checkpoint, *flags, "--json", out, "--html", page) == 1  # of one voice nothing could be judged
+    assert caplog.messages == [f"evaluate.py: {voices / 'silent.wav'}: the recording is silent"]
+
+    report, printed = json.loads(out.read_text()), capsys.readouterr().out
+    held_out = read_corpus(own, load_model(checkpoint).settings).validation
+    assert report["recordings"] == [span.path.name.removesuffix(".pt") for span in held_out] and len(held_out) == 1
+    assert [row["sound"] for row in report["resynthesis"]] == [MODEL, BASELINE, UNTRAINED, RECORDING]
+    assert report["baseline"] == "baseline.pth, preset `tiny` after 2 steps"
+    ours, baseline, _, recording = report["resynthesis"]
+    assert {**ours, "sound": ""} == {**baseline, "sound": ""}  # the same weights
+    assert recording["loudness_l1"] == recording["f0_l1"] == recording["stft_loss"] == 0 < ours["stft_loss"]
+    played = {(row["voice"], row["sound"]): row for row in report["transfer"]}
+    assert len(played) == 2 * 4 and {voice for voice, _ in played} == {"hum", "hum, 20 dB SNR"}
+    for voice in ("hum", "hum, 20 dB SNR"):
+        assert played[voice, MODEL]["f0_median"] < 30 and played[voice, MODEL]["pause_level"] < -80
+        assert played[voice, MODEL]["octave"] == played[voice, VOICE]["octave"] == 100
+    assert played["hum", VOICE]["f0_median"] < 1 and played["hum", VOICE]["loudness_correlation"] > 0.999
+    assert "hum, 20 dB SNR" in printed and "Resynthesis" in printed and "OK" not in printed
+
+    text = page.read_text()
+    seen = References()
+    seen.feed(text)
+    # Three sounds of the take and four of each hum; every one of them is inside the page.
+    assert seen.tags.count("audio") == 4 + 2 * 4 and seen.tags.count("picture") == 2
+    assert all(reference.startswith("data:") for reference in seen.references)
+    assert "http://" not in text and "https://" not in text and "default-src 'none'" in text
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_same_figures_again(write_checkpoint, voices, tmp_path):
+    reports = []
+    for number in range(2):
+        out = tmp_path / f"{number}.json"
+        assert evaluate(write_checkpoint(), "--input", voices / "hum.wav", "--snr", 10, "--json", out) == 0
+        reports.append(json.loads(out.read_text()))
+        assert reports[number].pop("date")
+    assert reports[0] == reports[1]
+
+
+def test_plain_recordings_are_all_taken(write_checkpoint, voices, tmp_path):
+    flags = ["--data_dir", voices, "--json", tmp_path / "a.json"]
+    assert evaluate(write_checkpoint(), *flags) == 0
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert report["recordings"] == ["hum", "silent"] and report["transfer"] == []
+    assert report["resynthesis"][0]["likeness"] is None
+
+
+def test_what_is_judged_is_what_training_held_out(write_checkpoint, takes, tmp_path):
+    model, folder = load_model(write_checkpoint()), takes(tmp_path / "own", "trumpet", 6)
+    digests = sorted(load_recording(path).source["sha256"] for path in folder.glob("*.pt"))
+    content = read_checkpoint(write_checkpoint())
+    trained = content | {"schedule": {"boundary": digests[3]}}
+    assert len(read_takes(folder, model, own=True, trained=trained)) == 4
+    trained = content | {"schedule": {"boundary": ENDS}}
+    assert [len(take.audio) for take in read_takes(folder, model, own=True, trained=trained)] == [12 * 160] * 6
+    halved = content["config"] | {"train": content["config"]["train"] | {"val_fraction": 0.5}}
+    trained = content | {"schedule": None, "config": halved}  # of an earlier version
+    assert len(read_takes(folder, model, own=True, trained=trained)) == 3
+
+
+def test_few_takes_are_held_out_by_their_ends(write_checkpoint, takes, tmp_path):
+    model = load_model(write_checkpoint())
+    folder = takes(tmp_path / "own", "trumpet", 2)
+    read = read_takes(folder, model, own=True)
+    assert [len(take.audio) for take in read] == [12 * 160] * 2  # a tenth of 1.2 s
+    assert [len(take.sound.f0) for take in read] == [12] * 2
+    assert [len(take.sound.f0) for take in read_takes(takes(tmp_path / "o", "guitar", 2), model, own=False)] == [
+        108, 108, 12, 12
+    ]  # fmt: skip
+
+
+def test_targets_are_listed_and_a_miss_fails(write_checkpoint, voices, capsys, monkeypatch):
+    assert evaluate(write_checkpoint(), "--input", voices / "hum.wav", "--targets") == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| (OK|MISS) ", line)]
+    assert len(lines) == 9 and all("not measured" in line for line in lines if "resynthesis" in line)
+    monkeypatch.setattr(ev, "judge_targets", lambda *_: [])
+    assert evaluate(write_checkpoint(), "--input", voices / "hum.wav", "--targets") == 0
+
+
+def test_refused_files_are_one_sentence(write_checkpoint, takes, voices, tmp_path, config, caplog):
+    checkpoint = write_checkpoint()
+    (tmp_path / "empty").mkdir()
+    own, other = takes(tmp_path / "own", "trumpet", 1), takes(tmp_path / "other", "guitar", 1)
+    features = dataclasses.replace(config.features, loudness_window=512)
+    cases = [
+        (["--input", tmp_path / "nowhere"], "there is no file or folder"),
+        (["--input", tmp_path / "empty"], "holds no sound files"),
+        (["--data_dir", tmp_path / "nowhere"], "there is no folder"),
+        (["--data_dir", tmp_path / "empty"], "holds no sound files"),
+        (["--data_dir", other], "holds guitar, but trumpet is wanted"),
+        (["--data_dir", own, "--other_dir", own], "another instrument than trumpet is wanted"),
+        (["--data_dir", own, "--baseline", write_checkpoint("g.pth", "guitar")], "--baseline plays guitar"),
+        (
+            ["--data_dir", own, "--baseline",
+             write_checkpoint("f.pth", config=dataclasses.replace(config, features=features))],
+            "other features settings",
+        ),
+        (["--data_dir", own, "--baseline", tmp_path / "nowhere.pth"], "there is no checkpoint"),
+        (["--input", voices, "--device", "cuda:99"], "cannot be used here"),
+    ]  # fmt: skip
+    for flags, message in cases:
+        caplog.clear()
+        assert evaluate(checkpoint, *flags) == 1, flags
+        assert message in caplog.text and len(caplog.messages) == 1, flags
+    (voices / "hum_f0.csv").write_text("no numbers")
+    caplog.clear()
+    assert evaluate(checkpoint, "--input", voices / "hum.wav") == 1 and "is not an annotation" in caplog.text
+    (own / "take0.wav.pt").write_bytes(b"damaged")
+    caplog.clear()
+    assert evaluate(checkpoint, "--data_dir", own) == 1 and "not a readable processed file" in caplog.text
+
+
+def test_nothing_held_out_is_said(write_checkpoint, takes, tmp_path):
+    model = load_model(write_checkpoint())
+    model.settings = dataclasses.replace(
+        model.settings, train=dataclasses.replace(model.settings.train, val_fraction=0.0)
+    )
+    with pytest.raises(ValueError, match="holds out no recordings"):
+        read_takes(takes(tmp_path / "own", "trumpet", 1), model, own=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--input, recordings by --data_dir"),
+        (["--input", "a", "--other_dir", "b"], "--other_dir needs --data_dir"),
+        (["--input", "a", "--snr", "200"], "--snr should be"),
+        (["--input", "a", "--snr", "nan"], "--snr should be"),
+    ],
+)
+def test_refused_flags(flags, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        ev.main(["--checkpoint", "c.pth", *flags])
+    assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_keeps_what_was_there(write_checkpoint, voices, tmp_path, caplog):
+    (tmp_path / "file").write_text("mine")
+    assert evaluate(write_checkpoint(), "--input", voices / "hum.wav", "--json", tmp_path / "file" / "a.json") == 1
+    assert "evaluate.py:" in caplog.text and (tmp_path / "file").read_text() == "mine"
+
+
+def test_interrupt_is_a_clear_line(monkeypatch, caplog):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ev, "run", stop)
+    assert ev.main(["--checkpoint", "c.pth", "--input", "a"]) == 130 and "stopped" in caplog.text

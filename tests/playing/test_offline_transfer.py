@@ -1,0 +1,255 @@
+"""timbre_transfer.py: a voice, notes or curves in, an instrument's sound out."""
+
+from pathlib import Path
+
+import mido
+import numpy as np
+import pytest
+
+import transfer
+from conftest import pause, sing
+from features import extract_features
+from playing import offline_transfer as timbre_transfer
+from playing.offline_transfer import render
+from voice.conditioning import TransferOptions
+from voice.curves import Curves, Melody
+
+ROOT = Path(__file__).parent.parent.parent
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint_path: Path):
+    return transfer.load_model(checkpoint_path)
+
+
+def test_the_result_follows_the_tune(model, song: np.ndarray) -> None:
+    result = transfer.transfer(song, RATE, model)
+    assert len(result.audio) == len(song) and result.sample_rate == RATE
+    played = result.curves.gate == 1
+    heard = extract_features(result.audio, model.settings)
+    cents = 1200 * np.log2(heard.f0.numpy()[played] / result.curves.f0[played])
+    assert np.median(np.abs(cents)) < 10  # the oscillator is exact; what is left is CREPE's own error
+    for first, f0 in ((0.5, 220), (2.0, 247), (3.5, 196)):
+        middle = result.curves.f0[int((first + 0.5) * 100)]
+        octaves = result.report["semitones"] / 12
+        assert abs(1200 * np.log2(middle / (f0 * 2**octaves))) < 15
+    loud, soft = result.curves.loudness[100], result.curves.loudness[250]
+    assert 7 < loud - soft < 17  # 12 dB in the voice, the slope lies between 0.7 and 1.3
+
+
+def test_rests_are_silent(model, song: np.ndarray) -> None:
+    result = transfer.transfer(song, RATE, model)
+    for rest in (slice(0, 45), slice(164, 195), slice(314, 345)):
+        assert np.abs(result.audio.reshape(-1, 160)[rest]).max() < 1e-4
+    assert 0.3 < result.report["share_gated"] < 0.5  # 2 s of 5
+    assert result.report["share_gated"] == (result.curves.gate == 0).mean()  # what fades in or out still sounds
+
+
+def test_same_input_same_bits(model, song: np.ndarray) -> None:
+    one, other = transfer.transfer(song, RATE, model), transfer.transfer(song, RATE, model)
+    assert np.array_equal(one.audio, other.audio)
+    assert not np.array_equal(one.noise, transfer.transfer(song, RATE, model, seed=1).noise)
+
+
+def test_the_stems_add_up(model, song: np.ndarray) -> None:
+    result = transfer.transfer(song, RATE, model)
+    assert np.allclose(result.harmonic + result.noise, result.audio, atol=1e-6)
+    assert np.abs(result.noise).max() > 0
+
+
+@pytest.mark.parametrize("f0", [65.0, 110.0, 220.0, 440.0, 880.0, 1760.0])
+def test_any_register_lands_in_the_range_by_whole_octaves(model, f0: float) -> None:
+    result = transfer.transfer(np.concatenate([pause(0.3), sing(f0), pause(0.3)]), RATE, model)
+    assert result.report["semitones"] % 12 == 0
+    instrument = model.settings.instrument("trumpet")
+    assert instrument.f0_min < np.median(result.curves.f0) < instrument.f0_max
+    assert result.report["share_out_of_range"] < 0.05
+
+
+def test_semitones_and_no_fit_are_obeyed(model, song: np.ndarray) -> None:
+    result = transfer.transfer(song, RATE, model, TransferOptions(semitones=7))
+    assert result.report["semitones"] == 7
+    assert abs(1200 * np.log2(result.curves.f0[100] / (220 * 2 ** (7 / 12)))) < 15
+    plain = transfer.transfer(song, RATE, model, TransferOptions(fit=False))
+    played = plain.curves.voiced
+    assert plain.report["semitones"] == 0
+    assert np.allclose(plain.curves.loudness[played], plain.features.loudness.numpy()[played], atol=0.1)
+
+
+def test_a_whisper_quiet_recording_plays_at_the_same_level(model, song: np.ndarray) -> None:
+    loud, quiet = transfer.transfer(song, RATE, model), transfer.transfer(song * 0.05, RATE, model)
+    played = (loud.curves.gate == 1) & (quiet.curves.gate == 1)
+    assert played.sum() > 200
+    assert np.abs(loud.curves.loudness - quiet.curves.loudness)[played].max() < 1.0
+
+
+def test_a_quiet_recording_loses_no_note(model, song: np.ndarray) -> None:
+    played = [transfer.transfer(song * gain, RATE, model).curves.gate for gain in (1.0, 0.1, 0.01)]
+    assert np.array_equal(played[0], played[1]) and np.array_equal(played[0], played[2])
+
+
+def test_noise_before_and_after_is_not_played(model) -> None:
+    hiss = pause(1.0, level=-45)
+    result = transfer.transfer(np.concatenate([hiss, sing(300.0, level=-20), hiss]), RATE, model)
+    assert result.curves.gate[:90].max() == 0 and result.curves.gate[215:].max() == 0
+    assert result.curves.gate[115:185].min() == 1
+
+
+def test_pitches_over_crepes_range_are_said(model) -> None:
+    whistle = (0.3 * np.sin(2 * np.pi * 2600 * np.arange(RATE) / RATE)).astype(np.float32)
+    with pytest.raises(ValueError, match="higher than CREPE can hear"):
+        transfer.transfer(np.concatenate([pause(0.3), whistle]), RATE, model)
+    mixed = transfer.transfer(np.concatenate([sing(300.0), pause(0.3), whistle]), RATE, model)
+    assert mixed.report["share_too_high"] > 0.3 and "too high" in transfer.describe(mixed.report)
+    assert mixed.curves.gate[150:].max() == 0
+    # A low voice with strong overtones is not a whistle.
+    assert transfer.transfer(sing(300.0), RATE, model).report["share_too_high"] == 0
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (np.zeros(0, np.float32), "no samples"),
+        (np.zeros(RATE, np.float32), "silent"),
+        (np.full(RATE, np.nan, np.float32), "not finite"),
+        (np.full(RATE, 1e30, np.float32), "sound lies within"),
+        (sing(220.0, seconds=0.01), "no melody"),
+        (pause(2.0, level=-30), "no melody"),
+    ],
+)
+def test_what_cannot_be_played_is_one_sentence(model, audio: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        transfer.transfer(audio, RATE, model)
+
+
+def test_clipped_stereo_192_khz_and_8_channels_work(model) -> None:
+    clipped = np.clip(20 * sing(220.0), -1, 1)
+    assert transfer.transfer(clipped, RATE, model).report["share_gated"] < 0.2
+    wide = np.stack([sing(220.0, rate=192000)] * 8, axis=1)
+    result = transfer.transfer(wide, 192000, model)
+    assert len(result.audio) == RATE and np.median(result.curves.f0) == pytest.approx(440, rel=0.01)
+    tone = sing(220.0, 0.5)
+    one_sided = transfer.transfer(np.stack([np.zeros_like(tone), tone], axis=1), RATE, model)
+    assert np.array_equal(one_sided.audio, transfer.transfer(tone / 2, RATE, model).audio)
+
+
+def test_the_output_never_clips(model) -> None:
+    frames = np.ones(100, np.float32)
+    loud = Curves(300 * frames, 10 * frames, frames, frames > 0, frames)
+    result = render(model, None, loud, TransferOptions(), 0, {}, 0.0)
+    assert np.abs(result.audio).max() == pytest.approx(10 ** (-1 / 20)) and result.report["peak_gain"] < -1
+
+
+def test_blocks_of_any_size_are_the_whole(model, song: np.ndarray, tmp_path: Path) -> None:
+    """40 s, cut at every 7 s, and read back in blocks: the same curves, the same sound."""
+    long = np.concatenate([song * gain for gain in (1.0, 0.5, 0.8, 0.3, 0.6, 0.9, 1.0, 0.7)])
+    blocks = np.split(long, range(7 * RATE, len(long), 7 * RATE))
+    one, other = transfer.transfer(long, RATE, model), transfer.transfer_blocks(iter(blocks), model)
+    assert np.array_equal(one.curves.f0, other.curves.f0) and np.array_equal(one.curves.gate, other.curves.gate)
+    assert len(one.audio) == len(long) and np.abs(one.audio - other.audio).max() < 1e-4
+    assert np.array_equal(np.concatenate(list(other.blocks())), other.audio)
+    assert np.array_equal(np.concatenate(list(other.blocks(1))), other.noise)
+    unequal = {key for key in one.report if one.report[key] != other.report[key]}
+    assert unequal <= {"times_real_time"}
+
+
+def test_a_long_recording_is_no_other_than_a_short_one(model, song: np.ndarray, monkeypatch) -> None:
+    """What is split and kept on disk after minutes is so here after seconds, and nothing changes."""
+    expected = transfer.transfer(song, RATE, model, TransferOptions(output_rate=44100))
+    monkeypatch.setattr("playing.offline_transfer._BLOCK_SAMPLES", 1000)
+    monkeypatch.setattr("voice.conditioning._BLOCK_SAMPLES", 1000)
+    monkeypatch.setattr("voice.voicing._BLOCK_FRAMES", 30)
+    monkeypatch.setattr("voice.mains_hum._BLOCK_FRAMES", 15)
+    monkeypatch.setattr("sound.audio_files._KEPT_BYTES", 1000)
+    result = transfer.transfer(song, RATE, model, TransferOptions(output_rate=44100))
+    assert np.array_equal(result.curves.gate, expected.curves.gate)
+    assert len(result.audio) == len(expected.audio) and np.abs(result.audio - expected.audio).max() < 1e-5
+    assert result.report["share_polyphonic"] == expected.report["share_polyphonic"]
+
+def test_options_reach_the_sound(model, song: np.ndarray) -> None:
+    plain = transfer.transfer(song, RATE, model, seed=3)
+    options = TransferOptions(transpose=3.0, noise_balance=-20.0, output_rate=48000)
+    result = transfer.transfer(song, RATE, model, options, seed=3)
+    assert result.sample_rate == 48000 and len(result.audio) == len(result.noise) == 3 * len(plain.audio)
+    assert result.report["seconds"] == plain.report["seconds"]
+    assert result.report["semitones"] == plain.report["semitones"] + 3
+    quieter = 20 * np.log10(np.std(result.noise) / np.std(plain.noise))
+    assert quieter - result.report["peak_gain"] + plain.report["peak_gain"] == pytest.approx(-20, abs=0.7)
+    assert np.abs(result.audio).max() <= 10 ** (-1 / 20) + 1e-6
+
+
+def test_progress_is_told_and_may_stop_it(model) -> None:
+    told = []
+    transfer.transfer(sing(220.0), RATE, model, progress=lambda *step: told.append(step))
+    steps, shares = zip(*told)
+    assert len(set(steps)) == len(steps) >= 4 and "trumpet" in "".join(steps)
+    assert shares[0] == 0 and shares[-1] == 1 and list(shares) == sorted(shares)
+
+    def stop(step: str, share: float) -> None:
+        raise InterruptedError("enough")
+
+    with pytest.raises(InterruptedError, match="enough"):
+        transfer.transfer(sing(220.0), RATE, model, progress=stop)
+
+
+def test_a_note_dies_away_without_a_click(model) -> None:
+    """The level falls over the release; no step of the waveform is larger than inside the note."""
+    result = transfer.transfer(np.concatenate([sing(220.0), pause(0.5)]), RATE, model)
+    end = np.flatnonzero(result.curves.voiced)[-1] + 1
+    level = 10 * np.log10(np.mean(result.audio.reshape(-1, 160) ** 2, axis=1) + 1e-20)
+    assert level[end + 4] < level[end - 5] - 6 and level[end + 8] < level[end - 5] - 15
+    assert level[end + 13 :].max() < -70
+    steps = np.abs(np.diff(result.harmonic))
+    assert steps[(end - 3) * 160 :].max() <= steps[: (end - 3) * 160].max()
+
+
+# --- notes and curves ----------------------------------------------------------------------------
+
+
+def test_notes_out_of_range_move_by_octaves(checkpoint_path: Path, model, tmp_path: Path) -> None:
+    track = mido.MidiTrack([mido.Message("note_on", note=33), mido.Message("note_off", note=33, time=480)])
+    mido.MidiFile(tracks=[track]).save(tmp_path / "bass.mid")
+    result = transfer.transfer_midi(tmp_path / "bass.mid", model)
+    assert result.report["semitones"] in (24, 36, 48) and result.report["share_out_of_range"] == 0
+    kept = transfer.transfer_midi(tmp_path / "bass.mid", model, TransferOptions(semitones=0.0))
+    assert kept.report["semitones"] == 0 and kept.report["share_out_of_range"] == 1
+
+
+@pytest.mark.parametrize("instrument", ["trumpet", "guitar"])
+def test_notes_are_as_loud_as_the_loud_ones_in_training_and_die_away_if_plucked(
+    write_checkpoint, tmp_path: Path, instrument: str
+) -> None:
+    model = transfer.load_model(write_checkpoint(instrument=instrument))
+    played = transfer.transfer_midi(write_notes(tmp_path / "note.mid", [64], velocity=127), model).curves.loudness
+    settings = model.settings.transfer
+    decay = settings.midi_plucked_decay if instrument == "guitar" else settings.midi_held_decay
+    loudest = model.statistics["loudness_quantiles"][95]
+    assert played[[4, 14, 24]] == pytest.approx([loudest - decay * seconds for seconds in (0.04, 0.14, 0.24)], abs=0.01)
+
+
+def test_a_transposition_comes_on_top_of_the_notes_own_register(model, tmp_path: Path) -> None:
+    high = write_notes(tmp_path / "high.mid", [74, 79])
+    for semitones, share in ((1, 0), (6, 0.5), (12, 1)):
+        report = transfer.transfer_midi(high, model, TransferOptions(transpose=semitones)).report
+        assert report["semitones"] == semitones and report["share_out_of_range"] == pytest.approx(share, abs=0.02)
+
+
+def test_one_note_too_high_moves_no_other(model, tmp_path: Path) -> None:
+    """No octave has more of these notes in range than their own has."""
+    path = write_notes(tmp_path / "stray.mid", [60] * 9 + [86])
+    report = transfer.transfer_midi(path, model).report
+    assert report["semitones"] == 0 and report["share_out_of_range"] == pytest.approx(0.1, abs=0.02)
+    folded = transfer.transfer_midi(path, model, TransferOptions(fold=True)).report
+    assert folded["semitones"] == 0 and folded["share_out_of_range"] == 0
+
+
+def test_curves_and_causal_playing_say_what_lies_out_of_range(model) -> None:
+    frames = np.ones(100)
+    for f0, share in ((300.0, 0.0), (3000.0, 1.0)):
+        tune = Melody(f0 * frames, -20 * frames, frames, frames > 0)
+        assert timbre_transfer.transfer_curves(tune, model).report["share_out_of_range"] == share
+    for semitones, share in ((12.0, 0.0), (36.0, 1.0)):
+        voice = [sing(220.0, 0.3)]
+        report = timbre_transfer.transfer_causal(voice, model, TransferOptions(semitones=semitones)).report
+        assert report["share_out_of_range"] == share

@@ -1,0 +1,119 @@
+"""scripts/check_dataset_nans.py names what would spoil a training, and nothing else."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import check_dataset_nans as check
+from conftest import harmonic_tone, melody
+from data import save_recording
+
+
+@pytest.fixture(scope="session")
+def sound(make_recording):
+    """A recording in which nothing is wrong."""
+    return make_recording(melody())
+
+
+def changed(recording, name, value, frame=30):
+    values = getattr(recording, name).clone()
+    values.reshape(-1)[frame] = value
+    return dataclasses.replace(recording, **{name: values})
+
+
+def problems_of(recording, tmp_path, config):
+    path = tmp_path / "data" / "take.pt"
+    path.parent.mkdir(exist_ok=True)
+    save_recording(path, recording)
+    return "; ".join(check.find_problems(path, config))
+
+
+def with_audio(recording, audio):
+    padded = np.zeros(recording.audio.shape[1], dtype=np.float32)
+    padded[: len(audio)] = audio[: len(padded)]
+    return dataclasses.replace(recording, audio=torch.from_numpy(padded)[None])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("f0", float("nan"), "f0 holds 1 NaN values"),
+        ("loudness", float("-inf"), "loudness holds 1 infinite values"),
+        ("periodicity", float("nan"), "periodicity holds 1 NaN values"),
+        ("audio", float("inf"), "audio holds 1 infinite values"),
+        ("audio", float("nan"), "audio holds 1 NaN values"),
+        ("f0", 0.0, "f0 is not positive everywhere"),
+        ("periodicity", 1.5, "periodicity leaves 0 to 1"),
+        ("loudness", -90.0, "loudness falls under -80 dB"),
+    ],
+)
+def test_one_wrong_number_is_found(sound, tmp_path, config, name, value, problem):
+    assert problems_of(sound, tmp_path, config) == ""
+    assert problem in problems_of(changed(sound, name, value), tmp_path, config)
+
+
+def test_wrong_shapes_and_foreign_files_are_found(sound, tmp_path, config):
+    short = dataclasses.replace(sound, loudness=sound.loudness[:, 1:])
+    assert "do not fit together" in problems_of(short, tmp_path, config)
+    (tmp_path / "data" / "take.pt").write_bytes(b"no recording")
+    assert check.find_problems(tmp_path / "data" / "take.pt", config) == ["is not a readable processed file"]
+
+
+def test_stale_settings_are_found(sound, tmp_path, config):
+    other = {**sound.extractor, "features": {**sound.extractor["features"], "crepe_model": "full"}}
+    assert "other settings" in problems_of(dataclasses.replace(sound, extractor=other), tmp_path, config)
+
+
+def test_silence_is_found(sound, tmp_path, config):
+    assert problems_of(with_audio(sound, np.zeros(9)), tmp_path, config) == "is silent"
+    quiet = 0.0009 * harmonic_tone(440, 0.5, n_harmonics=1, amplitude=1)
+    assert "nothing over -61 dBFS" in problems_of(with_audio(sound, quiet), tmp_path, config)
+    assert problems_of(with_audio(sound, 1.2 * quiet), tmp_path, config) == ""
+
+
+def test_clipping_is_found(sound, tmp_path, config):
+    tone = harmonic_tone(440, 1.0, n_harmonics=5, amplitude=1)
+    loud = tone / np.abs(tone).max()
+    assert "of a second at full scale" in problems_of(with_audio(sound, np.clip(2 * loud, -1, 1)), tmp_path, config)
+    softened = 0.5 * np.clip(8 * loud, -1, 1)
+    assert "in a row at its peak" in problems_of(with_audio(sound, softened), tmp_path, config)
+
+
+def test_normalised_recordings_are_not_clipped(sound, tmp_path, config):
+    for f0 in (82.4, 440.0, 1000.0):  # at 1 kHz the samples of each period are the same
+        tone = harmonic_tone(f0, 1.5, amplitude=1) * np.hanning(24000)
+        assert problems_of(with_audio(sound, tone / np.abs(tone).max()), tmp_path, config) == ""
+    square = 0.3 * np.sign(np.sin(2 * np.pi * 440 * np.arange(16000) / 16000 + 0.1))
+    assert "in a row" in problems_of(with_audio(sound, square), tmp_path, config)
+
+
+def test_folder_is_read_moved_and_counted(sound, tmp_path, capsys):
+    data, bad = tmp_path / "data", tmp_path / "bad"
+    for name in ("a.pt", "more/b.pt", "more/c.pt"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        save_recording(data / name, sound)
+    assert check.main(["--data_dir", str(data)]) == 0
+    assert "3 files, 0 bad" in capsys.readouterr().out
+    for _ in range(2):
+        save_recording(data / "more" / "b.pt", changed(sound, "f0", float("nan")))
+        assert check.main(["--data_dir", str(data), "--move_bad", str(bad)]) == 1
+        out = capsys.readouterr().out
+        assert "b.pt: f0 holds 1 NaN values -> " in out and "3 files, 1 bad" in out
+    assert sorted(path.name for path in bad.rglob("*.pt")) == ["b.2.pt", "b.pt"]
+    assert sorted(path.name for path in data.rglob("*.pt")) == ["a.pt", "c.pt"]
+    assert check.main(["--data_dir", str(data)]) == 0
+
+
+def test_bad_input_gets_a_sentence(tmp_path, capsys, caplog):
+    (tmp_path / "empty").mkdir()
+    assert check.main(["--data_dir", str(tmp_path / "empty")]) == 1
+    assert "holds no .pt files" in caplog.text
+    for arguments in (
+        ["--data_dir", str(tmp_path / "none")],
+        ["--data_dir", str(tmp_path), "--move_bad", str(tmp_path / "bad")],
+    ):
+        with pytest.raises(SystemExit):
+            check.parse_args(arguments)
+    assert "is not a folder" in capsys.readouterr().err

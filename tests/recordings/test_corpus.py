@@ -1,0 +1,220 @@
+"""No split leaks, an index never lies, and statistics are those of what is trained on."""
+
+import dataclasses
+import errno
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from data import Span, find_recordings, load_recording, save_recording
+from recordings import corpus
+from recordings.corpus import ENDS, boundary_of, measure_statistics, read_corpus
+from sound import atomic_files as files
+from test_data import with_train
+
+# --- split --------------------------------------------------------------------------------------
+
+
+def frames_of(spans):
+    return {(span.path, frame) for span in spans for frame in range(span.first_frame, span.first_frame + span.n_frames)}
+
+
+def sounds_of(spans):
+    return {load_recording(span.path).source["sha256"] for span in spans}
+
+
+def test_mixed_instruments_are_refused(tmp_path, config, counting_recording):
+    save_recording(tmp_path / "a.pt", counting_recording(10, "a", "trumpet"))
+    save_recording(tmp_path / "b.pt", counting_recording(10, "b", "oboe"))
+    with pytest.raises(ValueError, match=r"mixes instruments: trumpet \(a\.pt\), oboe \(b\.pt\); .*a folder for each"):
+        read_corpus(tmp_path, config)
+
+
+@pytest.mark.parametrize("n_takes", [5, 10, 34])
+def test_whole_takes_are_held_out(write_takes, config, n_takes):
+    corpus = read_corpus(write_takes([f"{i:064x}" for i in range(n_takes)]), config)
+    assert corpus.instrument == "trumpet"
+    assert len(corpus.validation) == max(1, round(0.1 * n_takes))
+    assert len(corpus.training) + len(corpus.validation) == n_takes
+    assert not {span.path for span in corpus.training} & {span.path for span in corpus.validation}
+    assert all((span.first_frame, span.n_frames) == (0, 200) for span in corpus.training + corpus.validation)
+
+
+def test_copies_of_a_take_stay_on_one_side(write_takes, config):
+    digests = [f"{i % 7:064x}" for i in range(28)]  # seven takes, four copies of each
+    corpus = read_corpus(write_takes(digests), with_train(config, val_fraction=0.4))
+    training, validation = sounds_of(corpus.training), sounds_of(corpus.validation)
+    assert (len(training), len(validation)) == (4, 3)
+    assert not training & validation
+    assert (len(corpus.training), len(corpus.validation)) == (16, 12)
+
+
+@pytest.mark.parametrize("n_takes", [1, 4])
+def test_of_few_takes_the_ends_are_held_out(write_takes, config, n_takes):
+    corpus = read_corpus(write_takes([f"{i:064x}" for i in range(n_takes)]), config)
+    assert len(corpus.training) == len(corpus.validation) == n_takes
+    assert not frames_of(corpus.training) & frames_of(corpus.validation)
+    for kept, held_out in zip(corpus.training, corpus.validation):
+        assert (kept.first_frame, kept.n_frames) == (0, 180)
+        assert (held_out.path, held_out.first_frame, held_out.n_frames) == (kept.path, 180, 20)
+
+
+def test_ends_of_copies_are_held_out_alike(write_takes, config):
+    corpus = read_corpus(write_takes(["same"] * 3), config)
+    assert {(span.first_frame, span.n_frames) for span in corpus.validation} == {(180, 20)}
+
+
+@pytest.mark.parametrize("n_takes", [2, 8])
+def test_nothing_is_held_out_on_request(write_takes, config, n_takes):
+    corpus = read_corpus(write_takes([f"{i:064x}" for i in range(n_takes)]), with_train(config, val_fraction=0.0))
+    assert corpus.validation == ()
+    assert len(corpus.training) == n_takes
+
+
+def test_split_does_not_depend_on_names(tmp_path, config, counting_recording):
+    held_out = []
+    for folder, names in (("one", "abcdefghij"), ("two", "jihgfedcba")):
+        (tmp_path / folder).mkdir()
+        for i, name in enumerate(names):
+            save_recording(tmp_path / folder / f"{name}.pt", counting_recording(10, f"{i:064x}"))
+        held_out.append(sounds_of(read_corpus(tmp_path / folder, config).validation))
+    assert held_out[0] == held_out[1]
+
+
+def test_a_stale_file_stops_the_training(write_takes, config):
+    folder = write_takes(["a"])
+    newer = dataclasses.replace(config, features=dataclasses.replace(config.features, f0_min=40.0))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"take_00\.pt was made with other settings"):
+            read_corpus(folder, newer)
+        read_corpus(folder, config)  # now the index knows the file, as one of these settings
+
+
+def test_second_time_no_file_is_opened(write_takes, config, monkeypatch):
+    folder = write_takes([f"{i:064x}" for i in range(8)])
+    first = read_corpus(folder, config)
+    opened = []
+    monkeypatch.setattr(corpus, "load_recording", lambda path, *_: opened.append(path.name) or load_recording(path))
+    assert read_corpus(folder, config) == first and opened == []
+    save_recording(folder / "take_03.pt", load_recording(folder / "take_02.pt"))
+    (folder / "take_05.pt").unlink()
+    later = read_corpus(folder, config)
+    assert opened == ["take_03.pt"] and len(later.training) == 6 and len(later.validation) == 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format_version": 1}', '{"files": {"a": 1}}'])
+def test_unusable_index_is_made_again(write_takes, config, content):
+    folder = write_takes(["a", "b"])
+    first = read_corpus(folder, config)
+    whole = (folder / ".index.json").read_text()
+    (folder / ".index.json").write_text(content)
+    assert read_corpus(folder, config) == first
+    assert (folder / ".index.json").read_text() == whole
+
+
+def test_index_that_cannot_be_written(write_takes, config, monkeypatch):
+    folder = write_takes(["a", "b"])
+    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
+    assert len(read_corpus(folder, config).training) == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["take_00.pt", "take_01.pt"]
+
+
+def test_boundary_keeps_both_sides_when_recordings_are_added(write_takes, config):
+    digests = [f"{i:02x}" * 32 for i in range(0, 200, 20)]
+    before = read_corpus(write_takes(digests), config)
+    folder = write_takes(digests + [f"{i:02x}" * 32 for i in range(1, 200, 20)])
+    after = read_corpus(folder, config, before.boundary)
+    assert sounds_of(before.validation) <= sounds_of(after.validation)
+    assert sounds_of(before.training) <= sounds_of(after.training)
+    assert after.boundary == before.boundary == "00" * 32
+    assert len(read_corpus(folder, config).validation) == 2
+
+
+@pytest.mark.parametrize("val_fraction", [0.1, 0.0])
+def test_few_takes_stay_divided_by_their_ends_when_recordings_are_added(write_takes, config, val_fraction):
+    settings = with_train(config, val_fraction=val_fraction)
+    digests = [f"{i:064x}" for i in range(40)]
+    before = read_corpus(write_takes(digests[:4]), settings)
+    after = read_corpus(write_takes(digests), settings, before.boundary)
+    assert frames_of(before.training) <= frames_of(after.training)
+    assert not frames_of(before.training) & frames_of(after.validation)
+    assert len(after.validation) == (40 if val_fraction else 0) and after.boundary == before.boundary == ENDS
+
+
+def test_what_a_checkpoint_says_of_the_division():
+    assert boundary_of({"schedule": {"boundary": "5" * 64}}) == "5" * 64
+    assert boundary_of({"schedule": {"boundary": ""}}) == ""  # nothing is held out
+    assert boundary_of({"schedule": {"boundary": None}}) == ENDS  # as it was written once
+    assert boundary_of({"schedule": {"learning_rate": 0.1}}) is boundary_of({"schedule": None}) is None
+
+
+def test_boundary_of_other_recordings_is_forgotten(write_takes, config):
+    folder = write_takes([f"{i:02x}" * 32 for i in range(10)])
+    for boundary in ("ff" * 32, "09" * 32):  # beyond the last take, and the last: nothing would be left to train on
+        assert read_corpus(folder, config, boundary) == read_corpus(folder, config)
+    assert len(read_corpus(folder, config, "08" * 32).training) == 1
+
+
+def test_held_out_sound_is_known_by_its_files_and_frames(tmp_path):
+    def identity(*spans, folder=tmp_path):
+        held_out = tuple(Span(folder / name, first, n_frames) for name, first, n_frames in spans)
+        return corpus.Corpus(folder, "trumpet", (), held_out).identify_validation()
+
+    one, two = ("a.pt", 0, 10), ("b.pt", 0, 10)
+    assert identity(one, two) == identity(two, one) == identity(one, two, folder=tmp_path / "moved")
+    others = [(one,), (two,), (one, ("b.pt", 0, 11)), (one, ("b.pt", 1, 10)), (one, ("in/b.pt", 0, 10))]
+    assert len({identity(*spans) for spans in [(one, two), *others]}) == 6
+
+
+# --- statistics ---------------------------------------------------------------------------------
+
+
+def test_statistics_are_the_quantiles_of_what_has_a_pitch(tmp_path, config, counting_recording):
+    recording = counting_recording(400)
+    recording.periodicity[0, 300:] = 0.2  # unvoiced
+    recording.loudness[0, 200:250] = -80  # at the floor
+    save_recording(tmp_path / "take.pt", recording)
+    statistics = measure_statistics([Span(tmp_path / "take.pt", 100, 300)], config)
+    heard = np.r_[100:200, 250:300]
+    steps = np.linspace(0, 1, 101)
+    # float32 curves against float64: 7 digits.
+    assert statistics["f0_quantiles"] == pytest.approx(np.quantile(100.0 + heard, steps), rel=1e-6)
+    assert statistics["loudness_quantiles"] == pytest.approx(np.quantile(-70 + heard / 1000, steps), rel=1e-6)
+    assert all(type(value) is float for values in statistics.values() for value in values)
+
+
+def test_statistics_of_a_melody(processed_file, config):
+    n_frames = load_recording(processed_file).n_frames
+    statistics = measure_statistics([Span(processed_file, 0, n_frames)], config)
+    f0 = statistics["f0_quantiles"]
+    assert f0[0] == pytest.approx(440, rel=0.03) and f0[-1] == pytest.approx(659.3, rel=0.03)  # half a semitone
+    assert all(low <= high for low, high in pairwise(statistics["loudness_quantiles"]))
+
+
+def test_statistics_of_much_data_are_sampled_evenly(write_takes, config, monkeypatch):
+    folder = write_takes([f"{i}" for i in range(8)], n_frames=500)
+    spans = [Span(path, 0, 500) for path in find_recordings(folder)]
+    whole = measure_statistics(spans, config)
+    monkeypatch.setattr(corpus, "_STATISTICS_RECORDINGS", 3)
+    monkeypatch.setattr(corpus, "_STATISTICS_FRAMES", 300)
+    opened = []
+    monkeypatch.setattr(corpus, "load_recording", lambda path: opened.append(path.name) or load_recording(path))
+    sampled = measure_statistics(spans, config)
+    assert opened == ["take_00.pt", "take_03.pt", "take_06.pt"]
+    fifth = 100.0 + np.arange(0, 500, 5)  # 3 takes of 500 frames are five times too many
+    assert sampled["f0_quantiles"] == pytest.approx(np.quantile(fifth, np.linspace(0, 1, 101)), rel=1e-6)
+    assert whole["f0_quantiles"] == pytest.approx(np.quantile(100.0 + np.arange(500), np.linspace(0, 1, 101)), rel=1e-6)
+
+
+def test_nothing_with_a_pitch(tmp_path, config, counting_recording):
+    recording = counting_recording(20)
+    recording.periodicity[:] = 0
+    save_recording(tmp_path / "noise.pt", recording)
+    with pytest.raises(ValueError, match="no frame of the training data has a pitch"):
+        measure_statistics([Span(tmp_path / "noise.pt", 0, 20)], config)
+
+
+def test_one_take_at_least_is_left_to_train_on(write_takes, config):
+    corpus = read_corpus(write_takes([f"{i:064x}" for i in range(5)]), with_train(config, val_fraction=0.95))
+    assert (len(corpus.training), len(corpus.validation)) == (1, 4)

@@ -1,0 +1,64 @@
+"""files.py: what is written is there whole or not at all, whoever else writes it."""
+
+import hashlib
+import os
+
+import pytest
+import torch
+
+from sound.atomic_files import hash_file, load_tensors, replacing, save_tensors, write_text
+
+
+def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.txt"
+    with replacing(path) as partial:
+        partial.write_text("half")
+        assert not path.exists() and partial.parent == path.parent
+    assert path.read_text() == "half" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
+def test_what_fails_leaves_what_was_there(tmp_path, error):
+    path = tmp_path / "a.txt"
+    write_text(path, "♯ before")
+    with pytest.raises(type(error)), replacing(path) as partial:
+        partial.write_text("half")
+        raise error
+    assert path.read_text(encoding="utf-8") == "♯ before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_those_who_write_the_same_file_do_not_meet(tmp_path):
+    path = tmp_path / "a.txt"
+    with replacing(path, shared=True) as mine:
+        mine.write_text("mine")
+        write_text(path, "another's", shared=True)
+        assert path.read_text() == "another's" and mine.read_text() == "mine"
+    assert path.read_text() == "mine" and list(tmp_path.iterdir()) == [path]
+
+
+def test_links_are_followed_and_devices_stay(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_text(tmp_path / "link", "text")
+    assert (tmp_path / "file").read_text() == "text" and (tmp_path / "link").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text(tmp_path / "pipe", "text")
+    assert os.read(reader, 9) == b"text" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_tensors_come_back_and_nothing_else_is_run(tmp_path, mmap, bomb):
+    path, (thing, exploded) = tmp_path / "a.pt", bomb
+    save_tensors(path, {"numbers": torch.arange(3), "name": "a"})
+    content = load_tensors(path, mmap)
+    assert content["name"] == "a" and content["numbers"].tolist() == [0, 1, 2]
+    torch.save(thing, path)
+    with pytest.raises(ValueError, match=r"a\.pt cannot be read"):
+        load_tensors(path, mmap)
+    assert not exploded.exists()
+
+
+def test_digest_is_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert hash_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()

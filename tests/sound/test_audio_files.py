@@ -1,0 +1,312 @@
+"""Any sound file is read, the same in blocks as at once, and none that is too long or lies about its length."""
+
+import struct
+
+import av
+import librosa
+import numpy as np
+import pytest
+import soundfile
+
+from sound import audio_files
+from sound.audio_files import SUFFIXES, Scratch, load_audio, prepare_audio, read_blocks, resample_blocks, slices
+
+# What FFmpeg writes here, and how much longer it may come back: an encoder's own frames.
+RECORDED = {"m4a": "aac", "mp4": "aac", "aac": "aac", "webm": "libopus", "3gp": "aac"}
+
+
+def record(path, tone, rate, codec, container=None):
+    """Write mono or stereo float sound [C, N] as a phone or a browser does."""
+    with av.open(str(path), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=rate, layout="stereo" if len(tone) == 2 else "mono")
+        for start in range(0, tone.shape[1], 960):
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(tone[:, start : start + 960], np.float32),
+                                               "fltp", stream.layout.name)  # fmt: skip
+            frame.sample_rate, frame.pts = rate, start
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+
+
+def sine(seconds, rate=48000, hertz=440):
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def peak_hz(audio, sample_rate):
+    return np.abs(np.fft.rfft(audio * np.hanning(len(audio)))).argmax() * sample_rate / len(audio)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize(("file_rate", "n_channels"), [(44100, 1), (44100, 2), (16000, 2)])
+def test_formats(tmp_path, suffix, file_rate, n_channels):
+    path = tmp_path / f"tone.{suffix}"
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(file_rate) / file_rate)
+    soundfile.write(path, np.stack([tone] * n_channels, axis=1), file_rate)
+    audio = load_audio(path, 16000)
+    assert audio.dtype == np.float32 and audio.ndim == 1
+    assert len(audio) == pytest.approx(16000, abs=2400 if suffix == "mp3" else 1)  # mp3 pads to its own frames
+    assert abs(peak_hz(audio, 16000) - 440) <= 1
+    middle = audio[4000:12000]
+    assert np.sqrt(np.mean(middle**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.02)  # lossy formats: 1 %
+
+
+@pytest.mark.parametrize(("file_rate", "n_channels"), [(192000, 1), (48000, 8), (8000, 1), (22050, 3), (11025, 1)])
+def test_rates_and_channels(tmp_path, file_rate, n_channels):
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(file_rate) / file_rate)
+    soundfile.write(tmp_path / "tone.wav", np.stack([tone] * n_channels, axis=1), file_rate, subtype="FLOAT")
+    audio = load_audio(tmp_path / "tone.wav", 16000)
+    assert len(audio) == 16000
+    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
+    # Aligned to the sample: one sample late would be 0.09 off. soxr's own error in the middle is under 1e-4.
+    assert np.abs(audio - expected)[1000:-1000].max() <= 1e-3
+
+
+def test_channels_are_averaged(tmp_path):
+    left, right = np.random.default_rng(0).uniform(-1, 1, (2, 1000)).astype(np.float32)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([left, right], axis=1), 16000, subtype="FLOAT")
+    assert np.array_equal(load_audio(tmp_path / "stereo.wav", 16000), (left + right) / 2)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "mp3", "m4a"])
+def test_a_side_that_is_upside_down_does_not_silence_the_other(tmp_path, suffix, caplog):
+    voice = np.concatenate([np.zeros(16000, np.float32), sine(1.0, 16000)])  # silence first: nothing to tell yet
+    sides = np.stack([voice, -voice], axis=1)
+    path = tmp_path / f"take.{suffix}"
+    record(path, sides.T, 16000, "aac") if suffix == "m4a" else soundfile.write(path, sides, 16000)
+    audio = load_audio(path, 16000)
+    assert np.sqrt(np.mean(audio[-12000:] ** 2)) == pytest.approx(np.sqrt(np.mean(voice[-12000:] ** 2)), rel=0.05)
+    assert caplog.text.count("channels cancel each other") == 1
+
+
+def test_sides_that_differ_are_averaged_all_the_same(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    sides = 0.1 * rng.standard_normal((16000, 2)).astype(np.float32)
+    sides[8000:, 1] = -0.7 * sides[8000:, 0]  # partly opposed
+    soundfile.write(tmp_path / "take.wav", sides, 16000, subtype="FLOAT")
+    np.testing.assert_allclose(load_audio(tmp_path / "take.wav", 16000), sides.mean(axis=1), atol=1e-7)
+    assert not caplog.text
+
+
+def test_what_lies_above_the_new_nyquist_does_not_come_back(tmp_path):
+    tone = 0.5 * np.sin(2 * np.pi * 11000 * np.arange(48000) / 48000)
+    soundfile.write(tmp_path / "high.wav", tone, 48000, subtype="FLOAT")
+    audio = load_audio(tmp_path / "high.wav", 16000)
+    assert np.abs(audio[1000:-1000]).max() < 1e-4  # soxr's high quality rejects 100 dB; decimation alone would give 0.5
+
+
+def test_clipped_sound_is_read_as_it_is(tmp_path):
+    soundfile.write(tmp_path / "hot.wav", np.full(1000, 3.0), 16000, subtype="FLOAT")
+    assert (load_audio(tmp_path / "hot.wav", 16000) == 3).all()
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*nowhere\.wav"):
+        load_audio(tmp_path / "nowhere.wav", 16000)
+
+
+def test_folder(tmp_path):
+    with pytest.raises(ValueError, match="is a folder, a sound file is expected"):
+        load_audio(tmp_path, 16000)
+
+
+@pytest.mark.parametrize("content", [b"", b"This is not a sound.\n" * 40, b"RIFF\x00\x00\x00\x00WAVE"],
+                         ids=["no bytes", "text", "half a header"])
+def test_not_a_sound_file(tmp_path, content):
+    (tmp_path / "song.wav").write_bytes(content)
+    with pytest.raises(ValueError, match=r"song\.wav cannot be read as sound"):
+        load_audio(tmp_path / "song.wav", 16000)
+
+
+def test_file_without_samples(tmp_path):
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    with pytest.raises(ValueError, match=r"empty\.wav holds no samples"):
+        load_audio(tmp_path / "empty.wav", 16000)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("file_rate", [16000, 44100])
+def test_samples_that_are_not_finite(tmp_path, value, file_rate):
+    samples = np.zeros(1000, np.float32)
+    samples[500] = value
+    soundfile.write(tmp_path / "broken.wav", samples, file_rate, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"broken\.wav holds samples that are not finite"):
+        load_audio(tmp_path / "broken.wav", 16000)
+
+
+def test_prepared_audio_names_itself():
+    with pytest.raises(ValueError, match="the microphone holds no samples"):
+        prepare_audio(np.zeros(0), 48000, 16000, "the microphone")
+    assert prepare_audio(np.zeros(480, np.float64), 48000, 16000).dtype == np.float32
+
+
+# --- what phones and browsers record ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", RECORDED)
+@pytest.mark.parametrize("n_channels", [1, 2])
+def test_recordings_of_phones_and_browsers(tmp_path, suffix, n_channels):
+    assert f".{suffix}" in SUFFIXES
+    path = tmp_path / f"take.{suffix}"
+    record(path, np.stack([sine(1.0)] * n_channels), 48000, RECORDED[suffix])
+    audio = load_audio(path, 16000)
+    assert audio.dtype == np.float32 and audio.ndim == 1
+    assert len(audio) == pytest.approx(16000, abs=1600)  # encoders pad to frames of their own, raw aac starts late too
+    assert abs(peak_hz(audio, 16000) - 440) <= 1
+    assert np.sqrt(np.mean(audio[4000:12000] ** 2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.03)  # lossy
+
+
+def test_a_wrong_suffix_does_not_matter(tmp_path):
+    record(tmp_path / "take.wav", sine(0.5)[None], 48000, "aac", "mp4")
+    assert abs(peak_hz(load_audio(tmp_path / "take.wav", 16000), 16000) - 440) <= 2
+
+
+def test_a_name_is_not_an_address(tmp_path):
+    path = tmp_path / "concat:take|two.m4a"
+    record(tmp_path / "take.m4a", sine(0.2)[None], 48000, "aac")
+    (tmp_path / "take.m4a").rename(path)
+    assert len(load_audio(path, 16000)) > 0
+
+
+@pytest.mark.parametrize("playlist", ["#EXTM3U\n#EXTINF:1,\nsecret.ts\n#EXT-X-ENDLIST\n",
+                                      "ffconcat version 1.0\nfile secret.m4a\n"])  # fmt: skip
+def test_a_list_of_other_files_is_not_followed(tmp_path, playlist, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record(tmp_path / "secret.m4a", sine(0.5)[None], 48000, "aac")
+    record(tmp_path / "secret.ts", sine(0.5)[None], 48000, "aac", "mpegts")
+    (tmp_path / "song.m4a").write_text(playlist)
+    with pytest.raises(ValueError, match=r"song\.m4a cannot be read as sound"):
+        load_audio("song.m4a", 16000)
+
+
+def test_a_film_without_sound(tmp_path):
+    with av.open(str(tmp_path / "silent.mp4"), "w") as file:
+        stream = file.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for _ in range(3):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
+        file.mux(stream.encode(None))
+    with pytest.raises(ValueError, match=r"silent\.mp4 holds no samples"):
+        load_audio(tmp_path / "silent.mp4", 16000)
+
+
+def test_half_a_recording(tmp_path):
+    record(tmp_path / "take.m4a", sine(2.0)[None], 48000, "aac")
+    content = (tmp_path / "take.m4a").read_bytes()
+    (tmp_path / "take.m4a").write_bytes(content[: len(content) // 2])  # its index stands at the end
+    with pytest.raises(ValueError, match=r"take\.m4a cannot be read as sound"):
+        load_audio(tmp_path / "take.m4a", 16000)
+
+
+def test_a_recording_damaged_midway(tmp_path):
+    record(tmp_path / "take.aac", sine(2.0)[None], 48000, "aac")
+    content = bytearray((tmp_path / "take.aac").read_bytes())
+    middle = content.index(b"\xff\xf1", len(content) // 2)
+    content[middle + 7 : middle + 200] = bytes(range(193))
+    (tmp_path / "take.aac").write_bytes(content)
+    with pytest.raises(ValueError, match=r"take\.aac cannot be read as sound"):
+        load_audio(tmp_path / "take.aac", 16000)
+
+
+def test_a_rate_that_changes_midway(tmp_path):
+    record(tmp_path / "a.aac", sine(0.3)[None], 48000, "aac")
+    record(tmp_path / "b.aac", sine(0.3, 44100)[None], 44100, "aac")
+    (tmp_path / "take.aac").write_bytes((tmp_path / "a.aac").read_bytes() + (tmp_path / "b.aac").read_bytes())
+    with pytest.raises(ValueError, match=r"take\.aac changes its sample rate or its channels midway"):
+        load_audio(tmp_path / "take.aac", 16000)
+
+
+# --- length ---------------------------------------------------------------------------------------
+
+
+def test_headerless_samples_are_no_sound_file(tmp_path):
+    (tmp_path / "take.raw").write_bytes(bytes(1000))
+    with pytest.raises(ValueError, match=r"take\.raw cannot be read as sound \(its format is not known\)"):
+        load_audio(tmp_path / "take.raw", 16000)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "m4a"])
+def test_limit(tmp_path, suffix):
+    path = tmp_path / f"take.{suffix}"
+    if suffix == "m4a":
+        record(path, sine(2.0)[None], 48000, "aac")
+    else:
+        soundfile.write(path, sine(2.0), 48000)
+    assert len(load_audio(path, 16000, max_seconds=2.1)) == pytest.approx(32000, abs=1000)
+    with pytest.raises(ValueError, match=rf"take\.{suffix} lasts longer than the limit of 1.9 s; trim it"):
+        load_audio(path, 16000, max_seconds=1.9)
+
+
+def test_limit_is_exact(tmp_path):
+    soundfile.write(tmp_path / "take.wav", sine(1.0), 48000)
+    assert len(load_audio(tmp_path / "take.wav", 16000, max_seconds=1.0)) == 16000
+    soundfile.write(tmp_path / "take.wav", sine(1.0 + 1 / 48000), 48000)
+    with pytest.raises(ValueError, match="limit of 1 s"):
+        load_audio(tmp_path / "take.wav", 16000, max_seconds=1.0)
+
+
+@pytest.mark.parametrize("suffix", ["flac", "webm"])
+def test_hours_in_a_small_file_are_not_decoded(tmp_path, suffix, monkeypatch):
+    path = tmp_path / f"hours.{suffix}"
+    if suffix == "webm":
+        record(path, np.zeros((1, 60 * 48000), np.float32), 48000, "libopus")
+    else:
+        soundfile.write(path, np.zeros(3600 * 8000, np.int16), 8000)
+    assert path.stat().st_size < 500_000
+    seen, check = [], audio_files._check
+    monkeypatch.setattr(audio_files, "_check", lambda audio, name: (seen.append(len(audio)), check(audio, name)))
+    with pytest.raises(ValueError, match="limit of 5 s"):
+        load_audio(path, 16000, max_seconds=5)
+    assert sum(seen) <= 5 * 48000  # nothing beyond the limit was taken in
+
+
+def test_a_header_that_promises_hours(tmp_path):
+    soundfile.write(tmp_path / "take.wav", sine(0.5, 16000), 16000)
+    content = bytearray((tmp_path / "take.wav").read_bytes())
+    content[40:44] = struct.pack("<I", 0xFFFFFF00)  # bytes of samples that are said to follow
+    (tmp_path / "take.wav").write_bytes(content)
+    assert len(load_audio(tmp_path / "take.wav", 16000, max_seconds=1)) == 8000
+
+
+@pytest.mark.parametrize("rate", [1, 999, 1_000_001, 2**31 - 1])
+def test_a_rate_that_nobody_records_at(tmp_path, rate):
+    soundfile.write(tmp_path / "take.wav", sine(0.5, 16000), 16000)
+    content = bytearray((tmp_path / "take.wav").read_bytes())
+    content[24:28] = struct.pack("<I", rate)
+    (tmp_path / "take.wav").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"take\.wav says that it has {rate} samples a second"):
+        load_audio(tmp_path / "take.wav", 16000)  # at 1 Hz this would become 128 million samples
+
+
+# --- blocks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 44100, 48000, 192000])
+@pytest.mark.parametrize("n_samples", [1, 100, 70001])
+def test_resampling_does_not_depend_on_the_blocks(rate, n_samples):
+    sound = np.random.default_rng(0).standard_normal(n_samples).astype(np.float32)
+    whole = librosa.resample(sound, orig_sr=rate, target_sr=16000, res_type="soxr_hq")  # at once
+    for size in (n_samples, 1000, 33333):
+        blocks = [sound[start : start + size] for start in range(0, n_samples, size)]
+        assert np.array_equal(np.concatenate(list(resample_blocks(blocks, rate, 16000))), whole)
+    assert np.array_equal(prepare_audio(sound, rate, 16000), whole)
+
+
+def test_a_file_is_read_in_blocks(tmp_path):
+    soundfile.write(tmp_path / "take.wav", np.random.default_rng(0).uniform(-1, 1, (5 * 44100, 2)), 44100)
+    blocks = list(read_blocks(tmp_path / "take.wav", 16000))
+    assert len(blocks) > 4 and max(map(len, blocks)) < 20000
+    assert np.array_equal(np.concatenate(blocks), load_audio(tmp_path / "take.wav", 16000))
+
+
+@pytest.mark.parametrize("kept", [10, 10**6])
+def test_scratch_reads_as_an_array_does(kept: int, monkeypatch) -> None:
+    """In memory and on disk; what is read can be written to."""
+    monkeypatch.setattr(audio_files, "_KEPT_BYTES", kept)
+    sound = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    scratch = Scratch(np.split(sound, [1, 300, 300]))
+    for part in (slice(None), slice(0, 1), slice(5, 900), slice(990, 2000), slice(1000, None), slice(-10, -2)):
+        assert np.array_equal(scratch[part], sound[part])
+    scratch[:10][:] = 0
+    scratch.append(np.ones(3))
+    assert len(scratch) == 1003 and np.array_equal(scratch[:], [*sound, 1, 1, 1])
+    assert [*slices(7, 3)] == [slice(0, 3), slice(3, 6), slice(6, 7)] and [*slices(0, 3)] == []

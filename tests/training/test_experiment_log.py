@@ -1,0 +1,319 @@
+"""tracking.py: what a run leaves on disk, in W&B's own files and on its page; nothing of it may stop a training."""
+
+import dataclasses
+import json
+import shutil
+import struct
+import subprocess
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from conftest import melody
+from data import Span, load_recording, save_recording
+from loss import StftLoss
+from model import build_model
+from recordings.corpus import Corpus
+from training import experiment_log as tracking
+from training.experiment_log import Tracker, choose_run_name, read_metrics, write_page
+from training.held_out_phrases import choose_phrases, draw_phrase, loudest_passage, play_phrase
+
+
+@pytest.fixture
+def corpus(tmp_path, make_recording):
+    """Two recordings of a melody, one of them held out."""
+    for name in ("kept", "held"):
+        save_recording(tmp_path / f"{name}.wav.pt", make_recording(melody(), name=f"{name}.wav"))
+    n_frames = load_recording(tmp_path / "kept.wav.pt").n_frames
+    spans = [Span(tmp_path / f"{name}.wav.pt", 0, n_frames) for name in ("kept", "held")]
+    return Corpus(tmp_path, "trumpet", (spans[0],), (spans[1],))
+
+
+@pytest.fixture
+def model(small_config):
+    torch.manual_seed(0)
+    return build_model(small_config, "trumpet")
+
+
+@pytest.fixture
+def no_account(monkeypatch, tmp_path):
+    """An environment in which nobody has ever logged in to W&B."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+def read_wandb_file(path):
+    """Yield the records of W&B's own file: a log in LevelDB's format, behind seven bytes of its own."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    tracking._stop_wandb()  # its process may still be writing
+    content, position, whole = path.read_bytes(), 7, b""
+    assert content[:4] == b":W&B"
+    while position + 7 <= len(content):
+        if (left := 32768 - position % 32768) < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
+        whole += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = Record()
+            record.ParseFromString(whole)
+            whole = b""
+            yield record
+
+
+def watch(folder, config, corpus, resumed_at=0):
+    return Tracker(folder, config, corpus, choose_phrases(corpus), resumed_at)
+
+
+def train_a_little(tracker, epochs, first_step=1):
+    for epoch in epochs:
+        step = first_step + epoch - 1
+        tracker.log_step(epoch - 1, step, {"train_loss": 2.0 / epoch, "grad_norm": 1.0, "learning_rate": 0.001})
+        tracker.log_epoch(epoch, step, 2.0 / epoch, StftLoss(3.0 / epoch, 1.0, 0.5))
+
+
+# --- W&B ----------------------------------------------------------------------------------------
+
+
+def test_offline_runs_of_a_resumed_training_are_one_run(tmp_path, corpus, model, small_config, no_account, caplog):
+    caplog.set_level("INFO")
+    folder = tmp_path / "runs" / "quiet-echo"
+    for epochs in ([1, 2], [3]):
+        tracker = watch(folder, small_config, corpus, resumed_at=epochs[0] - 1)
+        tracker.start_wandb(None, "some-project", "abcd1234")
+        train_a_little(tracker, epochs)
+        tracker.log_phrases(epochs[-1], epochs[-1], model, corpus)
+        tracker.finish(0)
+    assert "W&B is offline (`wandb login` once" in caplog.text
+    assert f"its 2 parts in the order of their names: wandb sync {folder}/wandb/offline-run-*-abcd1234" in caplog.text
+    records = [list(read_wandb_file(path)) for path in sorted(folder.glob("wandb/offline-run-*/run-abcd1234.wandb"))]
+    assert len(records) == 2
+    for part in records:
+        run = next(record.run for record in part if record.WhichOneof("record_type") == "run")
+        assert (run.run_id, run.display_name, run.project) == ("abcd1234", "quiet-echo", "some-project")
+        axes = {record.metric.name or record.metric.glob_name: record.metric.step_metric for record in part
+                if record.WhichOneof("record_type") == "metric"}  # fmt: skip
+        assert axes["train_*"] == "step" and axes["val_*"] == "epoch" and axes["grad_norm"] == "step"
+        assert [record.exit.exit_code for record in part if record.WhichOneof("record_type") == "exit"] == [0]
+    history = [{(item.key or "/".join(item.nested_key)): item.value_json for item in record.history.item}
+               for part in records for record in part if record.WhichOneof("record_type") == "history"]  # fmt: skip
+    losses = [(row["step"], row["train_loss"]) for row in history if "train_loss" in row]
+    assert [int(step) for step, _ in losses] == [1, 2, 3]
+    assert [float(loss) for _, loss in losses] == pytest.approx([2, 1, 2 / 3])
+    assert [float(row["val_loss"]) for row in history if "val_loss" in row] == [3, 1.5, 1]
+    sounds = [row for row in history if "phrase_1_target/path" in row]
+    assert len(sounds) == 2 and all("phrase_1_picture/path" in row for row in sounds)
+    files = {path.name for path in folder.glob("wandb/offline-run-*/files/media/audio/*.wav")}
+    assert {name.split("_")[2] for name in files} == set(tracking.SOUNDS)
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_what_wandb_does_not_take_once_is_said_once_and_the_rest_is_kept(
+    tmp_path, corpus, small_config, no_account, monkeypatch, caplog
+):
+    folder = tmp_path / "run"
+    tracker = watch(folder, small_config, corpus)
+    tracker.start_wandb("offline", "p", "abcd1234")
+    take = tracker._wandb.log
+
+    def fail(values):
+        raise OSError("no space left")
+
+    for epoch in (1, 2, 3, 4):
+        monkeypatch.setattr(tracker._wandb, "log", fail if epoch in (2, 3) else take)
+        train_a_little(tracker, [epoch])
+    tracker.finish(0)
+    assert caplog.messages.count("not tracked, training goes on: OSError: no space left") == 1
+    assert [record["step"] for record in read_metrics(folder) if record["kind"] == "step"] == [1, 2, 3, 4]
+    records = list(read_wandb_file(next(folder.glob("wandb/offline-run-*/*.wandb"))))
+    rows = [{"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+            for record in records if record.WhichOneof("record_type") == "history"]  # fmt: skip
+    assert [row["step"] for row in rows if "train_loss" in row] == ["1", "4"]
+    assert [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"] == [0]
+
+
+def test_without_a_network_the_run_is_kept_offline(tmp_path, corpus, small_config, no_account, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(tracking, "_INIT_SECONDS", 2)
+    tracker = watch(tmp_path / "run", small_config, corpus)
+    tracker.start_wandb(None, "p", "abcd1234")
+    train_a_little(tracker, [1])
+    tracker.finish(0)
+    assert "W&B cannot be reached: this run is kept offline" in caplog.text
+    assert len(list(tmp_path.glob("run/wandb/offline-run-*/*.wandb"))) == 1
+
+
+@pytest.mark.parametrize("given", ["flag", "variable"])
+def test_disabled(tmp_path, corpus, small_config, no_account, monkeypatch, given):
+    monkeypatch.setenv("WANDB_MODE", "disabled" if given == "variable" else "online")
+    tracker = watch(tmp_path / "run", small_config, corpus)
+    tracker.start_wandb("disabled" if given == "flag" else None, "p", "abcd1234")
+    tracker.finish(0)
+    assert not (tmp_path / "run" / "wandb").exists() and (tmp_path / "run" / "index.html").exists()
+
+
+def test_a_key_is_found_where_wandb_login_leaves_it(tmp_path, no_account, monkeypatch):
+    assert not tracking._has_key()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40 + "\n")
+    assert tracking._has_key()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not tracking._has_key()
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert tracking._has_key()
+
+
+# --- the folder ---------------------------------------------------------------------------------
+
+
+def test_what_is_trained_again_is_recorded_once(tmp_path, corpus, small_config):
+    tracker = watch(tmp_path / "run", small_config, corpus)
+    train_a_little(tracker, [1, 2, 3])
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "step", "st')  # killed in the middle of a line
+    train_a_little(watch(tmp_path / "run", small_config, corpus, resumed_at=2), [3, 4])
+    records = read_metrics(tmp_path / "run")
+    assert [record["step"] for record in records if record["kind"] == "step"] == [1, 2, 3, 4]
+    assert [record["epoch"] for record in records if record["kind"] == "epoch"] == [1, 2, 3, 4]
+    assert [record["step"] for record in records if record["kind"] == "start"] == [0, 2]
+
+
+def test_phrases_are_level_matched_and_their_parts_add_up(corpus, model, config):
+    (span,) = choose_phrases(corpus).values()
+    phrase = loudest_passage(span, config)
+    assert phrase.name == "held.wav"
+    sounds, gain = play_phrase(model, phrase)
+    levels = {name: np.sqrt(np.mean(sounds[name] ** 2)) for name in sounds}
+    assert levels["resynthesis"] == pytest.approx(levels["target"], rel=1e-3)
+    # The parts add up in float32.
+    assert sounds["harmonic"] + sounds["noise"] == pytest.approx(sounds["resynthesis"], abs=1e-6)
+    sound = model(phrase.f0, phrase.loudness, torch.Generator().manual_seed(0))[0].detach().numpy()
+    scale = np.abs(sounds["target"]).max() / np.abs(phrase.target).max()  # less than 1 where a sound would clip
+    assert scale * 10 ** (gain / 20) * sound == pytest.approx(sounds["resynthesis"], abs=1e-5)
+    assert all(np.abs(part).max() <= 1 for part in sounds.values())
+    again, _ = play_phrase(model, phrase)
+    assert all(np.array_equal(sounds[name], again[name]) for name in sounds)
+
+
+def test_a_phrase_is_the_loudest_passage_inside_the_span(tmp_path, config, counting_recording):
+    recording = counting_recording(2000)  # 20 s, louder to the end
+    save_recording(tmp_path / "take.pt", recording)
+    phrase = loudest_passage(Span(tmp_path / "take.pt", 100, 1000), config)
+    assert phrase.f0.shape == (1, 400, 1) and phrase.f0[0, 0, 0] == 100 + 700 and phrase.f0[0, -1, 0] == 100 + 1099
+    assert phrase.target[0] == 700 and len(phrase.target) == 400 * 160
+
+
+def held_out(folder, *names):
+    return tuple(Span(folder / name, 0, 100) for name in names)
+
+
+def test_at_most_three_phrases_and_some_even_if_nothing_is_held_out(tmp_path):
+    spans = held_out(tmp_path, *(f"{number}/take.pt" for number in range(10)))
+    chosen = choose_phrases(Corpus(tmp_path, "trumpet", (), spans))
+    assert list(chosen) == ["0/take.pt", "4/take.pt", "8/take.pt"] and chosen["4/take.pt"] == spans[4]
+    assert list(choose_phrases(Corpus(tmp_path, "trumpet", spans[:1], ()))) == ["0/take.pt"]
+
+
+def test_a_resumed_training_keeps_its_phrases(tmp_path):
+    before = list(choose_phrases(Corpus(tmp_path, "trumpet", (), held_out(tmp_path, "b", "d", "f"))))
+    moved = tmp_path / "elsewhere"
+    more = Corpus(moved, "trumpet", (), held_out(moved, "a", "b", "c", "e", "f"))
+    assert choose_phrases(more, before) == {"b": more.validation[1], "d": None, "f": more.validation[4]}
+    others = Corpus(tmp_path, "trumpet", (), held_out(tmp_path, "x", "y"))
+    assert list(choose_phrases(others, before)) == ["x", "y"]
+
+
+def test_a_phrase_that_has_not_arrived_is_left_out_until_it_has(tmp_path, corpus, model, small_config):
+    first = Span(corpus.folder / "still to come.pt", 0, 100)
+    whole = dataclasses.replace(corpus, validation=(first, *corpus.validation))
+    tracker = Tracker(tmp_path / "run", small_config, corpus, choose_phrases(whole))
+    tracker.log_phrases(5, 50, model, corpus)
+    save_recording(first.path, load_recording(corpus.validation[0].path))
+    tracker.log_phrases(10, 100, model, whole)
+    phrases = [record["phrases"] for record in read_metrics(tmp_path / "run") if record["kind"] == "phrases"]
+    assert [[(phrase["number"], phrase["name"]) for phrase in shown] for shown in phrases] == [
+        [(2, "held.wav")], [(1, "still to come"), (2, "held.wav")]
+    ]  # fmt: skip
+    assert [shown[-1]["stem"] for shown in phrases] == ["epoch_0005_phrase_2", "epoch_0010_phrase_2"]
+
+
+def test_sounds_and_pictures_are_on_disk(tmp_path, corpus, model, small_config):
+    folder = tmp_path / "run"
+    tracker = watch(folder, small_config, corpus)
+    tracker.log_phrases(5, 50, model, corpus)
+    target, sample_rate = soundfile.read(folder / "sounds" / "epoch_0005_phrase_1_target.wav", dtype="float32")
+    sounds, _ = play_phrase(model, loudest_passage(corpus.validation[0], small_config))
+    assert sample_rate == 16000 and target == pytest.approx(sounds["target"], abs=1 / 32000)  # 16 bits
+    assert len(list((folder / "sounds").iterdir())) == 4
+    assert {path.name for path in (folder / "pictures").iterdir()} == {
+        "epoch_0005_phrase_1_light.png", "epoch_0005_phrase_1_dark.png"
+    }  # fmt: skip
+
+
+def test_a_picture_shows_where_the_sound_is(corpus, model, config):
+    phrase = loudest_passage(corpus.validation[0], config)
+    sounds, _ = play_phrase(model, phrase)
+    figure = draw_phrase(phrase, sounds, config)
+    image = figure.axes[2].images[0].get_array()  # (513, frames) of the target
+    loudest = 16000 / 1024 * image[:, 20].argmax()
+    assert loudest == pytest.approx(440, abs=16)  # the melody's first note, to a bin
+    assert np.array_equal(np.isnan(figure.axes[0].lines[0].get_ydata()), ~phrase.voiced)
+
+
+def test_nothing_that_fails_stops_a_training(tmp_path, corpus, model, small_config, caplog):
+    (tmp_path / "run").write_text("a file where the folder should be")
+    tracker = watch(tmp_path / "run", small_config, corpus)
+    tracker.start_wandb("offline", "p", "abcd1234")
+    train_a_little(tracker, [1])
+    tracker.log_phrases(1, 1, model, corpus)
+    tracker.finish(0)
+    assert "not tracked, training goes on: " in caplog.text and "Traceback" not in caplog.text
+
+
+def test_names(tmp_path):
+    names = {choose_run_name(tmp_path) for _ in range(20)}
+    assert len(names) > 5 and all(len(name.split("-")) == 2 for name in names)
+    assert choose_run_name(tmp_path, "mine") == "mine"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine-2").mkdir()
+    assert choose_run_name(tmp_path, "mine") == "mine-3"
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def browse(path):
+    """Return the page's DOM after its script has run."""
+    command = [shutil.which("chromium") or shutil.which("chromium-browser"), "--headless=new", "--no-sandbox",
+               "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom", path.as_uri()]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
+
+
+def test_page_shows_and_plays_everything(tmp_path, corpus, model, small_config):
+    if not (shutil.which("chromium") or shutil.which("chromium-browser")):
+        pytest.skip("no chromium here")
+    folder = tmp_path / "<b>run & more"
+    tracker = watch(folder, small_config, corpus)
+    train_a_little(tracker, [1, 2])
+    tracker.log_phrases(2, 2, model, corpus)
+    page = browse(folder / "index.html")
+    assert "<h1>&lt;b&gt;run &amp; more</h1>" in page
+    for title in ("Loss, by epoch", "Training loss, by step", "Gradient norm, by step", "Learning rate, by step"):
+        assert title in page
+    assert page.count("<audio") == 4 and all(f"phrase_1_{name}.wav" in page for name in tracking.SOUNDS)
+    assert "epoch_0002_phrase_1_dark.png" in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")  # nothing from elsewhere
+
+
+def test_page_of_an_empty_run(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    write_page(tmp_path)
+    data = (tmp_path / "index.html").read_text().split('id="data">')[1].split("</script>")[0]
+    assert json.loads(data)["steps"] == []

@@ -1,0 +1,273 @@
+"""An exported checkpoint holds the same model and no more; what stood there is replaced only by a proven file."""
+
+import hashlib
+import json
+import re
+import shlex
+
+import pytest
+import torch
+
+import export_checkpoint as ex
+import transfer
+from checkpoint import load_model, read_checkpoint
+from config import config_to_dict
+from evaluation.scorecard_tables import RESYNTHESIS, TRANSFER
+from model import build_model
+
+TEXTS = ["--data", "20 minutes of Anna's trumpet", "--licence", "CC BY 4.0"]
+
+
+def export(source, target, *flags):
+    return ex.main(["--checkpoint", str(source), "--output", str(target), *TEXTS, *flags])
+
+
+def adam_state(config):
+    model = build_model(config, "trumpet")
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.full((1, 4, 1), 300.0), torch.full((1, 4, 1), -20.0)).sum().backward()
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+@pytest.fixture
+def trained(write_checkpoint, small_config):
+    """A checkpoint as train.py leaves it, with all that only training on needs."""
+    return write_checkpoint(
+        "best.pth",
+        epoch=12,
+        step=3456,
+        optimizer=adam_state(small_config),
+        schedule={"learning_rate": 0.001, "boundary": "5" * 64},
+        rng={"torch": torch.get_rng_state()},
+        metrics={"best_val_loss": 1.23456, "train_losses": [1.0] * 100},
+        wandb_id="abc",
+    )
+
+
+@pytest.fixture
+def exported(trained, tmp_path):
+    target = tmp_path / "out" / "trumpet.pth"
+    assert export(trained, target, "--command", "train.py --seed 7", "--card_note", "Best above middle C.") == 0
+    return target
+
+
+def play(path):
+    f0, loudness = torch.linspace(200, 900, 50)[None, :, None], torch.linspace(-40, -10, 50)[None, :, None]
+    with torch.inference_mode():
+        return load_model(path)(f0, loudness, torch.Generator().manual_seed(3))
+
+
+def test_same_sound_to_the_bit(trained, exported):
+    assert torch.equal(play(trained), play(exported))
+
+
+def test_half_the_bits_half_the_file_and_the_same_sound(trained, exported, tmp_path):
+    target = tmp_path / "half.pth"
+    assert export(trained, target, "--half") == 0
+    n_weights = sum(weight.numel() for weight in load_model(exported).parameters())
+    assert exported.stat().st_size - target.stat().st_size > 1.9 * n_weights
+    wanted, difference = play(trained), play(target) - play(trained)
+    assert 0 < difference.square().mean() < 1e-5 * wanted.square().mean()
+    assert all(weight.dtype == torch.float32 for weight in load_model(target).parameters())
+
+
+def test_weights_that_16_bits_cannot_hold_stay_unexported(trained, tmp_path, caplog):
+    content, target = read_checkpoint(trained), tmp_path / "half.pth"
+    content["model"] = {name: weight * 1e6 for name, weight in content["model"].items()}
+    torch.save(content, trained)
+    assert export(trained, target, "--half") == 1
+    assert not target.exists() and list(tmp_path.glob("*.part")) == []
+
+
+def test_holds_what_loading_needs_and_no_more(trained, exported, small_config):
+    source, content = read_checkpoint(trained), read_checkpoint(exported)
+    assert content["schedule"] == {"boundary": source["schedule"]["boundary"]}
+    for key in ("optimizer", "rng", "wandb_id", "position_in_epoch", "average"):
+        assert content[key] is None, key
+    for key in ("format_version", "preset", "instrument", "epoch", "step", "statistics"):
+        assert content[key] == source[key], key
+    assert content["config"] == config_to_dict(small_config)  # the training's own, all sections
+    assert content["metrics"] == {"best_val_loss": 1.23456}
+    assert exported.stat().st_size < 0.5 * trained.stat().st_size
+
+
+def test_tiny_is_under_5_mb(write_checkpoint, config, tmp_path):
+    assert export(write_checkpoint(config=config), tmp_path / "out.pth") == 0
+    assert 3e6 < (tmp_path / "out.pth").stat().st_size < 5e6
+
+
+def test_part_of_a_large_tensor_is_saved_alone(write_checkpoint, small_config, tmp_path):
+    weights = build_model(small_config, "trumpet").state_dict()
+    storage = torch.zeros(1_000_000)
+    weights["harmonic_head.bias"] = storage[:20]
+    source = write_checkpoint(model=weights)
+    assert source.stat().st_size > 4e6
+    assert export(source, tmp_path / "out.pth") == 0
+    assert (tmp_path / "out.pth").stat().st_size < 1e6
+
+
+def test_source_is_untouched_and_nothing_else_is_left(trained, tmp_path):
+    before = trained.read_bytes()
+    assert export(trained, tmp_path / "out" / "trumpet.pth") == 0
+    assert trained.read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["trumpet.md", "trumpet.pth"]
+
+
+def test_card(exported, small_config):
+    card = exported.with_suffix(".md").read_text()
+    n_parameters = sum(p.numel() for p in build_model(small_config, "trumpet").parameters())
+    for text in (
+        hashlib.sha256(exported.read_bytes()).hexdigest(),
+        f"{exported.stat().st_size:,} bytes",
+        f"{n_parameters:,}",
+        "`tiny`",
+        "12 epochs, 3,456 steps",
+        "1.2346",
+        "20 minutes of Anna's trumpet",
+        "CC BY 4.0",
+        "train.py --seed 7",
+        "Best above middle C.",
+    ):
+        assert text in card
+    assert "{" not in card and "None" not in card
+
+
+def test_card_without_what_is_unknown(write_checkpoint, tmp_path):
+    assert export(write_checkpoint(metrics={"best_val_loss": float("inf")}), tmp_path / "out.pth") == 0
+    card = (tmp_path / "out.md").read_text()
+    assert "| not measured |" in card and "not recorded" in card
+    assert "## Note" not in card and "None" not in card
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+def test_card_says_how_to_use_it(trained, tmp_path, monkeypatch, shipped):
+    target = tmp_path / "out" / "trumpet.pth"
+    monkeypatch.setattr(ex, "PRETRAINED_DIR", target.parent if shipped else tmp_path)
+    assert export(trained, target) == 0
+    usage = re.search(r"transfer\.py (.*)", target.with_suffix(".md").read_text()).group(1)
+    args = transfer.parse_args(shlex.split(usage))
+    assert (args.instrument, args.checkpoint) == (("trumpet", None) if shipped else (None, target))
+
+
+def scorecard_of(checkpoint, path):
+    """Write a report as scripts/evaluate.py does, of any figures."""
+    figures = {figure.key: 1.0 for figure in (*RESYNTHESIS, *TRANSFER)}
+    report = {
+        "baseline": "a.pth, preset `tiny` after 9 steps",
+        "checkpoint": checkpoint.name,
+        "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "date": "2026-01-02T03:04:05+00:00",
+        "resynthesis": [{"sound": "this model", **figures, "loudness_l1": 1.23}],
+        "transfer": [{"voice": "hum", "sound": "this model", **figures, "f0_p95": 45.6}],
+        "targets": [{"section": "transfer", "figure": "peak", "worst": 2.0, "limit": "at most 1", "met": False}],
+    }
+    path.write_text(json.dumps(report))
+    return path
+
+
+def test_scorecard_stands_in_the_card(trained, tmp_path):
+    score = scorecard_of(trained, tmp_path / "score.json")
+    assert export(trained, tmp_path / "out.pth", "--scorecard", str(score)) == 0
+    card = (tmp_path / "out.md").read_text()
+    section = card[card.index("## Scorecard") : card.index("## Use")]
+    assert all(text in section for text in ("| 1.23 ", "| 45.6 ", "| hum ", "| MISS | transfer: peak", "2026-01-02"))
+    assert "The baseline is a.pth, preset `tiny` after 9 steps." in section
+    assert "{" not in card
+
+
+def test_scorecard_of_something_else_is_refused(trained, write_checkpoint, tmp_path, caplog):
+    score = scorecard_of(write_checkpoint("other.pth"), tmp_path / "score.json")
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "text.json").write_text("no JSON")
+    cases = [
+        (score, "judges another file (other.pth)"),
+        (tmp_path / "list.json", "is not a report of"),
+        (tmp_path / "text.json", "is not a report of"),
+        (tmp_path / "missing.json", "No such file"),
+    ]
+    for path, message in cases:
+        caplog.clear()
+        assert export(trained, tmp_path / "out.pth", "--scorecard", str(path)) == 1
+        assert message in caplog.text and len(caplog.messages) == 1
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_replaces_an_older_export_and_says_so(trained, exported, capsys):
+    exported.write_bytes(b"older")
+    capsys.readouterr()
+    assert export(trained, exported) == 0
+    assert "replaced" in capsys.readouterr().out
+    assert torch.equal(play(trained), play(exported))
+
+
+def test_unequal_copy_replaces_nothing(trained, exported, monkeypatch, caplog):
+    before, card = exported.read_bytes(), exported.with_suffix(".md").read_bytes()
+    strip = ex.strip
+
+    def spoil(source, path, half):
+        content = strip(source, path, half)
+        content["model"]["harmonic_head.bias"][3] += 1e-3
+        return content
+
+    monkeypatch.setattr(ex, "strip", spoil)
+    assert export(trained, exported) == 1
+    assert "does not equal" in caplog.text
+    assert exported.read_bytes() == before and exported.with_suffix(".md").read_bytes() == card
+    assert len(list(exported.parent.iterdir())) == 2
+
+
+def test_full_disk_replaces_nothing(trained, exported, monkeypatch, caplog):
+    before = exported.read_bytes()
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    assert export(trained, exported) == 1
+    assert "No space left" in caplog.text
+    assert exported.read_bytes() == before
+    assert len(list(exported.parent.iterdir())) == 2
+
+
+def test_bad_sources_are_one_sentence(write_checkpoint, tmp_path, caplog):
+    damaged = tmp_path / "damaged.pth"
+    damaged.write_bytes(b"not a checkpoint")
+    cases = [
+        (tmp_path / "missing.pth", "there is no checkpoint"),
+        (damaged, "damaged or not a checkpoint"),
+        (write_checkpoint("bare.pth", statistics=None), "no statistics"),
+        (write_checkpoint("other.pth", model={"a": torch.zeros(1)}), "another architecture"),
+    ]
+    for source, message in cases:
+        caplog.clear()
+        assert export(source, tmp_path / "out.pth") == 1
+        assert message in caplog.text and len(caplog.messages) == 1 and "\n" not in caplog.messages[0]
+    assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob(".out*"))
+
+
+def test_target_that_cannot_be_written(trained, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    assert export(trained, tmp_path / "file" / "out.pth") == 1
+    assert "export_checkpoint.py:" in caplog.text
+
+
+def test_refused_flags(trained, tmp_path, capsys):
+    (tmp_path / "folder.pth").mkdir()
+    source, same = str(trained), str(trained.parent / "." / "x" / ".." / trained.name)
+    good = str(tmp_path / "out.pth")
+    cases = [
+        (["--output", str(tmp_path / "out.pt"), *TEXTS], "should end in .pth"),
+        (["--output", str(tmp_path / "folder.pth"), *TEXTS], "is a folder"),
+        (["--output", same, *TEXTS], "is the checkpoint itself"),
+        (["--output", good, "--licence", "MIT"], "--data"),
+        (["--output", good, "--data", "tones"], "--licence"),
+        (["--output", good, "--data", " ", "--licence", "MIT"], "--data is empty"),
+    ]
+    before = trained.read_bytes()
+    for flags, message in cases:
+        with pytest.raises(SystemExit) as error:
+            ex.main(["--checkpoint", source, *flags])
+        assert error.value.code == 2
+        assert message in capsys.readouterr().err
+    assert trained.read_bytes() == before

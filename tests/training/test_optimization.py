@@ -1,0 +1,161 @@
+"""The average of the weights is the recursion of its definition, and follows the model more slowly than itself."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import export_checkpoint
+import train
+from checkpoint import load_model, read_checkpoint
+from config import DEFAULT_CONFIG_PATH
+from model import build_model
+from test_train import arguments, change, make_recording
+from training.optimization import WeightAverage, build_loss, train_step
+
+
+@pytest.mark.parametrize(("weight", "share"), [(1.0, None), (0.25, None), (1.0, 0.1), (0.25, 0.1)])
+def test_a_step_goes_against_the_gradient_as_far_as_it_may(small_config, weight, share):
+    """With plain SGD of rate one a step is the gradient: of the weighted loss, clipped to a norm."""
+    audio = 0.1 * torch.randn(2, 3200, generator=torch.Generator().manual_seed(1))
+    batch = {"f0": torch.full((2, 20, 1), 300.0), "loudness": torch.full((2, 20, 1), -20.0), "audio": audio}
+
+    def step(max_grad_norm, weight):
+        torch.manual_seed(0)
+        model = build_model(small_config, "trumpet")
+        before = nn.utils.parameters_to_vector(model.parameters()).detach()
+        optimizer, noise = torch.optim.SGD(model.parameters(), lr=1.0), torch.Generator().manual_seed(2)
+        reported = train_step(model, build_loss(small_config), optimizer, batch, max_grad_norm, noise, weight)
+        return before - nn.utils.parameters_to_vector(model.parameters()).detach(), reported
+
+    gradient, plain = step(1e9, 1.0)
+    most = 1e9 if share is None else share * weight * gradient.norm().item()
+    taken, reported = step(most, weight)
+    assert reported["total_loss"] == plain["total_loss"] and gradient.norm() > 0.1
+    # float32 differences of weights of order one
+    assert (taken - weight * (share or 1) * gradient).abs().max() <= 1e-6
+    assert reported["grad_norm"].item() == pytest.approx(weight * gradient.norm().item(), rel=1e-3)
+
+
+def steps(values):
+    """Yield a model of one weight that takes the given values."""
+    model = nn.Linear(1, 1, bias=False)
+    for value in values:
+        nn.init.constant_(model.weight, value)
+        yield model
+
+
+def test_is_the_recursion_in_float64():
+    values = [float(step % 7) for step in range(50)]
+    models = steps(values)
+    average = WeightAverage(next(models), decay=0.8)
+    expected = values[0]
+    for number, model in enumerate(models, start=1):
+        average.update(model, number)
+        decay = min(0.8, (1 + number) / (10 + number))
+        expected = decay * expected + (1 - decay) * values[number]
+        assert average.model.weight.item() == pytest.approx(expected, rel=1e-5)  # up to fifty float32 roundings
+
+
+def test_untrained_weights_are_soon_forgotten():
+    """With a decay of 0.999 alone, 0.9 of the first weights would be left after a hundred steps."""
+    models = steps([100.0] + 100 * [1.0])
+    average = WeightAverage(next(models), decay=0.999)
+    for number, model in enumerate(models, start=1):
+        average.update(model, number)
+    assert average.model.weight.item() == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_average_is_a_copy_without_gradient():
+    model = nn.Linear(2, 2)
+    average = WeightAverage(model, decay=0.9)
+    nn.init.zeros_(model.weight)
+    assert average.model.weight.abs().sum() > 0
+    assert not any(weight.requires_grad for weight in average.model.parameters())
+    assert all(weight.requires_grad for weight in model.parameters())
+    assert torch.equal(average.model.bias, model.bias)
+
+
+# --- in a training ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flags(tmp_path):
+    """Return a function that gives train.py's flags for a folder, on a corpus of two takes and a config of its own."""
+    for number in range(2):
+        make_recording(tmp_path / "data" / f"{number}.pt", 2.0, 200.0 + 50 * number)
+    content = json.loads(DEFAULT_CONFIG_PATH.read_text())
+    content["base"]["model"]["hidden_size"] = 16
+    content["base"]["train"] |= {"batch_size": 2, "learning_rate": 0.01, "crop_seconds": 0.5}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(content))
+
+    def give(name, epochs, decay):
+        change(config, "train", ema_decay=decay)
+        return arguments(tmp_path / "data", config, tmp_path / name, "--epochs", epochs)
+
+    return give
+
+
+@pytest.fixture
+def run(flags, tmp_path):
+    """Return a function that trains, and returns the path of the newest checkpoint."""
+
+    def run(name, epochs, decay=0.9):
+        assert train.main(flags(name, epochs, decay)) == 0
+        return tmp_path / name / "latest.pth"
+
+    return run
+
+
+def test_resumed_average_is_the_same_to_the_bit(run):
+    straight, _, resumed = (read_checkpoint(run(name, epochs)) for name, epochs in (("a", 3), ("b", 1), ("b", 3)))
+    for part in ("model", "average"):
+        assert all(torch.equal(value, resumed[part][name]) for name, value in straight[part].items())
+
+
+def test_averaging_changes_no_step(run):
+    plain, averaged = (read_checkpoint(run(name, 1, decay)) for name, decay in (("plain", 0.0), ("averaged", 0.9)))
+    assert plain["average"] is None
+    assert all(torch.equal(value, averaged["model"][name]) for name, value in plain["model"].items())
+    assert not torch.equal(averaged["average"]["noise_head.weight"], averaged["model"]["noise_head.weight"])
+
+
+def test_what_is_used_is_the_average(run, tmp_path):
+    path, used = run("out", 1), tmp_path / "use.pth"
+    average = read_checkpoint(path)["average"]
+    assert torch.equal(load_model(path).noise_head.weight, average["noise_head.weight"])
+    words = ["--checkpoint", str(path), "--output", str(used), "--data", "x", "--licence", "y"]
+    assert export_checkpoint.main(words) == 0
+    content = read_checkpoint(used)
+    assert content["average"] is None
+    assert all(torch.equal(value, average[name]) for name, value in content["model"].items())
+
+
+def test_what_is_validated_is_the_average(flags):
+    trainer = train.prepare(train.parse_args(flags("out", 1, 0.9)))
+    before = trainer.validate().total
+    with torch.no_grad():
+        trainer.model.noise_head.bias.fill_(-1.0)
+    assert trainer.validate().total == before
+    trainer.average.update(trainer.model, 10**6)
+    assert trainer.validate().total != before
+
+
+def test_an_average_may_begin_later_and_end_earlier(run, flags, caplog):
+    caplog.set_level("INFO")
+    path = run("out", 1, 0.0)
+    trainer = train.prepare(train.parse_args(flags("out", 2, 0.9)))
+    assert torch.equal(trainer.average.model.noise_head.weight, read_checkpoint(path)["model"]["noise_head.weight"])
+    run("out", 2, 0.9)
+    assert "train.ema_decay 0.0 -> 0.9" in caplog.text and read_checkpoint(path)["average"] is not None
+    run("out", 3, 0.0)
+    assert "train.ema_decay 0.9 -> 0.0" in caplog.text and read_checkpoint(path)["average"] is None
+
+
+def test_a_spoilt_average_is_refused(run, tmp_path):
+    content = read_checkpoint(run("out", 1))
+    torch.save({**content, "average": {"x": torch.zeros(1)}}, tmp_path / "spoilt.pth")
+    with pytest.raises(ValueError, match=r"spoilt\.pth holds weights of another architecture"):
+        load_model(tmp_path / "spoilt.pth")

@@ -1,0 +1,106 @@
+"""curves.py: the ends of notes, and files of curves that are written, edited and read."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from config import load_config
+from voice.curves import Melody, read_curves, shape_notes, write_curves
+
+CONFIG = load_config()
+
+
+def melody(n_frames: int = 200) -> Melody:
+    """Two notes, frames 20 to 79 and 120 to 179; what lies outside them is of no account."""
+    rng, frames = np.random.default_rng(0), np.arange(n_frames)
+    voiced = ((frames >= 20) & (frames < 80)) | ((frames >= 120) & (frames < 180))
+    f0, loudness = 220 * 2 ** rng.uniform(0, 1, n_frames), rng.uniform(-40, -20, n_frames)
+    return Melody(f0, loudness, rng.uniform(0, 1, n_frames), voiced)
+
+
+def same(one, other) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(dataclasses.astuple(one), dataclasses.astuple(other)))
+
+
+def test_a_note_rings_out_and_then_there_is_silence() -> None:
+    tune = melody()
+    curves = shape_notes(tune, CONFIG)
+    end = 80 + round(CONFIG.transfer.release_seconds * CONFIG.audio.frame_rate)
+    release = slice(80, end)
+    assert np.all(curves.f0[release] == np.float32(tune.f0[79]))  # the pitch holds
+    assert np.all(np.diff(curves.loudness[79:end]) < 0)
+    assert curves.loudness[79] - curves.loudness[end - 1] == pytest.approx(CONFIG.transfer.release_fall, abs=0.01)
+    assert np.all(curves.loudness[end:120] == CONFIG.features.loudness_floor)
+    assert np.all(curves.gate[end:120] == 0) and np.all(curves.gate[:20] == 0) and curves.gate[50] == 1
+    assert np.all(np.diff(curves.gate[19:23]) > 0) and np.all(np.diff(curves.gate[end - 3 : end + 1]) < 0)  # no click
+    assert np.all(np.isfinite(curves.f0)) and np.all(curves.f0 > 0)
+
+
+def test_the_next_note_ends_a_release() -> None:
+    tune = melody()
+    tune.voiced[80:120] = np.arange(40) >= 5
+    curves = shape_notes(tune, CONFIG)
+    assert np.all(curves.gate[30:170] == 1)
+    assert np.array_equal(curves.loudness[85:120], tune.loudness[85:120].astype(np.float32))
+
+
+def test_shaping_twice_changes_nothing() -> None:
+    once = shape_notes(melody(), CONFIG)
+    assert same(once, shape_notes(Melody(once.f0, once.loudness, once.periodicity, once.voiced), CONFIG))
+
+
+def test_written_and_read_they_are_the_same_to_the_bit(tmp_path) -> None:
+    curves = shape_notes(melody(), CONFIG)
+    write_curves(tmp_path / "new" / "curves.csv", curves, 100.0)
+    assert same(shape_notes(read_curves(tmp_path / "new" / "curves.csv", CONFIG), CONFIG), curves)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["curves.csv"]
+
+
+def test_rows_may_be_sparse_and_columns_in_any_order(tmp_path) -> None:
+    path = tmp_path / "curves.csv"
+    header = "\ufeffvoiced, f0,loudness,time,periodicity,note"
+    path.write_text("\n".join((header, "1,220,-20,0,1,a", "", "1,440,-30,1,1,b", "0,440,-30,1.5,0,")))
+    tune = read_curves(path, CONFIG)
+    assert len(tune.f0) == 151
+    assert tune.f0[50] == pytest.approx(220 * 2**0.5) and tune.loudness[50] == pytest.approx(-25)
+    assert tune.voiced[:124].all() and not tune.voiced[126:].any()
+
+
+def test_rows_a_little_off_the_frames_are_brought_onto_them(tmp_path) -> None:
+    """As many rows as frames, but one lies between two."""
+    rows = ("0,220,-20,1,1", "0.014,220,-34,1,1", "0.02,220,-40,1,1")
+    (tmp_path / "curves.csv").write_text("\n".join(("time,f0,loudness,periodicity,voiced", *rows)))
+    assert read_curves(tmp_path / "curves.csv", CONFIG).loudness == pytest.approx([-20, -30, -40])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not a file of curves"),
+        ("time,f0,loudness\n0,1,2\n", "lacks the column periodicity, voiced"),
+        ("time,f0,loudness,periodicity,voiced\n", "has no rows"),
+        ("time,f0,loudness,periodicity,voiced\n0,220,-20,1,1\n0.01,x,-20,1,1\n", "row 3: '0.01,x,-20,1,1' is not 5 n"),
+        ("time,f0,loudness,periodicity,voiced\n0,220\n", "row 2: '0,220' is not 5 numbers"),
+        ("time,f0,loudness,periodicity,voiced\n0,0,-20,1,1\n", "row 2: f0 should be between 1 and 8000"),
+        ("time,f0,loudness,periodicity,voiced\n0,nan,-20,1,1\n", "row 2: f0 should be"),
+        ("time,f0,loudness,periodicity,voiced\n0,220,inf,1,1\n", "row 2: loudness should be"),
+        ("time,f0,loudness,periodicity,voiced\n0,220,-20,2,1\n", "row 2: periodicity should be"),
+        ("time,f0,loudness,periodicity,voiced\n0,220,-20,1,0.5\n", "row 2: voiced should be 0 or 1"),
+        ("time,f0,loudness,periodicity,voiced\n0,220,-20,1,1\n0,220,-20,1,1\n", "row 3: time should grow"),
+        ("time,f0,loudness,periodicity,voiced\n-1,220,-20,1,1\n", "row 2: time should grow"),
+        ("time,f0,loudness,periodicity,voiced\n1e9,220,-20,1,1\n", "row 2: time should grow"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_played_are_one_sentence(tmp_path, text: str, message: str) -> None:
+    (tmp_path / "curves.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_curves(tmp_path / "curves.csv", CONFIG)
+
+
+def test_no_file_and_no_text(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_curves(tmp_path / "none.csv", CONFIG)
+    (tmp_path / "sound.csv").write_bytes(b"RIFF\xff\xfe\x80\x81")
+    with pytest.raises(ValueError, match="is not a file of curves"):
+        read_curves(tmp_path / "sound.csv", CONFIG)

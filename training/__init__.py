@@ -1,0 +1,1 @@
+"""Training: trainer and its state, schedule and averaging, experiment log, several processes."""

@@ -1,0 +1,139 @@
+"""Held-out phrases that a model plays again and again while it learns: to be heard and seen beside the recording."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from config import Config
+from data import Span, load_recording
+from features import extract_loudness
+from model import NeuralGuitar
+from recordings.corpus import Corpus
+from sound.panels import THEMES, Theme
+
+SOUNDS = ("target", "resynthesis", "harmonic", "noise")
+_N_PHRASES = 3
+_PHRASE_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A passage that the model plays again and again, to be compared with the recording."""
+
+    name: str
+    f0: torch.Tensor  # [1, T, 1] Hz
+    loudness: torch.Tensor  # [1, T, 1] dB
+    voiced: np.ndarray  # [T]
+    target: np.ndarray  # [N]
+
+
+def choose_phrases(corpus: Corpus, before: Sequence[str] = ()) -> dict[str, Span | None]:
+    """Choose a few held-out recordings (of the training's own where none is held out), by their names in the folder.
+
+    Args:
+        corpus: the whole, also what is still to come.
+        before: what a training chose that is resumed, and keeps; one that is gone is None. If all are, others come.
+    """
+    spans = corpus.validation or corpus.training
+    named = {span.path.relative_to(corpus.folder).as_posix(): span for span in spans}
+    kept = [*before] if any(name in named for name in before) else [*named][:: -(-len(named) // _N_PHRASES)]
+    return {name: named.get(name) for name in kept}
+
+
+def loudest_passage(span: Span, config: Config) -> Phrase:
+    """Return some seconds of a recording as a phrase."""
+    recording = load_recording(span.path)
+    n_frames = min(span.n_frames, config.audio.seconds_to_frames(_PHRASE_SECONDS))
+    level = 10 ** (recording.loudness[0, span.first_frame : span.first_frame + span.n_frames, 0].numpy() / 20)
+    sums = np.convolve(level, np.ones(n_frames), "valid")
+    first = span.first_frame + int(sums.argmax())
+    frames, hop_length = slice(first, first + n_frames), config.audio.hop_length
+    return Phrase(
+        span.path.name.removesuffix(".pt"),
+        recording.f0[:, frames].clone(),
+        recording.loudness[:, frames].clone(),
+        recording.periodicity[0, frames, 0].numpy() >= config.features.periodicity_threshold,
+        recording.audio[0, first * hop_length : (first + n_frames) * hop_length].numpy().copy(),
+    )
+
+
+@torch.no_grad()
+def play_phrase(model: NeuralGuitar, phrase: Phrase) -> tuple[dict[str, np.ndarray], float]:
+    """Let the model play a phrase.
+
+    Returns:
+        The sounds [N] by the names in ``SOUNDS``, what the model made raised or lowered until the
+        resynthesis is as strong as the target (and all lowered alike where one would clip); that gain in dB.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    f0, loudness = phrase.f0.to(device), phrase.loudness.to(device)
+    sound = model.synthesize(f0, model.controls(f0, loudness), torch.Generator(device).manual_seed(0))
+    parts = {name: part[0].cpu().numpy() for name, part in (("harmonic", sound.harmonic), ("noise", sound.noise))}
+    resynthesis = parts["harmonic"] + parts["noise"]
+    gain = (_rms(phrase.target) + 1e-6) / (_rms(resynthesis) + 1e-6)
+    sounds = {"target": phrase.target, "resynthesis": gain * resynthesis}
+    sounds |= {name: gain * part for name, part in parts.items()}
+    peak = max(1.0, *(float(np.abs(part).max()) for part in sounds.values()))
+    return {name: part / peak for name, part in sounds.items()}, 20 * math.log10(gain)
+
+
+def _rms(audio: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))
+
+
+def draw_phrase(phrase: Phrase, sounds: dict[str, np.ndarray], config: Config, theme: str = "light") -> Figure:
+    """Draw pitch and loudness of a phrase, and the spectrograms of target and resynthesis."""
+    colours = THEMES[theme]
+    figure = Figure(figsize=(9, 7.6), dpi=110, facecolor=colours.background)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(4, 1, sharex=True, height_ratios=(1.1, 1, 1.5, 1.5))
+    figure.subplots_adjust(left=0.075, right=0.985, top=0.955, bottom=0.05, hspace=0.3)
+    seconds = np.arange(len(phrase.voiced)) / config.audio.frame_rate
+    axes[0].plot(seconds, np.where(phrase.voiced, phrase.f0[0, :, 0].numpy(), np.nan), color=colours.pitch, linewidth=2)
+    for name, colour, width in (("target", colours.second, 2.4), ("resynthesis", colours.loudness, 1.3)):
+        loudness = extract_loudness(_at_feature_rate(sounds[name], config), config)[: len(seconds)]
+        axes[1].plot(seconds[: len(loudness)], loudness, color=colour, linewidth=width, label=name)
+    axes[1].legend(frameon=False, ncols=2, fontsize=8.5, labelcolor=colours.text, loc="lower right",
+                   bbox_to_anchor=(1, 0.98), borderaxespad=0)  # fmt: skip
+    for axis, name in ((axes[2], "target"), (axes[3], "resynthesis")):
+        _draw_spectrogram(axis, sounds[name], config.audio.sample_rate, theme)
+    titles = ("Pitch, Hz", "Loudness, dB", "Target, kHz", "Resynthesis, kHz")
+    for axis, title in zip(axes, titles):
+        _style(axis, title, colours)
+    axes[0].set_xlim(0, len(phrase.voiced) / config.audio.frame_rate)
+    axes[3].xaxis.set_major_formatter(FuncFormatter(lambda second, _: f"{second:g} s"))
+    return figure
+
+
+def _at_feature_rate(audio: np.ndarray, config: Config) -> np.ndarray:
+    if config.audio.sample_rate == config.audio.feature_rate:
+        return audio
+    n_samples = round(len(audio) * config.audio.feature_rate / config.audio.sample_rate)
+    return np.interp(np.linspace(0, len(audio) - 1, n_samples), np.arange(len(audio)), audio).astype(np.float32)
+
+
+def _draw_spectrogram(axis: Axes, audio: np.ndarray, sample_rate: int, theme: str) -> None:
+    window, samples = torch.hann_window(1024), torch.from_numpy(audio.astype(np.float32))
+    spectrum = torch.stft(samples, 1024, 160, window=window, return_complex=True)
+    level = 20 * torch.log10(spectrum.abs() / window.sum() + 1e-6)
+    axis.imshow(
+        level.numpy(), origin="lower", aspect="auto", interpolation="bilinear", vmin=-100, vmax=-20,
+        extent=(0, len(audio) / sample_rate, 0, sample_rate / 2000), cmap="magma" if theme == "dark" else "Blues",
+    )  # fmt: skip
+
+
+def _style(axis: Axes, title: str, colours: Theme) -> None:
+    axis.set_facecolor(colours.background)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0, labelsize=8.5, labelcolor=colours.muted)
+    axis.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=colours.text)
+    if not axis.images:
+        axis.grid(True, color=colours.grid, linewidth=0.8)

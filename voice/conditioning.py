@@ -1,0 +1,295 @@
+"""Conditioning: what is sung in a recording, fitted to an instrument.
+
+``listen`` measures a voice and finds its melody; ``fit`` turns a melody into the curves that the instrument plays.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from config import Config
+from features import Features, bridge_f0, extract_feature_blocks
+from model import NeuralGuitar
+from sound.audio_files import Scratch, slices
+from sound.note_names import hz_to_midi, midi_to_hz
+from voice.curves import Curves, Melody, shape_notes
+from voice.mains_hum import is_mains, take_out_hum
+from voice.voicing import find_too_high, find_voiced, mend_f0, noise_floor, share_polyphonic
+
+_BLOCK_SAMPLES = 2**20  # of a recording in memory at once: a minute
+Progress = Callable[[str, float], None]  # a step that a person understands, and the share that is done
+
+
+class SilentError(ValueError):
+    """The recording is silent."""
+
+
+class NoMelodyError(ValueError):
+    """No melody can be heard in the recording."""
+
+
+_LIMITS = {
+    "semitones": (-60, 60),
+    "transpose": (-60, 60),
+    "autotune": (0, 1),
+    "smoothing": (0, 2),
+    "loudness_offset": (-60, 60),
+    "gate_offset": (-60, 60),
+    "noise_balance": (-60, 60),
+    "output_rate": (8000, 48000),
+}
+_MAY_BE_NONE = ("semitones", "output_rate")
+
+
+@dataclass(frozen=True)
+class TransferOptions:
+    """What a person can choose about a transfer."""
+
+    semitones: float | None = None  # the register; None fits it by whole octaves
+    transpose: float = 0.0  # semitones on top of the register
+    fit: bool = True  # False plays pitch and loudness as measured
+    fold: bool = False  # move notes outside the instrument's range into it, by octaves
+    autotune: float = 0.0  # 0..1, how far a note is moved onto the nearest note of the key
+    key: str = "chromatic"  # or a major or minor key, as "F# minor"; of what is played
+    smoothing: float = 0.0  # s, over which the curves are smoothed inside a note
+    loudness_offset: float = 0.0  # dB
+    gate_offset: float = 0.0  # dB on the level under which nothing is played
+    noise_balance: float = 0.0  # dB on the noise part: positive gives more breath
+    output_rate: int | None = None  # Hz of the result; None is the model's own
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _LIMITS.items():
+            value = getattr(self, name)
+            if not (name in _MAY_BE_NONE if value is None else least <= value <= most):
+                raise ValueError(f"{name} should be between {least} and {most}, not {value}")
+        if not isinstance(self.output_rate, int | None):
+            raise ValueError(f"output_rate should be a whole number, not {self.output_rate}")
+        key_pitches(self.key)
+
+
+def key_pitches(key: str) -> tuple[int, ...]:
+    """Return the pitch classes of a key, 0 for C: "chromatic", "C major", "f# minor", "Bb major".
+
+    Raises:
+        ValueError: there is no such key.
+    """
+    if key.strip().lower() == "chromatic":
+        return tuple(range(12))
+    found = re.fullmatch(r"([A-G])([#b♯♭]?) (major|minor)", key.strip()[:1].upper() + key.strip()[1:].lower())
+    if not found:
+        raise ValueError(f"there is no key '{key}'; give chromatic, or a major or minor key such as C major, F# minor")
+    letter, sign, mode = found.groups()
+    tonic = "C D EF G A B".index(letter) + {"": 0, "#": 1, "♯": 1, "b": -1, "♭": -1}[sign]
+    steps = (0, 2, 4, 5, 7, 9, 11) if mode == "major" else (0, 2, 3, 5, 7, 8, 10)
+    return tuple(sorted((tonic + step) % 12 for step in steps))
+
+
+# --- listening ------------------------------------------------------------------------------------
+
+
+def listen(
+    audio: np.ndarray | Scratch,
+    config: Config,
+    device: torch.device | str = "cpu",
+    gate_offset: float = 0.0,
+    tell: Callable[[float], None] | None = None,
+) -> tuple[Features, Melody, dict[str, Any]]:
+    """Measure a voice and find what is sung.
+
+    Args:
+        audio: [N] at the features' rate, N a multiple of their hop; of any length, if it is a Scratch.
+        gate_offset: dB on the level under which nothing is heard.
+        tell: is told the share that is measured, now and then; it may raise to cancel.
+
+    Returns:
+        What was measured, what is sung, and entries of the report.
+
+    Raises:
+        SilentError, NoMelodyError: there is nothing to play.
+    """
+    audio, hum = take_out_hum(audio, config)
+    gain = _lift(audio, config.transfer.max_loudness_gain)
+    parts = extract_feature_blocks(_scaled(audio, 10 ** (gain / 20), config, tell), config, device)
+    lifted = Features(*map(torch.cat, zip(*parts)))
+    f0, loudness, periodicity = (values.numpy() for values in lifted)
+    if loudness.max() <= config.features.loudness_floor:
+        raise SilentError("the recording is silent")
+    too_high = find_too_high(audio, config)
+    # A hum is not taken out to its last bit, and CREPE hears a pitch in what is left, however soft.
+    is_hum = (loudness - gain <= hum.loudness - config.transfer.mains_left) | is_mains(f0, hum.frequency)
+    voiced = find_voiced(loudness, periodicity, ~(too_high | is_hum), config, gate_offset)
+    if not voiced.any():
+        raise NoMelodyError(_explain_no_melody(too_high, config))
+    f0, usable = mend_f0(f0, voiced, config)
+    noise = noise_floor(loudness, periodicity >= config.transfer.sustained_periodicity, config)
+    melody = Melody(bridge_f0(f0, usable), _take_off(loudness, noise) - gain, periodicity, voiced)
+    heard = {
+        "share_too_high": float(too_high.mean()),
+        "share_polyphonic": share_polyphonic(audio, melody.f0, voiced, config),
+        "mains_hum": hum.level,
+    }
+    return lifted._replace(loudness=lifted.loudness - gain), melody, heard
+
+
+def _scaled(audio: Scratch, gain: float, config: Config, tell: Callable[[float], None] | None) -> Iterator[np.ndarray]:
+    """Yield a recording in blocks, louder by ``gain``."""
+    for part in slices(len(audio), _BLOCK_SAMPLES):
+        if tell and part.start:
+            tell(part.start / len(audio))
+        yield audio[part] * gain
+
+
+def _lift(audio: Scratch, most: float) -> float:
+    """Return the gain in dB that brings a quiet recording to full scale, so that the loudness floor hides no note."""
+    peak = max((float(np.abs(audio[part]).max()) for part in slices(len(audio), _BLOCK_SAMPLES)), default=0.0)
+    return float(np.clip(-20 * np.log10(peak), 0.0, most)) if peak > 0 else 0.0
+
+
+def _take_off(loudness: np.ndarray, noise: float) -> np.ndarray:
+    """Take the power of the recording's noise off loudness, both in dB; at most 10 dB: what is left is uncertain."""
+    share = 1 - 10 ** ((noise - loudness) / 10)
+    return loudness + 10 * np.log10(np.clip(share, 0.1, 1.0))
+
+
+def _explain_no_melody(too_high: np.ndarray, config: Config) -> str:
+    if too_high.mean() > config.transfer.too_high_reported:
+        highest = f"{config.features.f0_max:.0f} Hz"
+        return f"the melody lies over {highest}, higher than CREPE can hear; sing or whistle lower"
+    return "no melody can be heard in the recording; sing or hum closer to the microphone"
+
+
+# --- fitting --------------------------------------------------------------------------------------
+
+
+def fit(melody: Melody, model: NeuralGuitar, options: TransferOptions) -> tuple[Curves, dict[str, float]]:
+    """Fit a melody to the model's instrument; return the curves and what was done, for the report."""
+    config, voiced = model.settings, melody.voiced
+    semitones = options.semitones
+    if semitones is None:
+        semitones = fit_register(melody.f0[voiced], model) if options.fit else 0.0
+    semitones += options.transpose
+    pitch = hz_to_midi(melody.f0) + semitones
+    pitch, out_of_range = tune(pitch, voiced, model, options)
+    loudness = fit_loudness(melody.loudness, voiced, model) if options.fit else melody.loudness
+    loudness_gain = float(np.median((loudness - melody.loudness)[voiced]))
+    n_frames = options.smoothing * config.audio.frame_rate
+    pitch, loudness = smooth(pitch, voiced, n_frames), smooth(loudness, voiced, n_frames)
+    loudness = np.clip(loudness + options.loudness_offset, config.features.loudness_floor, 0.0)
+    fitted = melody._replace(f0=midi_to_hz(pitch), loudness=loudness)
+    return shape_notes(fitted, config), {
+        "semitones": float(semitones),
+        "share_out_of_range": out_of_range,
+        "loudness_gain": loudness_gain + options.loudness_offset,
+    }
+
+
+def fit_register(f0: np.ndarray, model: NeuralGuitar) -> float:
+    """Return the whole octaves, in semitones, that bring a melody into the instrument's range.
+
+    Frames outside count, and so, a little, does the distance of the melody's median from the middle of the
+    training data: it decides among octaves that leave equally few outside.
+    """
+    instrument, settings = model.settings.instrument(model.instrument), model.settings.transfer
+    middle = model.statistics["f0_quantiles"][50]
+
+    def cost(octaves: int) -> float:
+        shifted = f0 * 2.0**octaves
+        outside = np.mean((shifted < instrument.f0_min) | (shifted > instrument.f0_max))
+        return float(outside + settings.octave_distance_cost * abs(np.log2(np.median(shifted) / middle)))
+
+    return 12.0 * min(range(-settings.max_octaves, settings.max_octaves + 1), key=cost)
+
+
+def tune(
+    pitch: np.ndarray, voiced: np.ndarray, model: NeuralGuitar, options: TransferOptions
+) -> tuple[np.ndarray, float]:
+    """Correct the tuning and fold what lies out of range, as far as the options say.
+
+    Returns:
+        Pitch in MIDI numbers [T], and the share of the sung frames left out of range.
+    """
+    settings, instrument = model.settings.transfer, model.settings.instrument(model.instrument)
+    low, high = (hz_to_midi(f0) for f0 in (instrument.f0_min, instrument.f0_max))
+    low, high = low - settings.range_tolerance, high + settings.range_tolerance
+    if options.autotune:
+        notes = follow_notes(pitch, voiced, settings.note_change_cost, key_pitches(options.key))
+        # The vibrato is averaged over, so that it stays in a note that is moved.
+        centre = smooth(pitch, voiced, settings.vibrato_seconds * model.settings.audio.frame_rate)
+        pitch = pitch + options.autotune * (notes - centre)
+    if options.fold:
+        notes = follow_notes(pitch, voiced, settings.note_change_cost)
+        pitch = pitch + 12 * (np.ceil(np.maximum(low - notes, 0) / 12) - np.ceil(np.maximum(notes - high, 0) / 12))
+    return pitch, share_out_of_range(midi_to_hz(pitch[voiced]), model)
+
+
+def share_out_of_range(f0: np.ndarray, model: NeuralGuitar) -> float:
+    """Return which share of the pitches [T] in Hz the model's instrument does not have; 0 if there are none."""
+    instrument = model.settings.instrument(model.instrument)
+    tolerance = 2 ** (model.settings.transfer.range_tolerance / 12)
+    outside = (f0 < instrument.f0_min / tolerance) | (f0 > instrument.f0_max * tolerance)
+    return float(outside.mean()) if len(f0) else 0.0
+
+
+def follow_notes(
+    pitch: np.ndarray, voiced: np.ndarray, change_cost: float, pitches: tuple[int, ...] = tuple(range(12))
+) -> np.ndarray:
+    """Return the note that is meant in every frame: the path with the least distance and the fewest changes.
+
+    Vibrato and a glide between two notes make no notes of their own, for a change costs as much as
+    ``change_cost`` frames a semitone away.
+
+    Args:
+        pitch: [T] in MIDI numbers, fractional.
+        voiced: bool [T]; elsewhere any note will do.
+        pitches: the pitch classes that are allowed, 0 for C.
+
+    Returns:
+        float [T], whole MIDI numbers.
+    """
+    notes = np.array([note for note in range(128) if note % 12 in pitches])
+    back = np.zeros((len(pitch), len(notes)), dtype=np.int8)
+    total = np.abs(pitch[0] - notes) * voiced[0]
+    for t in range(1, len(pitch)):
+        best = int(total.argmin())
+        stays = total <= total[best] + change_cost
+        back[t] = np.where(stays, np.arange(len(notes)), best)
+        total = np.where(stays, total, total[best] + change_cost) + np.abs(pitch[t] - notes) * voiced[t]
+    path = np.empty(len(pitch), dtype=np.int64)
+    path[-1] = total.argmin()
+    for t in range(len(pitch) - 1, 0, -1):
+        path[t - 1] = back[t, path[t]]
+    return notes[path].astype(float)
+
+
+def smooth(values: np.ndarray, voiced: np.ndarray, n_frames: float) -> np.ndarray:
+    """Smooth a curve [T] inside each note by a Gaussian about ``n_frames`` wide; nothing leaks across a pause."""
+    if n_frames <= 0:
+        return values
+    smoothed = values.copy()
+    for (run,) in ndimage.find_objects(ndimage.label(voiced)[0]):
+        smoothed[run] = ndimage.gaussian_filter1d(values[run], n_frames / 2, mode="nearest")
+    return smoothed
+
+
+def fit_loudness(loudness: np.ndarray, voiced: np.ndarray, model: NeuralGuitar) -> np.ndarray:
+    """Map loudness in dB [T] so that the quantiles of the sung frames match those of the training data.
+
+    A straight line through the quantiles: it keeps the order and the shape of the dynamics, which a
+    full quantile match would bend. Its slope stays near one, so that a steady hum is not torn apart.
+    """
+    settings = model.settings.transfer
+    wanted = np.asarray(model.statistics["loudness_quantiles"])  # at 0, 1, ... 100 %
+    percent = np.arange(settings.loudness_from, settings.loudness_to + 1, 5)
+    found = np.quantile(loudness[voiced], percent / 100)
+    slope = np.std(wanted[percent]) / max(np.std(found), 1e-3)
+    slope = np.clip(slope, 1 / settings.max_loudness_slope, settings.max_loudness_slope)
+    # Anchored in the upper half: notes, not their fading ends, decide how loud a player seems.
+    anchor = np.quantile(loudness[voiced], settings.loudness_anchor / 100)
+    gain = min(wanted[settings.loudness_anchor] - anchor, settings.max_loudness_gain)
+    fitted = anchor + gain + slope * (loudness - anchor)
+    return np.clip(fitted, model.settings.features.loudness_floor, wanted[-1])

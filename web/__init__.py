@@ -1,0 +1,1 @@
+"""The web page: its layout, its requests, its door."""

@@ -1,0 +1,64 @@
+"""The web page for programs: ``/transfer`` plays a recording, ``/instruments`` lists what it can be played on."""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+
+from voice.conditioning import TransferOptions
+from web.transfer_request import Request, Service, explain, work, write_files
+
+
+def add_endpoints(service: Service) -> None:
+    """Offer the page's work to programs."""
+    defaults = dataclasses.asdict(TransferOptions())
+
+    def transfer_endpoint(
+        recording: str, instrument: str = "", semitones: float | None = None, transpose: float = 0, fit: bool = True,
+        fold: bool = False, autotune: float = 0, key: str = "chromatic", smoothing: float = 0,
+        loudness_offset: float = 0, gate_offset: float = 0, noise_balance: float = 0, output_rate: int | None = None,
+        seed: int = 0,
+    ) -> Iterator[tuple[str, str, str, dict]]:
+        """Play a recording; return the sound, its harmonic and noise parts, and the report.
+
+        No instrument takes the first of /instruments, and no semitones fit the register by whole octaves.
+        """
+        values = (
+            semitones, transpose, fit, fold, autotune, key, smoothing, loudness_offset, gate_offset, noise_balance,
+            output_rate,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="vox2trumpet-") as folder:
+            try:
+                options = TransferOptions(*values)
+                request = Request(recording, instrument, options, seed or 0, Path(folder))
+                *_, outcome = work(service, request)
+                files = write_files(outcome, request)
+            except (ValueError, OSError) as error:
+                raise gr.Error(explain(error, recording), print_exception=False) from error
+            # Gradio copies the files before it asks for more, and only then the folder goes.
+            yield (*map(str, files), outcome.report)
+
+    def instruments() -> list[dict]:
+        """List what /transfer can play."""
+        return [{"name": one.name, "sound": one.sound, "label": one.label} for one in service.collection.find()]
+
+    hidden = gr.Button(visible=False)
+    recording = gr.Audio(type="filepath", visible=False, label="recording")
+    settings = [
+        gr.Textbox("", visible=False, label="instrument"),
+        *(_hidden(name, default) for name, default in defaults.items()),
+        gr.Number(0, visible=False, label="seed", precision=0),
+    ]
+    outputs = [gr.File(visible=False, label=label) for label in ("sound", "harmonic", "noise")]
+    hidden.click(
+        transfer_endpoint, [recording, *settings], [*outputs, gr.JSON(visible=False, label="report")],
+        api_name="transfer", concurrency_id="transfer",
+    )  # fmt: skip
+    gr.api(instruments, api_name="instruments", queue=False)
+
+
+def _hidden(name: str, default: bool | float | str | None) -> gr.components.Component:
+    kind = {bool: gr.Checkbox, str: gr.Textbox}.get(type(default), gr.Number)
+    return kind(default, visible=False, label=name)

@@ -1,0 +1,300 @@
+"""One request of the web page: the instruments there are, the limits, and the way from a recording to files.
+
+The page's button and the endpoint ``/transfer`` both answer by ``work``. Nothing here knows of a page (no gradio), so
+that a request is tested without a server.
+
+A request runs in a thread of its own and reports the step it is at. Whoever asks looks at it every moment: that is
+where a cancel and the time limit are noticed, and the work stops at its next step.
+"""
+
+import contextvars
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from checkpoint import LATEST, PRETRAINED_DIR, load_model, read_checkpoint
+from config import PageConfig
+from model import NeuralGuitar
+from playing.offline_transfer import transfer
+from sound.audio_files import load_audio, write_audio
+from sound.figures import plot_features, save_figure
+from sound.panels import THEMES
+from voice.conditioning import TransferOptions
+
+try:
+    from spaces import GPU as borrow_gpu  # a Hugging Face ZeroGPU Space lends its GPU a call at a time
+except ImportError:
+
+    def borrow_gpu(function: Callable) -> Callable:
+        return function
+
+
+STEPS = ("Fetching the instrument", "Listening to your recording", "Playing your melody", "Drawing what was played")
+FETCH, LISTEN, PLAY, DRAW = range(len(STEPS))
+Enter = Callable[[int], None]  # is told each step before it begins
+_HEARD = 0.6  # share of a transfer after which the voice has been listened to
+_LENT = bool(os.environ.get("SPACES_ZERO_GPU"))  # then what a request does on the GPU happens in another process
+_TICK = 0.1  # s, how soon a cancel is noticed
+_FIRST = "trumpet"  # of the shipped instruments
+log = logging.getLogger("app")
+
+
+# --- instruments ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """A model that can be chosen."""
+
+    name: str  # what it is chosen by: "latest", or as shipped
+    sound: str  # such as "trumpet"
+    label: str  # for people
+    path: Path
+
+
+@dataclass
+class Collection:
+    """The instruments there are. A file is read once, and again when it has changed."""
+
+    checkpoint_dir: Path
+    device: torch.device
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _models: dict[Path, tuple[int, NeuralGuitar]] = field(default_factory=dict)
+    _described: dict[Path, tuple[int, Instrument]] = field(default_factory=dict)
+
+    def find(self) -> list[Instrument]:
+        """Return the newest training, if there is one that can be read, then the shipped models."""
+        shipped = sorted(PRETRAINED_DIR.glob("*.pth"), key=lambda path: (path.stem != _FIRST, path.stem))
+        found = [Instrument(path.stem, path.stem, path.stem.capitalize(), path) for path in shipped]
+        try:
+            latest = find_latest(self.checkpoint_dir)
+            return [self._read(self._described, latest, describe_latest), *found] if latest else found
+        except (ValueError, OSError) as error:
+            log.warning("app.py: %s", error)
+            return found
+
+    def choose(self, name: str) -> Instrument:
+        """Return an instrument by name; the first for an empty name.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        found = self.find()
+        chosen = next((instrument for instrument in found if name in ("", instrument.name)), None)
+        if chosen is None:
+            names = ", ".join(instrument.name for instrument in found) or "none: train one with train.py"
+            raise ValueError(f"there is no instrument '{name}' (there is {names})")
+        return chosen
+
+    def load(self, instrument: Instrument) -> NeuralGuitar:
+        """Return an instrument's model; it raises what ``checkpoint.load_model`` raises."""
+        device = "cpu" if _LENT else self.device  # a lent GPU is there only while it plays
+        return self._read(self._models, instrument.path, lambda path: load_model(path, device))
+
+    def _read(self, known: dict[Path, tuple[int, Any]], path: Path, read: Callable[[Path], Any]) -> Any:
+        with self._lock:
+            changed = path.stat().st_mtime_ns
+            if path not in known or known[path][0] != changed:
+                known[path] = (changed, read(path))
+            return known[path][1]
+
+
+def find_latest(checkpoint_dir: Path) -> Path | None:
+    """Return the most recently written latest.pth in or under a folder."""
+    return max(checkpoint_dir.rglob(LATEST), key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def describe_latest(path: Path) -> Instrument:
+    """Read what a training has reached; raises what ``checkpoint.read_checkpoint`` raises."""
+    content = read_checkpoint(path)
+    saved = time.strftime("%d %b %Y, %H:%M", time.localtime(path.stat().st_mtime))
+    reached = f"epoch {content['epoch']}, step {content['step']}, {saved}"
+    return Instrument("latest", content["instrument"], f"Latest {content['instrument']} ({reached})", path)
+
+
+def read_card(instrument: Instrument) -> str:
+    """Return the model card, which lies beside the checkpoint."""
+    card = instrument.path.with_suffix(".md")
+    return card.read_text() if card.is_file() else f"**{instrument.label}** has no model card."
+
+
+# --- one request ----------------------------------------------------------------------------------
+
+
+class Service(NamedTuple):
+    """What all requests share."""
+
+    collection: Collection
+    limits: PageConfig
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be played, how, and where the files go."""
+
+    recording: str | None
+    instrument: str
+    options: TransferOptions
+    seed: int
+    folder: Path
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"the seed should be between 0 and {2**31 - 1}, not {self.seed:g}")
+
+
+class Outcome(NamedTuple):
+    """What was played, in plain arrays: it may come from another process."""
+
+    sound: str  # the instrument's
+    parts: dict[str, np.ndarray]  # audio, harmonic and noise: [N] each
+    sample_rate: int
+    f0: np.ndarray  # Hz [T], as played
+    voice_f0: np.ndarray  # Hz [T], as sung
+    loudness: np.ndarray  # dB [T], as played
+    played: np.ndarray  # bool [T], where there is a note
+    frame_rate: float
+    report: dict[str, Any]
+
+
+class Cancelled(Exception):
+    """Raised in a request's own thread, to end it."""
+
+
+def work(service: Service, request: Request) -> Iterator[int | Outcome]:
+    """Answer a request; yield the step in hand, again and again while it lasts, and in the end the outcome.
+
+    Raises:
+        ValueError, OSError: the recording or the instrument cannot be used.
+        TimeoutError: it took longer than a request may.
+    """
+    at, cancelled = [FETCH], threading.Event()
+
+    def enter(step: int) -> None:
+        if cancelled.is_set():
+            raise Cancelled
+        at[0] = step
+
+    deadline = time.monotonic() + service.limits.max_request_seconds
+    job = _run_aside(lambda: _perform(service, request, enter))
+    try:
+        while not job.done():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"over {service.limits.max_request_seconds:g} s")
+            yield at[0]
+            wait([job], timeout=_TICK)
+    finally:
+        cancelled.set()
+    yield job.result()
+
+
+def _run_aside(function: Callable[[], Outcome]) -> Future:
+    """Call a function in a thread that cannot keep the server from stopping."""
+    future: Future = Future()
+    context = contextvars.copy_context()  # whose request it is: a lent GPU is counted to the visitor
+
+    def run() -> None:
+        try:
+            future.set_result(context.run(function))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="request", daemon=True).start()
+    return future
+
+
+def _perform(service: Service, request: Request, enter: Enter) -> Outcome:
+    if request.recording is None:
+        raise ValueError("there is no recording yet; sing into the microphone, or upload a file")
+    model = service.collection.load(service.collection.choose(request.instrument))
+    enter(LISTEN)
+    rate = model.settings.audio.feature_rate
+    voice = load_audio(request.recording, rate, service.limits.max_seconds)
+    played = play(voice, rate, model, request.options, request.seed, None if _LENT else enter)
+    if isinstance(played, Exception):
+        raise played
+    return played
+
+
+@borrow_gpu
+def play(
+    voice: np.ndarray, rate: int, model: NeuralGuitar, options: TransferOptions, seed: int, enter: Enter | None
+) -> Outcome | ValueError | OSError:
+    """Play a voice [N], or return why not: what goes in and out can be sent to where a lent GPU is, errors cannot."""
+    progress = None if enter is None else lambda _, share: enter(LISTEN if share < _HEARD else PLAY)
+    if _LENT and torch.cuda.is_available():
+        model = model.to("cuda")
+    try:
+        result = transfer(voice, rate, model, options, seed, progress)
+    except (ValueError, OSError) as error:
+        return error
+    return Outcome(
+        sound=model.instrument,
+        parts={"": result.audio, "_harmonic": result.harmonic, "_noise": result.noise},
+        sample_rate=result.sample_rate,
+        f0=result.curves.f0,
+        voice_f0=result.features.f0.numpy(),
+        loudness=result.curves.loudness,
+        played=result.curves.gate > 0,
+        frame_rate=model.settings.audio.frame_rate,
+        report=result.report,
+    )
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def explain(error: Exception, recording: str | None) -> str:
+    """Return one friendly sentence for what a person can do something about; no path of the server is in it."""
+    known = {
+        "is silent": "I hear only silence. Is the right microphone chosen, and is it switched on?",
+        "lasts longer": "This recording is too long. Trim it with the scissors, or upload a shorter one.",
+        "no samples": "The recording is empty. Record again, or upload another file.",
+        "no melody": "I could not hear a melody. Sing or hum a little closer to the microphone, one note at a time.",
+        "be read as sound": "This is not a sound file that I can read. Try wav, mp3, m4a, flac or ogg.",
+    }
+    message = str(error).replace(recording or "\0", "the recording")
+    if isinstance(error, TimeoutError):
+        return "This took too long, so I stopped. Try a shorter recording."
+    if sentence := next((sentence for sign, sentence in known.items() if sign in message), None):
+        return sentence
+    if isinstance(error, OSError):
+        log.error("app.py: %s", error)
+        return "The recording could not be read, or the result not written. Please try again."
+    message = re.sub(r"(?<!\S)/\S*/", "", message)  # of a path, only the file's name is for strangers
+    return f"{message[:1].upper()}{message[1:]}.".replace("..", ".")
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def write_files(outcome: Outcome, request: Request) -> list[Path]:
+    """Write the sound, its harmonic and its noise part, named after the recording."""
+    title = re.sub(r"[^\w-]+", "_", Path(request.recording).stem)[:40] or "recording"
+    paths = [request.folder / f"{title}_{outcome.sound}{part}.wav" for part in outcome.parts]
+    for path, audio in zip(paths, outcome.parts.values()):
+        write_audio(path, audio, outcome.sample_rate)
+    return paths
+
+
+def draw(outcome: Outcome, folder: Path) -> list[Path]:
+    """Draw the result, for a light page and for a dark one."""
+    paths = [folder / f"{outcome.sound}_{theme}.png" for theme in THEMES]
+    for path, theme in zip(paths, THEMES):
+        figure = plot_features(
+            outcome.parts[""], outcome.sample_rate, outcome.f0, outcome.loudness, outcome.frame_rate,
+            voiced=outcome.played, second_f0=outcome.voice_f0, f0_labels=(outcome.sound, "your voice"), theme=theme,
+            title=f"Played on the {outcome.sound}", spectrogram=True,
+        )  # fmt: skip
+        save_figure(figure, path)
+    return paths
