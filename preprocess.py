@@ -23,9 +23,9 @@ from tqdm import tqdm
 from config import DEFAULT_CONFIG_PATH, Config, load_config
 from data import Recording, extractor_settings, load_recording, save_recording
 from features import extract_features
+from recordings.process_ranks import read_ranks
 from sound.atomic_files import hash_file
 from sound.audio_files import SUFFIXES, load_audio
-from training.distributed import read_ranks
 
 log = logging.getLogger("preprocess")
 

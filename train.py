@@ -33,7 +33,7 @@ from config import (
 )
 from model import NeuralGuitar
 from recordings.corpus import ENDS, FEW_TAKES, Corpus, boundary_of, read_corpus
-from training.distributed import ALONE, Ranks, joined, read_ranks
+from recordings.process_ranks import ALONE, Ranks, joined, read_ranks
 from training.experiment_log import MODES, Tracker, choose_run_name, new_run_id
 from training.held_out_phrases import choose_phrases
 from training.optimization import PRECISIONS, failed_to_compile, layers_to_compile

@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import Recording, find_recordings, load_recording
-from sound.figures import plot_features, save_figure
-from sound.panels import THEMES
+from sound.figures import THEMES, plot_features, save_figure
 
 log = logging.getLogger("visualize_features")
 

@@ -21,10 +21,11 @@ import torch
 from tqdm import tqdm
 
 from config import load_config
-from data import Recording, build_dataset, extractor_settings, load_batches, save_recording
+from data import Recording, extractor_settings, save_recording
 from recordings.corpus import measure_statistics, read_corpus
+from recordings.crops import build_dataset, load_batches
+from recordings.process_ranks import ALONE
 from sound.atomic_files import write_text
-from training.distributed import ALONE
 
 _INSTRUMENT, _SECONDS = "trumpet", 0.2  # of each recording
 log = logging.getLogger("measure_corpus")

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from config import Config
-from data import Span, load_recording
+from data import load_recording
 from evaluation import likeness, scorecard
 from evaluation.likeness import Timbre, describe_timbre
 from evaluation.scorecard import Measured, Wanted, measure
@@ -23,6 +23,7 @@ from loss import MultiResolutionSTFTLoss
 from model import NeuralGuitar
 from playing.offline_transfer import Transfer, transfer
 from recordings.corpus import boundary_of, read_corpus
+from recordings.crops import Span
 from recordings.pitch_annotations import read_sung
 from sound.audio_files import SUFFIXES, load_audio, prepare_audio
 

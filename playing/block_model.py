@@ -10,8 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from decoders import GruDecoder
-from model import NeuralGuitar
+from model import GruDecoder, NeuralGuitar
 from synth import harmonics_below_nyquist, noise_filters
 
 

@@ -22,8 +22,7 @@ from playing.block_player import play
 from playing.causal_transfer import StreamingTransfer, curves_of
 from playing.transfer_report import UNHEARD, make_report
 from sound.audio_files import Scratch, prepare_audio, resample_blocks, slices
-from sound.memory import give_back_large_blocks
-from sound.threads import alone
+from sound.threads import alone, give_back_large_blocks
 from voice.conditioning import Progress, TransferOptions, fit, fit_register, listen, share_out_of_range
 from voice.curves import Curves, Melody, shape_notes
 from voice.midi import make_melody, play_one_at_a_time, read_midi, share_of_chords

@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from config import Config
-from data import FORMAT_VERSION, Span, extractor_settings, find_recordings, load_recording
+from data import FORMAT_VERSION, extractor_settings, find_recordings, load_recording
+from recordings.crops import Span
 from sound.atomic_files import write_text
 
 ENDS = "ends"  # a way to divide takes: of each recording the end is held out

@@ -21,11 +21,12 @@ from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils import logging as client_logging
 
 from config import Config
-from data import Span, extractor_settings
+from data import extractor_settings
 from recordings.corpus import Corpus, split_takes
+from recordings.crops import Span
 from recordings.hub_cache import DamagedError, HubCache
 from recordings.hub_client import Entry, HubError, Index, Patience, RefusedError, UnreachableError, ask
-from training.distributed import Ranks
+from recordings.process_ranks import Ranks
 
 STREAMING = Patience(retries=float("inf"))  # training goes on meanwhile, so there is no hurry to give up
 _MOST_REPEATS = 8  # of a recording in an epoch while others are missing

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from config import Config
 from recordings.inspection import LEVELS, PITCHES, Measured, count_notes
 from sound.atomic_files import write_text
+from sound.figures import THEMES, Theme
 from sound.note_names import hz_to_midi, midi_to_hz, note_name
-from sound.panels import THEMES, Theme
 
 _DPI = 160
 _STYLE = """

@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, Config, load_config
 from data import Recording, extractor_settings, find_recordings, load_recording
-from recordings.inspection import Measured, measure
-from recordings.inspection_findings import (
+from recordings.inspection import (
     Finding,
+    Measured,
     coverage,
     dynamics,
     judge_copies,
@@ -32,6 +32,7 @@ from recordings.inspection_findings import (
     judge_set,
     judge_takes,
     list_faults,
+    measure,
 )
 from recordings.inspection_report import write_report
 from recordings.pitch_annotations import count_octave_errors, find_annotations, read_annotation

@@ -4,29 +4,240 @@ It is drawn from plain arrays, so that a web page or a training log can use it t
 global state (no pyplot, no rcParams, no mathtext): figures may be drawn in several threads at once.
 """
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
+from scipy.signal import ShortTimeFFT
+from scipy.signal.windows import hann
 
 from sound.atomic_files import replacing
-from sound.note_names import note_name
-from sound.panels import (
-    NORMAL,
-    THEMES,
-    Theme,
-    draw_loudness,
-    draw_periodicity,
-    draw_pitch,
-    draw_spectrogram,
-    draw_waveform,
-    format_time,
-    share_time_axis,
-    style_axis,
-)
+from sound.note_names import hz_to_midi, midi_to_hz, note_name
+
+SMALL, NORMAL = 8.5, 9.5  # points
+_WAVE_COLUMNS = 1600  # about one a pixel
+# Semitones of the octave that get a tick; the first set that fits is taken.
+_TICK_SETS = (range(12), (0, 2, 4, 5, 7, 9, 11), (0, 4, 7), (0, 7), (0,))
+_TIME_STEPS = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800)  # s, the same way
+_MAX_TICKS = 12
+_MIN_SEMITONES = 12  # the pitch axis shows at least this much, so that vibrato does not look like an earthquake
+_N_FFT = 1024
+_SPECTRUM_RANGE = 80  # dB under the strongest component that are drawn
+_SPECTRUM_TOP = 8000  # Hz; what is above is drawn only as far as there is any: a resampled sound has none
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a picture; a page that shows it can take its own from here."""
+
+    background: str
+    text: str
+    muted: str  # labels and ticks
+    grid: str
+    octave: str  # grid line at every C
+    waveform: str
+    pitch: str
+    second: str  # the pitch curve that it is compared with
+    loudness: str
+
+
+THEMES = {
+    "light": Theme(
+        background="#ffffff", text="#1b1f27", muted="#6a7280", grid="#eef0f3", octave="#d5d9e0",
+        waveform="#8592a6", pitch="#c2570c", second="#7b8698", loudness="#0e7c86",
+    ),
+    "dark": Theme(
+        background="#14171d", text="#eceef2", muted="#929baa", grid="#21262f", octave="#39414e",
+        waveform="#66738a", pitch="#f6a83c", second="#7d8aa0", loudness="#45b8c2",
+    ),
+}  # fmt: skip
+
+
+# --- panels ---------------------------------------------------------------------------------------
+
+
+def style_axis(axis: Axes, colours: Theme) -> None:
+    """Take off frame and ticks; leave a faint grid."""
+    axis.set_facecolor(colours.background)
+    axis.set_axisbelow(True)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(which="both", length=0, labelsize=SMALL, labelcolor=colours.muted, pad=6)
+    axis.grid(True, which="major", color=colours.grid, linewidth=0.8)
+
+
+def _label_panel(axis: Axes, name: str, note: str, colours: Theme) -> None:
+    """Write the panel's name over its left corner, and a unit or a figure behind it."""
+    name_text = axis.annotate(
+        name, (0, 1), (0, 5), "axes fraction", "offset points",
+        fontsize=NORMAL, fontweight="bold", color=colours.text, parse_math=False,
+    )  # fmt: skip
+    axis.annotate(
+        note, (1, 0), (7, 0), name_text, "offset points",
+        fontsize=SMALL, va="bottom", color=colours.muted, parse_math=False,
+    )  # fmt: skip
+
+
+def draw_waveform(axis: Axes, audio: np.ndarray, sample_rate: int, colours: Theme) -> None:
+    """Draw samples [N]; of many, the extremes of each column, so that no peak is lost."""
+    samples = np.nan_to_num(audio, posinf=0.0, neginf=0.0)
+    if len(samples) > 2 * _WAVE_COLUMNS:
+        seconds, low, high = _envelope(samples, sample_rate)
+        axis.fill_between(seconds, low, high, color=colours.waveform, linewidth=0.5)
+    else:
+        axis.plot(np.arange(len(samples)) / sample_rate, samples, color=colours.waveform, linewidth=0.8)
+    peak = float(np.abs(samples).max(initial=0.0))
+    limit = 1.05 * peak or 1.0
+    axis.set_ylim(-limit, limit)
+    axis.yaxis.set_major_locator(FixedLocator([0]))
+    axis.tick_params(axis="y", labelleft=False)
+    _label_panel(axis, "Waveform", _describe_level(audio, peak), colours)
+
+
+def _describe_level(audio: np.ndarray, peak: float) -> str:
+    if not np.isfinite(audio).all():
+        return "holds samples that are not finite (NaN or infinity), drawn as zero"
+    return f"peak {20 * math.log10(peak):.1f} dBFS".replace("-", "−") if peak > 0 else "silent"
+
+
+def _envelope(samples: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return time, minimum and maximum of about ``_WAVE_COLUMNS`` stretches: no peak is lost."""
+    length = -(-len(samples) // _WAVE_COLUMNS)
+    columns = np.pad(samples, (0, -len(samples) % length), mode="edge").reshape(-1, length)
+    return (np.arange(len(columns)) + 0.5) * length / sample_rate, columns.min(axis=1), columns.max(axis=1)
+
+
+def draw_pitch(
+    axis: Axes, seconds: np.ndarray, pitches: list[np.ndarray], labels: tuple[str, str], colours: Theme
+) -> None:
+    """Draw pitch curves [T] in Hz, NaN where there is none, the first one in front; name the notes beside them."""
+    axis.set_yscale("log", base=2)
+    styles = ((colours.pitch, 2.2), (colours.second, 1.4))
+    for order, (pitch, label, (colour, width)) in enumerate(zip(pitches, labels, styles)):
+        alone = np.where(_stands_alone(pitch), pitch, np.nan)  # a line of one point would draw nothing
+        axis.plot(seconds, alone, "o", color=colour, markersize=width, markeredgewidth=0, zorder=3 - order)
+        axis.plot(
+            seconds, pitch, color=colour, linewidth=width, solid_capstyle="round", solid_joinstyle="round",
+            zorder=3 - order, label=label,
+        )  # fmt: skip
+    _set_note_axis(axis, np.concatenate(pitches), colours)
+    _label_panel(axis, "Pitch", "f0, logarithmic, Hz at the right", colours)
+    if len(pitches) > 1:
+        legend = axis.legend(
+            loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, borderaxespad=0.35, ncols=2, frameon=False,
+            fontsize=SMALL, labelcolor=colours.text, handlelength=1.6, columnspacing=1.6,
+        )  # fmt: skip
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    if np.isnan(pitches[0]).all():
+        axis.text(0.5, 0.5, "no pitch found", transform=axis.transAxes, ha="center", va="center", color=colours.muted)
+
+
+def _stands_alone(pitch: np.ndarray) -> np.ndarray:
+    gap = np.pad(np.isnan(pitch), 1, constant_values=True)
+    return ~gap[1:-1] & gap[:-2] & gap[2:]
+
+
+def _set_note_axis(axis: Axes, pitch: np.ndarray, colours: Theme) -> None:
+    """Fit the axis to the pitches and name its notes; Cs have the stronger lines."""
+    low, high = _note_range(pitch)
+    notes = _choose_notes(low, high)
+    axis.set_ylim(midi_to_hz(low), midi_to_hz(high))
+    hertz = FuncFormatter(lambda f0, _: f"{f0:.0f}")
+    right = axis.secondary_yaxis("right")
+    right.tick_params(which="both", length=0, labelsize=SMALL, labelcolor=colours.muted, pad=6)
+    right.spines[:].set_visible(False)
+    for scale, formatter in ((axis.yaxis, FuncFormatter(lambda f0, _: note_name(f0))), (right.yaxis, hertz)):
+        scale.set_major_locator(FixedLocator([midi_to_hz(note) for note in notes]))
+        scale.set_major_formatter(formatter)
+        scale.set_minor_locator(NullLocator())
+    for note in (note for note in notes if note % 12 == 0):
+        axis.axhline(midi_to_hz(note), color=colours.octave, linewidth=0.9, zorder=0.8)
+
+
+def _note_range(pitch: np.ndarray) -> tuple[float, float]:
+    """Return the lowest and highest MIDI number of the axis."""
+    found = pitch[np.isfinite(pitch)]
+    if len(found) == 0:
+        return 47.5, 84.5  # C3 to C6, where most tunes lie
+    low, high = (hz_to_midi(limit) for limit in (found.min(), found.max()))
+    margin = max(1.0, (_MIN_SEMITONES - (high - low)) / 2)
+    return low - margin, high + margin
+
+
+def _choose_notes(low: float, high: float) -> list[int]:
+    """Return the MIDI numbers that get a tick: as many as are readable."""
+    inside = range(math.ceil(low), math.floor(high) + 1)
+    sets = ([note for note in inside if note % 12 in names] for names in _TICK_SETS)
+    return next((notes for notes in sets if len(notes) <= _MAX_TICKS), [note for note in inside if note % 12 == 0])
+
+
+def draw_periodicity(
+    axis: Axes, seconds: np.ndarray, periodicity: np.ndarray, threshold: float, colours: Theme
+) -> None:
+    """Draw how sure the pitch is, [T], and from where on it is shown."""
+    axis.fill_between(seconds, 0, periodicity, color=colours.pitch, alpha=0.28, linewidth=0)
+    axis.axhline(threshold, color=colours.muted, linewidth=0.8, dashes=(4, 3))
+    axis.set_ylim(0, 1)
+    axis.grid(False, axis="y")
+    axis.yaxis.set_major_locator(NullLocator())
+    _label_panel(axis, "Periodicity", f"0 to 1, pitch is shown from {threshold:g}", colours)
+
+
+def draw_loudness(axis: Axes, seconds: np.ndarray, loudness: np.ndarray, colours: Theme) -> None:
+    """Draw loudness [T] in dB."""
+    floor = min(-80.0, float(np.min(loudness[np.isfinite(loudness)], initial=0.0)))
+    axis.fill_between(seconds, floor, loudness, color=colours.loudness, alpha=0.16, linewidth=0)
+    axis.plot(seconds, loudness, color=colours.loudness, linewidth=1.3, solid_joinstyle="round")
+    axis.set_ylim(floor, 3)
+    axis.yaxis.set_major_locator(FixedLocator(range(0, math.floor(floor) - 1, -20)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda level, _: f"{level:.0f}".replace("-", "−")))
+    _label_panel(axis, "Loudness", "A-weighted, dB re full scale", colours)
+
+
+def draw_spectrogram(axis: Axes, audio: np.ndarray, sample_rate: int, colours: Theme) -> None:
+    """Draw which frequencies of the samples [N] sound when."""
+    samples = np.pad(np.nan_to_num(audio, posinf=0.0, neginf=0.0), (0, max(0, _N_FFT - len(audio))))
+    hop_length = max(_N_FFT // 8, -(-len(samples) // _WAVE_COLUMNS))
+    transform = ShortTimeFFT(hann(_N_FFT, sym=False), hop_length, sample_rate)
+    magnitudes = np.abs(transform.stft(samples))  # (F, T)
+    level = 20 * np.log10(np.maximum(magnitudes / max(magnitudes.max(), 1e-9), 10 ** (-_SPECTRUM_RANGE / 20)))
+    shades = LinearSegmentedColormap.from_list("spectrum", [colours.background, colours.pitch, colours.text])
+    axis.imshow(
+        level, cmap=shades, vmin=-_SPECTRUM_RANGE, vmax=0, aspect="auto", origin="lower", interpolation="bilinear",
+        extent=transform.extent(len(samples), center_bins=True),
+    )  # fmt: skip
+    axis.grid(False)
+    sounding = transform.f[(level > -_SPECTRUM_RANGE).any(axis=1)]
+    top = min(max(_SPECTRUM_TOP, sounding.max(initial=0.0)), sample_rate / 2)
+    axis.set_ylim(0, top)
+    axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 4, 5, 10]))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda frequency, _: f"{frequency / 1000:g}"))
+    _label_panel(axis, "Spectrogram", f"kHz, over {_SPECTRUM_RANGE} dB", colours)
+
+
+def share_time_axis(axes: list[Axes], duration: float) -> None:
+    """Give all panels the same time axis, as long as the sound in seconds; the last one has its labels."""
+    step = next((step for step in _TIME_STEPS if duration / step <= _MAX_TICKS), duration)
+    for axis in axes:
+        axis.set_xlim(0, duration)
+        axis.xaxis.set_major_locator(FixedLocator(np.arange(0, duration * (1 + 1e-6), step)))
+        axis.tick_params(axis="x", pad=9, labelbottom=axis is axes[-1])
+    axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: format_time(seconds, duration)))
+
+
+def format_time(seconds: float, duration: float) -> str:
+    """Write a time of a sound as long as ``duration``: "2.5 s", or "1:05" where there are minutes."""
+    if duration < 60:
+        return f"{seconds:.4g} s"
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"
+
 
 DPI = 150
 _WIDTH = 12.0  # inches

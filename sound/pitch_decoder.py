@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from sound.crepe import N_BINS, WINDOW, load_crepe
-from sound.crepe_frame import load_frame_crepe
+from sound.crepe import N_BINS, WINDOW, load_crepe, load_frame_crepe
 
 SAMPLE_RATE = 16000  # Hz, what the network hears
 MARGIN = WINDOW // 2  # samples that a frame reaches to either side

@@ -147,7 +147,7 @@ def test_no_gradient_for_what_cannot_sound():
 @pytest.mark.parametrize("jump", [32, 64, 50, 128])
 def test_harmonics_that_begin_to_sound_in_the_next_frame(jump, monkeypatch):
     """f0 falls from one frame to the next, also where one block of frames ends: the new harmonics fade in before it."""
-    monkeypatch.setattr("bank._BLOCK_FRAMES", 32)
+    monkeypatch.setattr("synth._BLOCK_FRAMES", 32)
     f0 = torch.cat([torch.full((1, jump, 1), 3000.0), torch.full((1, 20, 1), 80.0)], dim=1)
     amplitudes = random_amplitudes(1, jump + 20)
     ours = amplitudes.clone().requires_grad_()

@@ -11,19 +11,10 @@ from torch.utils.data import DataLoader
 
 import data
 from conftest import damaged_pickles, zipped
-from data import (
-    CropDataset,
-    NeuralGuitarDataset,
-    Span,
-    Vox2TrumpetDataset,
-    build_dataset,
-    find_recordings,
-    load_batches,
-    load_recording,
-    save_recording,
-)
+from data import find_recordings, load_recording, save_recording
 from recordings.corpus import read_corpus
-from training.distributed import Ranks
+from recordings.crops import CropDataset, NeuralGuitarDataset, Span, Vox2TrumpetDataset, build_dataset, load_batches
+from recordings.process_ranks import Ranks
 
 HOP = 160
 FRAME_CURVES = ("f0", "loudness", "periodicity")

@@ -17,10 +17,10 @@ from checkpoint import read_checkpoint
 from config import load_config
 from model import Vox2Trumpet
 from playing.block_player import Player
+from recordings.process_ranks import ALONE, Ranks
 from sound.crepe import load_crepe
 from speed_parts import TextbookBank, build_textbook_loss
 from test_train import arguments, make_recording
-from training.distributed import ALONE, Ranks
 from training.optimization import WeightAverage, build_loss, train_step
 from training.trainer import Stopped
 

@@ -14,7 +14,7 @@ import pytest
 
 import live
 from checkpoint import load_model
-from sound.crepe_frame import load_frame_crepe
+from sound.crepe import load_frame_crepe
 
 ROOT = Path(__file__).parent.parent
 # A sound card of ALSA's that plays nothing and hears nothing (what it gives may be any bits), without hardware.

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from config import load_config
-from decoders import GruDecoder
 from features import extract_loudness
 from loss import MultiResolutionSTFTLoss
-from model import NeuralGuitar, Vox2Trumpet, build_model, scale_f0, scale_loudness
+from model import GruDecoder, NeuralGuitar, Vox2Trumpet, build_model, scale_f0, scale_loudness
 from synth import weighted_level
 
 PRESETS = pytest.mark.parametrize("preset", ["tiny", "solo", "standard", "deep", "transformer"])

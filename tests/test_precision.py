@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from config import load_config
-from decoders import GruDecoder
-from model import build_model
+from model import GruDecoder, build_model
 from training.optimization import build_loss, train_step
 
 TIME = torch.linspace(0, 1, 25)[None, :, None].expand(2, -1, -1)

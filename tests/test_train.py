@@ -17,7 +17,7 @@ import train
 from checkpoint import load_model, read_checkpoint
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import Recording, extractor_settings, save_recording
-from decoders import TransformerDecoder
+from model import TransformerDecoder
 from recordings.corpus import read_corpus
 from training.experiment_log import read_metrics
 from training.optimization import learning_rate_at

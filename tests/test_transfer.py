@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import write_notes
 
 import transfer
-from conftest import sing
+from conftest import sing, write_notes
 from voice.midi import read_midi
 
 ROOT = Path(__file__).parent.parent

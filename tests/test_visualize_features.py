@@ -19,9 +19,8 @@ import visualize_features
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import save_recording
 from sound import figures
-from sound.figures import DPI, plot_features, save_figure
+from sound.figures import DPI, THEMES, plot_features, save_figure
 from sound.note_names import note_name
-from sound.panels import THEMES
 from visualize_features import plot_recording
 
 RATE, FRAME_RATE = 16000, 100

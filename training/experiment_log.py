@@ -22,13 +22,12 @@ from typing import Any
 import soundfile
 
 from config import Config, config_to_dict
-from data import Span
 from loss import StftLoss
 from model import NeuralGuitar
 from recordings.corpus import Corpus
+from recordings.crops import Span
 from sound.atomic_files import write_text
-from sound.figures import save_figure
-from sound.panels import THEMES
+from sound.figures import THEMES, save_figure
 from training.held_out_phrases import SOUNDS, Phrase, draw_phrase, loudest_passage, play_phrase
 
 MODES = ("online", "offline", "disabled")

@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from config import Config
-from data import Span, load_recording
+from data import load_recording
 from features import extract_loudness
 from model import NeuralGuitar
 from recordings.corpus import Corpus
-from sound.panels import THEMES, Theme
+from recordings.crops import Span
+from sound.figures import THEMES, Theme
 
 SOUNDS = ("target", "resynthesis", "harmonic", "noise")
 _N_PHRASES = 3

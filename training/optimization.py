@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from config import Config, TrainConfig
-from decoders import GruDecoder
 from loss import LogMelLoss, MultiResolutionSTFTLoss
-from model import NeuralGuitar, NoiseSource
+from model import GruDecoder, NeuralGuitar, NoiseSource
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the decoder's products, in training
 

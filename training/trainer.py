@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from checkpoint import BEST, LATEST, keep_newest, save_checkpoint
 from config import Config
-from data import CropDataset, load_batches
 from loss import StftLoss
 from recordings.corpus import Corpus
+from recordings.crops import CropDataset, load_batches
+from recordings.process_ranks import ALONE, Ranks
 from sound.threads import alone
-from training.distributed import ALONE, Ranks
 from training.experiment_log import Tracker
 from training.optimization import build_loss, learning_rate_at, train_step
 from training.training_state import TrainingState

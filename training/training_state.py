@@ -22,9 +22,9 @@ from checkpoint import (
     weights_for_use,
 )
 from config import Config, training_changes
-from data import CropDataset, Span, build_dataset
 from model import NeuralGuitar, build_model
 from recordings.corpus import Corpus, measure_statistics
+from recordings.crops import CropDataset, Span, build_dataset
 from training.optimization import WeightAverage, build_optimizer, learning_rate_at
 
 log = logging.getLogger("train")

@@ -27,8 +27,7 @@ from config import PageConfig
 from model import NeuralGuitar
 from playing.offline_transfer import transfer
 from sound.audio_files import load_audio, write_audio
-from sound.figures import plot_features, save_figure
-from sound.panels import THEMES
+from sound.figures import THEMES, plot_features, save_figure
 from voice.conditioning import TransferOptions
 
 try:

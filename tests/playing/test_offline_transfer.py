@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import transfer
-from conftest import pause, sing
+from conftest import pause, sing, write_notes
 from features import extract_features
 from playing import offline_transfer as timbre_transfer
 from playing.offline_transfer import render

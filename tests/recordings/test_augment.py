@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from data import CropDataset, Span, save_recording
+from data import save_recording
 from model import build_model
-from recordings.augment import disturb, is_wanted
+from recordings.crops import CropDataset, Span, disturb, is_wanted
 from training.optimization import build_loss, train_step
 
 OFF = {"f0_jitter": 0.0, "loudness_jitter": 0.0, "input_smoothing": 0.0}

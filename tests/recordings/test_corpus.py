@@ -7,9 +7,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from data import Span, find_recordings, load_recording, save_recording
+from data import find_recordings, load_recording, save_recording
 from recordings import corpus
 from recordings.corpus import ENDS, boundary_of, measure_statistics, read_corpus
+from recordings.crops import Span
 from sound import atomic_files as files
 from test_data import with_train
 

@@ -22,7 +22,7 @@ from data import Recording, extractor_settings, save_recording
 from recordings.corpus import read_corpus
 from recordings.hub_client import HubError
 from recordings.hub_dataset import HubRecordings, so_far_in_common, wait_in_common
-from training.distributed import Ranks
+from recordings.process_ranks import Ranks
 from training.held_out_phrases import choose_phrases
 
 NAME = "user/trumpet"
@@ -186,7 +186,8 @@ def test_machines_wait_until_they_have_a_recording_in_common(hub, two_caches, co
         hub.down = False
         threading.Event().wait(0.05)
 
-    monkeypatch.setattr("recordings.hub_dataset.time", types.SimpleNamespace(monotonic=time.monotonic, sleep=network_comes_back))
+    clock = types.SimpleNamespace(monotonic=time.monotonic, sleep=network_comes_back)
+    monkeypatch.setattr("recordings.hub_dataset.time", clock)
     one, other = corpora_of_two_machines(config)
     names = [{span.path.name for span in each.training} for each in (one, other)]
     assert names[0] == names[1] and names[0] and looked

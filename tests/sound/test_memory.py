@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="anoth
 # After a first large block each is larger than the gaps that those before it left, below small ones that live on.
 GAPS = """
 import os, sys
-from sound import memory
+from sound import threads as memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

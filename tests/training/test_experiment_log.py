@@ -12,10 +12,11 @@ import soundfile
 import torch
 
 from conftest import melody
-from data import Span, load_recording, save_recording
+from data import load_recording, save_recording
 from loss import StftLoss
 from model import build_model
 from recordings.corpus import Corpus
+from recordings.crops import Span
 from training import experiment_log as tracking
 from training.experiment_log import Tracker, choose_run_name, read_metrics, write_page
 from training.held_out_phrases import choose_phrases, draw_phrase, loudest_passage, play_phrase

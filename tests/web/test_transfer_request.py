@@ -14,7 +14,7 @@ from PIL import Image
 
 from config import load_config
 from page import RATE, cents, hear, save_untrained, sing
-from sound.panels import THEMES
+from sound.figures import THEMES
 from voice.conditioning import TransferOptions
 from web import transfer_request as service_module
 from web.transfer_request import (

@@ -1,0 +1,191 @@
+"""Training crops: stretches of processed recordings, cut at random, wavered and loaded in batches."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from config import AudioConfig, Config, TrainConfig
+from data import Recording, load_recording
+from recordings.process_ranks import Ranks
+
+_OPEN_FILES = 128  # memory maps that stay open
+
+
+class Span(NamedTuple):
+    """A stretch of one recording that may be cropped."""
+
+    path: Path
+    first_frame: int
+    n_frames: int
+
+
+class CropDataset(Dataset):
+    """Crops of equal length, each ``{"f0": [T, 1], "loudness": [T, 1], "audio": [N]}``.
+
+    Where the configuration disturbs what the decoder hears, random crops also have "heard_f0" and "heard_loudness".
+    Random crops are a function of (seed, epoch, index) alone, so that a resumed training sees what an
+    undisturbed one would have seen. Without a seed the crops lie one after another, for validation.
+    """
+
+    def __init__(self, spans: Sequence[Span], config: Config, seed: int | None = None) -> None:
+        self.spans = tuple(spans)
+        self.audio: AudioConfig = config.audio
+        self.loudness_floor = config.features.loudness_floor
+        self.n_frames = config.audio.seconds_to_frames(config.train.crop_seconds)
+        self.seed = seed
+        self.disturbance = config.train if seed is not None and is_wanted(config.train) else None
+        self.epoch = 0
+        counts = [self._count_crops(span, config.train.crops_per_recording) for span in self.spans]
+        self._ends = np.cumsum(counts)
+        self._open = functools.lru_cache(maxsize=_OPEN_FILES)(load_recording)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open files behind: a worker process opens its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _open=functools.lru_cache(maxsize=_OPEN_FILES)(load_recording))
+
+    def _count_crops(self, span: Span, crops_per_recording: int | None) -> int:
+        if self.seed is not None and crops_per_recording is not None:
+            return crops_per_recording
+        return max(1, span.n_frames // self.n_frames)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the crops of another epoch."""
+        self.epoch = epoch
+
+    def order(self) -> np.ndarray:
+        """Return this epoch's order of the crops, [len(self)]."""
+        return np.random.default_rng([self.seed or 0, self.epoch]).permutation(len(self))
+
+    def path_of(self, index: int) -> Path:
+        """Return the file that a crop is cut from."""
+        return self.spans[self._number(index)].path
+
+    def _number(self, index: int) -> int:
+        return int(np.searchsorted(self._ends, index, side="right"))
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"crop {index} of {len(self)}")
+        number = self._number(index)
+        span = self.spans[number]
+        crop = self._crop(self._open(span.path), span, self._first_frame(span, index, number))
+        return {**crop, **self._disturbed(crop, index)} if self.disturbance else crop
+
+    def _disturbed(self, crop: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([self.seed, self.epoch, index, 1])
+        heard = disturb(crop["f0"], crop["loudness"], self.disturbance, self.audio.frame_rate, rng)
+        return dict(zip(("heard_f0", "heard_loudness"), heard))
+
+    def _first_frame(self, span: Span, index: int, number: int) -> int:
+        if self.seed is None:
+            return span.first_frame + (index - (self._ends[number - 1] if number else 0)) * self.n_frames
+        room = max(0, span.n_frames - self.n_frames)
+        return span.first_frame + int(np.random.default_rng([self.seed, self.epoch, index]).integers(room + 1))
+
+    def _crop(self, recording: Recording, span: Span, first: int) -> dict[str, Tensor]:
+        last = min(first + self.n_frames, span.first_frame + span.n_frames)
+        missing = self.n_frames - (last - first)
+        hop_length = self.audio.hop_length
+        audio = recording.audio[0, first * hop_length : last * hop_length].clone()
+        f0, loudness = recording.f0[0, first:last].clone(), recording.loudness[0, first:last].clone()
+        return {
+            "f0": torch.cat([f0, f0[-1:].expand(missing, 1)]),
+            "loudness": torch.nn.functional.pad(loudness, (0, 0, 0, missing), value=self.loudness_floor),
+            "audio": torch.nn.functional.pad(audio, (0, missing * hop_length)),
+        }
+
+
+class NeuralGuitarDataset(CropDataset):
+    """Crops of guitar recordings."""
+
+
+class Vox2TrumpetDataset(CropDataset):
+    """Crops of trumpet (or other wind) recordings."""
+
+
+_DATASETS = {"NeuralGuitar": NeuralGuitarDataset, "Vox2Trumpet": Vox2TrumpetDataset}
+
+
+def build_dataset(spans: Sequence[Span], instrument: str, config: Config, seed: int | None = None) -> CropDataset:
+    """Return the dataset class that belongs to the instrument's model."""
+    return _DATASETS[config.instrument(instrument).model](spans, config, seed)
+
+
+def load_batches(
+    crops: CropDataset,
+    order: np.ndarray,
+    start: int,
+    batch_size: int,
+    ranks: Ranks,
+    device: torch.device,
+    num_workers: int = 0,
+) -> Iterator[tuple[range, range, dict[str, Tensor]]]:
+    """Yield each batch's places in the order, this rank's share of them, and the share's crops on its device."""
+    firsts = range(start, len(order), batch_size)
+    batches = [range(first, min(first + batch_size, len(order))) for first in firsts]
+    # Fewer crops than ranks: somebody repeats one, with weight zero, because all must take part in a step.
+    shares = [ranks.share(positions) or positions[:1] for positions in batches]
+    # Only out of pinned memory may a copy go on alone: Apple's MPS would read what is freed by then.
+    is_pinned = device.type == "cuda"
+    loader = DataLoader(
+        crops,
+        batch_sampler=(order[list(share)].tolist() for share in shares),
+        num_workers=num_workers,
+        pin_memory=is_pinned,
+        generator=torch.Generator(),  # its own: else it would draw from torch's
+    )
+    for positions, share, batch in zip(batches, shares, loader):
+        yield positions, share, {name: value.to(device, non_blocking=is_pinned) for name, value in batch.items()}
+
+
+def is_wanted(settings: TrainConfig) -> bool:
+    """Say whether the decoder is to hear anything but the true curves."""
+    return max(settings.f0_jitter, settings.loudness_jitter, settings.input_smoothing) > 0
+
+
+def disturb(
+    f0: Tensor, loudness: Tensor, settings: TrainConfig, frame_rate: float, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return pitch and loudness as the decoder is to hear them.
+
+    How strongly a crop is disturbed is drawn anew for each, from not at all to what the settings allow.
+
+    Args:
+        f0: [T, 1] in Hz.
+        loudness: [T, 1] in dB.
+        settings: how far a curve may be off.
+        frame_rate: frames a second.
+        rng: source of all that is drawn.
+    """
+    width = settings.input_smoothing * frame_rate * rng.uniform()
+    slowest = max(1.0, settings.jitter_seconds * frame_rate)
+    cents, decibels = (
+        most * rng.uniform() * _waver(len(f0), slowest, rng) for most in (settings.f0_jitter, settings.loudness_jitter)
+    )
+    heard = _smooth(f0.log2(), width) + torch.from_numpy(cents)[:, None] / 1200
+    return heard.exp2(), _smooth(loudness, width) + torch.from_numpy(decibels)[:, None]
+
+
+def _waver(n_frames: int, slowest: float, rng: np.random.Generator) -> np.ndarray:
+    """Return float32 noise [T] of RMS one, as slow as a Gaussian of 1 to ``slowest`` frames makes it."""
+    noise = ndimage.gaussian_filter1d(rng.standard_normal(n_frames), slowest ** rng.uniform(), mode="wrap")
+    return (noise / max(np.sqrt(np.mean(noise**2)), 1e-9)).astype(np.float32)
+
+
+def _smooth(curve: Tensor, n_frames: float) -> Tensor:
+    if n_frames <= 0:
+        return curve
+    return torch.from_numpy(ndimage.gaussian_filter1d(curve.numpy(), n_frames, axis=0, mode="nearest"))
