@@ -205,10 +205,11 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> NeuralGu
     model.settings = settings
     model.instrument = checkpoint["instrument"]
     model.statistics = _checked_statistics(checkpoint["statistics"], path)
+    model.limit_bandwidth(model.statistics.get("bandwidth"))
     return model.to(device).eval()
 
 
-def _checked_statistics(statistics: Any, path: Path) -> dict[str, list[float]]:
+def _checked_statistics(statistics: Any, path: Path) -> dict[str, Any]:
     keys = ("f0_quantiles", "loudness_quantiles")
     entries = [statistics.get(key) for key in keys] if isinstance(statistics, dict) else [None]
     for values in entries:
@@ -218,6 +219,9 @@ def _checked_statistics(statistics: Any, path: Path) -> dict[str, list[float]]:
             and all(isinstance(value, float) and math.isfinite(value) for value in values)
         ):
             raise ValueError(f"{path} lacks the statistics of its training data; train.py writes them")
+    bandwidth = statistics.get("bandwidth", 1.0)  # checkpoints of sound at the features' rate have none
+    if not (isinstance(bandwidth, float) and 0 < bandwidth < math.inf):
+        raise ValueError(f"{path} holds a bandwidth of {bandwidth!r}; it should be a number of Hz over 0")
     return statistics
 
 

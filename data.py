@@ -20,6 +20,7 @@ FORMAT_VERSION = 1
 _EXTRACTION_VERSION = 2  # to be raised whenever features.py or pitch.py measures otherwise; 1 searched whole files
 _FRAME_KEYS = ("f0", "loudness", "periodicity")
 _KEYS = ("format_version", "instrument", *_FRAME_KEYS, "audio", "source", "extractor")
+_OPTIONAL_KEYS = ("bandwidth",)  # files of earlier versions, and of sound at the features' rate, have none
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,16 @@ class Recording:
     audio: Tensor  # [1, N] at the sample rate of the sound
     source: dict[str, str]  # file name and sha256 of the recording
     extractor: dict[str, Any]  # the settings it was measured with
+    bandwidth: float | None = None  # Hz, up to which there is sound; None: up to Nyquist
 
     @property
     def n_frames(self) -> int:
         return self.f0.shape[1]
+
+    @property
+    def bandwidth_share(self) -> float:
+        """The band that the recording has, as a share of that up to Nyquist: 0..1."""
+        return 1.0 if self.bandwidth is None else self.bandwidth / (self.extractor["audio"]["sample_rate"] / 2)
 
 
 def extractor_settings(config: Config, instrument: str) -> dict[str, Any]:
@@ -56,6 +63,7 @@ def save_recording(path: Path, recording: Recording) -> None:
         OSError: it cannot be written (a full disk, say); what stood there stays.
     """
     content = {field.name: getattr(recording, field.name) for field in dataclasses.fields(recording)}
+    content = {name: value for name, value in content.items() if value is not None}
     save_tensors(path, {"format_version": FORMAT_VERSION, **content})
 
 
@@ -76,16 +84,31 @@ def load_recording(path: Path, config: Config | None = None) -> Recording:
         content = load_tensors(path, mmap=True)
     except ValueError as error:
         raise ValueError(f"{path} is not a readable processed file; run preprocess.py again") from error
-    if not isinstance(content, dict) or set(content) != set(_KEYS):
+    if not isinstance(content, dict) or set(content) - set(_OPTIONAL_KEYS) != set(_KEYS):
         raise ValueError(f"{path} is not a processed file; preprocess.py makes them")
     if content.pop("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path} has another format than version {FORMAT_VERSION}; run preprocess.py again")
     recording = Recording(**content)
     _check_description(path, recording)
     _check_shapes(path, recording)
-    if config is not None and recording.extractor != extractor_settings(config, recording.instrument):
-        raise ValueError(f"{path} was made with other settings, or by an earlier version; run preprocess.py again")
+    if config is not None:
+        _require_settings(path, recording, config)
     return recording
+
+
+def _require_settings(path: Path, recording: Recording, config: Config) -> None:
+    """Raise ValueError if a recording was made with other settings; the message holds the line to run."""
+    wanted = extractor_settings(config, recording.instrument)
+    if recording.extractor == wanted:
+        return
+    rate = recording.extractor["audio"].get("sample_rate")
+    if rate != config.audio.sample_rate:
+        raise ValueError(
+            f"{path} holds sound at {rate} Hz, but preset {config.preset} makes {config.audio.sample_rate} Hz; "
+            f"run ./venv/bin/python preprocess.py --config_name {config.preset} --input_dir RECORDINGS "
+            f"--output_dir {path.parent}, or train the preset that the files were made for"
+        )
+    raise ValueError(f"{path} was made with other settings, or by an earlier version; run preprocess.py again")
 
 
 def _check_description(path: Path, recording: Recording) -> None:
@@ -97,6 +120,8 @@ def _check_description(path: Path, recording: Recording) -> None:
         and isinstance(extractor, dict)
         and isinstance(extractor.get("audio"), dict)
         and isinstance(extractor["audio"].get("hop_length"), int)
+        and (recording.bandwidth is None or isinstance(extractor["audio"].get("sample_rate"), int))
+        and isinstance(recording.bandwidth, float | None)
     )
     if not described:
         raise ValueError(f"{path} does not say what it was made from; run preprocess.py again")

@@ -7,7 +7,8 @@ For each FFT size, with X and Y the magnitudes of prediction and target:
 
 The total is their sum, the second weighted by ``mag_loss_weight``, averaged over the FFT sizes. Each
 item has its own spectral convergence, so that the loss is a mean over items; its denominator is
-floored at that of a -60 dBFS signal, because a silent target would otherwise give 1e7.
+floored at that of a -60 dBFS signal, because a silent target would otherwise give 1e7. Bins above the
+band that a target has are left out of all means and norms.
 
 The gradient is written out and made together with the value, one block of items after the other: on a
 CPU the spectra of a block then never leave the cache. Derived by autograd it takes longer.
@@ -59,12 +60,15 @@ class MultiResolutionSTFTLoss(nn.Module):
             window = nn.functional.pad(torch.hann_window(win_length), (before, n_fft - win_length - before))
             self.register_buffer(f"window_{number}", window, persistent=False)  # (n_fft)
 
-    def forward(self, prediction: Tensor, target: Tensor) -> StftLoss:
-        """Return the loss between two sounds [B, N]; only the prediction gets a gradient."""
+    def forward(self, prediction: Tensor, target: Tensor, bandwidth: Tensor | None = None) -> StftLoss:
+        """Return the loss between two sounds [B, N]; only the prediction gets a gradient.
+
+        ``bandwidth`` [B] is the share of the band up to Nyquist in which each item is compared, all of it if None.
+        """
         assert prediction.shape == target.shape, f"{tuple(prediction.shape)} against {tuple(target.shape)}"
         parts = [
             _Comparison.apply(
-                prediction, target, getattr(self, f"window_{number}"), hop, self.mag_loss_weight, self.eps
+                prediction, target, bandwidth, getattr(self, f"window_{number}"), hop, self.mag_loss_weight, self.eps
             )
             for number, hop in enumerate(self.hop_sizes)
         ]
@@ -86,16 +90,21 @@ class LogMelLoss(nn.Module):
         self.register_buffer("filters", filters.t().contiguous(), persistent=False)  # (F, bands)
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
 
-    def forward(self, prediction: Tensor, target: Tensor) -> StftLoss:
-        """Return the loss between two sounds [B, N]; the term is part of the total alone."""
-        first = self.first(prediction, target)
-        bands, wanted = (self._log_bands(audio) for audio in (prediction, target.detach()))
-        return first._replace(total=first.total + self.weight * (bands - wanted).abs().mean())
+    def forward(self, prediction: Tensor, target: Tensor, bandwidth: Tensor | None = None) -> StftLoss:
+        """Return the loss between two sounds [B, N]; the term is part of the total alone. ``bandwidth``: as there."""
+        first = self.first(prediction, target, bandwidth)
+        kept = None if bandwidth is None else _kept_bins(bandwidth, len(self.filters))
+        bands, wanted = (self._log_bands(audio, kept) for audio in (prediction, target.detach()))
+        distance = (bands - wanted).abs()  # (B, frames, bands)
+        if kept is not None:  # bands without a bin are equal, and do not count in the mean
+            distance = distance.mean(dim=(1, 2)) / (kept[:, 0] @ self.filters > 0).float().mean(dim=-1)
+        return first._replace(total=first.total + self.weight * distance.mean())
 
-    def _log_bands(self, audio: Tensor) -> Tensor:
+    def _log_bands(self, audio: Tensor, kept: Tensor | None) -> Tensor:
         """[B, N] -> [B, frames, bands]."""
         spectra = torch.view_as_real(_spectra(audio, self.window, self.n_fft // 4)).square().sum(dim=-1)
-        return torch.log(torch.sqrt(spectra + _VANISHING) @ self.filters + self.first.eps)
+        magnitudes = torch.sqrt(spectra + _VANISHING)
+        return torch.log((magnitudes if kept is None else magnitudes * kept) @ self.filters + self.first.eps)
 
 
 class _Comparison(torch.autograd.Function):
@@ -103,7 +112,14 @@ class _Comparison(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, prediction: Tensor, target: Tensor, window: Tensor, hop: int, mag_loss_weight: float, eps: float
+        ctx,
+        prediction: Tensor,
+        target: Tensor,
+        bandwidth: Tensor | None,
+        window: Tensor,
+        hop: int,
+        mag_loss_weight: float,
+        eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         n_batch, n_samples = prediction.shape
         n_fft = len(window)
@@ -112,19 +128,29 @@ class _Comparison(torch.autograd.Function):
         convergence, log_magnitude = prediction.new_empty(2, n_batch)
         # White noise of this RMS has the magnitude RMS * ||window|| in every bin.
         floor = _SILENCE_RMS * window.norm() * (n_frames * n_bins) ** 0.5
+        if bandwidth is not None:
+            kept = _kept_bins(bandwidth, n_bins)  # (B, 1, F)
+            share = kept.mean(dim=(1, 2))  # of the bins, (B)
 
         def compare(block: slice) -> None:
             spectra = _spectra(torch.stack([prediction[block], target[block]]), window, hop)  # (2, b, frames, F)
             predicted, wanted = magnitudes = _magnitudes(spectra)
+            if bandwidth is not None:
+                magnitudes.mul_(kept[block])  # both are zero there: no difference, and no slope
             difference = predicted - wanted
             norm = torch.linalg.vector_norm(difference, dim=(1, 2))
-            scale = torch.linalg.vector_norm(wanted, dim=(1, 2)).clamp_min(floor)
+            scale = torch.linalg.vector_norm(wanted, dim=(1, 2))
+            scale = scale.clamp_min(floor if bandwidth is None else floor * share[block].sqrt())
             convergence[block] = norm / scale
             lifted, lifted_target = magnitudes + eps
             log_magnitude[block] = torch.div(lifted, lifted_target, out=lifted_target).log_().abs_().mean(dim=(1, 2))
+            if bandwidth is not None:
+                log_magnitude[block] /= share[block]
             if gradient is None:
                 return
             slope = torch.sign(difference).div_(lifted).mul_(mag_loss_weight / (n_batch * n_frames * n_bins))
+            if bandwidth is not None:
+                slope /= share[block, None, None]
             slope.addcmul_(difference, (1 / (n_batch * scale * norm.clamp_min(_VANISHING)))[:, None, None])
             gradient[block] = _push_back(slope, spectra[0], predicted, window, hop, n_samples)
 
@@ -139,7 +165,13 @@ class _Comparison(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return grad * gradient, None, None, None, None, None
+        return grad * gradient, None, None, None, None, None, None
+
+
+def _kept_bins(bandwidth: Tensor, n_bins: int) -> Tensor:
+    """Return 1 for each bin of a spectrum that lies within an item's band, else 0: [B, 1, F] for shares [B]."""
+    bins = torch.arange(n_bins, device=bandwidth.device) / (n_bins - 1)
+    return (bins <= bandwidth[:, None, None]).float()
 
 
 def _blocks(n_batch: int, samples_an_item: int, device: torch.device) -> Iterator[slice]:

@@ -13,7 +13,7 @@ guitar or a trumpet is the training data.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from config import AudioConfig, Config, ModelConfig
 from sound.gru import GruLayer, step
 from sound.threads import alone, shared
-from synth import FilteredNoiseSynthesizer, HarmonicSynthesizer, Reverb, harmonics_below_nyquist, weighted_level
+from synth import (
+    FilteredNoiseSynthesizer,
+    HarmonicSynthesizer,
+    Reverb,
+    count_noise_bands_within,
+    harmonics_below,
+    weighted_level,
+)
 
 # Of one sound, a frame's product with a weight of up to so many numbers is not shared by threads: to meet after each
 # takes them as long. On two quiet cores it is no faster, on busy ones ten times as slow.
@@ -226,7 +233,8 @@ class NeuralGuitar(nn.Module):
         self.audio = audio
         self.settings: Config | None = None
         self.instrument: str | None = None
-        self.statistics: dict[str, list[float]] | None = None
+        self.statistics: dict[str, Any] | None = None
+        self.limit_bandwidth(None)
         n_curves, n_hidden = count_inputs(config), config.projection_size or config.hidden_size
         n_inputs = config.embed_size or n_curves
         self.embedding = build_mlp(n_curves, n_inputs) if config.embed_size else nn.Identity()
@@ -245,6 +253,11 @@ class NeuralGuitar(nn.Module):
         self.noise_synthesizer = FilteredNoiseSynthesizer(config.n_noise_bands, audio.hop_length)
         n_taps = round(config.reverb_seconds * audio.sample_rate)
         self.reverb = Reverb(n_taps) if n_taps else None
+
+    def limit_bandwidth(self, bandwidth: float | None) -> None:
+        """Keep silent above a frequency in Hz: that up to which the training data has sound; None: up to Nyquist."""
+        nyquist = self.audio.sample_rate / 2
+        self.bandwidth = nyquist if bandwidth is None else min(bandwidth, nyquist)
 
     def hear(self, f0: Tensor, loudness: Tensor, before: Tensor | None = None) -> Tensor:
         """Scale curves [B, T, 1] to what the decoder hears, [B, T, 2 or 3]; ``before``: see ``scale_rise``."""
@@ -275,15 +288,21 @@ class NeuralGuitar(nn.Module):
         if self.config.projection_size:
             hidden = self.projection(torch.cat([hidden, embedded], dim=-1))
         # Masked before the softmax: what is left still sums to one, no energy is lost.
-        audible = harmonics_below_nyquist(f0, self.config.n_harmonics, self.audio.sample_rate)
+        audible = harmonics_below(self.bandwidth, f0, self.config.n_harmonics)
         # Not minus infinity: where nothing can sound (f0 above Nyquist), that would be NaN.
         logits = self.harmonic_head(hidden).float().masked_fill(~audible, -1e9)
         harmonic_distribution = torch.softmax(logits, dim=-1) * audible
         noise_magnitudes = torch.sigmoid(self.noise_head(hidden).float())
+        if self.bandwidth < self.audio.sample_rate / 2:
+            n_all = self.config.n_noise_bands
+            n_bands = count_noise_bands_within(self.bandwidth, n_all, self.audio.sample_rate)
+            noise_magnitudes = nn.functional.pad(noise_magnitudes[..., :n_bands], (0, n_all - n_bands))
         amplitude = 10 ** (loudness / 20) * self.log_gain.exp() * self._learned_factor(hidden)
         if self.config.amplitude != "weighted":
             return Controls(harmonic_distribution * amplitude, noise_magnitudes)
-        level = weighted_level(f0, harmonic_distribution, noise_magnitudes, self.audio.sample_rate)
+        level = weighted_level(
+            f0, harmonic_distribution, noise_magnitudes, self.audio.sample_rate, self.audio.feature_rate
+        )
         amplitude = amplitude / level.clamp(min=_LEAST_LEVEL)
         return Controls(harmonic_distribution * amplitude, noise_magnitudes * amplitude)
 

@@ -1,10 +1,12 @@
 """Turn a folder of recordings into a folder of processed files, one for each.
 
     ./venv/bin/python preprocess.py --input_dir data/raw/rendered/trumpet --output_dir data/processed/trumpet
+    ./venv/bin/python preprocess.py --config_name wide --input_dir data/raw/trumpet --output_dir data/wide/trumpet
 
 Each recording is read as mono, measured (pitch, loudness) and stored with its sound. What is done
 already with the same settings is skipped, what is stale is redone. The instrument is guessed from
-the names that the data sets use, or given by ``--instrument``; training inherits it.
+the names that the data sets use, or given by ``--instrument``; training inherits it. The sound is kept at the
+rate of the preset that is to be trained, together with the band up to which the recording really has sound.
 """
 
 import argparse
@@ -20,12 +22,13 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from config import DEFAULT_CONFIG_PATH, Config, load_config
+from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
 from data import Recording, extractor_settings, load_recording, save_recording
 from features import extract_features
 from recordings.process_ranks import read_ranks
 from sound.atomic_files import hash_file
 from sound.audio_files import SUFFIXES, load_audio
+from sound.bandwidth import measure_bandwidth
 
 log = logging.getLogger("preprocess")
 
@@ -83,14 +86,16 @@ def process_recording(job: Job, config: Config) -> Outcome:
 def measure_recording(job: Job, digest: str, config: Config) -> Recording:
     """Read and measure one recording; its samples are in memory once, everything else only a piece at a time."""
     audio = load_audio(job.source, config.audio.feature_rate)
-    features = extract_features(audio, config)
+    features, bandwidth = extract_features(audio, config), None
     if config.audio.sample_rate != config.audio.feature_rate:
         audio = load_audio(job.source, config.audio.sample_rate)
+        bandwidth = measure_bandwidth(audio, config.audio.sample_rate, config.audio.feature_rate / 2)
     audio.resize(config.audio.frames_to_samples(len(features.f0)), refcheck=False)  # in place; what is new is 0
     frames = {name: values[None, :, None] for name, values in features._asdict().items()}
     source = {"file": job.source.name, "sha256": digest}
     extractor = extractor_settings(config, job.instrument)
-    return Recording(job.instrument, **frames, audio=torch.from_numpy(audio)[None], source=source, extractor=extractor)
+    samples = torch.from_numpy(audio)[None]
+    return Recording(job.instrument, **frames, audio=samples, source=source, extractor=extractor, bandwidth=bandwidth)
 
 
 def _is_up_to_date(job: Job, digest: str, config: Config) -> bool:
@@ -138,6 +143,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True, help="where the .pt files go")
     parser.add_argument("--instrument", help="who plays; guessed from the data sets' own file names if not given")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
+    parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default {DEFAULT_PRESET})")
     parser.add_argument("--num_workers", type=int, default=2, help="processes (default 2)")
     args = parser.parse_args(argv)
     if not args.input_dir.is_dir():
@@ -151,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        config = load_config(args.config)
+        config = load_config(args.config, args.config_name)
         if args.instrument is not None:
             config.instrument(args.instrument)
         # Under torchrun every process does its share; they need not talk to each other.

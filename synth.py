@@ -7,6 +7,7 @@ inclusive cumulative sum of f0 / sample_rate.
 The bank itself is in ``bank.py``.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -171,8 +172,19 @@ def harmonics_below_nyquist(f0: Tensor, n_harmonics: int, sample_rate: int) -> T
     Returns:
         Boolean [B, T, H]; true where k * f0 is below sample_rate / 2.
     """
+    return harmonics_below(sample_rate / 2, f0, n_harmonics)
+
+
+def harmonics_below(frequency: float, f0: Tensor, n_harmonics: int) -> Tensor:
+    """Say which of ``n_harmonics`` harmonics of f0 [B, T, 1] lie below a frequency in Hz: boolean [B, T, H]."""
     numbers = torch.arange(1, n_harmonics + 1, device=f0.device, dtype=f0.dtype)
-    return f0 * numbers < sample_rate / 2
+    return f0 * numbers < frequency
+
+
+def count_noise_bands_within(frequency: float, n_noise_bands: int, sample_rate: int) -> int:
+    """Return how many noise bands, with their filters' skirts as wide as a band, end at or below a frequency in Hz."""
+    spacing = sample_rate / 2 / (n_noise_bands - 1)
+    return min(int(frequency / spacing), n_noise_bands)
 
 
 def a_weighting(frequency: Tensor) -> Tensor:
@@ -183,7 +195,23 @@ def a_weighting(frequency: Tensor) -> Tensor:
     return 1.2589 * gain / torch.sqrt((squared + first) * (squared + second))  # 1.2589: 2 dB, to be 1 at 1 kHz
 
 
-def weighted_level(f0: Tensor, harmonic_amplitudes: Tensor, noise_magnitudes: Tensor, sample_rate: int) -> Tensor:
+def measured_weighting(frequency: Tensor, feature_rate: int) -> Tensor:
+    """Return the linear gain with which loudness is measured at frequencies in Hz of sound of a higher rate.
+
+    It is A-weighting up to where resampling to ``feature_rate`` cuts off: between 0.925 and 0.975 times its Nyquist
+    frequency, half of the power at 0.95 (soxr's HQ, see ``audio_files.py``).
+    """
+    beyond = (frequency / (feature_rate / 2) - 0.925) / 0.05
+    return a_weighting(frequency) * torch.cos(beyond.clamp(0, 1) * (math.pi / 2))
+
+
+def weighted_level(
+    f0: Tensor,
+    harmonic_amplitudes: Tensor,
+    noise_magnitudes: Tensor,
+    sample_rate: int,
+    feature_rate: int | None = None,
+) -> Tensor:
     """Return the A-weighted RMS, linear, of what the synthesizers make of steady controls.
 
     Args:
@@ -191,15 +219,18 @@ def weighted_level(f0: Tensor, harmonic_amplitudes: Tensor, noise_magnitudes: Te
         harmonic_amplitudes: [B, T, H], linear.
         noise_magnitudes: [B, T, K], linear gain of each band.
         sample_rate: Hz.
+        feature_rate: Hz, at which loudness is measured: what lies above half of it does not count. None: the same.
 
     Returns:
         [B, T, 1].
     """
+    is_full = feature_rate in (None, sample_rate)
+    weigh = a_weighting if is_full else functools.partial(measured_weighting, feature_rate=feature_rate)
     n_harmonics, n_bands = harmonic_amplitudes.shape[-1], noise_magnitudes.shape[-1]
     numbers = torch.arange(1, n_harmonics + 1, device=f0.device, dtype=f0.dtype)
-    harmonics = (a_weighting(f0 * numbers) * harmonic_amplitudes).square().sum(dim=-1, keepdim=True) / 2
+    harmonics = (weigh(f0 * numbers) * harmonic_amplitudes).square().sum(dim=-1, keepdim=True) / 2
     bands = torch.linspace(0, sample_rate / 2, n_bands, device=f0.device, dtype=f0.dtype)
-    noise = (a_weighting(bands) * noise_magnitudes).square().mean(dim=-1, keepdim=True) / 3  # uniform noise: 1/3
+    noise = (weigh(bands) * noise_magnitudes).square().mean(dim=-1, keepdim=True) / 3  # uniform noise: 1/3
     return torch.sqrt(harmonics + noise)
 
 

@@ -24,6 +24,7 @@ _INDEX = ".index.json"  # what read_corpus learned of a folder, so that it need 
 # Statistics are measured on at most so many recordings and frames, so that neither time nor memory grow with the data.
 _STATISTICS_RECORDINGS = 1000
 _STATISTICS_FRAMES = 4_000_000
+_BANDWIDTH_SHARE = 0.1  # of the time that has to reach the band of a model
 
 
 @dataclass(frozen=True)
@@ -149,21 +150,24 @@ def _cut_end(span: Span, fraction: float) -> tuple[Span, Span]:
     return Span(span.path, 0, n_kept), Span(span.path, n_kept, span.n_frames - n_kept)
 
 
-def measure_statistics(spans: Sequence[Span], config: Config) -> dict[str, list[float]]:
+def measure_statistics(spans: Sequence[Span], config: Config) -> dict[str, Any]:
     """Describe what a model has seen, for fitting a voice to it; of very much data, an even sample.
 
     Returns:
         ``f0_quantiles`` in Hz and ``loudness_quantiles`` in dB, each at 0, 1, ... 100 % of the frames
-        that have a pitch.
+        that have a pitch; where the recordings say so, ``bandwidth`` in Hz, which a tenth of the time reaches:
+        from so much can be learned what sounds up there.
 
     Raises:
         ValueError: no frame has a pitch.
     """
-    f0, loudness = [], []
+    f0, loudness, bandwidths = [], [], []
     chosen = spans[:: -(-len(spans) // _STATISTICS_RECORDINGS)]
     every = -(-sum(span.n_frames for span in chosen) // _STATISTICS_FRAMES)
     for span in chosen:
         recording = load_recording(span.path)
+        if recording.bandwidth is not None:
+            bandwidths.append((recording.bandwidth, span.n_frames))
         here = slice(span.first_frame, span.first_frame + span.n_frames, every)
         voiced = recording.periodicity[0, here, 0] >= config.features.periodicity_threshold
         voiced &= recording.loudness[0, here, 0] > config.features.loudness_floor
@@ -175,4 +179,12 @@ def measure_statistics(spans: Sequence[Span], config: Config) -> dict[str, list[
     return {
         "f0_quantiles": np.quantile(torch.cat(f0).numpy(), steps).tolist(),
         "loudness_quantiles": np.quantile(torch.cat(loudness).numpy(), steps).tolist(),
+        **({"bandwidth": _reached(bandwidths, _BANDWIDTH_SHARE)} if bandwidths else {}),
     }
+
+
+def _reached(bandwidths: list[tuple[float, int]], share: float) -> float:
+    """Return the widest band that a share of the time reaches, of bands and their times."""
+    bandwidths = sorted(bandwidths, reverse=True)
+    times = np.cumsum([time for _, time in bandwidths])
+    return float(bandwidths[int(np.searchsorted(times, share * times[-1]))][0])

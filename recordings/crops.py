@@ -15,7 +15,7 @@ from config import AudioConfig, Config, TrainConfig
 from data import Recording, load_recording
 from recordings.process_ranks import Ranks
 
-_OPEN_FILES = 128  # memory maps that stay open
+_OPEN_FILES = 1000  # memory maps that stay open; to open one takes longer than to cut a crop
 
 
 class Span(NamedTuple):
@@ -30,6 +30,8 @@ class CropDataset(Dataset):
     """Crops of equal length, each ``{"f0": [T, 1], "loudness": [T, 1], "audio": [N]}``.
 
     Where the configuration disturbs what the decoder hears, random crops also have "heard_f0" and "heard_loudness".
+    Where the sound has another rate than the features, crops also have "bandwidth", [], the share of the band up to
+    Nyquist in which the recording has sound.
     Random crops are a function of (seed, epoch, index) alone, so that a resumed training sees what an
     undisturbed one would have seen. Without a seed the crops lie one after another, for validation.
     """
@@ -101,11 +103,14 @@ class CropDataset(Dataset):
         hop_length = self.audio.hop_length
         audio = recording.audio[0, first * hop_length : last * hop_length].clone()
         f0, loudness = recording.f0[0, first:last].clone(), recording.loudness[0, first:last].clone()
-        return {
+        crop = {
             "f0": torch.cat([f0, f0[-1:].expand(missing, 1)]),
             "loudness": torch.nn.functional.pad(loudness, (0, 0, 0, missing), value=self.loudness_floor),
             "audio": torch.nn.functional.pad(audio, (0, missing * hop_length)),
         }
+        if self.audio.sample_rate != self.audio.feature_rate:
+            crop["bandwidth"] = torch.tensor(recording.bandwidth_share)
+        return crop
 
 
 class NeuralGuitarDataset(CropDataset):

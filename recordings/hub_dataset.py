@@ -292,7 +292,10 @@ def build_corpus(index: Index, cache_dir: Path, config: Config, origin: str, bou
     """
     config.instrument(index.instrument)
     if index.extractor != json.loads(json.dumps(extractor_settings(config, index.instrument))):
-        raise HubError(f"{origin} was measured with other settings than config.json has now; upload it anew")
+        raise HubError(
+            f"{origin} was measured with other settings than preset {config.preset} of config.json has now; "
+            f"train the preset that it was made for (--config_name), or upload it anew"
+        )
     takes: dict[str, list[Span]] = {}
     for entry in sorted(index.recordings, key=lambda entry: cache_dir / entry.file):
         takes.setdefault(entry.take, []).append(Span(cache_dir / entry.file, 0, entry.n_frames))

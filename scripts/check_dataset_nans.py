@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from config import DEFAULT_CONFIG_PATH, Config, load_config
+from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
 from data import Recording, extractor_settings, find_recordings, load_recording
 
 SILENCE = -60.0  # dBFS, of the loudest sample: below it the training loss has its floor
@@ -113,6 +113,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data_dir", type=Path, required=True, help="processed recordings (.pt)")
     parser.add_argument("--move_bad", type=Path, metavar="DIR", help="move what is bad to this folder")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
+    parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default {DEFAULT_PRESET})")
     args = parser.parse_args(argv)
     if not args.data_dir.is_dir():
         parser.error(f"--data_dir {args.data_dir} is not a folder")
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        bad = check_folder(args.data_dir, load_config(args.config), args.move_bad)
+        bad = check_folder(args.data_dir, load_config(args.config, args.config_name), args.move_bad)
     except (ValueError, OSError) as error:
         log.error("check_dataset_nans.py: %s", error)
         return 1

@@ -76,7 +76,7 @@ It is meant for turning a sung, hummed or whistled melody, or curves of one's ow
 
 - One note at a time.
 - Outside the pitches and levels above it extrapolates.
-- Nothing over {nyquist:,} Hz.
+- Nothing over {highest:,} Hz.
 - It sounds like its training data, with the players, the room and the faults that are in it.
 {note}"""
 
@@ -188,7 +188,7 @@ def format_card(path: Path, model: NeuralGuitar, args: argparse.Namespace, score
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),
         sample_rate=model.audio.sample_rate,
         frame_rate=model.audio.frame_rate,
-        nyquist=model.audio.sample_rate // 2,
+        highest=round(model.bandwidth),
         file_name=path.name,
         size=path.stat().st_size,
         sha256=hash_file(path),

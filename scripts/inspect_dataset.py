@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from config import DEFAULT_CONFIG_PATH, Config, load_config
+from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
 from data import Recording, extractor_settings, find_recordings, load_recording
 from recordings.inspection import (
     Finding,
@@ -144,6 +144,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--html", type=Path, help="also write a report with pictures here")
     parser.add_argument("--annotations", type=Path, help="folder with URMP's F0s_*.txt or GuitarSet's *.jams")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
+    parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default {DEFAULT_PRESET})")
     args = parser.parse_args(argv)
     for flag in ("data_dir", "annotations"):
         folder = getattr(args, flag)
@@ -156,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        config = load_config(args.config)
+        config = load_config(args.config, args.config_name)
         found = inspect(args.data_dir, config, args.annotations)
         if args.html:
             faults = list_faults(config)

@@ -18,7 +18,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 from tqdm import tqdm
 
-from config import DEFAULT_CONFIG_PATH, Config, load_config
+from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
 from data import Recording, extractor_settings, find_recordings, load_recording
 from recordings.data_card import HUB_LICENCES, write_card
 from recordings.hub_client import INDEX, Entry, HubError, Index, ask, check_repo_id, connect, stays_inside
@@ -196,6 +196,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--public", action="store_true", help="everybody may see it (default: private)")
     parser.add_argument("--delete_missing", action="store_true", help="delete recordings there that are not here")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
+    parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default {DEFAULT_PRESET})")
     args = parser.parse_args(argv)
     if args.public and not args.licence:
         parser.error("a public data set needs a --licence")
@@ -213,7 +214,7 @@ def upload(args: argparse.Namespace) -> None:
         ValueError, OSError: what keeps it from being done.
     """
     api = connect(write=True)
-    local = read_folder(args.data_dir, load_config(args.config))
+    local = read_folder(args.data_dir, load_config(args.config, args.config_name))
     open_data_set(api, args.repo_id, not args.public)
     job = Upload(api, args.repo_id, local, args.data_dir, args.licence)
     if args.licence is None and CARD not in job.texts:

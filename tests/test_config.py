@@ -19,7 +19,7 @@ from config import (
     load_config,
 )
 
-PRESETS = ("tiny", "solo", "standard", "deep", "transformer")
+PRESETS = ("tiny", "solo", "wide", "standard", "deep", "transformer")
 TIME = AudioConfig(sample_rate=16000, hop_length=160, feature_rate=16000)
 
 
@@ -43,7 +43,11 @@ def load_spoilt(tmp_path):
 def test_every_preset_loads_with_the_four_resolutions(preset):
     config = load_config(preset=preset)
     assert config.preset == preset
-    assert config.loss.fft_sizes == (512, 1024, 2048, 4096)
+    scale = config.audio.sample_rate // 16000
+    assert config.loss.fft_sizes == tuple(scale * size for size in (512, 1024, 2048, 4096))
+    assert config.loss.hop_sizes == tuple(size // 4 for size in config.loss.fft_sizes)
+    assert config.loss.win_lengths == config.loss.fft_sizes and config.loss.mel_fft_size == scale * 1024
+    assert config.audio.frame_rate == 100 and config.audio.feature_rate == 16000
     assert len(config.loss.fft_sizes) == len(config.loss.hop_sizes) == len(config.loss.win_lengths)
 
 
@@ -55,8 +59,8 @@ def test_presets_are_what_they_are_named_for(content):
     assert shapes["standard"] == ("gru", 1024, 1, 0.0)
     assert shapes["deep"] == ("gru", 1024, 3, 0.1)
     assert models["transformer"].decoder == "transformer"
-    assert [models[name].n_noise_bands for name in PRESETS] == [65, 65, 129, 65, 65]
-    assert [models[name].amplitude for name in PRESETS] == ["gain", "weighted", "gain", "gain", "gain"]
+    assert [models[name].n_noise_bands for name in PRESETS] == [65, 65, 129, 129, 65, 65]
+    assert [models[name].amplitude for name in PRESETS] == ["gain", "weighted", "weighted", "gain", "gain", "gain"]
 
 
 def test_a_preset_changes_only_what_it_names():
@@ -83,7 +87,7 @@ def test_dict_round_trip_through_json(preset):
 
 
 def test_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown preset 'huge'.*tiny, solo, standard, deep, transformer"):
+    with pytest.raises(ValueError, match=r"unknown preset 'huge'.*tiny, solo, wide, standard, deep, transformer"):
         load_config(preset="huge")
 
 
@@ -187,7 +191,7 @@ def test_options_are_off(preset):
     train = config.train
     values = (train.ema_decay, train.f0_jitter, train.loudness_jitter, train.input_smoothing)
     assert not any((*values, config.model.reverb_seconds, config.loss.mel_loss_weight))
-    assert config.model.attack_frames == (3 if preset == "solo" else 0)
+    assert config.model.attack_frames == (3 if preset in ("solo", "wide") else 0)
 
 
 def test_a_whole_number_may_stand_for_a_fraction(load_spoilt, content):

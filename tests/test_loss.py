@@ -97,6 +97,68 @@ def test_silent_target_is_finite_and_of_the_order_of_one():
     assert torch.isfinite(result.total)
 
 
+# --- the band of the target ---------------------------------------------------------------------
+
+
+def masked_textbook(prediction, target, shares, resolutions, weight, eps):
+    """Return the total loss of [B, N] in float64, of each item over the bins up to its share of Nyquist."""
+    totals = []
+    for n_fft, hop, win_length in resolutions:
+        window = torch.hann_window(win_length, dtype=torch.float64)
+        for x, y, share in zip(prediction, target, shares):
+            x, y = (
+                torch.stft(sound, n_fft, hop, win_length, window, pad_mode="constant", return_complex=True).abs()
+                for sound in (x, y)
+            )
+            n_kept = int(share * (n_fft // 2)) + 1
+            x, y = x[:n_kept], y[:n_kept]
+            floor = 1e-3 * window.norm() * math.sqrt(y.numel())
+            convergence = (y - x).norm() / y.norm().clamp_min(floor)
+            totals.append(convergence + weight * ((y + eps).log() - (x + eps).log()).abs().mean())
+    return torch.stack(totals).mean()
+
+
+@pytest.mark.parametrize("block", [1, 10**9])  # one item at a time, all at once
+def test_bins_above_an_items_band_are_left_out(block, monkeypatch):
+    monkeypatch.setattr(loss_module, "_BLOCK_SAMPLES", block)
+    prediction, target = sounds(3, seed=0), sounds(3, seed=1)
+    target[2] *= 1e-4  # under the floor
+    bandwidth = torch.tensor([0.5, 1.0, 0.65])
+    ours, theirs = prediction.clone().requires_grad_(), prediction.double().requires_grad_()
+    total = make_loss(weight=0.7)(ours, target, bandwidth).total
+    resolutions = list(zip(FFT_SIZES, HOP_SIZES, WIN_LENGTHS))
+    exact = masked_textbook(theirs, target.double(), bandwidth.tolist(), resolutions, 0.7, EPS)
+    assert total.item() == pytest.approx(exact.item(), rel=1e-5)  # float32 sums
+    total.backward()
+    exact.backward()
+    assert torch.allclose(ours.grad, theirs.grad.float(), rtol=1e-3, atol=1e-4 * theirs.grad.abs().max().item())
+
+
+def test_the_whole_band_is_the_loss_without_one():
+    plain, banded = make_loss()(sounds(), sounds(seed=1)), make_loss()(sounds(), sounds(seed=1), torch.ones(2))
+    assert [value.item() for value in banded] == pytest.approx([value.item() for value in plain], rel=1e-6)
+
+
+@pytest.mark.parametrize("mel_weight", [0.0, 1.0])
+def test_sound_above_the_band_does_not_count(config, mel_weight):
+    loss = build_loss(
+        dataclasses.replace(config, loss=dataclasses.replace(config.loss, mel_loss_weight=mel_weight, mel_bands=40))
+    )
+    target = sounds()
+    high = 0.3 * torch.sin(2 * math.pi * 6000 / 16000 * torch.arange(16000.0))  # of 8 kHz, the band ends at 4
+    whole, half = loss(target + high, target), loss(target + high, target, torch.full((2,), 0.5))
+    # The sine begins and ends at once, so a little of it lies in each bin; measured 0.01 of the whole.
+    assert half.total < 0.03 * whole.total
+
+
+def test_mel_bands_without_a_bin_do_not_count(config):
+    settings = dataclasses.replace(config.loss, mel_loss_weight=1.0, mel_bands=20)
+    loss = build_loss(dataclasses.replace(config, loss=settings))
+    prediction, target, share = sounds(1), 2 * sounds(1), torch.tensor([0.5])
+    term = loss(prediction, target, share).total - loss.first(prediction, target, share).total
+    assert term.item() == pytest.approx(math.log(2), rel=1e-3)  # every band that counts differs by a factor of two
+
+
 def test_is_the_mean_over_items():
     prediction, target = sounds(3, seed=0), sounds(3, seed=1)
     target[1] *= 0.01

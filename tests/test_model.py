@@ -11,9 +11,10 @@ from config import load_config
 from features import extract_loudness
 from loss import MultiResolutionSTFTLoss
 from model import GruDecoder, NeuralGuitar, Vox2Trumpet, build_model, scale_f0, scale_loudness
+from sound.audio_files import prepare_audio
 from synth import weighted_level
 
-PRESETS = pytest.mark.parametrize("preset", ["tiny", "solo", "standard", "deep", "transformer"])
+PRESETS = pytest.mark.parametrize("preset", ["tiny", "solo", "wide", "standard", "deep", "transformer"])
 
 
 def build(preset="tiny", seed=0, **changes):
@@ -46,10 +47,10 @@ def test_every_preset_runs_forward_and_backward(preset):
     model = build(preset)
     f0, loudness = curves(2, 30)
     controls = model.controls(f0, loudness)
-    assert controls.harmonic_amplitudes.shape == (2, 30, 101)
-    assert controls.noise_magnitudes.shape == (2, 30, 129 if preset == "standard" else 65)
+    assert controls.harmonic_amplitudes.shape == (2, 30, 200 if preset == "wide" else 101)
+    assert controls.noise_magnitudes.shape == (2, 30, 129 if preset in ("standard", "wide") else 65)
     audio = model(f0, loudness)
-    assert audio.shape == (2, 30 * 160)
+    assert audio.shape == (2, 30 * (480 if preset == "wide" else 160))
     audio.square().sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
@@ -126,9 +127,10 @@ def test_distribution_sums_to_one_below_nyquist_and_is_zero_above(preset):
     f0, loudness = curves(2, 80)
     with torch.no_grad():
         amplitudes = model.controls(f0, loudness).harmonic_amplitudes
-        distribution = amplitudes / (amplitudes.sum(-1, keepdim=True) if preset == "solo" else loudness_gain(loudness))
+        is_weighted = model.config.amplitude == "weighted"
+        distribution = amplitudes / (amplitudes.sum(-1, keepdim=True) if is_weighted else loudness_gain(loudness))
     assert torch.allclose(distribution.sum(-1), torch.ones(2, 80), rtol=0, atol=1e-5)  # float32 sum of 101 terms
-    audible = f0 * torch.arange(1, 102) < 8000
+    audible = f0 * torch.arange(1, model.config.n_harmonics + 1) < model.audio.sample_rate / 2
     assert (distribution[~audible] == 0).all()
     assert (distribution[audible] > 0).all()
     assert (~audible).any()
@@ -151,6 +153,41 @@ def test_weighted_amplitude_sounds_as_loud_as_it_was_told(config, f0, noise_bias
         audio = model(f0, loudness, torch.Generator().manual_seed(0))[0].numpy()
     measured = extract_loudness(audio, config)[20:-20]
     assert abs(measured.mean() + 23) < 0.15  # 0.05 dB from the filter's design, the rest the noise's chance
+
+
+@pytest.mark.parametrize("noise_bias", [-8.0, 0.0, 3.0])
+@pytest.mark.parametrize("f0", [110.0, 440.0, 1200.0])
+@pytest.mark.parametrize("bandwidth", [None, 15000.0])
+def test_full_band_sounds_as_loud_as_it_was_told(f0, noise_bias, bandwidth):
+    model, config = build("wide", noise_bias=noise_bias), load_config(preset="wide")
+    model.limit_bandwidth(bandwidth)
+    f0, loudness = torch.full((1, 200, 1), f0), torch.full((1, 200, 1), -23.0)
+    with torch.no_grad():
+        audio = model(f0, loudness, torch.Generator().manual_seed(0))[0].numpy()
+    measured = extract_loudness(prepare_audio(audio, 48000, 16000), config)[20:-20]
+    assert abs(measured.mean() + 23) < 0.15  # as at 16 kHz; both have the edge of the features' band
+
+
+@pytest.mark.parametrize("bandwidth", [9000.0, 16000.0, 22000.0])
+def test_nothing_sounds_above_the_band(bandwidth):
+    model = build("wide", noise_bias=0.0)
+    model.limit_bandwidth(bandwidth)
+    f0, loudness = torch.linspace(90, 1200, 200)[None, :, None], torch.full((1, 200, 1), -20.0)
+    with torch.no_grad():
+        controls = model.controls(f0, loudness)
+        audio = model.synthesize(f0, controls, torch.Generator().manual_seed(0)).audio[0].numpy()
+    sounding = controls.harmonic_amplitudes > 0
+    assert sounding.equal(f0 * torch.arange(1, 201) < bandwidth)  # masked before the softmax: the rest is there
+    power = np.abs(np.fft.rfft(audio * np.hanning(len(audio)))) ** 2
+    above = np.fft.rfftfreq(len(audio), 1 / 48000) > bandwidth + 400  # the skirts of the noise filters
+    assert 10 * np.log10(power[above].sum() / power.sum()) < -60
+
+
+def test_the_band_goes_up_to_nyquist_at_most():
+    model = build()
+    assert model.bandwidth == 8000
+    model.limit_bandwidth(22000.0)
+    assert model.bandwidth == 8000
 
 
 def test_learned_factor_starts_at_one_and_has_bounds():

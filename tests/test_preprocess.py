@@ -115,7 +115,7 @@ def test_skips_what_is_done_and_redoes_what_is_stale(
     assert load_recording(target).n_frames == 100
     config = load_config()
     quieter = dataclasses.replace(config, features=dataclasses.replace(config.features, loudness_floor=-70.0))
-    monkeypatch.setattr(preprocess, "load_config", lambda path: quieter)
+    monkeypatch.setattr(preprocess, "load_config", lambda *_: quieter)
     capsys.readouterr()
     run(*arguments)
     assert "1 written, 0 skipped, 0 failed" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import synth
+from sound.audio_files import prepare_audio
 from synth import FilteredNoiseSynthesizer
 
 SAMPLE_RATE, HOP, K = 16000, 160, 65
@@ -140,6 +141,32 @@ def test_weighted_level_of_a_sine_and_of_noise():
     flat = torch.ones(1, 1, 501)
     weighted = synth.a_weighting(torch.linspace(0, 8000, 501)).square().mean().sqrt() / math.sqrt(3)
     assert synth.weighted_level(f0, torch.zeros(1, 1, 1), flat, SAMPLE_RATE).item() == pytest.approx(weighted.item())
+
+
+def test_what_is_above_the_features_band_does_not_count():
+    f0, silence = torch.full((1, 1, 1), 1000.0), torch.zeros(1, 1, 129)
+    amplitudes = torch.ones(1, 1, 20)
+    within = synth.weighted_level(f0, amplitudes[..., :7], silence, 48000)
+    assert synth.weighted_level(f0, amplitudes, silence, 48000, 16000).item() == pytest.approx(within.item(), rel=1e-6)
+    assert synth.weighted_level(f0, amplitudes, silence, 48000).item() > 1.2 * within.item()
+    assert synth.weighted_level(f0, amplitudes, silence, 16000, 16000).equal(
+        synth.weighted_level(f0, amplitudes, silence, 16000)
+    )
+
+
+@pytest.mark.parametrize("frequency", [1000.0, 7000.0, 7400.0, 7500.0, 7600.0, 7700.0, 8100.0, 12000.0])
+def test_the_features_band_ends_as_resampling_ends_it(frequency):
+    sine = np.sin(2 * np.pi * frequency * np.arange(48000) / 48000).astype(np.float32)
+    resampled = prepare_audio(sine, 48000, 16000)[4000:12000]
+    gain = math.sqrt(2) * np.sqrt(np.mean(np.square(resampled)))
+    f = torch.tensor(frequency)
+    # Linear, where it falls from 1 to 0 within 400 Hz; measured 0.07 at most.
+    assert (synth.measured_weighting(f, 16000) / synth.a_weighting(f)).item() == pytest.approx(gain, abs=0.08)
+
+
+@pytest.mark.parametrize(("frequency", "n_bands"), [(24000, 128), (16000, 85), (187.4, 0)])
+def test_noise_bands_end_with_their_skirts_within_a_band(frequency, n_bands):
+    assert synth.count_noise_bands_within(frequency, 129, 48000) == n_bands  # 187.5 Hz each
 
 
 def test_noise_of_an_item_does_not_depend_on_its_batch():

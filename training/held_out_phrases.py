@@ -17,6 +17,7 @@ from features import extract_loudness
 from model import NeuralGuitar
 from recordings.corpus import Corpus
 from recordings.crops import Span
+from sound.audio_files import prepare_audio
 from sound.figures import THEMES, Theme
 
 SOUNDS = ("target", "resynthesis", "harmonic", "noise")
@@ -117,13 +118,13 @@ def draw_phrase(phrase: Phrase, sounds: dict[str, np.ndarray], config: Config, t
 def _at_feature_rate(audio: np.ndarray, config: Config) -> np.ndarray:
     if config.audio.sample_rate == config.audio.feature_rate:
         return audio
-    n_samples = round(len(audio) * config.audio.feature_rate / config.audio.sample_rate)
-    return np.interp(np.linspace(0, len(audio) - 1, n_samples), np.arange(len(audio)), audio).astype(np.float32)
+    return prepare_audio(audio, config.audio.sample_rate, config.audio.feature_rate)
 
 
 def _draw_spectrogram(axis: Axes, audio: np.ndarray, sample_rate: int, theme: str) -> None:
-    window, samples = torch.hann_window(1024), torch.from_numpy(audio.astype(np.float32))
-    spectrum = torch.stft(samples, 1024, 160, window=window, return_complex=True)
+    n_fft, hop_length = 1024 * sample_rate // 16000, sample_rate // 100
+    window, samples = torch.hann_window(n_fft), torch.from_numpy(audio.astype(np.float32))
+    spectrum = torch.stft(samples, n_fft, hop_length, window=window, return_complex=True)
     level = 20 * torch.log10(spectrum.abs() / window.sum() + 1e-6)
     axis.imshow(
         level.numpy(), origin="lower", aspect="auto", interpolation="bilinear", vmin=-100, vmax=-20,

@@ -200,7 +200,7 @@ class Trainer(TrainingState):
         sums, n_crops = torch.zeros(3, device=self.device), len(self.validation)
         for positions, share, batch in self._batches(self.validation, np.arange(n_crops)):
             audio = model(batch["f0"], batch["loudness"], self._noise_sources(0, 1, positions=share))
-            losses = torch.stack(self.loss_function(audio, batch["audio"]))
+            losses = torch.stack(self.loss_function(audio, batch["audio"], batch.get("bandwidth")))
             sums += losses * len(self.ranks.share(positions))
         sums = self.ranks.sum(sums).tolist()
         return StftLoss(*(total / n_crops if n_crops else float("nan") for total in sums))

@@ -1,0 +1,66 @@
+"""The measured band ends where a filter cut the sound off, and is whole where nothing did."""
+
+import numpy as np
+import pytest
+import soxr
+from scipy import signal
+
+from sound.bandwidth import measure_bandwidth
+
+RATE = 48000
+
+
+def noise(seconds=4.0, rate=RATE, seed=0):
+    return (0.05 * np.random.default_rng(seed).standard_normal(round(seconds * rate))).astype(np.float32)
+
+
+def cut_off(audio, frequency):
+    return signal.sosfiltfilt(signal.ellip(10, 0.1, 60, frequency, fs=RATE, output="sos"), audio).astype(np.float32)
+
+
+@pytest.mark.parametrize("frequency", [10000, 16000, 19000])
+@pytest.mark.parametrize("floor", [0.0, 1.5e-5])  # digital silence; the noise of 16 bits
+def test_ends_where_the_sound_was_cut_off(frequency, floor):
+    audio = cut_off(noise(), frequency) + floor * noise(seed=1) / 0.05
+    # Half of the width over which the spectrum is smoothed, and the filter's own slope.
+    assert measure_bandwidth(audio, RATE, 8000) == pytest.approx(frequency, abs=500)
+
+
+@pytest.mark.parametrize("source_rate", [22050, 32000, 44100])
+def test_ends_where_the_first_sample_rate_ended(source_rate):
+    audio = soxr.resample(noise(rate=source_rate), source_rate, RATE)
+    assert 0.9 <= measure_bandwidth(audio, RATE, 8000) / (source_rate / 2) <= 1.0  # soxr begins to fall at 0.91
+
+
+def test_ends_at_an_edge_that_leaves_a_trace():
+    audio = cut_off(noise(), 16000) + 0.1 * cut_off(noise(seed=1), 21000)  # 20 dB weaker, as MP3 leaves it
+    assert measure_bandwidth(audio, RATE, 8000) == pytest.approx(16000, abs=500)
+
+
+def test_ends_where_a_slow_fall_reaches_the_noise():
+    fall = signal.firwin2(513, [0, 8000, 14000, 24000], [1, 1, 1e-3, 1e-3], fs=RATE)  # 60 dB in 6 kHz, no edge
+    audio = np.convolve(noise(), fall, "same")
+    ends = measure_bandwidth(audio, RATE, 8000)
+    assert 12500 < ends < 14100  # where it is 6 dB over the floor
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.5, 4.0])
+def test_white_noise_has_no_end(seconds):
+    assert measure_bandwidth(noise(max(seconds, 0.5)), RATE, 8000) == RATE / 2
+    assert 8000 <= measure_bandwidth(noise(seconds), RATE, 8000) <= RATE / 2
+
+
+def test_a_line_alone_is_no_band():
+    time = np.arange(4 * RATE) / RATE
+    audio = cut_off(noise(), 12000) + 0.01 * np.sin(2 * np.pi * 15734 * time)  # a screen
+    assert measure_bandwidth(audio.astype(np.float32), RATE, 8000) == pytest.approx(12000, abs=500)
+
+
+@pytest.mark.parametrize("audio", [np.zeros(RATE, np.float32), soxr.resample(noise(rate=16000), 16000, RATE)])
+def test_is_at_least_the_lowest(audio):
+    assert measure_bandwidth(audio, RATE, 8000) == 8000
+
+
+def test_does_not_depend_on_level():
+    audio = cut_off(noise(), 16000) + 1e-3 * noise(seed=1)
+    assert measure_bandwidth(audio, RATE, 8000) == measure_bandwidth(audio / 64, RATE, 8000)
