@@ -1,0 +1,423 @@
+"""Plucked strings: how loud they are from the onset on, measured, and the loudness of notes that are plucked so.
+
+A guitar does not swell with the voice that plays it: each note is plucked once, rings by itself and is damped. Three
+things are here:
+
+- ``measure_plucks`` learns from recordings how an instrument's plucks decay, by pitch and level: a ``PluckTable``.
+- ``pluck_notes`` builds the curves of notes plucked so: loudness, time since the onset, velocity. ``CausalPlucker``
+  does so while the notes come in.
+- ``find_onsets`` finds the plucks in a recording of the instrument, so that a decoder can be trained on the same
+  curves.
+
+Loudness is measured through a Hann window of 64 ms, so a pluck's measured level rises from 30 ms before its onset: at
+the onset half of the window's weight lies on the sound, -3 dB. Decays are kept as rates of the sound itself, and what
+the window makes of an onset or an end is put back by ``window_share``. Thus a built curve is what the extractor would
+have measured, and sudden onsets, damping and notes that replace each other are exact, to the curvature of the decay.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from voice.note_finder import SungNote
+
+KNOTS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0)  # s; decays are straight between
+_PITCH_STEP = 3.0  # semitones between two entries of a table
+_KERNEL = 1.0  # semitones: how near a pluck's pitch has to be to count fully for an entry
+_REST_WEIGHT = 1e-3  # of a pluck far away, so that an entry without plucks of its own has a decay too
+_LEVEL_SPREAD = 3.0  # dB: plucks whose levels differ by less tell nothing about how the decay depends on level
+_ABOVE_FLOOR = 12.0  # dB: nearer to the floor a decay is not measured, the noise is
+_STEEPEST = 600.0  # dB/s either way, of a rate
+_SILENT = 1e-12  # of power, so that its logarithm exists
+LONGEST_RING = 4.0  # s; time since the onset is not counted further, and is this before the first note
+
+
+class Pluck(NamedTuple):
+    """One measured pluck."""
+
+    pitch: float  # MIDI number
+    loudness: np.ndarray  # [n] dB, from the frame of its onset to that in which the string is still free
+
+
+class PluckCurves(NamedTuple):
+    """What a plucked instrument plays, [T] each."""
+
+    loudness: np.ndarray  # dB, as the extractor would measure it; the floor where nothing rings
+    time_since_onset: np.ndarray  # s, 0 in the frame of the onset, at most LONGEST_RING
+    velocity: np.ndarray  # dB, the level of the pluck that rings; the floor before the first one
+    ringing: np.ndarray  # bool, from the first trace of a pluck until it is damped
+
+
+@dataclass(frozen=True)
+class PluckTable:
+    """How an instrument's plucks decay, by pitch and level. Plain numbers, so that a checkpoint can hold it."""
+
+    pitches: tuple[float, ...]  # [P] MIDI numbers, rising
+    soft: tuple[float, ...]  # [P] dB, the level of the softest plucks
+    loud: tuple[float, ...]  # [P] dB, the level of the loudest plucks
+    soft_decay: tuple[tuple[float, ...], ...]  # [P, K] dB over the level of the pluck at KNOTS, when plucked softly
+    loud_decay: tuple[tuple[float, ...], ...]  # [P, K] when plucked hard
+
+    def __post_init__(self) -> None:
+        shape = (len(self.pitches), len(KNOTS))
+        if not self.pitches or list(self.pitches) != sorted(set(self.pitches)):
+            raise ValueError(f"the pitches of a pluck table should rise, and be at least one, not {self.pitches}")
+        for name in ("soft", "loud"):
+            if len(getattr(self, name)) != len(self.pitches):
+                raise ValueError(f"'{name}' of a pluck table should hold {len(self.pitches)} levels, one a pitch")
+        for name in ("soft_decay", "loud_decay"):
+            if np.shape(getattr(self, name)) != shape:
+                raise ValueError(f"'{name}' of a pluck table should be {shape}, not {np.shape(getattr(self, name))}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists of numbers."""
+        return {name: np.asarray(value).tolist() for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "PluckTable":
+        """Build a table from what ``to_dict`` returned.
+
+        Raises:
+            ValueError: a part is missing, unknown or of another size.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(values, dict) or set(values) != set(names):
+            raise ValueError(f"a pluck table should hold {', '.join(names)}, not {', '.join(map(str, values))}")
+        rows = {name: tuple(tuple(row) if isinstance(row, list) else row for row in values[name]) for name in names}
+        return cls(**rows)
+
+    def levels(self, pitch: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the levels in dB of the softest and the loudest pluck at a pitch (MIDI number)."""
+        return np.interp(pitch, self.pitches, self.soft), np.interp(pitch, self.pitches, self.loud)
+
+    def decay(self, pitch: float, level: float, times: np.ndarray) -> np.ndarray:
+        """Return the level in dB of a string at times (s, from the onset on) after it was plucked.
+
+        It is the sound's own level, not yet seen through the window.
+        """
+        soft, loud = self.levels(pitch)
+        hardness = np.clip((level - soft) / max(loud - soft, 1e-9), 0, 1)
+        tables = np.asarray(self.soft_decay), np.asarray(self.loud_decay)
+        softly, hard = ([np.interp(pitch, self.pitches, knot) for knot in table.T] for table in tables)
+        knots = (1 - hardness) * np.array(softly) + hardness * np.array(hard)
+        beyond = (knots[-1] - knots[-2]) / (KNOTS[-1] - KNOTS[-2])
+        return level + np.interp(times, KNOTS, knots) + min(beyond, 0.0) * np.maximum(times - KNOTS[-1], 0)
+
+
+def window_share(seconds: np.ndarray, window_seconds: float) -> np.ndarray:
+    """Return which share of a centred Hann window lies before each of some times; 0.5 at its centre."""
+    position = np.clip(np.asarray(seconds) / window_seconds, -0.5, 0.5)
+    return 0.5 + position + np.sin(2 * np.pi * position) / (2 * np.pi)
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def measure_plucks(
+    plucks: Iterable[Pluck], frame_rate: float, window_seconds: float, floor: float = -80.0
+) -> PluckTable:
+    """Measure how plucks decay.
+
+    Between two knots the rate of each pluck that reaches so far is a measurement; a table's entry is their mean, near
+    pitches counting most, with a straight line over the level. So notes that were damped early count for as long as
+    they rang.
+
+    Args:
+        plucks: from ``single_pluck`` or ``melody_plucks``.
+        frame_rate: frames a second of their loudness.
+        window_seconds: of the loudness.
+        floor: dB, the least loudness.
+
+    Raises:
+        ValueError: there are no plucks.
+    """
+    measured = [(pluck.pitch, *_measure_rates(pluck, frame_rate, window_seconds, floor)) for pluck in plucks]
+    if not measured:
+        raise ValueError("a pluck table needs at least one pluck, and there is none")
+    pitch, level, rates = (np.array(values, dtype=np.float64) for values in zip(*measured))
+    low, high = np.floor(pitch.min()), np.ceil(pitch.max())
+    pitches = np.linspace(low, high, 1 + max(0, round((high - low) / _PITCH_STEP)))
+    entries = [_measure_entry(entry, pitch, level, rates) for entry in pitches]
+    soft, loud, soft_decay, loud_decay = (np.round(values, 2).tolist() for values in zip(*entries))
+    return PluckTable(
+        tuple(pitches.tolist()), tuple(soft), tuple(loud), tuple(map(tuple, soft_decay)), tuple(map(tuple, loud_decay))
+    )
+
+
+def _measure_rates(
+    pluck: Pluck, frame_rate: float, window_seconds: float, floor: float
+) -> tuple[float, np.ndarray]:
+    """Return a pluck's level in dB, and [K]: its first level over that, then its rates in dB/s; NaN where unknown."""
+    times = np.arange(len(pluck.loudness)) / frame_rate
+    sound = pluck.loudness - 10 * np.log10(window_share(times, window_seconds))
+    level = float(pluck.loudness[: round(KNOTS[7] * frame_rate)].max())
+    low = np.flatnonzero(pluck.loudness < floor + _ABOVE_FLOOR)
+    usable = low[0] if len(low) else len(sound)
+    rates = np.full(len(KNOTS), np.nan)
+    rates[0] = sound[0] - level
+    for number, (start, end) in enumerate(pairwise(KNOTS), start=1):
+        first, last = round(start * frame_rate), round(end * frame_rate)
+        if last < usable:
+            frames = np.arange(first, last + 1)
+            rates[number] = np.polyfit(frames / frame_rate, sound[frames], 1)[0]
+    return level, np.clip(rates, -_STEEPEST, _STEEPEST)
+
+
+def _measure_entry(
+    entry: float, pitch: np.ndarray, level: np.ndarray, rates: np.ndarray
+) -> tuple[float, float, np.ndarray, np.ndarray]:
+    """Return the softest and the loudest level at a pitch, and the decays [K] of both."""
+    weights = np.exp(-0.5 * ((pitch - entry) / _KERNEL) ** 2) + _REST_WEIGHT
+    soft, loud = _weighted_quantiles(level, weights, (0.05, 0.95))
+    fitted = np.zeros((2, len(KNOTS)))
+    for knot in range(len(KNOTS)):
+        known = np.isfinite(rates[:, knot])
+        if known.any():
+            fitted[:, knot] = _fit_line(level[known], rates[known, knot], weights[known], (soft, loud))
+        elif knot:
+            fitted[:, knot] = np.minimum(fitted[:, knot - 1], 0)  # beyond the longest note: as before
+    # Only the first centiseconds of a string may rise.
+    fitted[:, 8:] = np.minimum(fitted[:, 8:], 0)
+    steps = fitted * np.diff(KNOTS, prepend=KNOTS[0] - 1)
+    soft_decay, loud_decay = np.cumsum(steps, axis=1)
+    return soft, loud, soft_decay, loud_decay
+
+
+def _fit_line(
+    level: np.ndarray, rate: np.ndarray, weights: np.ndarray, ends: tuple[float, float]
+) -> tuple[float, float]:
+    """Return the weighted regression of rates on levels at two levels; their mean if the levels hardly differ."""
+    centre, mean = np.average(level, weights=weights), np.average(rate, weights=weights)
+    variance = np.average((level - centre) ** 2, weights=weights)
+    slope = np.average((level - centre) * (rate - mean), weights=weights) / variance if variance else 0.0
+    if np.sqrt(variance) < _LEVEL_SPREAD:
+        slope = 0.0
+    return mean + slope * (ends[0] - centre), mean + slope * (ends[1] - centre)
+
+
+def _weighted_quantiles(values: np.ndarray, weights: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    order = np.argsort(values)
+    total = np.cumsum(weights[order])
+    return np.interp(shares, (total - weights[order] / 2) / total[-1], values[order])
+
+
+def single_pluck(loudness: np.ndarray, pitch: float, frame_rate: float) -> Pluck:
+    """Return the pluck in the recording of a single note that rings out.
+
+    Args:
+        loudness: [T] dB, measured with at least 50 ms of silence before the note.
+        pitch: MIDI number.
+        frame_rate: frames a second.
+    """
+    return Pluck(pitch, loudness[_steepest_rise(loudness, 0, int(loudness.argmax()) + 1) :])
+
+
+def melody_plucks(f0: np.ndarray, loudness: np.ndarray, frame_rate: float, window_seconds: float) -> list[Pluck]:
+    """Return the plucks in a recording of a melody: each until the window meets the next one, or the damping.
+
+    Args:
+        f0: [T] Hz.
+        loudness: [T] dB.
+        frame_rate: frames a second.
+        window_seconds: of the loudness.
+    """
+    onsets = find_onsets(f0, loudness, frame_rate)
+    margin, plucks = int(np.ceil(window_seconds / 2 * frame_rate)), []
+    for onset, after in zip(onsets, [*onsets[1:], len(loudness) + margin]):
+        free = loudness[onset : max(onset, after - margin)]
+        falls = np.flatnonzero(np.diff(free) < -_DAMPED_RATE / frame_rate)
+        falls = falls[falls > margin]
+        free = free[: falls[0] - margin] if len(falls) else free
+        if len(free) > 2 * margin:
+            pitch = 12 * np.log2(np.median(f0[onset : onset + len(free)]) / 440) + 69
+            plucks.append(Pluck(float(pitch), free))
+    return plucks
+
+
+# --- the plucks of a recording --------------------------------------------------------------------
+
+_DAMPED_RATE = 150.0  # dB/s: no string decays so fast by itself, through the window
+_JUMP = 4.0  # dB over the window: a louder pluck; a string's partials beat by less, and slower
+_SHARPNESS = 0.25  # of the new power: how much of it comes within 20 ms; 0.35 for a jump of 4 dB, 0.58 from silence
+_PITCH_JUMP = 0.8  # semitones in 40 ms: another string or fret; a bend is slower
+_CLOSEST = 0.08  # s between two onsets
+_AUDIBLE = 20.0  # dB over the floor that a pluck must reach
+_LEVEL_SECONDS = 0.12  # after its onset a pluck has reached its level
+
+
+def find_onsets(f0: np.ndarray, loudness: np.ndarray, frame_rate: float, floor: float = -80.0) -> list[int]:
+    """Return the frames in which a string is plucked in a recording of a melody.
+
+    A pluck raises the power within the window's length by more than a string's beating does, or, if it is softer than
+    what rang before, brings another pitch at once.
+
+    Args:
+        f0: [T] Hz, positive.
+        loudness: [T] dB.
+        frame_rate: frames a second.
+        floor: dB, the least loudness.
+    """
+    reach, near = round(0.04 * frame_rate), max(1, round(0.01 * frame_rate))
+    level = np.pad(np.asarray(loudness, dtype=np.float64), reach, mode="edge")
+    level[:reach] = floor  # before the recording there was silence
+    pitch = np.pad(12 * np.log2(np.asarray(f0, dtype=np.float64)), reach, mode="edge")
+    power, n = 10 ** (level / 10), len(loudness)
+    here = reach + np.arange(n)
+    new, old = level[here + reach], level[here - reach]
+    change = power[here + near] - power[here - near]
+    sharpness = change / np.maximum(power[here + reach], _SILENT)
+    is_audible = np.maximum(new, level[here]) > floor + _AUDIBLE
+    louder = (new - old > _JUMP) & (sharpness > _SHARPNESS) & is_audible
+    moved = np.abs(pitch[here + reach // 2] - pitch[here - reach // 2])
+    both_sound = np.minimum(new, old) > floor + _AUDIBLE
+    other = both_sound & (moved > _PITCH_JUMP)
+    strength = np.where(louder, 1 + sharpness, np.where(other, moved / 100, 0))
+    onsets: list[int] = []
+    closest = round(_CLOSEST * frame_rate)
+    for frame in np.argsort(-strength, kind="stable"):
+        if strength[frame] <= 0:
+            break
+        if all(abs(frame - onset) >= closest for onset in onsets):
+            onsets.append(int(frame))
+    return sorted(onsets)
+
+
+def curves_from_onsets(
+    onsets: Sequence[int], loudness: np.ndarray, frame_rate: float, floor: float = -80.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return time since the onset (s) and velocity (dB), [T] each, of plucks that were found or are known.
+
+    They are what ``pluck_notes`` returns beside the loudness, so a decoder may be trained on them.
+
+    Args:
+        onsets: frames, rising.
+        loudness: [T] dB, of the recording.
+        frame_rate: frames a second.
+        floor: dB, velocity before the first pluck.
+    """
+    time, velocity = np.full(len(loudness), LONGEST_RING), np.full(len(loudness), floor)
+    for onset, after in zip(onsets, [*onsets[1:], len(loudness)]):
+        end = min(after, onset + max(1, round(_LEVEL_SECONDS * frame_rate)))
+        time[onset:after] = np.minimum(np.arange(after - onset) / frame_rate, LONGEST_RING)
+        velocity[onset:after] = loudness[onset:end].max()
+    return time.astype(np.float32), velocity.astype(np.float32)
+
+
+def _steepest_rise(loudness: np.ndarray, start: int, stop: int) -> int:
+    """Return the frame in [start, stop) about which the power rises most: there the window's centre met the onset."""
+    power = np.pad(10 ** (np.asarray(loudness, dtype=np.float64) / 10), 1, mode="edge")
+    rise = power[2:] - power[:-2]
+    return start + int(rise[start:stop].argmax())
+
+
+# --- playing notes --------------------------------------------------------------------------------
+
+DAMPING_SECONDS = 0.06  # in which a string that is damped falls by DAMPING_FALL
+DAMPING_FALL = 60.0  # dB
+
+
+def pluck_notes(
+    notes: Sequence[SungNote],
+    table: PluckTable,
+    n_frames: int,
+    frame_rate: float,
+    window_seconds: float,
+    floor: float = -80.0,
+    repeat_seconds: float | None = None,
+) -> PluckCurves:
+    """Build the curves of notes that are plucked: each at its onset, as hard as its level says.
+
+    A note rings by the table's decay until its end, where it is damped, or until the next one takes its place.
+
+    Args:
+        notes: in their order; their levels are peaks as the instrument plays them, see ``fit_levels_to_plucks``.
+        table: of the instrument.
+        n_frames: T.
+        frame_rate: frames a second.
+        window_seconds: of the loudness.
+        floor: dB, where nothing sounds.
+        repeat_seconds: pluck a held note again after so many seconds; None never does.
+
+    Raises:
+        ValueError: ``repeat_seconds`` is too short to be played.
+    """
+    notes = _repeat(notes, repeat_seconds, frame_rate)
+    power, ringing = np.zeros(n_frames), np.zeros(n_frames, dtype=bool)
+    time, velocity = np.full(n_frames, LONGEST_RING), np.full(n_frames, floor)
+    margin = int(np.ceil(window_seconds / 2 * frame_rate)) - 1  # frames at which the window sees the onset
+    for note, after in zip(notes, [*(note.onset for note in notes[1:]), n_frames + margin]):
+        # Where another note takes its place at once, the string is not damped but replaced.
+        damped = after if note.end >= after else note.end + round(DAMPING_SECONDS * frame_rate)
+        gone = min(after, damped)
+        frames = np.arange(max(0, note.onset - margin), min(n_frames, gone + margin))
+        since = (frames - note.onset) / frame_rate
+        level = table.decay(note.pitch, note.level, np.maximum(since, 0))
+        level = level - np.clip((frames - note.end) / frame_rate, 0, None) * DAMPING_FALL / DAMPING_SECONDS
+        share = window_share(since, window_seconds) - window_share((frames - gone) / frame_rate, window_seconds)
+        power[frames] += 10 ** (level / 10) * np.maximum(share, 0)
+        ringing[frames] = True
+        held = slice(note.onset, min(after, n_frames))
+        time[held] = np.minimum(np.arange(held.stop - held.start) / frame_rate, LONGEST_RING)
+        velocity[held] = note.level
+    loudness = np.maximum(10 * np.log10(power + _SILENT), floor)
+    return PluckCurves(
+        loudness.astype(np.float32), time.astype(np.float32), velocity.astype(np.float32), ringing
+    )
+
+
+def hold_pitch(f0: np.ndarray, notes: Sequence[SungNote], ringing: np.ndarray) -> np.ndarray:
+    """Return f0 [T] with the pitch of a note held over what rings before its onset and after its end.
+
+    Inside the notes f0 follows the voice: vibrato and slides are played on the string.
+    """
+    f0 = np.array(f0)
+    for note, begins in zip(notes, [0, *(note.end for note in notes)]):
+        before = np.arange(begins, note.onset)
+        f0[before[ringing[before]]] = f0[note.onset]
+    for note, after in zip(notes, [*(note.onset for note in notes[1:]), len(f0)]):
+        behind = np.arange(note.end, after)
+        # Ringing frames up to the next note's trace, which is a matter of few frames.
+        stops = np.flatnonzero(~ringing[behind])
+        f0[behind[: stops[0] if len(stops) else max(0, len(behind) - 3)]] = f0[note.end - 1]
+    return f0
+
+
+def _repeat(notes: Sequence[SungNote], seconds: float | None, frame_rate: float) -> list[SungNote]:
+    """Cut held notes, so that each is plucked anew after so many seconds."""
+    if seconds is None:
+        return list(notes)
+    if not seconds >= _CLOSEST:
+        raise ValueError(f"a held note can be plucked again after {_CLOSEST} s or more, not after {seconds} s")
+    period, cut = round(seconds * frame_rate), []
+    for note in notes:
+        onsets = range(note.onset, max(note.onset + 1, note.end - round(_CLOSEST * frame_rate)), period)
+        ends = [*onsets[1:], note.end]
+        cut += [note._replace(onset=onset, end=end) for onset, end in zip(onsets, ends)]
+    return cut
+
+
+# --- levels ---------------------------------------------------------------------------------------
+
+_MIDDLE = 0.6  # of an instrument's range: how hard a note of a middling level is plucked
+_MOST_STRETCH = 1.5  # a voice's dynamics are stretched and pressed by no more
+
+
+def fit_levels_to_plucks(notes: Sequence[SungNote], table: PluckTable) -> list[SungNote]:
+    """Move the levels of sung notes into the range in which the instrument is plucked.
+
+    A straight line: it keeps the order of the notes. The median becomes a middling pluck, the spread that of the
+    instrument's layers if that takes no more than a moderate stretch, so that an even hum stays even.
+    """
+    if not notes:
+        return []
+    level, pitch = (np.array([getattr(note, name) for note in notes]) for name in ("level", "pitch"))
+    soft, loud = table.levels(pitch)
+    spread = np.quantile(level, 0.9) - np.quantile(level, 0.1)
+    slope = np.clip(0.7 * np.median(loud - soft) / max(spread, 1e-6), 1 / _MOST_STRETCH, _MOST_STRETCH)
+    hardness = _MIDDLE + slope * (level - np.median(level)) / np.maximum(loud - soft, 1e-6)
+    fitted = soft + np.clip(hardness, 0, 1) * (loud - soft)
+    return [note._replace(level=float(value)) for note, value in zip(notes, fitted)]
