@@ -65,7 +65,9 @@ def _cut_run(pitch: np.ndarray, loudness: np.ndarray, first: int, frame_rate: fl
             notes[-1] = notes[-1]._replace(end=first + onset)
         for begin, end in pairwise(bounds):
             held = slice(begin, end)
-            notes.append(SungNote(first + begin, first + end, float(np.median(pitch[held])), float(loudness[held].max())))
+            notes.append(
+                SungNote(first + begin, first + end, float(np.median(pitch[held])), float(loudness[held].max()))
+            )
     return notes
 
 
@@ -129,7 +131,7 @@ def _find_rise(loudness: np.ndarray, start: int, stop: int) -> int:
 
 
 def _join_short(onset: int, steps: list[int], shortest: int) -> list[int]:
-    """Return the bounds of a syllable's notes: short ones go to the note they glide into, a last one to the note before.
+    """Return the bounds of a syllable's notes: a short one joins the note after it, or before it if it is the last.
 
     Args:
         onset: of the syllable.

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from voice.note_finder import SungNote
+from voice.note_finder import SungNote, find_notes
 
 KNOTS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0)  # s; decays are straight between
 _PITCH_STEP = 3.0  # semitones between two entries of a table
@@ -33,6 +33,7 @@ _LEVEL_SPREAD = 3.0  # dB: plucks whose levels differ by less tell nothing about
 _ABOVE_FLOOR = 12.0  # dB: nearer to the floor a decay is not measured, the noise is
 _STEEPEST = 600.0  # dB/s either way, of a rate
 _SILENT = 1e-12  # of power, so that its logarithm exists
+DAMPING_SECONDS = 0.06  # in which a string falls silent that is let go
 LONGEST_RING = 4.0  # s; time since the onset is not counted further, and is this before the first note
 
 
@@ -94,6 +95,14 @@ class PluckTable:
         """Return the levels in dB of the softest and the loudest pluck at a pitch (MIDI number)."""
         return np.interp(pitch, self.pitches, self.soft), np.interp(pitch, self.pitches, self.loud)
 
+    def level(self, pitch: np.ndarray | float, hardness: np.ndarray | float) -> np.ndarray:
+        """Return the level in dB of a pluck at a pitch: hardness 0 is the softest, 1 the loudest; others are limited.
+
+        A MIDI note's hardness is its velocity over 127.
+        """
+        soft, loud = self.levels(pitch)
+        return soft + np.clip(hardness, 0, 1) * (loud - soft)
+
     def decay(self, pitch: float, level: float, times: np.ndarray) -> np.ndarray:
         """Return the level in dB of a string at times (s, from the onset on) after it was plucked.
 
@@ -112,6 +121,23 @@ def window_share(seconds: np.ndarray, window_seconds: float) -> np.ndarray:
     """Return which share of a centred Hann window lies before each of some times; 0.5 at its centre."""
     position = np.clip(np.asarray(seconds) / window_seconds, -0.5, 0.5)
     return 0.5 + position + np.sin(2 * np.pi * position) / (2 * np.pi)
+
+
+def _window_reach(window_seconds: float, frame_rate: float) -> int:
+    """Return how many frames before an onset the window sees it."""
+    return int(np.ceil(window_seconds / 2 * frame_rate)) - 1
+
+
+def damped_share(seconds: np.ndarray, window_seconds: float) -> np.ndarray:
+    """Return which share of a string's power a centred Hann window still sees, some times after it was let go.
+
+    The amplitude falls as half a cosine wave in ``DAMPING_SECONDS``, as a finger damps a string.
+    """
+    inside = np.linspace(-0.5, 0.5, 65) * window_seconds
+    weights = 1 + np.cos(2 * np.pi * inside / window_seconds)
+    times = np.asarray(seconds, dtype=np.float64)[..., None] + inside
+    left = 0.5 + 0.5 * np.cos(np.pi * np.clip(times / DAMPING_SECONDS, 0, 1))
+    return (left**2 * weights).sum(axis=-1) / weights.sum()
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -148,9 +174,7 @@ def measure_plucks(
     )
 
 
-def _measure_rates(
-    pluck: Pluck, frame_rate: float, window_seconds: float, floor: float
-) -> tuple[float, np.ndarray]:
+def _measure_rates(pluck: Pluck, frame_rate: float, window_seconds: float, floor: float) -> tuple[float, np.ndarray]:
     """Return a pluck's level in dB, and [K]: its first level over that, then its rates in dB/s; NaN where unknown."""
     times = np.arange(len(pluck.loudness)) / frame_rate
     sound = pluck.loudness - 10 * np.log10(window_share(times, window_seconds))
@@ -241,9 +265,12 @@ def melody_plucks(f0: np.ndarray, loudness: np.ndarray, frame_rate: float, windo
 # --- the plucks of a recording --------------------------------------------------------------------
 
 _DAMPED_RATE = 150.0  # dB/s: no string decays so fast by itself, through the window
-_JUMP = 4.0  # dB over the window: a louder pluck; a string's partials beat by less, and slower
-_SHARPNESS = 0.25  # of the new power: how much of it comes within 20 ms; 0.35 for a jump of 4 dB, 0.58 from silence
+_JUMP = 1.5  # dB over the window: a string plucked again, even as softly; its partials beat more slowly
+_SHARPNESS = 0.15  # of the new power: how much of it comes within 20 ms; 0.58 after silence, 0.17 after 1.5 dB less
 _PITCH_JUMP = 0.8  # semitones in 40 ms: another string or fret; a bend is slower
+_LEAP = 1.6  # semitones in 20 ms: no slide is so fast
+_SLIDE = (0.5, 3.0)  # dB by which a string decays within the window; what it does less or more, a new pluck does
+_FADE = 5.0  # dB in 40 ms: the end of a note
 _CLOSEST = 0.08  # s between two onsets
 _AUDIBLE = 20.0  # dB over the floor that a pluck must reach
 _LEVEL_SECONDS = 0.12  # after its onset a pluck has reached its level
@@ -273,16 +300,18 @@ def find_onsets(f0: np.ndarray, loudness: np.ndarray, frame_rate: float, floor: 
     is_audible = np.maximum(new, level[here]) > floor + _AUDIBLE
     louder = (new - old > _JUMP) & (sharpness > _SHARPNESS) & is_audible
     moved = np.abs(pitch[here + reach // 2] - pitch[here - reach // 2])
-    both_sound = np.minimum(new, old) > floor + _AUDIBLE
-    other = both_sound & (moved > _PITCH_JUMP)
+    later = level[np.minimum(here + 2 * reach, len(level) - 1)]
+    holds = (np.minimum(new, old) > floor + _AUDIBLE) & (new - later < _FADE)  # rather than fades to silence
+    breaks = (new - old > -_SLIDE[0]) | (new - old < -_SLIDE[1])  # in a slide the string only decays
+    leap = np.abs(pitch[here + near] - pitch[here - near])
+    other = holds & (breaks & (moved > _PITCH_JUMP) | (leap > _LEAP))
     strength = np.where(louder, 1 + sharpness, np.where(other, moved / 100, 0))
-    onsets: list[int] = []
-    closest = round(_CLOSEST * frame_rate)
-    for frame in np.argsort(-strength, kind="stable"):
-        if strength[frame] <= 0:
-            break
-        if all(abs(frame - onset) >= closest for onset in onsets):
+    closest, taken, onsets = round(_CLOSEST * frame_rate), np.zeros(n, dtype=bool), []
+    candidates = np.flatnonzero(strength)
+    for frame in candidates[np.argsort(-strength[candidates], kind="stable")]:
+        if not taken[frame]:
             onsets.append(int(frame))
+            taken[max(0, frame - closest + 1) : frame + closest] = True
     return sorted(onsets)
 
 
@@ -316,9 +345,6 @@ def _steepest_rise(loudness: np.ndarray, start: int, stop: int) -> int:
 
 # --- playing notes --------------------------------------------------------------------------------
 
-DAMPING_SECONDS = 0.06  # in which a string that is damped falls by DAMPING_FALL
-DAMPING_FALL = 60.0  # dB
-
 
 def pluck_notes(
     notes: Sequence[SungNote],
@@ -348,42 +374,71 @@ def pluck_notes(
     notes = _repeat(notes, repeat_seconds, frame_rate)
     power, ringing = np.zeros(n_frames), np.zeros(n_frames, dtype=bool)
     time, velocity = np.full(n_frames, LONGEST_RING), np.full(n_frames, floor)
-    margin = int(np.ceil(window_seconds / 2 * frame_rate)) - 1  # frames at which the window sees the onset
+    margin = _window_reach(window_seconds, frame_rate)
+    n_damping = round(DAMPING_SECONDS * frame_rate)
     for note, after in zip(notes, [*(note.onset for note in notes[1:]), n_frames + margin]):
-        # Where another note takes its place at once, the string is not damped but replaced.
-        damped = after if note.end >= after else note.end + round(DAMPING_SECONDS * frame_rate)
-        gone = min(after, damped)
+        gone = min(after, note.end + n_damping)
         frames = np.arange(max(0, note.onset - margin), min(n_frames, gone + margin))
         since = (frames - note.onset) / frame_rate
         level = table.decay(note.pitch, note.level, np.maximum(since, 0))
-        level = level - np.clip((frames - note.end) / frame_rate, 0, None) * DAMPING_FALL / DAMPING_SECONDS
-        share = window_share(since, window_seconds) - window_share((frames - gone) / frame_rate, window_seconds)
-        power[frames] += 10 ** (level / 10) * np.maximum(share, 0)
+        # Both at once where the next note takes its place while it is damped.
+        left = damped_share((frames - note.end) / frame_rate, window_seconds)
+        left *= 1 - window_share((frames - after) / frame_rate, window_seconds)
+        share = window_share(since, window_seconds) * left
+        power[frames] += 10 ** (level / 10) * share
         ringing[frames] = True
         held = slice(note.onset, min(after, n_frames))
         time[held] = np.minimum(np.arange(held.stop - held.start) / frame_rate, LONGEST_RING)
         velocity[held] = note.level
     loudness = np.maximum(10 * np.log10(power + _SILENT), floor)
-    return PluckCurves(
-        loudness.astype(np.float32), time.astype(np.float32), velocity.astype(np.float32), ringing
-    )
+    return PluckCurves(loudness.astype(np.float32), time.astype(np.float32), velocity.astype(np.float32), ringing)
 
 
-def hold_pitch(f0: np.ndarray, notes: Sequence[SungNote], ringing: np.ndarray) -> np.ndarray:
-    """Return f0 [T] with the pitch of a note held over what rings before its onset and after its end.
+def pluck_melody(
+    f0: np.ndarray,
+    loudness: np.ndarray,
+    voiced: np.ndarray,
+    table: PluckTable,
+    frame_rate: float,
+    window_seconds: float,
+    floor: float = -80.0,
+    offset: float = 0.0,
+    repeat_seconds: float | None = None,
+) -> tuple[np.ndarray, PluckCurves]:
+    """Pluck a sung melody: find its notes, fit their levels to the instrument, and pluck them.
 
-    Inside the notes f0 follows the voice: vibrato and slides are played on the string.
+    Args:
+        f0: [T] Hz, as it is to be played.
+        loudness: [T] dB, of the voice as measured.
+        voiced: bool [T].
+        table: of the instrument.
+        frame_rate, window_seconds, floor, repeat_seconds: see ``pluck_notes``.
+        offset: dB on the level of each note.
+
+    Returns:
+        f0 [T], held where a string rings outside the notes, and the curves.
     """
-    f0 = np.array(f0)
-    for note, begins in zip(notes, [0, *(note.end for note in notes)]):
-        before = np.arange(begins, note.onset)
-        f0[before[ringing[before]]] = f0[note.onset]
-    for note, after in zip(notes, [*(note.onset for note in notes[1:]), len(f0)]):
-        behind = np.arange(note.end, after)
-        # Ringing frames up to the next note's trace, which is a matter of few frames.
-        stops = np.flatnonzero(~ringing[behind])
-        f0[behind[: stops[0] if len(stops) else max(0, len(behind) - 3)]] = f0[note.end - 1]
-    return f0
+    notes = fit_levels_to_plucks(find_notes(f0, loudness, voiced, frame_rate), table, offset)
+    curves = pluck_notes(notes, table, len(f0), frame_rate, window_seconds, floor, repeat_seconds)
+    return hold_pitch(f0, notes, _window_reach(window_seconds, frame_rate)), curves
+
+
+def hold_pitch(f0: np.ndarray, notes: Sequence[SungNote], n_before: int) -> np.ndarray:
+    """Return f0 [T] with the pitch of each note's end held after it, and of its onset ``n_before`` frames before it.
+
+    So a string keeps its pitch while it is damped. Inside the notes f0 follows the voice: vibrato and slides are played
+    on the string.
+    """
+    held = np.array(f0)
+    for before, after in pairwise([None, *notes, None]):
+        start = before.end if before else 0
+        end = after.onset if after else len(held)
+        middle = max(start, end - n_before) if after and before else (start if after else end)
+        if before:
+            held[start:middle] = f0[start - 1]
+        if after:
+            held[middle:end] = f0[end]
+    return held
 
 
 def _repeat(notes: Sequence[SungNote], seconds: float | None, frame_rate: float) -> list[SungNote]:
@@ -410,11 +465,12 @@ _MIDDLE = 0.6  # of an instrument's range: how hard a note of a middling level i
 _MOST_STRETCH = 1.5  # a voice's dynamics are stretched and pressed by no more
 
 
-def fit_levels_to_plucks(notes: Sequence[SungNote], table: PluckTable) -> list[SungNote]:
+def fit_levels_to_plucks(notes: Sequence[SungNote], table: PluckTable, offset: float = 0.0) -> list[SungNote]:
     """Move the levels of sung notes into the range in which the instrument is plucked.
 
-    A straight line: it keeps the order of the notes. The median becomes a middling pluck, the spread that of the
-    instrument's layers if that takes no more than a moderate stretch, so that an even hum stays even.
+    A straight line keeps the order of the notes. The median becomes a middling pluck, and the spread that of the
+    instrument's layers if that takes no more than a moderate stretch, so that an even hum stays even. ``offset`` is dB
+    on all of them.
     """
     if not notes:
         return []
@@ -422,9 +478,8 @@ def fit_levels_to_plucks(notes: Sequence[SungNote], table: PluckTable) -> list[S
     soft, loud = table.levels(pitch)
     spread = np.quantile(level, 0.9) - np.quantile(level, 0.1)
     slope = np.clip(0.7 * np.median(loud - soft) / max(spread, 1e-6), 1 / _MOST_STRETCH, _MOST_STRETCH)
-    hardness = _MIDDLE + slope * (level - np.median(level)) / np.maximum(loud - soft, 1e-6)
-    fitted = soft + np.clip(hardness, 0, 1) * (loud - soft)
-    return [note._replace(level=float(value)) for note, value in zip(notes, fitted)]
+    hardness = _MIDDLE + (slope * (level - np.median(level)) + offset) / np.maximum(loud - soft, 1e-6)
+    return [note._replace(level=float(value)) for note, value in zip(notes, table.level(pitch, hardness))]
 
 
 # --- without look-ahead ---------------------------------------------------------------------------
@@ -533,7 +588,7 @@ class CausalPlucker:
     def _pluck_level(self, pitch: float) -> float:
         soft, loud = self._table.levels(pitch)
         hardness = _MIDDLE + (self._reached + _STILL_RISING - self._reference) / max(loud - soft, 1e-6)
-        return float(soft + np.clip(hardness, 0, 1) * (loud - soft))
+        return float(self._table.level(pitch, hardness))
 
     def _play(self) -> PluckedFrame:
         string, before = self._string, self._before
@@ -548,4 +603,5 @@ class CausalPlucker:
         if not np.isfinite(string.level):
             return 0.0
         rings = self._table.decay(string.pitch, string.level, np.array(max(string.age, 0) / self._rate))
-        return float(10 ** ((rings - string.damped / self._rate * DAMPING_FALL / DAMPING_SECONDS) / 10))
+        left = damped_share((string.damped - 1) / self._rate, self._window) if string.damped else 1.0
+        return float(10 ** (rings / 10) * left)
