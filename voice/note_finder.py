@@ -17,6 +17,8 @@ from scipy import ndimage
 _STEPS_PER_SEMITONE = 4  # levels that a note's pitch may have
 _LEAST_STEP = 0.75  # semitones: two notes that follow each other differ by more than drift and most vibrato
 _STEP_COST = 0.08  # seconds times semitones: a whole tone is a note of its own if it lasts more than 40 ms
+_SLIDE_SPEED = 3.0  # semitones a second; drift is slower
+_SLIDE_SECONDS = 0.2  # a pitch that moves on in one direction for so long slides; from note to note it takes half of it
 _DIP_DEPTH = 6.0  # dB under both sides: a syllable's consonant; the level of a held vowel swings by less
 _DIP_SECONDS = 0.2  # looked at on either side of a dip; two syllables are hardly closer
 _SHORTEST_NOTE = 0.09  # s; what is shorter and joined to a neighbour by a glide is its scoop or its fall
@@ -31,7 +33,9 @@ class SungNote(NamedTuple):
     level: float  # dB, the peak of the loudness
 
 
-def find_notes(f0: np.ndarray, loudness: np.ndarray, voiced: np.ndarray, frame_rate: float) -> list[SungNote]:
+def find_notes(
+    f0: np.ndarray, loudness: np.ndarray, voiced: np.ndarray, frame_rate: float, cut_slides: bool = True
+) -> list[SungNote]:
     """Cut a melody into notes.
 
     Args:
@@ -39,6 +43,7 @@ def find_notes(f0: np.ndarray, loudness: np.ndarray, voiced: np.ndarray, frame_r
         loudness: [T] dB.
         voiced: bool [T], where something is sung.
         frame_rate: frames a second.
+        cut_slides: False takes a slow slide from pitch to pitch for one note.
 
     Returns:
         The notes in their order; none overlap, and they cover every voiced frame but a few before an onset.
@@ -47,18 +52,22 @@ def find_notes(f0: np.ndarray, loudness: np.ndarray, voiced: np.ndarray, frame_r
     loudness = np.asarray(loudness, dtype=np.float64)
     notes = []
     for (run,) in ndimage.find_objects(ndimage.label(voiced)[0]):
-        notes += _cut_run(pitch[run], loudness[run], run.start, frame_rate)
+        slides = np.zeros(run.stop - run.start, dtype=bool) if cut_slides else _find_slides(pitch[run], frame_rate)
+        notes += _cut_run(pitch[run], loudness[run], slides, run.start, frame_rate)
     return notes
 
 
-def _cut_run(pitch: np.ndarray, loudness: np.ndarray, first: int, frame_rate: float) -> list[SungNote]:
-    """Return the notes of one unbroken stretch [T] that begins at frame ``first``."""
+def _cut_run(
+    pitch: np.ndarray, loudness: np.ndarray, slides: np.ndarray, first: int, frame_rate: float
+) -> list[SungNote]:
+    """Return the notes of one unbroken stretch [T] that begins at frame ``first``; in a slide no pitch is cut."""
     rise = round(_RISE_SECONDS * frame_rate)
     syllables = [0, *find_dips(loudness, round(_DIP_SECONDS * frame_rate)), len(pitch)]
     notes = []
     for start, stop in pairwise(syllables):
         levels = fit_levels(pitch[start:stop], _STEP_COST * frame_rate)
-        steps = [*(start + 1 + np.flatnonzero(np.diff(levels))), stop]
+        changes = start + 1 + np.flatnonzero(np.diff(levels))
+        steps = [*changes[~slides[changes]], stop]
         onset = _find_rise(loudness, start, min(start + rise, steps[0]))
         bounds = _join_short(onset, steps, round(_SHORTEST_NOTE * frame_rate))
         if notes:
@@ -69,6 +78,16 @@ def _cut_run(pitch: np.ndarray, loudness: np.ndarray, first: int, frame_rate: fl
                 SungNote(first + begin, first + end, float(np.median(pitch[held])), float(loudness[held].max()))
             )
     return notes
+
+
+def _find_slides(pitch: np.ndarray, frame_rate: float) -> np.ndarray:
+    """Return bool [T]: where a pitch moves on in one direction longer than from note to note."""
+    speed = ndimage.gaussian_filter1d(pitch, 0.02 * frame_rate, order=1, mode="nearest") * frame_rate
+    slides = np.zeros(len(pitch), dtype=bool)
+    for direction in (speed > _SLIDE_SPEED, speed < -_SLIDE_SPEED):
+        for (run,) in ndimage.find_objects(ndimage.label(direction)[0]):
+            slides[run] = run.stop - run.start >= _SLIDE_SECONDS * frame_rate
+    return slides
 
 
 def find_dips(loudness: np.ndarray, reach: int) -> list[int]:
