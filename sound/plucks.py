@@ -59,6 +59,9 @@ class PluckTable:
         for name in ("soft_decay", "loud_decay"):
             if np.shape(getattr(self, name)) != shape:
                 raise ValueError(f"'{name}' of a pluck table should be {shape}, not {np.shape(getattr(self, name))}")
+        for name, values in vars(self).items():
+            if not np.isfinite(values).all():
+                raise ValueError(f"'{name}' of a pluck table should hold finite numbers")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists of numbers."""
@@ -74,7 +77,11 @@ class PluckTable:
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(values, dict) or set(values) != set(names):
             raise ValueError(f"a pluck table should hold {', '.join(names)}, not {', '.join(map(str, values))}")
-        rows = {name: tuple(tuple(row) if isinstance(row, list) else row for row in values[name]) for name in names}
+        try:
+            arrays = {name: np.asarray(values[name], dtype=np.float64).tolist() for name in names}
+            rows = {name: tuple(tuple(row) if isinstance(row, list) else row for row in arrays[name]) for name in names}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"a pluck table should hold lists of numbers ({error})") from error
         return cls(**rows)
 
     def levels(self, pitch: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:

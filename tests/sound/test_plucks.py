@@ -111,6 +111,12 @@ def test_a_broken_table_is_refused(change):
         PluckTable.from_dict({**typical_plucks(-12.0).to_dict(), **change})
 
 
+@pytest.mark.parametrize("soft", [3.0, ["x"], None, [[1.0], [2.0, 3.0]], [float("nan"), 0.0]])
+def test_what_is_no_numbers_is_refused(soft):
+    with pytest.raises(ValueError, match="pluck table"):
+        PluckTable.from_dict({**typical_plucks(-12.0).to_dict(), "soft": soft})
+
+
 def test_a_table_with_a_part_missing_is_refused():
     values = typical_plucks(-12.0).to_dict()
     del values["soft"]
