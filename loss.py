@@ -20,7 +20,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sound.threads import for_each
 from synth import overlap_add
 
 _SILENCE_RMS = 10 ** (-60 / 20)
@@ -132,7 +131,7 @@ class _Comparison(torch.autograd.Function):
             kept = _kept_bins(bandwidth, n_bins)  # (B, 1, F)
             share = kept.mean(dim=(1, 2))  # of the bins, (B)
 
-        def compare(block: slice) -> None:
+        for block in _blocks(n_batch, 2 * n_frames * n_fft, prediction.device):
             spectra = _spectra(torch.stack([prediction[block], target[block]]), window, hop)  # (2, b, frames, F)
             predicted, wanted = magnitudes = _magnitudes(spectra)
             if bandwidth is not None:
@@ -147,14 +146,12 @@ class _Comparison(torch.autograd.Function):
             if bandwidth is not None:
                 log_magnitude[block] /= share[block]
             if gradient is None:
-                return
+                continue
             slope = torch.sign(difference).div_(lifted).mul_(mag_loss_weight / (n_batch * n_frames * n_bins))
             if bandwidth is not None:
                 slope /= share[block, None, None]
             slope.addcmul_(difference, (1 / (n_batch * scale * norm.clamp_min(_VANISHING)))[:, None, None])
             gradient[block] = _push_back(slope, spectra[0], predicted, window, hop, n_samples)
-
-        for_each(compare, _blocks(n_batch, 2 * n_frames * n_fft, prediction.device), prediction.device)
         if gradient is not None:
             ctx.save_for_backward(gradient)
         convergence, log_magnitude = convergence.mean(), log_magnitude.mean()
