@@ -97,6 +97,7 @@ class ModelConfig:
     amplitude: str  # "gain": loudness times a gain; "head": and a learned factor; "weighted": exact by A-weighting
     amplitude_range: float  # dB, the most that the learned factor adds or takes
     attack_frames: int  # the decoder also hears by how much loudness rose over so many frames; 0: it does not
+    onset_inputs: bool  # the decoder also gets the time since the last pluck, and how hard that was
     reverb_seconds: float  # length of a learned room impulse response; 0 for recordings made in a dry room
     initial_gain: float  # of the harmonic amplitudes, before training
     noise_bias: float  # of the noise head; low, so that an untrained model does not hiss
@@ -444,7 +445,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, (list, tuple)) and all(_fits(entry, typing.get_args(kind)[0]) for entry in value)
     if typing.get_args(kind):  # int | None
         return any(_fits(value, each) for each in typing.get_args(kind))
-    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _require_object(where: str, values: Any) -> None:

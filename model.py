@@ -31,7 +31,7 @@ from synth import (
 
 def count_inputs(config: ModelConfig) -> int:
     """Return how many numbers a frame the decoder, or the network before it, hears."""
-    return 3 if config.attack_frames else 2
+    return 2 + bool(config.attack_frames) + 2 * config.onset_inputs
 
 
 class GruDecoder(nn.Module):
@@ -163,6 +163,8 @@ _LOUDNESS_RANGE = 80.0  # dB that are scaled to 0..1
 _RISE_RANGE = 20.0  # dB of rise that are scaled to 1
 _F0_REFERENCE = 32.7  # Hz, scaled to 0: C1, CREPE's lowest pitch
 _F0_OCTAVES = 6.0  # scaled to 1, up to about CREPE's highest
+_LONGEST_SINCE_ONSET = 4.0  # s since a pluck that are scaled to 1; a string that rings longer has little left to change
+_SINCE_ONSET_UNIT = 0.02  # s, about an attack: up to here the scale is linear, above logarithmic
 _LEAST_LEVEL = 1e-2  # -40 dB: a timbre that A-weighting hardly hears is not raised beyond all measure
 _Decode = Callable[[Tensor], Tensor]  # [B, T, 2] (or embedded) to [B, T, hidden_size]
 NoiseSource = torch.Generator | Sequence[torch.Generator] | None  # one for a batch, or one for each item
@@ -206,6 +208,12 @@ def scale_rise(loudness: Tensor, n_frames: int, before: Tensor | None = None) ->
     """Scale by how many dB loudness [B, T, 1] has risen over the last ``n_frames``; ``before`` holds those before."""
     known = torch.cat([loudness[:, :1].expand(-1, n_frames, -1) if before is None else before, loudness], dim=1)
     return (loudness - known[:, : loudness.shape[1]]) / _RISE_RANGE
+
+
+def scale_since_onset(seconds: Tensor) -> Tensor:
+    """Scale the time since a pluck to 0..1, in fine steps at the attack and in coarse ones where the string rings."""
+    longest = math.log1p(_LONGEST_SINCE_ONSET / _SINCE_ONSET_UNIT)
+    return torch.log1p(seconds.clamp(0, _LONGEST_SINCE_ONSET) / _SINCE_ONSET_UNIT) / longest
 
 
 def build_mlp(n_inputs: int, size: int) -> nn.Sequential:
@@ -261,15 +269,32 @@ class NeuralGuitar(nn.Module):
         nyquist = self.audio.sample_rate / 2
         self.bandwidth = nyquist if bandwidth is None else min(bandwidth, nyquist)
 
-    def hear(self, f0: Tensor, loudness: Tensor, before: Tensor | None = None) -> Tensor:
-        """Scale curves [B, T, 1] to what the decoder hears, [B, T, 2 or 3]; ``before``: see ``scale_rise``."""
+    def hear(self, f0: Tensor, loudness: Tensor, before: Tensor | None = None, plucks: Tensor | None = None) -> Tensor:
+        """Scale curves [B, T, 1] to the decoder's inputs, [B, T, 2 to 5].
+
+        Args:
+            f0: Hz.
+            loudness: dB.
+            before: see ``scale_rise``.
+            plucks: [B, T, 2], time since the last onset in s and its velocity in dB (see ``sound.plucks``), which a
+                model with ``onset_inputs`` needs, and others ignore.
+        """
         curves = [scale_f0(f0), scale_loudness(loudness)]
         if self.config.attack_frames:
             curves.append(scale_rise(loudness, self.config.attack_frames, before))
+        if self.config.onset_inputs:
+            if plucks is None:
+                raise ValueError("a model with onset_inputs needs plucks: time since the onset (s) and velocity (dB)")
+            curves += [scale_since_onset(plucks[..., :1]), scale_loudness(plucks[..., 1:])]
         return torch.cat(curves, dim=-1)
 
     def controls(
-        self, f0: Tensor, loudness: Tensor, decoder: _Decode | None = None, heard: Tensor | None = None
+        self,
+        f0: Tensor,
+        loudness: Tensor,
+        decoder: _Decode | None = None,
+        heard: Tensor | None = None,
+        plucks: Tensor | None = None,
     ) -> Controls:
         """Decide what the synthesizers play.
 
@@ -278,9 +303,10 @@ class NeuralGuitar(nn.Module):
             loudness: [B, T, 1] in dB re full scale.
             decoder: stands in for the model's own, such as one that goes on from a state.
             heard: from ``hear``, if the decoder is to hear other curves than these, or what went before them.
+            plucks: [B, T, 2], see ``hear``.
         """
         assert f0.shape == loudness.shape and f0.shape[-1] == 1, f"{tuple(f0.shape)} and {tuple(loudness.shape)}"
-        embedded = self.embedding(self.hear(f0, loudness) if heard is None else heard)
+        embedded = self.embedding(self.hear(f0, loudness, plucks=plucks) if heard is None else heard)
         hidden = (decoder or self.decoder)(embedded)
         return self._decide(hidden, embedded, f0, loudness)
 
@@ -307,7 +333,9 @@ class NeuralGuitar(nn.Module):
         amplitude = amplitude / level.clamp(min=_LEAST_LEVEL)
         return Controls(harmonic_distribution * amplitude, noise_magnitudes * amplitude)
 
-    def proceed(self, f0: Tensor, loudness: Tensor, state: State | None) -> tuple[Controls, State]:
+    def proceed(
+        self, f0: Tensor, loudness: Tensor, state: State | None, plucks: Tensor | None = None
+    ) -> tuple[Controls, State]:
         """Decide on the frames that follow a state, the start if None, in blocks of any length.
 
         Returns:
@@ -320,7 +348,7 @@ class NeuralGuitar(nn.Module):
             hidden, memory = self.decoder.proceed(inputs, memory)
             return hidden
 
-        controls = self.controls(f0, loudness, decode, self.hear(f0, loudness, before))
+        controls = self.controls(f0, loudness, decode, self.hear(f0, loudness, before, plucks))
         if n_frames := self.config.attack_frames:
             before = loudness[:, :1].expand(-1, n_frames, -1) if before is None else before
             before = torch.cat([before, loudness], dim=1)[:, -n_frames:]
@@ -340,13 +368,19 @@ class NeuralGuitar(nn.Module):
             return Sound(*map(self.reverb, (harmonic, noise))) if self.reverb else Sound(harmonic, noise)
 
     def forward(
-        self, f0: Tensor, loudness: Tensor, generator: NoiseSource = None, heard: tuple[Tensor, Tensor] | None = None
+        self,
+        f0: Tensor,
+        loudness: Tensor,
+        generator: NoiseSource = None,
+        heard: tuple[Tensor, Tensor] | None = None,
+        plucks: Tensor | None = None,
     ) -> Tensor:
         """Turn f0 [B, T, 1] in Hz and loudness [B, T, 1] in dB into audio [B, T * hop_length].
 
         ``heard`` are other such curves, for the decoder; the sound keeps to the pitch and loudness of the first two.
+        ``plucks`` [B, T, 2]: see ``hear``.
         """
-        controls = self.controls(f0, loudness, heard=self.hear(*heard) if heard else None)
+        controls = self.controls(f0, loudness, heard=self.hear(*(heard or (f0, loudness)), plucks=plucks))
         return self.synthesize(f0, controls, generator).audio
 
 

@@ -26,6 +26,7 @@ from recordings.corpus import boundary_of, read_corpus
 from recordings.crops import Span
 from recordings.pitch_annotations import read_sung
 from sound.audio_files import SUFFIXES, load_audio, prepare_audio
+from sound.plucks import trace_plucks
 
 MODEL, BASELINE, UNTRAINED = "this model", "baseline", "untrained model"  # rows of the tables
 RECORDING, VOICE = "the recording itself", "the voice itself"
@@ -142,8 +143,13 @@ def _device(model: NeuralGuitar) -> torch.device:
 def copy_take(take: Take, model: NeuralGuitar, seed: int) -> np.ndarray:
     """Return what a model makes of a recording's own curves: [N]."""
     curves = [torch.from_numpy(values)[None, :, None] for values in (take.sound.f0, take.sound.loudness)]
-    curves = [values.to(_device(model)) for values in curves]
-    return model(*curves, torch.Generator(_device(model)).manual_seed(seed))[0].cpu().numpy()
+    curves, plucks = [values.to(_device(model)) for values in curves], None
+    if model.config.onset_inputs:
+        floor = model.settings.features.loudness_floor
+        traced = trace_plucks(take.sound.f0, take.sound.loudness, model.audio.frame_rate, floor)
+        plucks = torch.from_numpy(traced)[None].to(_device(model))
+    generator = torch.Generator(_device(model)).manual_seed(seed)
+    return model(*curves, generator, plucks=plucks)[0].cpu().numpy()
 
 
 def judge_takes(

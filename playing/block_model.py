@@ -46,6 +46,8 @@ class BlockModel(nn.Module):
                 f"a model with a reverb of {model.config.reverb_seconds:g} s cannot be exported; "
                 "train without one, and let the host add a room"
             )
+        if model.config.onset_inputs:
+            raise ValueError("a model with onset_inputs cannot be exported yet: hosts do not tell it of plucks")
         self.model = model
         hop_length, n_bands = model.audio.hop_length, model.config.n_noise_bands
         n_taps = 2 * (n_bands - 1)

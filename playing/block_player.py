@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model import Controls, NeuralGuitar, Sound, State
 from sound.audio_files import slices
+from sound.plucks import trace_plucks
 from synth import elapsed_cycles, fundamental_phase, harmonics_below_nyquist
 from voice.curves import Curves
 
@@ -37,7 +38,9 @@ class Player:
         self._tails: list[Tensor | None] = [None, None]  # of both parts in the room, if the model has learned one
 
     @torch.inference_mode()
-    def play(self, f0: Tensor, loudness: Tensor, gate: Tensor, is_last: bool = False) -> tuple[Sound, Controls]:
+    def play(
+        self, f0: Tensor, loudness: Tensor, gate: Tensor, is_last: bool = False, plucks: Tensor | None = None
+    ) -> tuple[Sound, Controls]:
         """Play the next frames; gated ones are silent in both parts.
 
         Args:
@@ -45,11 +48,12 @@ class Player:
             loudness: [1, T, 1] in dB.
             gate: [1, T, 1], 0..1.
             is_last: no frames follow, so play all that are there.
+            plucks: [1, T, 2], time since the onset (s) and velocity (dB), for a model with ``onset_inputs``.
 
         Returns:
             Sound of the frames that are complete, and the controls of those given.
         """
-        controls, self._state = self.model.proceed(f0, loudness, self._state)
+        controls, self._state = self.model.proceed(f0, loudness, self._state, plucks)
         controls = Controls(controls.harmonic_amplitudes * gate, controls.noise_magnitudes * gate * self._noise_gain)
         hop_length = self.model.audio.hop_length
         noise = 2 * torch.rand(1, f0.shape[1], hop_length, generator=self._generator).to(f0.device) - 1
@@ -107,10 +111,14 @@ def play(
         block_frames: played at once; the joined sound does not depend on it, to rounding.
     """
     player, device = Player(model, noise_balance, seed), next(model.parameters()).device
-    n_frames = len(curves.f0)
+    n_frames, plucks = len(curves.f0), None
+    if model.config.onset_inputs:  # of what is played, whole, as the model was trained on whole recordings
+        floor = model.settings.features.loudness_floor
+        plucks = torch.from_numpy(trace_plucks(curves.f0, curves.loudness, model.audio.frame_rate, floor)).to(device)
     for part in slices(n_frames, block_frames):
         frames = (
             torch.from_numpy(values[part])[None, :, None].to(device)
             for values in (curves.f0, curves.loudness, curves.gate)
         )
-        yield player.play(*frames, is_last=part.stop == n_frames)
+        here = None if plucks is None else plucks[None, part]
+        yield player.play(*frames, is_last=part.stop == n_frames, plucks=here)

@@ -156,6 +156,8 @@ class StreamingTransfer:
             raise ValueError(f"a stream comes at the model's {audio.sample_rate} Hz; resample what it returns")
         if audio.feature_rate != audio.sample_rate:
             raise ValueError(f"a model of {audio.sample_rate} Hz cannot be played live, only {audio.feature_rate} Hz")
+        if model.config.onset_inputs:
+            raise ValueError("a model with onset_inputs cannot be played live yet: nothing tells it of plucks")
         self.fitting, self._ears = CausalFit(model, options), Ears(model.settings)
         self._player, self._device = Player(model, options.noise_balance, seed), next(model.parameters()).device
         self._limiter = Limiter(model.settings)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from config import AudioConfig, Config, TrainConfig
 from data import Recording, load_recording
 from recordings.process_ranks import Ranks
+from sound.plucks import trace_plucks
 
 _OPEN_FILES = 1000  # memory maps that stay open; to open one takes longer than to cut a crop
 
@@ -30,6 +31,7 @@ class CropDataset(Dataset):
     """Crops of equal length, each ``{"f0": [T, 1], "loudness": [T, 1], "audio": [N]}``.
 
     Where the configuration disturbs what the decoder hears, random crops also have "heard_f0" and "heard_loudness".
+    For a model that hears plucks, crops also have "plucks", [T, 2]: time since the onset (s) and velocity (dB).
     Where the sound has another rate than the features, crops also have "bandwidth", [], the share of the band up to
     Nyquist in which the recording has sound.
     Random crops are a function of (seed, epoch, index) alone, so that a resumed training sees what an
@@ -46,6 +48,7 @@ class CropDataset(Dataset):
         self.epoch = 0
         counts = [self._count_crops(span, config.train.crops_per_recording) for span in self.spans]
         self._ends = np.cumsum(counts)
+        self._find_plucks = _PluckFinder(config) if config.model.onset_inputs else None
         self._open = functools.lru_cache(maxsize=_OPEN_FILES)(load_recording)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,9 +111,26 @@ class CropDataset(Dataset):
             "loudness": torch.nn.functional.pad(loudness, (0, 0, 0, missing), value=self.loudness_floor),
             "audio": torch.nn.functional.pad(audio, (0, missing * hop_length)),
         }
+        if self._find_plucks is not None:
+            plucks = self._find_plucks(span.path, recording)[first:last]
+            crop["plucks"] = torch.cat([plucks, plucks[-1:].expand(missing, 2)])
         if self.audio.sample_rate != self.audio.feature_rate:
             crop["bandwidth"] = torch.tensor(recording.bandwidth_share)
         return crop
+
+
+class _PluckFinder:
+    """Finds the plucks of recordings, once each: of whole ones, so that a crop knows what was plucked before it."""
+
+    def __init__(self, config: Config) -> None:
+        self.frame_rate, self.floor = config.audio.frame_rate, config.features.loudness_floor
+        self._found: dict[Path, Tensor] = {}  # [T, 2]
+
+    def __call__(self, path: Path, recording: Recording) -> Tensor:
+        if path not in self._found:
+            f0, loudness = recording.f0[0, :, 0].numpy(), recording.loudness[0, :, 0].numpy()
+            self._found[path] = torch.from_numpy(trace_plucks(f0, loudness, self.frame_rate, self.floor))
+        return self._found[path]
 
 
 class NeuralGuitarDataset(CropDataset):

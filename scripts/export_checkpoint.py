@@ -152,7 +152,9 @@ def _sample(model: NeuralGuitar) -> Tensor:
         torch.linspace(values[0], values[-1], n_frames)[None, :, None]
         for values in (model.statistics["f0_quantiles"], model.statistics["loudness_quantiles"])
     )
-    return model(f0, loudness, torch.Generator().manual_seed(0))
+    seconds = torch.arange(n_frames)[None, :, None] / model.audio.frame_rate  # one pluck, for a model that hears them
+    plucks = torch.cat([seconds, loudness], dim=-1) if model.config.onset_inputs else None
+    return model(f0, loudness, torch.Generator().manual_seed(0), plucks=plucks)
 
 
 def format_scorecard(path: Path, checkpoint: Path) -> str:

@@ -342,6 +342,12 @@ def curves_from_onsets(
     return time.astype(np.float32), velocity.astype(np.float32)
 
 
+def trace_plucks(f0: np.ndarray, loudness: np.ndarray, frame_rate: float, floor: float = -80.0) -> np.ndarray:
+    """Find the plucks in curves [T], and return time since the onset (s) and velocity (dB) as float32 [T, 2]."""
+    onsets = find_onsets(f0, loudness, frame_rate, floor)
+    return np.stack(curves_from_onsets(onsets, loudness, frame_rate, floor), axis=1)
+
+
 def _steepest_rise(loudness: np.ndarray, start: int, stop: int) -> int:
     """Return the frame in [start, stop) about which the power rises most: there the window's centre met the onset."""
     power = np.pad(10 ** (np.asarray(loudness, dtype=np.float64) / 10), 1, mode="edge")

@@ -19,6 +19,7 @@ from recordings.corpus import Corpus
 from recordings.crops import Span
 from sound.audio_files import prepare_audio
 from sound.figures import THEMES, Theme
+from sound.plucks import trace_plucks
 
 SOUNDS = ("target", "resynthesis", "harmonic", "noise")
 _N_PHRASES = 3
@@ -34,6 +35,7 @@ class Phrase:
     loudness: torch.Tensor  # [1, T, 1] dB
     voiced: np.ndarray  # [T]
     target: np.ndarray  # [N]
+    plucks: torch.Tensor | None = None  # [1, T, 2], time since the onset (s) and velocity (dB), if the model needs them
 
 
 def choose_phrases(corpus: Corpus, before: Sequence[str] = ()) -> dict[str, Span | None]:
@@ -56,13 +58,18 @@ def loudest_passage(span: Span, config: Config) -> Phrase:
     level = 10 ** (recording.loudness[0, span.first_frame : span.first_frame + span.n_frames, 0].numpy() / 20)
     sums = np.convolve(level, np.ones(n_frames), "valid")
     first = span.first_frame + int(sums.argmax())
-    frames, hop_length = slice(first, first + n_frames), config.audio.hop_length
+    frames, hop_length, plucks = slice(first, first + n_frames), config.audio.hop_length, None
+    if config.model.onset_inputs:
+        curves = recording.f0[0, :, 0].numpy(), recording.loudness[0, :, 0].numpy()
+        traced = trace_plucks(*curves, config.audio.frame_rate, config.features.loudness_floor)
+        plucks = torch.from_numpy(traced)[None, frames]
     return Phrase(
         span.path.name.removesuffix(".pt"),
         recording.f0[:, frames].clone(),
         recording.loudness[:, frames].clone(),
         recording.periodicity[0, frames, 0].numpy() >= config.features.periodicity_threshold,
         recording.audio[0, first * hop_length : (first + n_frames) * hop_length].numpy().copy(),
+        plucks,
     )
 
 
@@ -77,7 +84,9 @@ def play_phrase(model: NeuralGuitar, phrase: Phrase) -> tuple[dict[str, np.ndarr
     model.eval()
     device = next(model.parameters()).device
     f0, loudness = phrase.f0.to(device), phrase.loudness.to(device)
-    sound = model.synthesize(f0, model.controls(f0, loudness), torch.Generator(device).manual_seed(0))
+    plucks = None if phrase.plucks is None else phrase.plucks.to(device)
+    controls = model.controls(f0, loudness, plucks=plucks)
+    sound = model.synthesize(f0, controls, torch.Generator(device).manual_seed(0))
     parts = {name: part[0].cpu().numpy() for name, part in (("harmonic", sound.harmonic), ("noise", sound.noise))}
     resynthesis = parts["harmonic"] + parts["noise"]
     gain = (_rms(phrase.target) + 1e-6) / (_rms(resynthesis) + 1e-6)

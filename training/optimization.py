@@ -66,7 +66,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     heard = (batch["heard_f0"], batch["heard_loudness"]) if "heard_f0" in batch else None
     with torch.autocast(batch["f0"].device.type, precision, enabled=precision != torch.float32):
-        audio = model(batch["f0"], batch["loudness"], generator, heard)
+        audio = model(batch["f0"], batch["loudness"], generator, heard, batch.get("plucks"))
     loss = loss_function(audio, batch["audio"], batch.get("bandwidth"))
     (weight * loss.total).backward()
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)

@@ -195,7 +195,8 @@ class Trainer(TrainingState):
         model = self.judged.eval()
         sums, n_crops = torch.zeros(3, device=self.device), len(self.validation)
         for positions, share, batch in self._batches(self.validation, np.arange(n_crops)):
-            audio = model(batch["f0"], batch["loudness"], self._noise_sources(0, 1, positions=share))
+            noise = self._noise_sources(0, 1, positions=share)
+            audio = model(batch["f0"], batch["loudness"], noise, plucks=batch.get("plucks"))
             losses = torch.stack(self.loss_function(audio, batch["audio"], batch.get("bandwidth")))
             sums += losses * len(self.ranks.share(positions))
         sums = self.ranks.sum(sums).tolist()
