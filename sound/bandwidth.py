@@ -50,9 +50,9 @@ def measure_bandwidth(audio: np.ndarray, sample_rate: int, lowest: float) -> flo
 
 def _powers(audio: np.ndarray) -> Iterator[np.ndarray]:
     """Yield sums of the power spectra of frames that overlap by half."""
-    window = signal.get_window("hann", _N_FFT)
-    padded = np.pad(audio, (0, -len(audio) % _N_FFT + _N_FFT))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, _N_FFT)[:: _N_FFT // 2]
-    for start in range(0, len(frames), _FRAMES_AT_ONCE):
-        spectra = np.fft.rfft(frames[start : start + _FRAMES_AT_ONCE] * window)
-        yield (np.abs(spectra) ** 2).sum(axis=0) / window.sum()
+    window, hop = signal.get_window("hann", _N_FFT), _N_FFT // 2
+    for start in range(0, len(audio), _FRAMES_AT_ONCE * hop):
+        piece = audio[start : start + (_FRAMES_AT_ONCE + 1) * hop]
+        piece = np.pad(piece, (0, max(_N_FFT, -(-len(piece) // hop) * hop) - len(piece)))
+        frames = np.lib.stride_tricks.sliding_window_view(piece, _N_FFT)[::hop]
+        yield (np.abs(np.fft.rfft(frames * window)) ** 2).sum(axis=0) / window.sum()

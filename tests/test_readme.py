@@ -77,7 +77,7 @@ def test_the_files_of_the_house_exist() -> None:
 def test_preset_sizes_are_true() -> None:
     text = (ROOT / "docs" / "training.md").read_text()
     rows = re.findall(r"^\| `(\w+)`.* \| ([\d.]+) M \|$", text, flags=re.M)
-    assert [name for name, _ in rows] == ["tiny", "solo", "standard", "deep", "transformer"]
+    assert [name for name, _ in rows] == ["tiny", "solo", "wide", "standard", "deep", "transformer"]
     for name, millions in rows:
         parameters = build_model(load_config(preset=name), "trumpet").parameters()
         assert sum(map(torch.numel, parameters)) == pytest.approx(1e6 * float(millions), abs=5e4)
