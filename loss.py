@@ -19,7 +19,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sound.threads import for_each
 from synth import overlap_add
 
 _SILENCE_RMS = 10 ** (-60 / 20)
@@ -113,7 +112,7 @@ class _Comparison(torch.autograd.Function):
         # White noise of this RMS has the magnitude RMS * ||window|| in every bin.
         floor = _SILENCE_RMS * window.norm() * (n_frames * n_bins) ** 0.5
 
-        def compare(block: slice) -> None:
+        for block in _blocks(n_batch, 2 * n_frames * n_fft, prediction.device):
             spectra = _spectra(torch.stack([prediction[block], target[block]]), window, hop)  # (2, b, frames, F)
             predicted, wanted = magnitudes = _magnitudes(spectra)
             difference = predicted - wanted
@@ -123,12 +122,10 @@ class _Comparison(torch.autograd.Function):
             lifted, lifted_target = magnitudes + eps
             log_magnitude[block] = torch.div(lifted, lifted_target, out=lifted_target).log_().abs_().mean(dim=(1, 2))
             if gradient is None:
-                return
+                continue
             slope = torch.sign(difference).div_(lifted).mul_(mag_loss_weight / (n_batch * n_frames * n_bins))
             slope.addcmul_(difference, (1 / (n_batch * scale * norm.clamp_min(_VANISHING)))[:, None, None])
             gradient[block] = _push_back(slope, spectra[0], predicted, window, hop, n_samples)
-
-        for_each(compare, _blocks(n_batch, 2 * n_frames * n_fft, prediction.device), prediction.device)
         if gradient is not None:
             ctx.save_for_backward(gradient)
         convergence, log_magnitude = convergence.mean(), log_magnitude.mean()

@@ -3,8 +3,6 @@
 Both follow DDSP (Engel et al., ICLR 2020). Frame t is centred on sample ``t * hop_length``; between
 frames every control is linear, and the last frame is held. The phase at sample n is 2 pi times the
 inclusive cumulative sum of f0 / sample_rate.
-
-The bank itself is in ``bank.py``.
 """
 
 import math
@@ -14,12 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sound.threads import for_each, shared
-
 # Harmonics are numbered k = q * _GROUP + p. 16, a power of two, balances the P powers against the Q = H / 16 groups.
 _GROUP = 16
-# Frames rendered at once. On a CPU the powers of more leave the cache, and with fewer, threads wait for each other
-# between the many small operations (see ``threads.py``). A GPU is busy with as many.
+# Frames rendered at once. On a CPU the powers of more of them leave the cache; a GPU is busy with as many.
 _BLOCK_FRAMES = 200
 _BLOCK_FRAMES_GPU = 8192
 
@@ -27,7 +22,7 @@ _BLOCK_FRAMES_GPU = 8192
 class HarmonicBank(torch.autograd.Function):
     """[B, T, hop] phases, [B, T, H] amplitudes and how many of them sound, [B, T], to [B, T, hop] audio.
 
-    Keeps its inputs alone for the backward pass: to make the powers again costs less than to store them.
+    Only its inputs are kept for the backward pass: computing the powers again costs less than storing them.
     """
 
     @staticmethod
@@ -58,14 +53,12 @@ def _sum_harmonics(phase: Tensor, amplitudes: Tensor, n_sounding: Tensor, part: 
     ramp = _ramp(phase.shape[-1], phase).repeat_interleave(2)  # (2*hop) for real and imaginary parts
     rows, total = phase.flatten(0, 1), torch.empty_like(phase)
 
-    def render(block: _Block) -> None:
+    for block in _blocks(n_sounding, amplitudes.shape[-1]):
         powers, step = _powers(rows[block.rows])
         weights = grouped[block.rows, :, : block.n_groups].flatten(1, 2)  # (R, 2Q, P)
         here, there = torch.bmm(weights, torch.view_as_real(powers).flatten(2)).chunk(2, dim=1)  # (R, Q, 2*hop)
         sums = torch.view_as_complex(torch.lerp(here, there, ramp).unflatten(-1, (-1, 2)))
         total.view_as(rows)[block.rows] = part(_polynomial(sums, step))
-
-    for_each(render, _blocks(n_sounding, amplitudes.shape[-1]), phase.device)
     return total
 
 
@@ -81,7 +74,7 @@ def _correlate_harmonics(phase: Tensor, grad: Tensor, n_sounding: Tensor, n_harm
     angles, slopes = phase.flatten(0, 1), grad.flatten(0, 1)
     sums = grad.new_zeros(n_batch * n_frames, n_harmonics // _GROUP + 1, 2, _GROUP)
 
-    def correlate(block: _Block) -> None:
+    for block in _blocks(n_sounding, n_harmonics):
         powers, step = _powers(angles[block.rows])
         weighted = slopes[block.rows, None] * ramps  # (R, 2, hop)
         rows = step.new_empty(len(step), block.n_groups, 2, hop_length)
@@ -90,8 +83,6 @@ def _correlate_harmonics(phase: Tensor, grad: Tensor, n_sounding: Tensor, n_harm
         rows = torch.view_as_real(rows).flatten(3).flatten(1, 2)  # (R, 2Q, 2*hop)
         columns = torch.view_as_real(powers).flatten(2).transpose(1, 2)  # (R, 2*hop, P)
         sums[block.rows, : block.n_groups] = torch.bmm(rows, columns).unflatten(1, (block.n_groups, 2))
-
-    for_each(correlate, _blocks(n_sounding, n_harmonics), phase.device)
     sums = sums.transpose(1, 2).flatten(2)[..., 1 : n_harmonics + 1]
     here, there = sums.unflatten(0, (n_batch, n_frames)).unbind(dim=2)
     result = here.clone()
@@ -339,9 +330,6 @@ class FilteredNoiseSynthesizer(nn.Module):
 
     def filter(self, noise: Tensor, noise_magnitudes: Tensor) -> Tensor:
         """Filter given noise [B, N] by magnitudes [B, T, K] into audio [B, N]."""
-        return shared(lambda *share: (self._filter(*share),), (), noise, noise_magnitudes)[0]
-
-    def _filter(self, noise: Tensor, noise_magnitudes: Tensor) -> Tensor:
         n_samples, hop_length, reach = noise.shape[-1], self.hop_length, self.n_noise_bands - 1
         # One frame more, a copy of the last, so that it is held over the last hop.
         magnitudes = torch.cat([noise_magnitudes, noise_magnitudes[:, -1:]], dim=1)  # (B, T+1, K)

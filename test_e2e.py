@@ -1,6 +1,6 @@
 """End to end, as a user does it: the shipped trumpet plays the example; the pipeline from rendered sound to transfer.
 
-    ./venv/bin/python -m pytest test_e2e.py
+    ./venv/bin/python test_e2e.py
 """
 
 import os
@@ -133,3 +133,7 @@ def python(*command: object) -> subprocess.CompletedProcess:
     )
     assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
     return done
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main(["-n", "0", __file__]))

@@ -6,7 +6,6 @@ model heard in training), gated (where nothing is sung the instrument is silent)
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from playing.block_player import play
 from playing.causal_transfer import StreamingTransfer, curves_of
 from playing.transfer_report import UNHEARD, make_report
 from sound.audio_files import Scratch, prepare_audio, resample_blocks, slices
-from sound.threads import alone, give_back_large_blocks
 from voice.conditioning import Progress, TransferOptions, fit, fit_register, listen, share_out_of_range
 from voice.curves import Curves, Melody, shape_notes
 from voice.midi import make_melody, play_one_at_a_time, read_midi, share_of_chords
@@ -106,7 +104,6 @@ def transfer_blocks(
 
     Arguments and errors are those of ``transfer``, and so is the result.
     """
-    give_back_large_blocks()
     tell = progress or _tell_nobody
     started, config = time.perf_counter(), model.settings
     assert config is not None, "transfer needs a model from checkpoint.load_model"
@@ -142,12 +139,12 @@ def transfer_causal(
     stream, frames = StreamingTransfer(model, dataclasses.replace(options, output_rate=None), seed), []
     tell(f"Playing the {model.instrument}", 0.0)
     voice, sample_rate = Scratch(blocks), options.output_rate or stream.rate
-    n_frames, device = model.audio.samples_to_frames(len(voice)), next(model.parameters()).device
+    n_frames = model.audio.samples_to_frames(len(voice))
     voice.append(np.zeros(-len(voice) % model.audio.hop_length + stream.latency))
 
     def played() -> Iterator[Sound]:
         for part in slices(len(voice), stream.rate):  # a second between two reports of progress
-            for frame, sound in alone(functools.partial(list, stream.advance(voice[part])), device):
+            for frame, sound in stream.advance(voice[part]):
                 frames.append(frame)
                 yield sound
             tell(f"Playing the {model.instrument}", part.stop / len(voice))

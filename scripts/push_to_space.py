@@ -29,32 +29,38 @@ ALLOWED = (  # beside the needed ones and the modules; a pattern of a folder tak
     "checkpoints/pretrained/*.md",
     "examples/*.wav",
     "examples/*.mid",
-    "assets/*.css",
-    "assets/*.js",
-    "assets/*.svg",
-    "assets/*.png",
+    *(f"{folder}/*.{ending}" for folder in ("web", "web/live") for ending in ("html", "css", "js", "mjs", "svg")),
 )
 
 log = logging.getLogger("push_to_space")
 
 
 def find_modules(root: Path, first: str = APP) -> list[str]:
-    """Return a script and all modules of this project that it imports, directly or not."""
+    """Return the names of a script and of all modules of this project that it imports, directly or not."""
     found, waiting = set(), [first]
     while waiting:
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            waiting += [f"{module}.py" for module in _imports(root / name) if (root / f"{module}.py").is_file()]
+            waiting += [path for module in _imports(root / name) for path in _files_of(root, module)]
     return sorted(found)
 
 
 def _imports(path: Path) -> Iterator[str]:
+    """Yield the dotted names that a file imports; of ``from a import b`` both a and a.b, for b may be a module."""
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.partition(".")[0]
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _files_of(root: Path, module: str) -> list[str]:
+    """Return the files below ``root`` that importing a dotted name runs: its packages and itself."""
+    parts = module.split(".")
+    packages = ["/".join([*parts[:depth], "__init__.py"]) for depth in range(1, len(parts) + 1)]
+    return [name for name in (*packages, "/".join(parts) + ".py") if (root / name).is_file()]
 
 
 def find_files(root: Path) -> list[str]:

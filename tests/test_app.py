@@ -264,7 +264,7 @@ def test_a_request_that_dies_leaves_the_server_serving(
 def test_the_readme_tells_how_curl_does_it(server: str, tmp_path: Path) -> None:
     if not shutil.which("curl"):
         pytest.skip("curl is not installed")
-    (block,) = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    (block,) = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "page.md").read_text(), flags=re.S)
     sing(tmp_path / "voice.wav", 220.0)
     script = block.replace("http://127.0.0.1:7860", server.rstrip("/")).replace("examples/hum.wav", "voice.wav")
     shell = subprocess.run(["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)

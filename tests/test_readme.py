@@ -1,6 +1,6 @@
-"""README.md: every command in it parses, every file it names exists, its numbers are the configuration's."""
+"""README.md and docs/: every command in them parses, every link and file they name exists, presets are as they say."""
 
-import importlib
+import importlib.util
 import re
 import shlex
 from itertools import pairwise
@@ -13,34 +13,38 @@ from config import load_config
 from model import build_model
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text()
 
 
-def commands() -> list[str]:
+def commands(page: Path) -> list[str]:
     """Return the commands of all bash blocks, one by one."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.S)
     lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
 
 
 def python_commands() -> list[str]:
     starts = ("./venv/bin/python", "./venv/bin/torchrun")
-    return [command for command in commands() if command.startswith(starts) and ".py" in command]
+    found = [command for page in PAGES for command in commands(page)]
+    return sorted({command for command in found if command.startswith(starts) and ".py" in command})
 
 
 def test_commands_are_found() -> None:
-    assert len(python_commands()) > 12
-    others = set(commands()) - set(python_commands())
-    assert others == {"./setup_env.sh", "./venv/bin/python -m pytest"}
+    assert len(python_commands()) > 30
+    others = {command for command in commands(PAGES[0]) if ".py" not in command}
+    assert others == {"./setup_env.sh", "./setup_env.sh --dev", "./venv/bin/python -m pytest"}
 
 
 @pytest.mark.parametrize("command", python_commands())
 def test_command_parses(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(command)
     script, *arguments = words[next(place for place, word in enumerate(words) if word.endswith(".py")) :]
-    module = importlib.import_module(Path(script).stem)
+    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     monkeypatch.chdir(tmp_path)
-    for flag, value in pairwise(arguments):  # what an earlier command of the README would have made
+    for flag, value in pairwise(arguments):  # what an earlier command of the page would have made
         if flag in ("--input_dir", "--data_dir"):
             Path(value).mkdir(parents=True)
         elif flag in ("--input", "--checkpoint"):
@@ -52,17 +56,27 @@ def test_command_parses(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
         assert not arguments, f"{script} takes no flags"
 
 
-def test_files_exist() -> None:
-    table = README.split("## Files")[1].split("From Python:")[0]
-    names = [name for row in re.findall(r"^\| (`.*?) \|", table, flags=re.M) for name in re.findall(r"`([^`]+)`", row)]
-    assert len(names) > 18
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_resolve(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        path = page.parent / target if target else page
+        assert path.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.M)
+            assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+
+
+def test_the_files_of_the_house_exist() -> None:
+    rows = re.findall(r"^\| (`[^|]*`) \|", README.split("## The house")[1].split("From Python:")[0], flags=re.M)
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert 15 <= len(rows) <= 20 and len(names) > 25
     assert [name for name in names if not (ROOT / name).exists()] == []
-    rooms = [path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.py"), *ROOT.glob("scripts/*.py"))]
-    assert sorted(set(rooms) - set(names)) == []
+    assert len(PAGES[0].read_bytes()) < 20_000
 
 
 def test_preset_sizes_are_true() -> None:
-    rows = re.findall(r"^\| `(\w+)`.* \| ([\d.]+) M \|$", README, flags=re.M)
+    text = (ROOT / "docs" / "training.md").read_text()
+    rows = re.findall(r"^\| `(\w+)`.* \| ([\d.]+) M \|$", text, flags=re.M)
     assert [name for name, _ in rows] == ["tiny", "solo", "standard", "deep", "transformer"]
     for name, millions in rows:
         parameters = build_model(load_config(preset=name), "trumpet").parameters()

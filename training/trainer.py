@@ -22,7 +22,6 @@ from loss import StftLoss
 from recordings.corpus import Corpus
 from recordings.crops import CropDataset, load_batches
 from recordings.process_ranks import ALONE, Ranks
-from sound.threads import alone
 from training.experiment_log import Tracker
 from training.optimization import build_loss, learning_rate_at, train_step
 from training.training_state import TrainingState
@@ -140,10 +139,7 @@ class Trainer(TrainingState):
         max_grad_norm = self.config.train.max_grad_norm
         model, loss, optimizer = self.parallel, self.loss_function, self.optimizer
         try:
-            losses = alone(
-                lambda: train_step(model, loss, optimizer, batch, max_grad_norm, noise, weight, self.precision),
-                self.device,
-            )
+            losses = train_step(model, loss, optimizer, batch, max_grad_norm, noise, weight, self.precision)
         except RuntimeError as error:  # --debug: autograd names the operation
             if not torch.is_anomaly_enabled() or "nan values" not in str(error):
                 raise

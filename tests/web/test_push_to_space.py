@@ -15,8 +15,14 @@ FRONT_MATTER = "---\ntitle: Vox2Trumpet\nsdk: gradio\nsdk_version: 6.31.0\napp_f
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
 
 FILES = {
-    "app.py": "import os\nfrom transfer import play\n\ndef main():\n    import late\n",
-    "transfer.py": "import config, numpy as np\n",
+    "app.py": "import os\nfrom transfer import play\nfrom web import page\n\ndef main():\n    import late\n",
+    "transfer.py": "import config, numpy as np\nimport sound.files\n",
+    "sound/__init__.py": "",
+    "sound/files.py": "import os\n",
+    "web/__init__.py": "",
+    "web/page.py": "from sound.files import nothing\n",
+    "web/page.css": "body {}",
+    "web/live/index.html": "<p>",
     "config.py": "",
     "late.py": "from . import nothing\n",
     "train.py": "import config\n",
@@ -27,12 +33,13 @@ FILES = {
     "checkpoints/pretrained/trumpet.pth": "weights",
     "checkpoints/pretrained/trumpet.md": "card",
     "examples/hum.wav": "RIFF",
-    "assets/page.css": "body {}",
 }
 SECRETS = {
     ".env": "HF_TOKEN=hf_secret",
     "token": "hf_secret",
     "train_secrets.py": "KEY = 'hf_secret'",
+    "sound/unused.py": "mine",
+    "web/notes.txt": "mine",
     "checkpoints/latest.pth": "mine",
     "checkpoints/best.pth": "mine",
     "checkpoints/pretrained/.hidden.pth": "mine",
@@ -148,13 +155,24 @@ def test_project_that_is_not_whole_is_refused(hub, project, caplog):
 
 
 def test_this_project_runs_from_what_would_go_up(tmp_path):
-    """Every module that app.py imports is there: the copy can be imported where nothing else is."""
+    """The page starts and plays where nothing else of the project is, with what requirements.txt installs."""
     names = space.find_files(ROOT)
-    assert {"app.py", "timbre_transfer.py", "checkpoints/pretrained/trumpet.pth", "examples/hum.wav"} <= {*names}
-    assert not [name for name in names if name.startswith(("data/", "tests/", "scripts/", "venv/", "train"))]
+    assert {"app.py", "web/__init__.py", "checkpoints/pretrained/trumpet.pth", "examples/hum.wav"} <= {*names}
+    others = ("data/", "tests/", "scripts/", "venv/", "train", "evaluation")
+    assert not [name for name in names if name.startswith(others)]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    code = "import app, checkpoint; checkpoint.load_model(checkpoint.pretrained_path('trumpet'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    code = """
+import sys
+sys.path[:] = ["", *(path for path in sys.path if path != sys.argv[1])]  # without the project itself
+import pathlib, app, checkpoint, config
+assert not [name for name in ("pytest", "selenium") if name in sys.modules]
+page = app.build_ui(pathlib.Path("checkpoints"), "cpu", config.load_config().page)
+checkpoint.load_model(checkpoint.pretrained_path("trumpet"))
+for module in list(sys.modules.values()):
+    path = getattr(module, "__file__", None)
+    assert not path or not pathlib.Path(path).is_relative_to(sys.argv[1]) or "site-packages" in path, path
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(ROOT)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

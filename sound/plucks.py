@@ -1,0 +1,349 @@
+"""Plucked strings: how loud they are from the onset on, measured in recordings, and where plucks are.
+
+``measure_plucks`` learns from recordings how an instrument's plucks decay, by pitch and level: a ``PluckTable``.
+``find_onsets`` finds the plucks in a recording of a melody, and ``curves_from_onsets`` turns them into what a decoder
+may be told beside pitch and loudness: time since the onset, and velocity.
+
+Loudness is measured through a Hann window of 64 ms, so the measured level rises from 30 ms before a pluck: at the onset
+half of the window's weight lies on the sound, -3 dB. A table keeps the decay of the sound itself; what the window makes
+of a sudden onset or an end is ``window_share`` and ``damped_share``. So a curve that is built from a table is what the
+extractor would have measured.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+KNOTS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0)  # s; decays are straight between
+_PITCH_STEP = 3.0  # semitones between two entries of a table
+_KERNEL = 1.0  # semitones: how near a pluck's pitch has to be to count fully for an entry
+_REST_WEIGHT = 1e-3  # of a pluck far away, so that an entry without plucks of its own has a decay too
+_LEVEL_SPREAD = 3.0  # dB: plucks whose levels differ by less tell nothing about how the decay depends on level
+_ABOVE_FLOOR = 12.0  # dB: nearer to the floor a decay is not measured, the noise is
+_STEEPEST = (600.0, 100.0)  # dB/s either way, of a rate in the first 50 ms and after them
+DAMPING_SECONDS = 0.06  # in which a string falls silent that is let go
+LEVEL_SECONDS = 0.12  # after its onset a pluck has reached its level
+CLOSEST = 0.08  # s between two plucks
+SILENT_POWER = 1e-12  # so that a logarithm exists
+LONGEST_RING = 4.0  # s; time since the onset is not counted further, and is this before the first note
+
+
+class Pluck(NamedTuple):
+    """One measured pluck."""
+
+    pitch: float  # MIDI number
+    loudness: np.ndarray  # [n] dB, from the frame of its onset to that in which the string is still free
+
+
+@dataclass(frozen=True)
+class PluckTable:
+    """How an instrument's plucks decay, by pitch and level. Plain numbers, so that a checkpoint can hold it."""
+
+    pitches: tuple[float, ...]  # [P] MIDI numbers, rising
+    soft: tuple[float, ...]  # [P] dB, the level of the softest plucks
+    loud: tuple[float, ...]  # [P] dB, the level of the loudest plucks
+    soft_decay: tuple[tuple[float, ...], ...]  # [P, K] dB over the level of the pluck at KNOTS, when plucked softly
+    loud_decay: tuple[tuple[float, ...], ...]  # [P, K] when plucked hard
+
+    def __post_init__(self) -> None:
+        shape = (len(self.pitches), len(KNOTS))
+        if not self.pitches or list(self.pitches) != sorted(set(self.pitches)):
+            raise ValueError(f"the pitches of a pluck table should rise, and be at least one, not {self.pitches}")
+        for name in ("soft", "loud"):
+            if len(getattr(self, name)) != len(self.pitches):
+                raise ValueError(f"'{name}' of a pluck table should hold {len(self.pitches)} levels, one a pitch")
+        for name in ("soft_decay", "loud_decay"):
+            if np.shape(getattr(self, name)) != shape:
+                raise ValueError(f"'{name}' of a pluck table should be {shape}, not {np.shape(getattr(self, name))}")
+        for name, values in vars(self).items():
+            if not np.isfinite(values).all():
+                raise ValueError(f"'{name}' of a pluck table should hold finite numbers")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists of numbers."""
+        return {name: np.asarray(value).tolist() for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "PluckTable":
+        """Build a table from what ``to_dict`` returned.
+
+        Raises:
+            ValueError: a part is missing, unknown or of another size.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(values, dict) or set(values) != set(names):
+            raise ValueError(f"a pluck table should hold {', '.join(names)}, not {', '.join(map(str, values))}")
+        try:
+            arrays = {name: np.asarray(values[name], dtype=np.float64).tolist() for name in names}
+            rows = {name: tuple(tuple(row) if isinstance(row, list) else row for row in arrays[name]) for name in names}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"a pluck table should hold lists of numbers ({error})") from error
+        return cls(**rows)
+
+    def levels(self, pitch: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the levels in dB of the softest and the loudest pluck at a pitch (MIDI number)."""
+        return np.interp(pitch, self.pitches, self.soft), np.interp(pitch, self.pitches, self.loud)
+
+    def level(self, pitch: np.ndarray | float, hardness: np.ndarray | float) -> np.ndarray:
+        """Return the level in dB of a pluck at a pitch: hardness 0 is the softest, 1 the loudest; others are limited.
+
+        A MIDI note's hardness is its velocity over 127.
+        """
+        soft, loud = self.levels(pitch)
+        return soft + np.clip(hardness, 0, 1) * (loud - soft)
+
+    def decay(self, pitch: float, level: float, times: np.ndarray) -> np.ndarray:
+        """Return the level in dB of a string at times (s, from the onset on) after it was plucked.
+
+        It is the sound's own level, not yet seen through the window.
+        """
+        soft, loud = self.levels(pitch)
+        hardness = np.clip((level - soft) / max(loud - soft, 1e-9), 0, 1)
+        tables = np.asarray(self.soft_decay), np.asarray(self.loud_decay)
+        softly, hard = ([np.interp(pitch, self.pitches, knot) for knot in table.T] for table in tables)
+        knots = (1 - hardness) * np.array(softly) + hardness * np.array(hard)
+        beyond = (knots[-1] - knots[-2]) / (KNOTS[-1] - KNOTS[-2])
+        return level + np.interp(times, KNOTS, knots) + min(beyond, 0.0) * np.maximum(times - KNOTS[-1], 0)
+
+
+def window_share(seconds: np.ndarray, window_seconds: float) -> np.ndarray:
+    """Return which share of a centred Hann window lies before each of some times; 0.5 at its centre."""
+    position = np.clip(np.asarray(seconds) / window_seconds, -0.5, 0.5)
+    return 0.5 + position + np.sin(2 * np.pi * position) / (2 * np.pi)
+
+
+def window_reach(window_seconds: float, frame_rate: float) -> int:
+    """Return how many frames before an onset the window sees it."""
+    return int(np.ceil(window_seconds / 2 * frame_rate)) - 1
+
+
+def damped_share(seconds: np.ndarray, window_seconds: float) -> np.ndarray:
+    """Return which share of a string's power a centred Hann window still sees, some times after it was let go.
+
+    The amplitude falls as half a cosine wave in ``DAMPING_SECONDS``, as a finger damps a string.
+    """
+    inside = np.linspace(-0.5, 0.5, 65) * window_seconds
+    weights = 1 + np.cos(2 * np.pi * inside / window_seconds)
+    times = np.asarray(seconds, dtype=np.float64)[..., None] + inside
+    left = 0.5 + 0.5 * np.cos(np.pi * np.clip(times / DAMPING_SECONDS, 0, 1))
+    return (left**2 * weights).sum(axis=-1) / weights.sum()
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def measure_plucks(
+    plucks: Iterable[Pluck], frame_rate: float, window_seconds: float, floor: float = -80.0
+) -> PluckTable:
+    """Measure how plucks decay.
+
+    Between two knots the rate of each pluck that reaches so far is a measurement; a table's entry is their mean, near
+    pitches counting most, with a straight line over the level. So notes that were damped early count for as long as
+    they rang.
+
+    Args:
+        plucks: from ``single_pluck`` or ``melody_plucks``.
+        frame_rate: frames a second of their loudness.
+        window_seconds: of the loudness.
+        floor: dB, the least loudness.
+
+    Raises:
+        ValueError: there are no plucks.
+    """
+    measured = [(pluck.pitch, *_measure_rates(pluck, frame_rate, window_seconds, floor)) for pluck in plucks]
+    if not measured:
+        raise ValueError("a pluck table needs at least one pluck, and there is none")
+    pitch, level, rates = (np.array(values, dtype=np.float64) for values in zip(*measured))
+    low, high = np.floor(pitch.min()), np.ceil(pitch.max())
+    pitches = np.linspace(low, high, 1 + max(0, round((high - low) / _PITCH_STEP)))
+    entries = [_measure_entry(entry, pitch, level, rates) for entry in pitches]
+    soft, loud, soft_decay, loud_decay = (np.round(values, 2).tolist() for values in zip(*entries))
+    return PluckTable(
+        tuple(pitches.tolist()), tuple(soft), tuple(loud), tuple(map(tuple, soft_decay)), tuple(map(tuple, loud_decay))
+    )
+
+
+def typical_plucks(loudest: float) -> PluckTable:
+    """Return the table of a guitar whose loudest plucks have a level (dB), for a model that brings none.
+
+    The decays are rounded from 272 notes of an archtop guitar: 10 to 30 dB/s in the first half second, then 6 to 15,
+    faster for higher notes. Its softest plucks are 20 dB softer.
+    """
+    times = np.array(KNOTS)
+    early, late = np.clip(times - 0.02, 0, 0.5), np.maximum(times - 0.52, 0)
+    decays = [tuple(np.round(-fast * early - slow * late, 2).tolist()) for fast, slow in ((15.0, 8.0), (25.0, 14.0))]
+    levels = (loudest - 20, loudest - 20), (loudest, loudest)
+    return PluckTable((40.0, 84.0), *levels, tuple(decays), tuple(decays))
+
+
+def _measure_rates(pluck: Pluck, frame_rate: float, window_seconds: float, floor: float) -> tuple[float, np.ndarray]:
+    """Return a pluck's level in dB, and [K]: its first level over that, then its rates in dB/s; NaN where unknown."""
+    times = np.arange(len(pluck.loudness)) / frame_rate
+    sound = pluck.loudness - 10 * np.log10(window_share(times, window_seconds))
+    level = float(pluck.loudness[: round(LEVEL_SECONDS * frame_rate)].max())
+    low = np.flatnonzero(pluck.loudness < floor + _ABOVE_FLOOR)
+    usable = low[0] if len(low) else len(sound)
+    rates = np.full(len(KNOTS), np.nan)
+    rates[0] = sound[0] - level
+    for number, (start, end) in enumerate(pairwise(KNOTS), start=1):
+        first, last = round(start * frame_rate), round(end * frame_rate)
+        if last < usable:
+            frames = np.arange(first, last + 1)
+            rates[number] = np.polyfit(frames / frame_rate, sound[frames], 1)[0]
+    steepest = np.where(np.array(KNOTS) <= 0.05, *_STEEPEST)
+    return level, np.clip(rates, -steepest, steepest)
+
+
+def _measure_entry(
+    entry: float, pitch: np.ndarray, level: np.ndarray, rates: np.ndarray
+) -> tuple[float, float, np.ndarray, np.ndarray]:
+    """Return the softest and the loudest level at a pitch, and the decays [K] of both."""
+    weights = np.exp(-0.5 * ((pitch - entry) / _KERNEL) ** 2) + _REST_WEIGHT
+    soft, loud = _weighted_quantiles(level, weights, (0.05, 0.95))
+    fitted = np.zeros((2, len(KNOTS)))
+    for knot in range(len(KNOTS)):
+        known = np.isfinite(rates[:, knot])
+        if known.any():
+            fitted[:, knot] = _fit_line(level[known], rates[known, knot], weights[known], (soft, loud))
+        elif knot:  # beyond the longest note
+            fitted[:, knot] = fitted[:, knot - 1]
+    late = np.array(KNOTS) > 0.2
+    fitted[:, late] = np.minimum(fitted[:, late], 0)  # a string swells only at first
+    steps = fitted * np.diff(KNOTS, prepend=KNOTS[0] - 1)
+    soft_decay, loud_decay = np.cumsum(steps, axis=1)
+    return soft, loud, soft_decay, loud_decay
+
+
+def _fit_line(
+    level: np.ndarray, rate: np.ndarray, weights: np.ndarray, ends: tuple[float, float]
+) -> tuple[float, float]:
+    """Return the weighted regression of rates on levels at two levels; their mean if the levels hardly differ."""
+    centre, mean = np.average(level, weights=weights), np.average(rate, weights=weights)
+    variance = np.average((level - centre) ** 2, weights=weights)
+    slope = np.average((level - centre) * (rate - mean), weights=weights) / variance if variance else 0.0
+    if np.sqrt(variance) < _LEVEL_SPREAD:
+        slope = 0.0
+    return mean + slope * (ends[0] - centre), mean + slope * (ends[1] - centre)
+
+
+def _weighted_quantiles(values: np.ndarray, weights: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """Return the least values at which the share of the weight reaches some shares."""
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order]) / weights.sum()
+    return values[order][np.searchsorted(reached, shares)]
+
+
+def single_pluck(loudness: np.ndarray, pitch: float, frame_rate: float) -> Pluck:
+    """Return the pluck in the recording of a single note that rings out.
+
+    Args:
+        loudness: [T] dB, measured with at least 50 ms of silence before the note.
+        pitch: MIDI number.
+        frame_rate: frames a second.
+    """
+    return Pluck(pitch, loudness[_steepest_rise(loudness, 0, int(loudness.argmax()) + 1) :])
+
+
+def melody_plucks(f0: np.ndarray, loudness: np.ndarray, frame_rate: float, window_seconds: float) -> list[Pluck]:
+    """Return the plucks in a recording of a melody: each until the window meets the next one, or the damping.
+
+    Args:
+        f0: [T] Hz.
+        loudness: [T] dB.
+        frame_rate: frames a second.
+        window_seconds: of the loudness.
+    """
+    onsets = find_onsets(f0, loudness, frame_rate)
+    margin, plucks = int(np.ceil(window_seconds / 2 * frame_rate)), []
+    for onset, after in zip(onsets, [*onsets[1:], len(loudness) + margin]):
+        free = loudness[onset : max(onset, after - margin)]
+        falls = np.flatnonzero(np.diff(free) < -_DAMPED_RATE / frame_rate)
+        falls = falls[falls > margin]
+        free = free[: falls[0] - margin] if len(falls) else free
+        if len(free) > 2 * margin:
+            pitch = 12 * np.log2(np.median(f0[onset : onset + len(free)]) / 440) + 69
+            plucks.append(Pluck(float(pitch), free))
+    return plucks
+
+
+# --- the plucks of a recording --------------------------------------------------------------------
+
+_DAMPED_RATE = 150.0  # dB/s: no string decays so fast by itself, through the window
+_JUMP = 1.5  # dB over the window: a string plucked again, even as softly; its partials beat more slowly
+_SHARPNESS = 0.15  # of the new power: how much of it comes within 20 ms; 0.58 after silence, 0.17 after 1.5 dB less
+_PITCH_JUMP = 0.8  # semitones in 40 ms: another string or fret; a bend is slower
+_LEAP = 1.6  # semitones in 20 ms: no slide is so fast
+_SLIDE = (0.5, 3.0)  # dB by which a string decays within the window; what it does less or more, a new pluck does
+_FADE = 5.0  # dB in 40 ms: the end of a note
+_AUDIBLE = 20.0  # dB over the floor that a pluck must reach
+
+
+def find_onsets(f0: np.ndarray, loudness: np.ndarray, frame_rate: float, floor: float = -80.0) -> list[int]:
+    """Return the frames in which a string is plucked in a recording of a melody.
+
+    A pluck raises the power within the window's length by more than a string's beating does, or, if it is softer than
+    what rang before, brings another pitch at once.
+
+    Args:
+        f0: [T] Hz, positive.
+        loudness: [T] dB.
+        frame_rate: frames a second.
+        floor: dB, the least loudness.
+    """
+    reach, near = round(0.04 * frame_rate), max(1, round(0.01 * frame_rate))
+    level = np.pad(np.asarray(loudness, dtype=np.float64), reach, mode="edge")
+    level[:reach] = floor  # before the recording there was silence
+    pitch = np.pad(12 * np.log2(np.asarray(f0, dtype=np.float64)), reach, mode="edge")
+    power, n = 10 ** (level / 10), len(loudness)
+    here = reach + np.arange(n)
+    new, old = level[here + reach], level[here - reach]
+    change = power[here + near] - power[here - near]
+    sharpness = change / np.maximum(power[here + reach], SILENT_POWER)
+    is_audible = np.maximum(new, level[here]) > floor + _AUDIBLE
+    louder = (new - old > _JUMP) & (sharpness > _SHARPNESS) & is_audible
+    moved = np.abs(pitch[here + reach // 2] - pitch[here - reach // 2])
+    later = level[np.minimum(here + 2 * reach, len(level) - 1)]
+    holds = (np.minimum(new, old) > floor + _AUDIBLE) & (new - later < _FADE)  # rather than fades to silence
+    breaks = (new - old > -_SLIDE[0]) | (new - old < -_SLIDE[1])  # in a slide the string only decays
+    leap = np.abs(pitch[here + near] - pitch[here - near])
+    other = holds & (breaks & (moved > _PITCH_JUMP) | (leap > _LEAP))
+    strength = np.where(louder, 1 + sharpness, np.where(other, (moved + leap) / 100, 0))
+    closest, taken, onsets = round(CLOSEST * frame_rate), np.zeros(n, dtype=bool), []
+    candidates = np.flatnonzero(strength)
+    for frame in candidates[np.argsort(-strength[candidates], kind="stable")]:
+        if not taken[frame]:
+            onsets.append(int(frame))
+            taken[max(0, frame - closest + 1) : frame + closest] = True
+    return sorted(onsets)
+
+
+def curves_from_onsets(
+    onsets: Sequence[int], loudness: np.ndarray, frame_rate: float, floor: float = -80.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return time since the onset (s) and velocity (dB), [T] each, of plucks that were found or are known.
+
+    They are what ``pluck_notes`` returns beside the loudness, so a decoder may be trained on them.
+
+    Args:
+        onsets: frames, rising.
+        loudness: [T] dB, of the recording.
+        frame_rate: frames a second.
+        floor: dB, velocity before the first pluck.
+    """
+    time, velocity = np.full(len(loudness), LONGEST_RING), np.full(len(loudness), floor)
+    for onset, after in zip(onsets, [*onsets[1:], len(loudness)]):
+        end = min(after, onset + max(1, round(LEVEL_SECONDS * frame_rate)))
+        time[onset:after] = np.minimum(np.arange(after - onset) / frame_rate, LONGEST_RING)
+        velocity[onset:after] = loudness[onset:end].max()
+    return time.astype(np.float32), velocity.astype(np.float32)
+
+
+def _steepest_rise(loudness: np.ndarray, start: int, stop: int) -> int:
+    """Return the frame in [start, stop) about which the power rises most: there the window's centre met the onset."""
+    power = np.pad(10 ** (np.asarray(loudness, dtype=np.float64) / 10), 1, mode="edge")
+    rise = power[2:] - power[:-2]
+    return start + int(rise[start:stop].argmax())

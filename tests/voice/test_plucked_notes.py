@@ -1,0 +1,139 @@
+"""Notes that are plucked: against analytic levels, and against plucks that were measured."""
+
+import numpy as np
+import pytest
+from conftest import harmonic_tone
+
+from features import extract_loudness
+from sound.plucks import (
+    KNOTS,
+    LONGEST_RING,
+    PluckTable,
+    curves_from_onsets,
+    find_onsets,
+    measure_plucks,
+    single_pluck,
+    window_share,
+)
+from voice.note_finder import SungNote
+from voice.plucked_notes import fit_levels_to_plucks, hold_pitch, pluck_melody, pluck_notes
+
+RATE, WINDOW = 100.0, 0.064
+DECAY = 20.0  # dB/s
+TABLE = PluckTable((60.0,), (-40.0,), (-20.0,), *[(tuple(-DECAY * knot for knot in KNOTS),)] * 2)
+
+
+def play(notes, n_frames=300, **options):
+    return pluck_notes(notes, TABLE, n_frames, RATE, WINDOW, **options)
+
+
+def test_a_note_rises_rings_and_is_damped():
+    curves = play([SungNote(50, 150, 60.0, -20.0)])
+    since = np.arange(-3, 80)
+    expected = -20 - DECAY * np.maximum(since, 0) / RATE + 10 * np.log10(window_share(since / RATE, WINDOW))
+    np.testing.assert_allclose(curves.loudness[50 + since], expected, atol=0.01)
+    assert (curves.loudness[:47] == -80).all() and (curves.loudness[160:] == -80).all()
+    assert curves.loudness[146] - curves.loudness[156] > 15
+    np.testing.assert_array_equal(np.flatnonzero(curves.ringing), np.arange(47, 159))
+
+
+def test_time_and_velocity_follow_the_notes():
+    curves = play([SungNote(50, 100, 60.0, -30.0), SungNote(100, 140, 60.0, -25.0)])
+    np.testing.assert_allclose(curves.time_since_onset[[0, 49, 50, 99, 100, 299]], [4, 4, 0, 0.49, 0, 1.99])
+    np.testing.assert_allclose(curves.velocity[[0, 49, 50, 99, 100, 299]], [-80, -80, -30, -30, -25, -25])
+    assert LONGEST_RING == 4.0
+
+
+def test_a_repeated_note_takes_the_place_of_the_old_one():
+    curves = play([SungNote(50, 150, 60.0, -20.0), SungNote(150, 250, 60.0, -20.0)])
+    # Powers of the old ring (2 s/100 at 20 dB/s: 20 dB down) and of the new one, each by its share of the window.
+    share = window_share(np.array(0.0), WINDOW)
+    old, new = 10 ** ((-20 - DECAY) / 10), 10**-2
+    assert curves.loudness[150] == pytest.approx(10 * np.log10(old * (1 - share) + new * share), abs=0.05)
+    assert curves.loudness[153] == pytest.approx(-20 - DECAY * 0.03, abs=0.05)
+
+
+def test_a_held_note_can_be_plucked_again():
+    onsets = np.flatnonzero(play([SungNote(50, 250, 60.0, -20.0)], repeat_seconds=0.5).time_since_onset == 0)
+    np.testing.assert_array_equal(onsets, [50, 100, 150, 200])
+
+
+def test_too_quick_a_repeat_is_refused():
+    with pytest.raises(ValueError, match=r"0\.01"):
+        play([SungNote(50, 250, 60.0, -20.0)], repeat_seconds=0.01)
+
+
+@pytest.mark.parametrize("f0", [110.0, 440.0])
+def test_a_measured_pluck_is_built_again(config, f0):
+    """A sound with two slopes and a slow attack, measured; its curve from the table is what was measured."""
+    times = np.arange(2 * 16000) / 16000
+    decay = np.minimum(15 * times, 4 + 7 * times) + 25 * np.clip(0.01 - times, 0, 0.01) / 0.01
+    sound = harmonic_tone(f0, 2.0) * 10 ** (-decay / 20)
+    sound = np.concatenate([np.zeros(3200), sound]).astype(np.float32)
+    loudness = extract_loudness(sound, config)
+    pitch = 12 * np.log2(f0 / 440) + 69
+    pluck = single_pluck(loudness, pitch, RATE)
+    table = measure_plucks([pluck], RATE, WINDOW)
+    onset = len(loudness) - len(pluck.loudness)
+    note = SungNote(onset, len(loudness), pitch, float(pluck.loudness.max()))
+    built = pluck_notes([note], table, len(loudness), RATE, WINDOW).loudness
+    free = slice(onset - 1, len(loudness) - 5)  # the recording is cut off at its end
+    error = np.abs(built - loudness)[free]
+    assert error.mean() < 0.5 and error.max() < 3  # dB
+
+
+def test_plucks_are_found_where_they_were_built():
+    notes = [SungNote(40, 90, 60.0, -20.0), SungNote(90, 130, 60.0, -24.0), SungNote(170, 260, 62.0, -30.0)]
+    curves = play(notes)
+    f0 = np.where(np.arange(300) < 150, 261.6, 293.7)
+    onsets = find_onsets(f0, curves.loudness, RATE)
+    assert onsets == pytest.approx([note.onset for note in notes], abs=1)
+    time, velocity = curves_from_onsets([note.onset for note in notes], curves.loudness, RATE)
+    np.testing.assert_allclose(time, curves.time_since_onset)
+    np.testing.assert_allclose(velocity[40:], curves.velocity[40:], atol=1.0)
+
+
+def test_levels_are_moved_into_the_instruments_range():
+    notes = [SungNote(100 * k, 100 * k + 80, 60.0, level) for k, level in enumerate((-60.0, -50.0, -40.0, -45.0))]
+    fitted = [note.level for note in fit_levels_to_plucks(notes, TABLE)]
+    assert np.argsort(fitted).tolist() == np.argsort([note.level for note in notes]).tolist()
+    assert min(fitted) >= -40 and max(fitted) <= -20
+    louder = [note.level for note in fit_levels_to_plucks(notes, TABLE, offset=3.0)]
+    assert louder[1] - fitted[1] == pytest.approx(3.0)
+
+
+def test_an_even_melody_stays_even():
+    notes = [SungNote(100 * k, 100 * k + 80, 60.0, -50.0 + 0.2 * (k % 2)) for k in range(6)]
+    assert np.ptp([note.level for note in fit_levels_to_plucks(notes, TABLE)]) < 0.5
+
+
+def test_no_notes_make_silence():
+    curves = play([])
+    assert (curves.loudness == -80).all() and not curves.ringing.any() and fit_levels_to_plucks([], TABLE) == []
+
+
+def test_a_strings_pitch_is_held_outside_the_notes():
+    f0 = np.linspace(100, 199, 100)
+    held = hold_pitch(f0, [SungNote(20, 40, 0, 0), SungNote(70, 90, 0, 0)], 3)
+    np.testing.assert_array_equal(held[:20], f0[20])
+    np.testing.assert_array_equal(held[20:40], f0[20:40])
+    np.testing.assert_array_equal(held[40:67], f0[39])
+    np.testing.assert_array_equal(held[67:70], f0[70])
+    np.testing.assert_array_equal(held[90:], f0[89])
+
+
+def test_a_sung_melody_is_plucked():
+    """Two syllables with vibrato, a rest, a note with a slide: three plucks; f0 inside the notes is untouched."""
+    frames = np.arange(300)
+    pitch = np.where(frames < 150, 60 + 0.4 * np.sin(2 * np.pi * 0.055 * frames), 60.0)
+    pitch += np.clip((frames - 210) / 30, 0, 1) * 3
+    f0 = 440 * 2 ** ((pitch - 69) / 12)
+    voiced = (frames >= 20) & (frames < 270) & ~((frames >= 140) & (frames < 180))
+    loudness = np.where(voiced, -20.0, -70.0) - 15 * np.clip(1 - np.abs(frames - 80) / 6, 0, 1)
+    played, curves = pluck_melody(f0, loudness, voiced, TABLE, RATE, WINDOW)
+    onsets = np.flatnonzero(curves.time_since_onset == 0)
+    assert onsets == pytest.approx([20, 80, 180], abs=4)
+    np.testing.assert_array_equal(played[voiced], f0[voiced])
+    assert (curves.loudness[150:170] == -80).all()  # damped in the rest
+    ring = slice(onsets[0] + 5, onsets[1] - 5)
+    assert np.polyfit(frames[ring] / RATE, curves.loudness[ring], 1)[0] == pytest.approx(-DECAY, abs=0.5)
