@@ -17,7 +17,7 @@ from recordings import hub_dataset as streaming
 from recordings.corpus import read_corpus
 from recordings.hub_client import INDEX, HubError, Index, RefusedError, UnreachableError, ask, check_repo_id, connect
 from recordings.hub_dataset import HubRecordings, build_corpus
-from upload_to_hf import read_folder
+from recordings.hub_upload import read_folder
 
 NAME = "user/trumpet"
 N_FILES = 12
