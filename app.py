@@ -23,11 +23,11 @@ from starlette.middleware import Middleware
 
 from config import PageConfig, get_device, load_config
 from playing.transfer_report import describe, is_polyphonic
-from voice.conditioning import TransferOptions
-from web import page_layout as parts
+from voice.fitting import TransferOptions
+from web import page_layout
 from web.endpoints import add_endpoints
+from web.file_guard import OwnFilesOnly
 from web.page_style import launch_style
-from web.request_guard import OwnFilesOnly
 from web.transfer_request import (
     DRAW,
     Collection,
@@ -66,18 +66,18 @@ def build_ui(
     service = Service(Collection(Path(checkpoint_dir), device), limits)
     cache = (limits.keep_seconds // 4, limits.keep_seconds)
     with gr.Blocks(title="Vox2Trumpet", analytics_enabled=False, delete_cache=cache) as page:
-        gr.HTML(parts.HEADER)
+        gr.HTML(page_layout.HEADER)
         with gr.Tab("Play"):
             with gr.Row(elem_classes="sides"):
                 with gr.Column():
-                    controls = parts.build_controls(limits)
+                    controls = page_layout.build_controls(limits)
                     play = gr.Button("Play it", variant="primary", size="lg", elem_id="play")
                     cancel = gr.Button("Cancel", size="lg", visible=False, elem_id="cancel")
                 with gr.Column():
-                    results = parts.build_results()
-            results = results._replace(pictures=parts.build_pictures())
+                    results = page_layout.build_results()
+            results = results._replace(pictures=page_layout.build_pictures())
         with gr.Tab("How it works"):
-            gr.HTML(parts.HOW_IT_WORKS)
+            gr.HTML(page_layout.HOW_IT_WORKS)
             card = gr.Markdown(elem_id="card")
         kept = f"Recordings are deleted after about {limits.keep_seconds / 60:.0f} minutes."
         gr.HTML(f'<p class="foot">Runs on {html.escape(_name_device(device))}. {kept}</p>')
@@ -95,12 +95,12 @@ def _name_device(device: torch.device) -> str:
 
 
 def _connect(
-    service: Service, controls: parts.Controls, results: parts.Results, play: gr.Button, cancel: gr.Button
+    service: Service, controls: page_layout.Controls, results: page_layout.Results, play: gr.Button, cancel: gr.Button
 ) -> None:
     """Let the buttons do something."""
 
     def run(recording: str | None, instrument: str | None, seed: int, *values) -> Iterator[dict]:
-        chosen = (None if value == parts.AUTO else value for value in values)
+        chosen = (None if value == page_layout.AUTO else value for value in values)
         ready = {play: gr.update(visible=True), cancel: gr.update(visible=False)}
         said = None
         with tempfile.TemporaryDirectory(prefix="vox2trumpet-") as folder:
@@ -112,14 +112,14 @@ def _connect(
                         yield _show_sound(results, step, request)
                         yield {**_show_pictures(results, draw(step, Path(folder))), **ready}
                     else:
-                        yield {results.status: gr.skip() if step == said else parts.say_step(step)}
+                        yield {results.status: gr.skip() if step == said else page_layout.say_step(step)}
                         said = step
             except (ValueError, OSError) as error:
-                yield {results.status: parts.say(explain(error, recording), "error"), **ready}
+                yield {results.status: page_layout.say(explain(error, recording), "error"), **ready}
 
     def wait_in_line() -> dict:
         hidden = {part: gr.update(visible=False) for part in (play, results.panel, *results.pictures)}
-        status = gr.update(value=parts.say("Waiting for my turn."), visible=True)
+        status = gr.update(value=page_layout.say("Waiting for my turn."), visible=True)
         return {cancel: gr.update(visible=True), results.status: status, **hidden}
 
     asked = [controls.recording, controls.instrument, controls.seed, *controls.options.values()]
@@ -135,14 +135,14 @@ def _connect(
 
 def _connect_cancel(started: gr.events.Dependency, play: gr.Button, cancel: gr.Button, status: gr.HTML) -> None:
     """Let a request be cancelled, and say so where one fails."""
-    cancelled = parts.say("Cancelled. Nothing was kept.")
+    cancelled = page_layout.say("Cancelled. Nothing was kept.")
 
     def stop() -> tuple:
         return gr.update(visible=True), gr.update(visible=False), cancelled
 
     def fail(shown: str | None) -> tuple:
         # What is cancelled may also count as failed, and be told so later.
-        said = gr.skip() if shown == cancelled else parts.say(_FULL, "error")
+        said = gr.skip() if shown == cancelled else page_layout.say(_FULL, "error")
         return gr.update(visible=True), gr.update(visible=False), said
 
     quiet = {"outputs": [play, cancel, status], "queue": False, "api_visibility": "private"}
@@ -150,14 +150,16 @@ def _connect_cancel(started: gr.events.Dependency, play: gr.Button, cancel: gr.B
     started.failure(fail, status, **quiet)
 
 
-def _show_sound(results: parts.Results, outcome: Outcome, request: Request) -> dict:
+def _show_sound(results: page_layout.Results, outcome: Outcome, request: Request) -> dict:
     """Let the sound be heard while the picture is being drawn."""
     sound, *_ = files = write_files(outcome, request)
     report = describe(outcome.report)
     return {
-        results.status: parts.say_step(DRAW),
+        results.status: page_layout.say_step(DRAW),
         results.panel: gr.update(visible=True),
-        results.warning: gr.update(value=parts.say(_POLYPHONIC, "warning"), visible=is_polyphonic(outcome.report)),
+        results.warning: gr.update(
+            value=page_layout.say(_POLYPHONIC, "warning"), visible=is_polyphonic(outcome.report)
+        ),
         results.played: gr.update(value=str(sound), label=f"The {outcome.sound}"),
         results.heard: request.recording,
         results.report: f"<p>{html.escape(report[:1].upper() + report[1:])}.</p>",
@@ -165,13 +167,13 @@ def _show_sound(results: parts.Results, outcome: Outcome, request: Request) -> d
     }
 
 
-def _show_pictures(results: parts.Results, paths: list[Path]) -> dict:
+def _show_pictures(results: page_layout.Results, paths: list[Path]) -> dict:
     pictures = {picture: gr.update(value=str(path), visible=True) for picture, path in zip(results.pictures, paths)}
     return {results.status: gr.update(visible=False), **pictures}
 
 
 def _connect_instruments(
-    service: Service, controls: parts.Controls, card: gr.Markdown, play: gr.Button, page: gr.Blocks
+    service: Service, controls: page_layout.Controls, card: gr.Markdown, play: gr.Button, page: gr.Blocks
 ) -> None:
     """Keep the list of instruments, the button's name and the model card up to date."""
 
@@ -220,7 +222,7 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
         _, address, _ = page.launch(
             server_name=host, server_port=port, share=share, prevent_thread_lock=True, run_history=False, pwa=False,
             max_file_size=f"{limits.max_upload_megabytes}mb", ssr_mode=False, enable_monitoring=False,
-            app_kwargs={"middleware": [Middleware(OwnFilesOnly)]}, **launch_style(parts.HEAD),
+            app_kwargs={"middleware": [Middleware(OwnFilesOnly)]}, **launch_style(page_layout.HEAD),
         )  # fmt: skip
     except OSError as error:
         message = f"port {port} is in use; stop what runs there, or choose another with --port"

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from recordings.archives import install, md5_text, run_command, unpack_zip
-from recordings.fetching import Source
+from recordings.resumable_download import Source
 
 log = logging.getLogger(__name__)
 

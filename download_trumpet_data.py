@@ -25,7 +25,7 @@ import requests
 from tqdm import tqdm
 
 from recordings.archives import Gate, Place, install, is_done, md5_text, run_command, write_member
-from recordings.fetching import CHUNK, DamagedError, DataError, Source, progress, require_space
+from recordings.resumable_download import CHUNK, DamagedError, DataError, Source, progress, require_space
 
 log = logging.getLogger(__name__)
 

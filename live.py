@@ -21,7 +21,7 @@ import torch
 from checkpoint import load_model, pretrained_path
 from model import NeuralGuitar
 from playing.causal_transfer import StreamingTransfer
-from voice.conditioning import TransferOptions
+from voice.fitting import TransferOptions
 
 _PRIORITY = 10  # of 1 to 99, among those that go before all other programs; the kernel's own threads have 50
 log = logging.getLogger("live")

@@ -37,8 +37,8 @@ from playing.offline_transfer import (
 from playing.transfer_report import describe
 from sound.atomic_files import write_text
 from sound.audio_files import SUFFIXES, read_blocks, write_blocks
-from voice.conditioning import Progress, TransferOptions
 from voice.curves import read_curves, write_curves
+from voice.fitting import Progress, TransferOptions
 from voice.midi import write_midi
 
 _STEMS = ("harmonic", "noise")

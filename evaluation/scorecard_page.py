@@ -12,7 +12,7 @@ import soundfile
 
 from evaluation.scorecard import Measured, Wanted, log_mel
 from evaluation.scorecard_tables import SECTIONS, Figure, format_value
-from sound.figures import THEMES, plot_features
+from sound.feature_plots import THEMES, plot_features
 
 _EXCERPT = 8.0  # s of a recording and its copies; voices are there in full
 _DPI = 100

@@ -18,8 +18,8 @@ from config import Config
 from features import Ears
 from model import NeuralGuitar, Sound
 from playing.block_player import Player
-from voice.conditioning import NoMelodyError, SilentError, TransferOptions
 from voice.curves import Curves
+from voice.fitting import NoMelodyError, SilentError, TransferOptions
 
 _DEFAULTS = TransferOptions()
 _LOOK_AHEAD = ("fold", "autotune", "key", "smoothing")
@@ -44,7 +44,7 @@ def curves_of(frames: list[Frame]) -> Curves:
 
 
 class CausalFit:
-    """Fits frame after frame to the model's instrument, as ``conditioning.fit`` does a whole melody."""
+    """Fits frame after frame to the model's instrument, as ``voice.fitting.fit`` does a whole melody."""
 
     def __init__(self, model: NeuralGuitar, options: TransferOptions) -> None:
         config, settings = model.settings, model.settings.transfer

@@ -23,8 +23,8 @@ from playing.causal_transfer import StreamingTransfer, curves_of
 from playing.transfer_report import UNHEARD, make_report
 from sound.audio_files import Scratch, prepare_audio, resample_blocks, slices
 from sound.threads import alone, give_back_large_blocks
-from voice.conditioning import Progress, TransferOptions, fit, fit_register, listen, share_out_of_range
 from voice.curves import Curves, Melody, shape_notes
+from voice.fitting import Progress, TransferOptions, fit, fit_register, listen, share_out_of_range
 from voice.midi import make_melody, play_one_at_a_time, read_midi, share_of_chords
 
 _BLOCK_SAMPLES = 2**20  # in memory at once, of either part

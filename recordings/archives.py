@@ -21,7 +21,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from recordings.fetching import (
+from recordings.resumable_download import (
     CHUNK,
     DamagedError,
     DataError,

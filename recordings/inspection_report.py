@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from config import Config
 from recordings.inspection import LEVELS, PITCHES, Measured, count_notes
 from sound.atomic_files import write_text
-from sound.figures import THEMES, Theme
+from sound.feature_plots import THEMES, Theme
 from sound.note_names import hz_to_midi, midi_to_hz, note_name
 
 _DPI = 160

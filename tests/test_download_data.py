@@ -19,7 +19,7 @@ import pytest
 import download_data
 from faulty_server import Fault, FaultyServer, random_fault
 from recordings import archives
-from recordings.fetching import DataError, Patience, Source
+from recordings.resumable_download import DataError, Patience, Source
 
 ROOT = Path(download_data.__file__).parent
 FAST = Patience(retries=4, retries_offline=1, backoff=0.0, timeout=(5.0, 0.5))

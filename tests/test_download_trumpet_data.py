@@ -17,7 +17,7 @@ import pytest
 import download_trumpet_data
 from faulty_server import Fault, FaultyServer, random_fault
 from recordings import archives
-from recordings.fetching import Patience
+from recordings.resumable_download import Patience
 
 ROOT = Path(download_trumpet_data.__file__).parent
 NOWHERE = "http://127.0.0.1:1/"

@@ -27,7 +27,7 @@ from model import NeuralGuitar
 from recordings.corpus import Corpus
 from recordings.crops import Span
 from sound.atomic_files import write_text
-from sound.figures import THEMES, save_figure
+from sound.feature_plots import THEMES, save_figure
 from training.held_out_phrases import SOUNDS, Phrase, draw_phrase, loudest_passage, play_phrase
 
 MODES = ("online", "offline", "disabled")

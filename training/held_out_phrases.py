@@ -17,7 +17,7 @@ from features import extract_loudness
 from model import NeuralGuitar
 from recordings.corpus import Corpus
 from recordings.crops import Span
-from sound.figures import THEMES, Theme
+from sound.feature_plots import THEMES, Theme
 
 SOUNDS = ("target", "resynthesis", "harmonic", "noise")
 _N_PHRASES = 3

@@ -16,8 +16,8 @@ from scipy import ndimage
 from config import Config
 from sound.atomic_files import replacing
 from sound.note_names import hz_to_midi, midi_to_hz
-from voice.conditioning import follow_notes
 from voice.curves import LONGEST, Curves, Melody
+from voice.fitting import follow_notes
 
 _TICKS_PER_BEAT = 500  # at 120 beats a minute a tick is a millisecond
 _DRUMS = 9  # the channel that has no pitch

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from voice.conditioning import TransferOptions
+from voice.fitting import TransferOptions
 from web.transfer_request import Request, Service, explain, work, write_files
 
 
@@ -16,9 +16,19 @@ def add_endpoints(service: Service) -> None:
     defaults = dataclasses.asdict(TransferOptions())
 
     def transfer_endpoint(
-        recording: str, instrument: str = "", semitones: float | None = None, transpose: float = 0, fit: bool = True,
-        fold: bool = False, autotune: float = 0, key: str = "chromatic", smoothing: float = 0,
-        loudness_offset: float = 0, gate_offset: float = 0, noise_balance: float = 0, output_rate: int | None = None,
+        recording: str,
+        instrument: str = "",
+        semitones: float | None = None,
+        transpose: float = 0,
+        fit: bool = True,
+        fold: bool = False,
+        autotune: float = 0,
+        key: str = "chromatic",
+        smoothing: float = 0,
+        loudness_offset: float = 0,
+        gate_offset: float = 0,
+        noise_balance: float = 0,
+        output_rate: int | None = None,
         seed: int = 0,
     ) -> Iterator[tuple[str, str, str, dict]]:
         """Play a recording; return the sound, its harmonic and noise parts, and the report.

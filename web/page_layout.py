@@ -10,7 +10,7 @@ from typing import NamedTuple
 import gradio as gr
 
 from config import PageConfig
-from sound.figures import THEMES
+from sound.feature_plots import THEMES
 from web.transfer_request import STEPS
 
 EXAMPLES_DIR = Path(__file__).parents[1] / "examples"

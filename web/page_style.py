@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from sound.figures import THEMES
+from sound.feature_plots import THEMES
 
 
 def launch_style(head: str = "") -> dict[str, Any]:

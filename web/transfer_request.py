@@ -27,8 +27,8 @@ from config import PageConfig
 from model import NeuralGuitar
 from playing.offline_transfer import transfer
 from sound.audio_files import load_audio, write_audio
-from sound.figures import THEMES, plot_features, save_figure
-from voice.conditioning import TransferOptions
+from sound.feature_plots import THEMES, plot_features, save_figure
+from voice.fitting import TransferOptions
 
 try:
     from spaces import GPU as borrow_gpu  # a Hugging Face ZeroGPU Space lends its GPU a call at a time

@@ -16,7 +16,7 @@ from features import Ears, extract_features
 from playing.causal_transfer import CausalFit, Frame, Limiter, StreamingTransfer
 from playing.offline_transfer import transfer, transfer_causal
 from playing.transfer_report import describe
-from voice.conditioning import TransferOptions
+from voice.fitting import TransferOptions
 
 RATE = 16000
 

@@ -11,7 +11,7 @@ from data import find_recordings, load_recording, save_recording
 from recordings import corpus
 from recordings.corpus import ENDS, boundary_of, measure_statistics, read_corpus
 from recordings.crops import Span
-from sound import atomic_files as files
+from sound import atomic_files
 from test_data import with_train
 
 # --- split --------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_unusable_index_is_made_again(write_takes, config, content):
 
 def test_index_that_cannot_be_written(write_takes, config, monkeypatch):
     folder = write_takes(["a", "b"])
-    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
+    monkeypatch.setattr(atomic_files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
     assert len(read_corpus(folder, config).training) == 2
     assert sorted(path.name for path in folder.iterdir()) == ["take_00.pt", "take_01.pt"]
 

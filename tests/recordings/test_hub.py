@@ -12,8 +12,7 @@ from huggingface_hub.utils import close_session, get_session
 
 from data import save_recording
 from hub_server import Fault
-from recordings import hub_cache
-from recordings import hub_dataset as streaming
+from recordings import hub_cache, hub_dataset
 from recordings.corpus import read_corpus
 from recordings.hub_client import INDEX, HubError, Index, RefusedError, UnreachableError, ask, check_repo_id, connect
 from recordings.hub_dataset import HubRecordings, build_corpus
@@ -46,7 +45,7 @@ def stream(tmp_path, config):
     opened = []
 
     def make(cache="cache", name=NAME, settings=config, **options):
-        patience = streaming.Patience(retries=float("inf"), backoff=0.01, longest=0.01)
+        patience = hub_dataset.Patience(retries=float("inf"), backoff=0.01, longest=0.01)
         opened.append(HubRecordings(name, tmp_path / cache, settings, **{"patience": patience} | options))
         return opened[-1]
 

@@ -11,16 +11,16 @@ from test_transfer_request import outcome_of, request
 
 from config import load_config
 from page import RATE, ROOT, save_untrained, sing
-from web import transfer_request as service_module
+from web import transfer_request
 from web.transfer_request import Collection, Service
 
 
 @pytest.fixture
 def service(tmp_path, monkeypatch):
     save_untrained(tmp_path / "guitar.pth", "guitar")
-    monkeypatch.setattr(service_module, "PRETRAINED_DIR", tmp_path)
-    monkeypatch.setattr(service_module, "_LENT", True)
-    monkeypatch.setattr(service_module, "play", lend(service_module.play))
+    monkeypatch.setattr(transfer_request, "PRETRAINED_DIR", tmp_path)
+    monkeypatch.setattr(transfer_request, "_LENT", True)
+    monkeypatch.setattr(transfer_request, "play", lend(transfer_request.play))
     return Service(Collection(tmp_path / "checkpoints", torch.device("cpu")), load_config().page)
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from config import load_config
 from page import RATE, cents, hear, save_untrained, sing
-from sound.figures import THEMES
-from voice.conditioning import TransferOptions
-from web import transfer_request as service_module
+from sound.feature_plots import THEMES
+from voice.fitting import TransferOptions
+from web import transfer_request
 from web.transfer_request import (
     STEPS,
     Collection,
@@ -39,7 +39,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory):
     save_untrained(folder / "trumpet.pth", "trumpet")
     (folder / "guitar.md").write_text("# The card of the guitar")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service_module, "PRETRAINED_DIR", folder)
+        patch.setattr(transfer_request, "PRETRAINED_DIR", folder)
         yield folder
 
 
@@ -114,15 +114,15 @@ def test_the_steps_come_in_order_and_the_outcome_last(service: Service, tmp_path
 
 
 def test_each_step_is_told_while_it_lasts(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {step: threading.Event() for step in (service_module.LISTEN, service_module.PLAY)}
+    seen = {step: threading.Event() for step in (transfer_request.LISTEN, transfer_request.PLAY)}
 
     def transfer(*arguments: object) -> None:
-        for share, step in ((0.0, service_module.LISTEN), (0.65, service_module.PLAY)):
+        for share, step in ((0.0, transfer_request.LISTEN), (0.65, transfer_request.PLAY)):
             arguments[-1]("", share)
             assert seen[step].wait(30)
         raise ValueError("the recording is silent")
 
-    monkeypatch.setattr(service_module, "transfer", transfer)
+    monkeypatch.setattr(transfer_request, "transfer", transfer)
     with pytest.raises(ValueError, match="is silent"):
         for step in work(service, request(sing(tmp_path / "a.wav", 220.0), tmp_path)):
             seen.get(step, threading.Event()).set()
@@ -132,7 +132,9 @@ def test_the_files_are_named_after_the_recording_and_add_up(service: Service, tm
     asked = request(sing(tmp_path / "My song!.wav", 220.0), tmp_path)
     files = write_files(outcome_of(service, asked), asked)
     assert [path.name for path in files] == [
-        "My_song__guitar.wav", "My_song__guitar_harmonic.wav", "My_song__guitar_noise.wav"
+        "My_song__guitar.wav",
+        "My_song__guitar_harmonic.wav",
+        "My_song__guitar_noise.wav",
     ]
     sound, harmonic, noise = (soundfile.read(path)[0] for path in files)
     assert np.abs(harmonic + noise - sound).max() < 1e-4  # 16 bits each
@@ -175,11 +177,11 @@ def test_a_cancelled_request_stops_at_its_next_step(
         release.wait(30)
         try:
             arguments[-1](2)
-        except service_module.Cancelled:
+        except transfer_request.Cancelled:
             left.set()
             raise
 
-    monkeypatch.setattr(service_module, "play", slow_play)
+    monkeypatch.setattr(transfer_request, "play", slow_play)
     steps = work(service, request(sing(tmp_path / "a.wav", 220.0), tmp_path))
     while not begun.is_set():
         next(steps)
@@ -189,7 +191,7 @@ def test_a_cancelled_request_stops_at_its_next_step(
 
 
 def test_a_request_may_not_take_for_ever(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "play", lambda *_: threading.Event().wait())
+    monkeypatch.setattr(transfer_request, "play", lambda *_: threading.Event().wait())
     impatient = service._replace(limits=dataclasses.replace(service.limits, max_request_seconds=0.3))
     with pytest.raises(TimeoutError) as raised:
         list(work(impatient, request(sing(tmp_path / "a.wav", 220.0), tmp_path)))

@@ -19,7 +19,7 @@ from sound.audio_files import Scratch, slices
 from sound.note_names import hz_to_midi, midi_to_hz
 from voice.curves import Curves, Melody, shape_notes
 from voice.mains_hum import is_mains, take_out_hum
-from voice.voicing import find_too_high, find_voiced, mend_f0, noise_floor, share_polyphonic
+from voice.note_gate import find_too_high, find_voiced, mend_f0, noise_floor, share_polyphonic
 
 _BLOCK_SAMPLES = 2**20  # of a recording in memory at once: a minute
 Progress = Callable[[str, float], None]  # a step that a person understands, and the share that is done

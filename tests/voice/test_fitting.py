@@ -1,4 +1,4 @@
-"""conditioning.py: what a person can choose, and what it does to a melody."""
+"""voice/fitting.py: what a person can choose, and what it does to a melody."""
 
 import dataclasses
 
@@ -9,7 +9,8 @@ import torch
 from checkpoint import load_model
 from config import load_config
 from conftest import harmonic_tone
-from voice.conditioning import (
+from voice.curves import Melody
+from voice.fitting import (
     NoMelodyError,
     SilentError,
     TransferOptions,
@@ -23,7 +24,6 @@ from voice.conditioning import (
     listen,
     smooth,
 )
-from voice.curves import Melody
 
 FRAMES = np.arange(300)
 VIBRATO = 0.4 * np.sin(2 * np.pi * 5.5 * FRAMES / 100)  # semitones

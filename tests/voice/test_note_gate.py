@@ -1,11 +1,11 @@
-"""voicing.py: mains hum, the gate, the mending of the pitch, several pitches at once."""
+"""voice/note_gate.py: mains hum, the gate, the mending of the pitch, several pitches at once."""
 
 import numpy as np
 import pytest
 
 from config import load_config
 from conftest import harmonic_tone
-from voice import voicing
+from voice import note_gate
 from voice.mains_hum import remove_mains_hum
 
 CONFIG = load_config()
@@ -79,7 +79,7 @@ def test_clicks_are_dropped_and_short_gaps_closed() -> None:
     gate[10:13] = True  # 30 ms: a click
     gate[40:60] = True
     gate[64:80] = True  # 40 ms after: the same note
-    cleaned = voicing._clean_runs(gate, SETTINGS, 100.0)
+    cleaned = note_gate._clean_runs(gate, SETTINGS, 100.0)
     assert np.flatnonzero(cleaned).tolist() == list(range(40, 80))
 
 
@@ -89,7 +89,7 @@ def test_how_long_a_click_and_a_gap_may_be(n_note: int, n_gap: int, n_left: int)
     gate = np.concatenate([np.zeros(3), np.ones(n_note), np.zeros(n_gap), np.ones(20), np.zeros(2)]).astype(bool)
     expected = gate.copy()
     expected[3 : 3 + n_note + n_gap] = np.arange(n_note + n_gap) < n_left
-    assert np.array_equal(voicing._clean_runs(gate, SETTINGS, 100.0), expected)
+    assert np.array_equal(note_gate._clean_runs(gate, SETTINGS, 100.0), expected)
 
 
 def test_a_note_may_end_softer_than_it_began() -> None:
@@ -97,10 +97,10 @@ def test_a_note_may_end_softer_than_it_began() -> None:
     loudness, periodicity = np.full(200, -50.0), np.zeros(200)
     loudness[20:100], periodicity[20:100] = np.linspace(-20, -48, 80), 0.9
     loudness[120:180], periodicity[120:180] = -42.0, 0.9
-    voiced = voicing.find_voiced(loudness, periodicity, np.ones(200, bool), CONFIG)
+    voiced = note_gate.find_voiced(loudness, periodicity, np.ones(200, bool), CONFIG)
     last = np.flatnonzero(loudness[:100] > -44)[-1]
     assert np.flatnonzero(voiced).tolist() == list(range(20, last + 1))
-    lower = voicing.find_voiced(loudness, periodicity, np.ones(200, bool), CONFIG, gate_offset=-6.0)
+    lower = note_gate.find_voiced(loudness, periodicity, np.ones(200, bool), CONFIG, gate_offset=-6.0)
     assert lower[120:180].all() and lower[:100].sum() > voiced[:100].sum()
 
 
@@ -110,34 +110,35 @@ def test_a_note_much_softer_than_the_others_is_not_meant(level: float, is_played
     loudness, periodicity = np.full(200, -79.0), np.zeros(200)
     loudness[20:80], periodicity[20:80] = -20.0, 0.9
     loudness[120:180], periodicity[120:180] = level, 0.9
-    voiced = voicing.find_voiced(loudness, periodicity, np.ones(200, bool), CONFIG)
+    voiced = note_gate.find_voiced(loudness, periodicity, np.ones(200, bool), CONFIG)
     assert voiced[20:80].all() and voiced[120:180].all() == voiced[120:180].any() == is_played
 
 
 def test_the_noise_floor_is_the_level_that_a_fifth_of_the_pauses_stay_under() -> None:
     loudness = np.arange(-100.0, 0.0)
-    assert voicing.noise_floor(loudness, loudness >= -49, CONFIG) == pytest.approx(-100 + 0.2 * 50)
-    assert voicing.noise_floor(loudness, np.ones(100, bool), CONFIG) == CONFIG.features.loudness_floor
+    assert note_gate.noise_floor(loudness, loudness >= -49, CONFIG) == pytest.approx(-100 + 0.2 * 50)
+    assert note_gate.noise_floor(loudness, np.ones(100, bool), CONFIG) == CONFIG.features.loudness_floor
 
 
 @pytest.mark.parametrize(("hertz", "is_too_high"), [(1000, False), (2000, False), (2050, True), (5000, True)])
 def test_a_tone_over_the_trackers_range_is_too_high(hertz: float, is_too_high: bool) -> None:
     whistle = 0.3 * np.sin(2 * np.pi * hertz * np.arange(RATE // 4) / RATE).astype(np.float32)
-    found = voicing.find_too_high(whistle, CONFIG)
+    found = note_gate.find_too_high(whistle, CONFIG)
     assert found.shape == (25,) and (found == is_too_high).all()
     others = sum(0.2 * np.sin(2 * np.pi * f0 * np.arange(RATE // 4) / RATE) for f0 in (200, 400, 600, 800))
-    assert not voicing.find_too_high(whistle + others.astype(np.float32), CONFIG)[2:-2].any()  # the overtone of a voice
+    with_overtones = whistle + others.astype(np.float32)
+    assert not note_gate.find_too_high(with_overtones, CONFIG)[2:-2].any()  # the overtone of a voice
 
 
 def test_what_cannot_sound_is_not_voiced() -> None:
     loudness, periodicity, can_sound = np.full(100, -20.0), np.full(100, 0.9), np.ones(100, bool)
     can_sound[:50] = False
-    voiced = voicing.find_voiced(loudness, periodicity, can_sound, CONFIG)
+    voiced = note_gate.find_voiced(loudness, periodicity, can_sound, CONFIG)
     assert np.flatnonzero(voiced).tolist() == list(range(50, 100))
 
 
 def test_unsure_pitch_is_never_voiced() -> None:
-    voiced = voicing.find_voiced(np.full(50, -20.0), np.full(50, 0.1), np.ones(50, bool), CONFIG)
+    voiced = note_gate.find_voiced(np.full(50, -20.0), np.full(50, 0.1), np.ones(50, bool), CONFIG)
     assert not voiced.any()
 
 
@@ -145,7 +146,7 @@ def test_unsure_pitch_is_never_voiced() -> None:
 
 
 def mend(f0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return voicing.mend_f0(f0.astype(np.float32), np.ones(len(f0), bool), CONFIG)
+    return note_gate.mend_f0(f0.astype(np.float32), np.ones(len(f0), bool), CONFIG)
 
 
 def wobble(n_frames: int = 200) -> np.ndarray:
@@ -186,7 +187,7 @@ def test_what_is_meant_stays() -> None:
 
 def polyphony(audio: np.ndarray, f0: float) -> float:
     n_frames = len(audio) // 160
-    return voicing.share_polyphonic(audio, np.full(n_frames, f0, np.float32), np.ones(n_frames, bool), CONFIG)
+    return note_gate.share_polyphonic(audio, np.full(n_frames, f0, np.float32), np.ones(n_frames, bool), CONFIG)
 
 
 def test_a_chord_is_noticed_and_one_voice_is_not() -> None:
@@ -197,6 +198,6 @@ def test_a_chord_is_noticed_and_one_voice_is_not() -> None:
     assert polyphony(root + 60 * noise, 220.0) < 0.05  # louder than it
     glide = 220 * 2.0 ** np.linspace(0, 4, RATE)
     slide = harmonic_tone(glide, 1.0)  # as it slides, partials are as wide as the gaps between them
-    assert voicing.share_polyphonic(slide, glide[::160].astype(np.float32), np.ones(100, bool), CONFIG) == 0
+    assert note_gate.share_polyphonic(slide, glide[::160].astype(np.float32), np.ones(100, bool), CONFIG) == 0
     assert polyphony(root, 440.0) < 0.05  # the tracker an octave too high
-    assert voicing.share_polyphonic(root, np.full(100, 220.0), np.zeros(100, bool), CONFIG) == 0
+    assert note_gate.share_polyphonic(root, np.full(100, 220.0), np.zeros(100, bool), CONFIG) == 0
