@@ -38,7 +38,7 @@ from playing.transfer_report import describe
 from sound.atomic_files import write_text
 from sound.audio_files import SUFFIXES, read_blocks, write_blocks
 from voice.curves import read_curves, write_curves
-from voice.fitting import Progress, TransferOptions
+from voice.fitting import ProgressCallback, TransferOptions
 from voice.midi import write_midi
 
 _STEMS = ("harmonic", "noise")
@@ -76,7 +76,7 @@ def transfer_file(
 
 
 @contextlib.contextmanager
-def _progress_bar(wanted: bool) -> Iterator[Progress]:
+def _progress_bar(wanted: bool) -> Iterator[ProgressCallback]:
     """Give a progress that draws a bar on a terminal, if it takes more than some seconds."""
     shape = "{desc}: {bar} {n:.0f} %, {remaining} left"
     with tqdm(total=100, delay=3, leave=False, disable=None if wanted else True, bar_format=shape) as bar:

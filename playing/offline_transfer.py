@@ -24,8 +24,15 @@ from playing.transfer_report import UNHEARD, make_report
 from sound.audio_files import Scratch, prepare_audio, resample_blocks, slices
 from sound.threads import alone, give_back_large_blocks
 from voice.curves import Curves, Melody, shape_notes
-from voice.fitting import Progress, TransferOptions, fit, fit_register, listen, share_out_of_range
-from voice.midi import make_melody, play_one_at_a_time, read_midi, share_of_chords
+from voice.fitting import (
+    ProgressCallback,
+    TransferOptions,
+    extract_melody,
+    fit_melody,
+    fit_register,
+    fraction_out_of_range,
+)
+from voice.midi import chord_fraction, make_monophonic, melody_from_notes, read_midi
 
 _BLOCK_SAMPLES = 2**20  # in memory at once, of either part
 _DEFAULTS = TransferOptions()
@@ -74,7 +81,7 @@ def transfer(
     model: NeuralGuitar,
     options: TransferOptions = _DEFAULTS,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Transfer:
     """Play a voice on the model's instrument.
 
@@ -100,7 +107,7 @@ def transfer_blocks(
     model: NeuralGuitar,
     options: TransferOptions = _DEFAULTS,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Transfer:
     """Play a voice that comes in blocks, [n] each at the features' rate, in memory that hardly depends on its length.
 
@@ -115,9 +122,11 @@ def transfer_blocks(
     audio = Scratch(blocks)
     audio.append(np.zeros(-len(audio) % config.audio.feature_hop_length))
     device = next(model.parameters()).device
-    features, melody, heard = listen(audio, config, device, options.gate_offset, lambda share: tell(step, 0.6 * share))
+    features, melody, heard = extract_melody(
+        audio, config, device, options.gate_offset, lambda share: tell(step, 0.6 * share)
+    )
     tell(f"Fitting the melody to the {model.instrument}", 0.6)
-    curves, fitting = fit(melody, model, options)
+    curves, fitting = fit_melody(melody, model, options)
     result = render(model, features, curves, options, seed, {**fitting, **heard}, started, tell)
     tell("Done", 1.0)
     return result
@@ -128,7 +137,7 @@ def transfer_causal(
     model: NeuralGuitar,
     options: TransferOptions = _DEFAULTS,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Transfer:
     """Play a voice as ``causal.StreamingTransfer`` plays it, without a look at the whole recording.
 
@@ -156,7 +165,7 @@ def transfer_causal(
     stems, gain = keep(played(), stream.rate, sample_rate, model.settings.transfer.max_peak)
     stream.fitting.require_melody(frames[:n_frames])
     curves = curves_of(frames[:n_frames])
-    outside = share_out_of_range(curves.f0[curves.voiced], model)
+    outside = fraction_out_of_range(curves.f0[curves.voiced], model)
     fitted = {"semitones": stream.fitting.semitones, "loudness_gain": stream.fitting.gain}
     done = {**UNHEARD, **fitted, "share_out_of_range": outside, "causal": True}
     peak_gain = stream.peak_gain + 20 * float(np.log10(gain))
@@ -177,13 +186,13 @@ def transfer_midi(path: Path, model: NeuralGuitar, options: TransferOptions = _D
     """
     started, config = time.perf_counter(), model.settings
     notes, bends = read_midi(path)
-    played = play_one_at_a_time(notes, config.transfer.midi_gap_seconds)
+    played = make_monophonic(notes, config.transfer.midi_gap_seconds)
     plucked = config.instrument(model.instrument).model == "NeuralGuitar"
-    melody = make_melody(played, bends, model.statistics["loudness_quantiles"][95], plucked, config)
+    melody = melody_from_notes(played, bends, model.statistics["loudness_quantiles"][95], plucked, config)
     if options.semitones is None:
         options = dataclasses.replace(options, semitones=_choose_register(melody, model))
-    curves, fitting = fit(melody, model, dataclasses.replace(options, fit=False))
-    done = {**UNHEARD, **fitting, "share_polyphonic": share_of_chords(notes, config.audio.frame_rate)}
+    curves, fitting = fit_melody(melody, model, dataclasses.replace(options, fit=False))
+    done = {**UNHEARD, **fitting, "share_polyphonic": chord_fraction(notes, config.audio.frame_rate)}
     return render(model, _as_features(melody), curves, options, seed, done, started)
 
 
@@ -191,7 +200,7 @@ def _choose_register(melody: Melody, model: NeuralGuitar) -> float:
     """Return the register of written notes in semitones: their own, unless octaves bring more of them into range."""
     f0 = melody.f0[melody.voiced]
     fitted = fit_register(f0, model)
-    return fitted if share_out_of_range(f0 * 2 ** (fitted / 12), model) < share_out_of_range(f0, model) else 0.0
+    return fitted if fraction_out_of_range(f0 * 2 ** (fitted / 12), model) < fraction_out_of_range(f0, model) else 0.0
 
 
 def transfer_curves(
@@ -202,7 +211,7 @@ def transfer_curves(
     Of the options only ``noise_balance`` and ``output_rate`` count.
     """
     started = time.perf_counter()
-    outside = share_out_of_range(melody.f0[melody.voiced], model)
+    outside = fraction_out_of_range(melody.f0[melody.voiced], model)
     done, curves = {**UNHEARD, "share_out_of_range": outside}, shape_notes(melody, model.settings)
     return render(model, _as_features(melody), curves, options, seed, done, started)
 
@@ -223,7 +232,7 @@ def render(
     seed: int,
     done: dict[str, Any],
     started: float,
-    tell: Progress = _tell_nobody,
+    tell: ProgressCallback = _tell_nobody,
 ) -> Transfer:
     """Play curves on the model and make the sound ready; ``done`` is what the report says of the curves."""
     sample_rate = options.output_rate or model.settings.audio.sample_rate
@@ -233,7 +242,9 @@ def render(
     return Transfer(stems, gain, sample_rate, features, curves, report)
 
 
-def play_told(model: NeuralGuitar, curves: Curves, noise_balance: float, seed: int, tell: Progress) -> Iterator[Sound]:
+def play_told(
+    model: NeuralGuitar, curves: Curves, noise_balance: float, seed: int, tell: ProgressCallback
+) -> Iterator[Sound]:
     """Play curves as ``player.play`` does, and tell how far it is."""
     n_samples, n_done = model.settings.audio.frames_to_samples(len(curves.f0)), 0
     tell(f"Playing the {model.instrument}", 0.65)

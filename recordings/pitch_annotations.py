@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from config import Config
-from voice.midi import make_melody, read_midi
+from voice.midi import melody_from_notes, read_midi
 
 _CLOSEST = 0.02  # s, between a frame and the annotation that speaks for it
 
@@ -57,7 +57,7 @@ def read_played(take: Path, n_frames: int, config: Config) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it cannot be read.
     """
-    melody = make_melody(*read_midi(take.with_suffix(".mid")), top=0.0, plucked=False, config=config)
+    melody = melody_from_notes(*read_midi(take.with_suffix(".mid")), top=0.0, plucked=False, config=config)
     f0 = np.where(melody.voiced, melody.f0, 0.0)[:n_frames]
     return np.pad(f0, (0, n_frames - len(f0)))
 

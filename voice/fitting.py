@@ -18,11 +18,11 @@ from model import NeuralGuitar
 from sound.audio_files import Scratch, slices
 from sound.note_names import hz_to_midi, midi_to_hz
 from voice.curves import Curves, Melody, shape_notes
-from voice.mains_hum import is_mains, take_out_hum
-from voice.note_gate import find_too_high, find_voiced, mend_f0, noise_floor, share_polyphonic
+from voice.mains_hum import is_mains_frequency, remove_mains_hum
+from voice.note_gate import estimate_polyphony, find_above_crepe_range, find_voiced, noise_floor, repair_f0
 
 _BLOCK_SAMPLES = 2**20  # of a recording in memory at once: a minute
-Progress = Callable[[str, float], None]  # a step that a person understands, and the share that is done
+ProgressCallback = Callable[[str, float], None]  # a step that a person understands, and the share that is done
 
 
 class SilentError(ValueError):
@@ -33,7 +33,7 @@ class NoMelodyError(ValueError):
     """No melody can be heard in the recording."""
 
 
-_LIMITS = {
+_OPTION_LIMITS = {
     "semitones": (-60, 60),
     "transpose": (-60, 60),
     "autotune": (0, 1),
@@ -43,7 +43,7 @@ _LIMITS = {
     "noise_balance": (-60, 60),
     "output_rate": (8000, 48000),
 }
-_MAY_BE_NONE = ("semitones", "output_rate")
+_OPTIONAL = ("semitones", "output_rate")
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,16 @@ class TransferOptions:
     output_rate: int | None = None  # Hz of the result; None is the model's own
 
     def __post_init__(self) -> None:
-        for name, (least, most) in _LIMITS.items():
+        for name, (least, most) in _OPTION_LIMITS.items():
             value = getattr(self, name)
-            if not (name in _MAY_BE_NONE if value is None else least <= value <= most):
+            if not (name in _OPTIONAL if value is None else least <= value <= most):
                 raise ValueError(f"{name} should be between {least} and {most}, not {value}")
         if not isinstance(self.output_rate, int | None):
             raise ValueError(f"output_rate should be a whole number, not {self.output_rate}")
-        key_pitches(self.key)
+        key_pitch_classes(self.key)
 
 
-def key_pitches(key: str) -> tuple[int, ...]:
+def key_pitch_classes(key: str) -> tuple[int, ...]:
     """Return the pitch classes of a key, 0 for C: "chromatic", "C major", "f# minor", "Bb major".
 
     Raises:
@@ -92,7 +92,7 @@ def key_pitches(key: str) -> tuple[int, ...]:
 # --- listening ------------------------------------------------------------------------------------
 
 
-def listen(
+def extract_melody(
     audio: np.ndarray | Scratch,
     config: Config,
     device: torch.device | str = "cpu",
@@ -112,31 +112,33 @@ def listen(
     Raises:
         SilentError, NoMelodyError: there is nothing to play.
     """
-    audio, hum = take_out_hum(audio, config)
-    gain = _lift(audio, config.transfer.max_loudness_gain)
-    parts = extract_feature_blocks(_scaled(audio, 10 ** (gain / 20), config, tell), config, device)
+    audio, hum = remove_mains_hum(audio, config)
+    gain = _find_input_gain(audio, config.transfer.max_loudness_gain)
+    parts = extract_feature_blocks(_amplified_blocks(audio, 10 ** (gain / 20), config, tell), config, device)
     lifted = Features(*map(torch.cat, zip(*parts)))
     f0, loudness, periodicity = (values.numpy() for values in lifted)
     if loudness.max() <= config.features.loudness_floor:
         raise SilentError("the recording is silent")
-    too_high = find_too_high(audio, config)
+    too_high = find_above_crepe_range(audio, config)
     # A hum is not taken out to its last bit, and CREPE hears a pitch in what is left, however soft.
-    is_hum = (loudness - gain <= hum.loudness - config.transfer.mains_left) | is_mains(f0, hum.frequency)
+    is_hum = (loudness - gain <= hum.loudness - config.transfer.mains_left) | is_mains_frequency(f0, hum.frequency)
     voiced = find_voiced(loudness, periodicity, ~(too_high | is_hum), config, gate_offset)
     if not voiced.any():
         raise NoMelodyError(_explain_no_melody(too_high, config))
-    f0, usable = mend_f0(f0, voiced, config)
+    f0, usable = repair_f0(f0, voiced, config)
     noise = noise_floor(loudness, periodicity >= config.transfer.sustained_periodicity, config)
-    melody = Melody(bridge_f0(f0, usable), _take_off(loudness, noise) - gain, periodicity, voiced)
+    melody = Melody(bridge_f0(f0, usable), _subtract_noise(loudness, noise) - gain, periodicity, voiced)
     heard = {
         "share_too_high": float(too_high.mean()),
-        "share_polyphonic": share_polyphonic(audio, melody.f0, voiced, config),
+        "share_polyphonic": estimate_polyphony(audio, melody.f0, voiced, config),
         "mains_hum": hum.level,
     }
     return lifted._replace(loudness=lifted.loudness - gain), melody, heard
 
 
-def _scaled(audio: Scratch, gain: float, config: Config, tell: Callable[[float], None] | None) -> Iterator[np.ndarray]:
+def _amplified_blocks(
+    audio: Scratch, gain: float, config: Config, tell: Callable[[float], None] | None
+) -> Iterator[np.ndarray]:
     """Yield a recording in blocks, louder by ``gain``."""
     for part in slices(len(audio), _BLOCK_SAMPLES):
         if tell and part.start:
@@ -144,13 +146,13 @@ def _scaled(audio: Scratch, gain: float, config: Config, tell: Callable[[float],
         yield audio[part] * gain
 
 
-def _lift(audio: Scratch, most: float) -> float:
+def _find_input_gain(audio: Scratch, most: float) -> float:
     """Return the gain in dB that brings a quiet recording to full scale, so that the loudness floor hides no note."""
     peak = max((float(np.abs(audio[part]).max()) for part in slices(len(audio), _BLOCK_SAMPLES)), default=0.0)
     return float(np.clip(-20 * np.log10(peak), 0.0, most)) if peak > 0 else 0.0
 
 
-def _take_off(loudness: np.ndarray, noise: float) -> np.ndarray:
+def _subtract_noise(loudness: np.ndarray, noise: float) -> np.ndarray:
     """Take the power of the recording's noise off loudness, both in dB; at most 10 dB: what is left is uncertain."""
     share = 1 - 10 ** ((noise - loudness) / 10)
     return loudness + 10 * np.log10(np.clip(share, 0.1, 1.0))
@@ -166,7 +168,7 @@ def _explain_no_melody(too_high: np.ndarray, config: Config) -> str:
 # --- fitting --------------------------------------------------------------------------------------
 
 
-def fit(melody: Melody, model: NeuralGuitar, options: TransferOptions) -> tuple[Curves, dict[str, float]]:
+def fit_melody(melody: Melody, model: NeuralGuitar, options: TransferOptions) -> tuple[Curves, dict[str, float]]:
     """Fit a melody to the model's instrument; return the curves and what was done, for the report."""
     config, voiced = model.settings, melody.voiced
     semitones = options.semitones
@@ -174,11 +176,11 @@ def fit(melody: Melody, model: NeuralGuitar, options: TransferOptions) -> tuple[
         semitones = fit_register(melody.f0[voiced], model) if options.fit else 0.0
     semitones += options.transpose
     pitch = hz_to_midi(melody.f0) + semitones
-    pitch, out_of_range = tune(pitch, voiced, model, options)
+    pitch, out_of_range = correct_pitch(pitch, voiced, model, options)
     loudness = fit_loudness(melody.loudness, voiced, model) if options.fit else melody.loudness
     loudness_gain = float(np.median((loudness - melody.loudness)[voiced]))
     n_frames = options.smoothing * config.audio.frame_rate
-    pitch, loudness = smooth(pitch, voiced, n_frames), smooth(loudness, voiced, n_frames)
+    pitch, loudness = smooth_within_notes(pitch, voiced, n_frames), smooth_within_notes(loudness, voiced, n_frames)
     loudness = np.clip(loudness + options.loudness_offset, config.features.loudness_floor, 0.0)
     fitted = melody._replace(f0=midi_to_hz(pitch), loudness=loudness)
     return shape_notes(fitted, config), {
@@ -205,7 +207,7 @@ def fit_register(f0: np.ndarray, model: NeuralGuitar) -> float:
     return 12.0 * min(range(-settings.max_octaves, settings.max_octaves + 1), key=cost)
 
 
-def tune(
+def correct_pitch(
     pitch: np.ndarray, voiced: np.ndarray, model: NeuralGuitar, options: TransferOptions
 ) -> tuple[np.ndarray, float]:
     """Correct the tuning and fold what lies out of range, as far as the options say.
@@ -217,17 +219,17 @@ def tune(
     low, high = (hz_to_midi(f0) for f0 in (instrument.f0_min, instrument.f0_max))
     low, high = low - settings.range_tolerance, high + settings.range_tolerance
     if options.autotune:
-        notes = follow_notes(pitch, voiced, settings.note_change_cost, key_pitches(options.key))
+        notes = track_notes(pitch, voiced, settings.note_change_cost, key_pitch_classes(options.key))
         # The vibrato is averaged over, so that it stays in a note that is moved.
-        centre = smooth(pitch, voiced, settings.vibrato_seconds * model.settings.audio.frame_rate)
+        centre = smooth_within_notes(pitch, voiced, settings.vibrato_seconds * model.settings.audio.frame_rate)
         pitch = pitch + options.autotune * (notes - centre)
     if options.fold:
-        notes = follow_notes(pitch, voiced, settings.note_change_cost)
+        notes = track_notes(pitch, voiced, settings.note_change_cost)
         pitch = pitch + 12 * (np.ceil(np.maximum(low - notes, 0) / 12) - np.ceil(np.maximum(notes - high, 0) / 12))
-    return pitch, share_out_of_range(midi_to_hz(pitch[voiced]), model)
+    return pitch, fraction_out_of_range(midi_to_hz(pitch[voiced]), model)
 
 
-def share_out_of_range(f0: np.ndarray, model: NeuralGuitar) -> float:
+def fraction_out_of_range(f0: np.ndarray, model: NeuralGuitar) -> float:
     """Return which share of the pitches [T] in Hz the model's instrument does not have; 0 if there are none."""
     instrument = model.settings.instrument(model.instrument)
     tolerance = 2 ** (model.settings.transfer.range_tolerance / 12)
@@ -235,7 +237,7 @@ def share_out_of_range(f0: np.ndarray, model: NeuralGuitar) -> float:
     return float(outside.mean()) if len(f0) else 0.0
 
 
-def follow_notes(
+def track_notes(
     pitch: np.ndarray, voiced: np.ndarray, change_cost: float, pitches: tuple[int, ...] = tuple(range(12))
 ) -> np.ndarray:
     """Return the note that is meant in every frame: the path with the least distance and the fewest changes.
@@ -266,7 +268,7 @@ def follow_notes(
     return notes[path].astype(float)
 
 
-def smooth(values: np.ndarray, voiced: np.ndarray, n_frames: float) -> np.ndarray:
+def smooth_within_notes(values: np.ndarray, voiced: np.ndarray, n_frames: float) -> np.ndarray:
     """Smooth a curve [T] inside each note by a Gaussian about ``n_frames`` wide; nothing leaks across a pause."""
     if n_frames <= 0:
         return values

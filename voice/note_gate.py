@@ -78,7 +78,7 @@ def _drop_short(mask: np.ndarray, n_frames: int, keep_ends: bool = False) -> np.
     return mask & ~short[runs]
 
 
-def find_too_high(audio: np.ndarray | Scratch, config: Config) -> np.ndarray:
+def find_above_crepe_range(audio: np.ndarray | Scratch, config: Config) -> np.ndarray:
     """Find frames that are one tone above CREPE's range, as high whistling is: bool [T].
 
     CREPE would answer with some lower pitch, sure of itself.
@@ -112,7 +112,7 @@ def _power_spectra(
 # --- the pitch of the notes -----------------------------------------------------------------------
 
 
-def mend_f0(f0: np.ndarray, voiced: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
+def repair_f0(f0: np.ndarray, voiced: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Mend what a pitch tracker gets wrong: a short stretch an octave off is moved back, a spike is left out.
 
     No voice moves by ``max_glide`` semitones in a frame, so a faster step is the tracker's. Between two
@@ -158,7 +158,7 @@ def _find_stretches(pitch: np.ndarray, voiced: np.ndarray, max_glide: float) -> 
 # --- several pitches at once ----------------------------------------------------------------------
 
 
-def share_polyphonic(audio: np.ndarray | Scratch, f0: np.ndarray, voiced: np.ndarray, config: Config) -> float:
+def estimate_polyphony(audio: np.ndarray | Scratch, f0: np.ndarray, voiced: np.ndarray, config: Config) -> float:
     """Estimate the share of the sung frames in which other pitches sound too: a chord, a backing track.
 
     Measured where f0 holds still: what is tonal and lies between the harmonics of f0 (and of the
@@ -172,12 +172,12 @@ def share_polyphonic(audio: np.ndarray | Scratch, f0: np.ndarray, voiced: np.nda
     hertz, n_found = hertz[band], 0
     for here, spectra in _power_spectra(audio, frames, settings.polyphony_n_fft, config):
         power = spectra[:, band]
-        strays = np.min([_stray_power(power, hertz, f0[here, None] / divisor) for divisor in (1, 2)], axis=0)
+        strays = np.min([_inharmonic_power(power, hertz, f0[here, None] / divisor) for divisor in (1, 2)], axis=0)
         n_found += np.count_nonzero(strays > settings.polyphony_share * power.sum(axis=1))
     return float(n_found / max(1, len(frames)))
 
 
-def _stray_power(power: np.ndarray, hertz: np.ndarray, f0: np.ndarray) -> np.ndarray:
+def _inharmonic_power(power: np.ndarray, hertz: np.ndarray, f0: np.ndarray) -> np.ndarray:
     """Return the tonal power [n] of spectra [n, F] that lies between the harmonics of f0 [n, 1]."""
     away = np.abs(hertz - f0 * np.maximum(1, np.round(hertz / f0)))
     between = away > 3 * (hertz[1] - hertz[0]) + 0.015 * hertz

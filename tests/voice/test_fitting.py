@@ -14,15 +14,15 @@ from voice.fitting import (
     NoMelodyError,
     SilentError,
     TransferOptions,
-    _lift,
-    _take_off,
-    fit,
+    _find_input_gain,
+    _subtract_noise,
+    extract_melody,
     fit_loudness,
+    fit_melody,
     fit_register,
-    follow_notes,
-    key_pitches,
-    listen,
-    smooth,
+    key_pitch_classes,
+    smooth_within_notes,
+    track_notes,
 )
 
 FRAMES = np.arange(300)
@@ -45,7 +45,7 @@ def melody(pitch: np.ndarray | float, loudness: np.ndarray | float = -25.0, voic
 
 def play(tune: Melody, model, **options) -> tuple[np.ndarray, np.ndarray, dict]:
     """Return the pitch (MIDI numbers) and the loudness of the voiced frames as they are played, and the report."""
-    curves, report = fit(tune, model, TransferOptions(**{"semitones": 0.0, **options}))
+    curves, report = fit_melody(tune, model, TransferOptions(**{"semitones": 0.0, **options}))
     pitch = 12 * np.log2(curves.f0.astype(float) / 440) + 69
     return pitch[curves.voiced], curves.loudness[curves.voiced], report
 
@@ -78,10 +78,10 @@ def test_unknown_keys_are_named(key: str) -> None:
 
 
 def test_keys() -> None:
-    assert key_pitches("C major") == (0, 2, 4, 5, 7, 9, 11) == key_pitches("a minor")
-    assert key_pitches("F# minor") == key_pitches("A major") == key_pitches("G♭ minor")
-    assert key_pitches("Bb major") == (0, 2, 3, 5, 7, 9, 10)
-    assert key_pitches("chromatic") == tuple(range(12))
+    assert key_pitch_classes("C major") == (0, 2, 4, 5, 7, 9, 11) == key_pitch_classes("a minor")
+    assert key_pitch_classes("F# minor") == key_pitch_classes("A major") == key_pitch_classes("G♭ minor")
+    assert key_pitch_classes("Bb major") == (0, 2, 3, 5, 7, 9, 10)
+    assert key_pitch_classes("chromatic") == tuple(range(12))
 
 
 # --- register, tuning, folding --------------------------------------------------------------------
@@ -89,11 +89,11 @@ def test_keys() -> None:
 
 def test_transpose_comes_on_top_of_the_register(model) -> None:
     low = melody(45.0)  # 110 Hz
-    register = fit(low, model, TransferOptions())[1]["semitones"]
+    register = fit_melody(low, model, TransferOptions())[1]["semitones"]
     assert register in (12, 24)
-    assert fit(low, model, TransferOptions(transpose=-2.0))[1]["semitones"] == register - 2
-    assert fit(low, model, TransferOptions(fit=False, transpose=3.0))[1]["semitones"] == 3
-    assert fit(low, model, TransferOptions(semitones=5.0, transpose=3.0))[1]["semitones"] == 8
+    assert fit_melody(low, model, TransferOptions(transpose=-2.0))[1]["semitones"] == register - 2
+    assert fit_melody(low, model, TransferOptions(fit=False, transpose=3.0))[1]["semitones"] == 3
+    assert fit_melody(low, model, TransferOptions(semitones=5.0, transpose=3.0))[1]["semitones"] == 8
 
 
 def test_the_register_is_that_of_most_notes(model) -> None:
@@ -136,7 +136,7 @@ def test_autotune_to_a_key(model) -> None:
 def test_notes_are_followed_through_vibrato_and_glides() -> None:
     pitch = np.where(FRAMES < 150, 60.0, 64.0) + VIBRATO
     pitch[145:155] = np.linspace(60, 64, 10)
-    notes = follow_notes(pitch, np.ones(300, bool), 7.0)
+    notes = track_notes(pitch, np.ones(300, bool), 7.0)
     assert set(notes) == {60.0, 64.0} and abs(np.flatnonzero(notes == 64)[0] - 150) <= 2
 
 
@@ -158,7 +158,7 @@ def test_fold_keeps_what_the_instrument_has(model, sung: float, played: float) -
 def test_a_pitch_in_a_pause_says_nothing_of_the_notes() -> None:
     pitch, voiced = np.full(300, 60.0), np.zeros(300, bool)
     pitch[140:144], voiced[140:144] = 62.0, True
-    assert set(follow_notes(pitch, voiced, 7.0)[voiced]) == {62.0}
+    assert set(track_notes(pitch, voiced, 7.0)[voiced]) == {62.0}
 
 
 # --- smoothing and loudness -----------------------------------------------------------------------
@@ -167,10 +167,10 @@ def test_a_pitch_in_a_pause_says_nothing_of_the_notes() -> None:
 def test_smoothing_keeps_notes_apart() -> None:
     voiced = (FRAMES < 100) | (FRAMES >= 150)
     values = np.where(FRAMES < 120, 0.0, 1.0)
-    assert np.allclose(smooth(values, voiced, 50.0)[voiced], values[voiced])
+    assert np.allclose(smooth_within_notes(values, voiced, 50.0)[voiced], values[voiced])
     rough = np.random.default_rng(0).standard_normal(300)
-    assert np.std(smooth(rough, voiced, 10.0)[voiced]) < 0.5 * np.std(rough[voiced])
-    assert smooth(rough, voiced, 0.0) is rough
+    assert np.std(smooth_within_notes(rough, voiced, 10.0)[voiced]) < 0.5 * np.std(rough[voiced])
+    assert smooth_within_notes(rough, voiced, 0.0) is rough
 
 
 def test_smoothing_takes_the_vibrato_out(model) -> None:
@@ -216,7 +216,7 @@ def test_loudness_is_that_of_the_recording_however_soft() -> None:
     config, rest = load_config(), np.zeros(4800, np.float32)
     song = np.concatenate([rest, harmonic_tone(220.0, 0.6, amplitude=0.1), rest])
     song += (1e-4 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
-    (loud, melody, _), (soft, softer, _) = listen(song, config), listen(0.1 * song, config)
+    (loud, melody, _), (soft, softer, _) = extract_melody(song, config), extract_melody(0.1 * song, config)
     held = melody.voiced & softer.voiced
     assert held.sum() > 50
     assert np.allclose(softer.loudness[held], melody.loudness[held] - 20, atol=0.01)
@@ -228,17 +228,17 @@ def test_the_gate_offset_leaves_soft_notes_out() -> None:
     config, rest = load_config(), np.zeros(4800, np.float32)
     song = np.concatenate([part for a in (0.1, 0.005) for part in (rest, harmonic_tone(220.0, 0.6, amplitude=a))])
     song += (1e-5 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
-    both, loud = (listen(song, config, gate_offset=offset)[1].voiced for offset in (0.0, 25.0))
+    both, loud = (extract_melody(song, config, gate_offset=offset)[1].voiced for offset in (0.0, 25.0))
     assert both[140:170].all() and not loud[125:].any() and loud[45:80].all()
 
 
 def test_silence_and_noise_have_errors_of_their_own() -> None:
     config = load_config()
     with pytest.raises(SilentError, match="the recording is silent"):
-        listen(np.zeros(16000, np.float32), config)
+        extract_melody(np.zeros(16000, np.float32), config)
     noise = 0.03 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
     with pytest.raises(NoMelodyError, match="no melody can be heard"):
-        listen(noise, config)
+        extract_melody(noise, config)
     assert issubclass(SilentError, ValueError) and issubclass(NoMelodyError, ValueError)
 
 
@@ -254,11 +254,11 @@ def test_a_melody_is_heard_through_mains_hum_and_the_pauses_stay_silent(partials
     times = np.arange(len(song)) / 16000
     hum = sum(a * np.sin(2 * np.pi * 50 * k * times + k) for k, a in enumerate(partials, start=1))
     hum = (0.25 * (1 + swell * np.sin(2 * np.pi * 0.9 * times)) * hum).astype(np.float32)
-    features, heard, report = listen(song + hum, config)
+    features, heard, report = extract_melody(song + hum, config)
     assert report["mains_hum"] == pytest.approx(20 * np.log10(np.sqrt(np.mean(hum**2))), abs=1.0)
     sung = np.repeat([0, 1, 0, 1, 0, 1, 0], 60)[: len(heard.voiced)].astype(bool)
     assert (heard.voiced == sung).mean() > 0.96
-    clean = listen(song, config)
+    clean = extract_melody(song, config)
     both = heard.voiced & clean[1].voiced
     assert np.median(np.abs(1200 * np.log2(heard.f0[both] / clean[1].f0[both]))) < 2
     assert clean[2]["mains_hum"] is None and clean[2]["share_polyphonic"] < 0.02
@@ -272,22 +272,22 @@ def test_mains_hum_of_a_long_recording_is_taken_out_stretch_by_stretch() -> None
     song += (1e-4 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
     buzz = np.sin(2 * np.pi * 50 * np.arange(len(song)) / 16000).astype(np.float32)
     buzz[len(buzz) // 2 :] = 0  # it is switched off midway
-    whole = listen(song, config)
+    whole = extract_melody(song, config)
     often = dataclasses.replace(config, transfer=dataclasses.replace(config.transfer, mains_stretch_seconds=3.6))
-    _, heard, report = listen(song + 0.2 * buzz, often)
+    _, heard, report = extract_melody(song + 0.2 * buzz, often)
     assert report["mains_hum"] == pytest.approx(20 * np.log10(0.2 / 2), abs=0.5)
     assert (heard.voiced == whole[1].voiced).mean() > 0.97
 
 
 @pytest.mark.parametrize(("peak", "gain"), [(0.5, 6.02), (1.0, 0), (2.0, 0), (1e-2, 40), (1e-4, 60), (0.0, 0)])
 def test_a_quiet_recording_is_raised_to_full_scale_but_not_without_end(peak: float, gain: float) -> None:
-    assert _lift(np.array([0.0, -peak, peak / 2]), 60.0) == pytest.approx(gain, abs=0.01)
+    assert _find_input_gain(np.array([0.0, -peak, peak / 2]), 60.0) == pytest.approx(gain, abs=0.01)
 
 
 def test_noise_is_taken_off_the_loudness() -> None:
     """At 6 dB over the noise, a note's own level is 4.7 dB over it."""
-    assert _take_off(np.array([-44.0]), -50.0)[0] == pytest.approx(-50 + 10 * np.log10(10**0.6 - 1))
-    assert _take_off(np.array([-50.0, -60.0]), -50.0).tolist() == [-60.0, -70.0]
+    assert _subtract_noise(np.array([-44.0]), -50.0)[0] == pytest.approx(-50 + 10 * np.log10(10**0.6 - 1))
+    assert _subtract_noise(np.array([-50.0, -60.0]), -50.0).tolist() == [-60.0, -70.0]
 
 
 def test_options_are_frozen() -> None:

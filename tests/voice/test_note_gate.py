@@ -6,7 +6,7 @@ import pytest
 from config import load_config
 from conftest import harmonic_tone
 from voice import note_gate
-from voice.mains_hum import remove_mains_hum
+from voice.mains_hum import remove_hum_from_stretch
 
 CONFIG = load_config()
 SETTINGS = CONFIG.transfer
@@ -38,7 +38,7 @@ def power(audio: np.ndarray) -> float:
 @pytest.mark.parametrize("frequency", [50.0, 49.93, 60.0, 60.08])
 def test_mains_hum_is_taken_out_and_the_tune_stays(frequency: float) -> None:
     song = tune()
-    cleaned, hum = remove_mains_hum(song + mains(6.0, frequency, -14), RATE, SETTINGS)
+    cleaned, hum = remove_hum_from_stretch(song + mains(6.0, frequency, -14), RATE, SETTINGS)
     assert hum is not None and hum.frequency == round(frequency / 10) * 10
     assert power(hum.audio) == pytest.approx(-14, abs=0.5)
     assert power(cleaned - song) < -50  # 36 dB under the hum, and 30 under the tune
@@ -47,28 +47,28 @@ def test_mains_hum_is_taken_out_and_the_tune_stays(frequency: float) -> None:
 def test_hum_of_a_rectifier_has_no_fundamental() -> None:
     song, times = tune(), np.arange(6 * RATE) / RATE
     hum = sum(a * np.sin(2 * np.pi * 100 * k * times + k) for k, a in ((1, 0.2), (2, 0.1), (3, 0.05)))
-    cleaned, found = remove_mains_hum(song + hum.astype(np.float32), RATE, SETTINGS)
+    cleaned, found = remove_hum_from_stretch(song + hum.astype(np.float32), RATE, SETTINGS)
     assert found is not None and found.frequency == 50.0
     assert power(cleaned - song) < power(hum) - 35
 
 
 def test_without_hum_not_a_sample_changes() -> None:
     song = tune()
-    cleaned, hum = remove_mains_hum(song, RATE, SETTINGS)
+    cleaned, hum = remove_hum_from_stretch(song, RATE, SETTINGS)
     assert hum is None and cleaned is song
     short = mains(1.0, 50.0, -20)
-    assert remove_mains_hum(short, RATE, SETTINGS)[1] is None
+    assert remove_hum_from_stretch(short, RATE, SETTINGS)[1] is None
 
 
 @pytest.mark.parametrize("f0", [300.0, 98.0, 103.0])
 def test_a_held_tone_is_no_hum(f0: float) -> None:
     """300 Hz is a multiple of both mains, but without their fundamental; a low note near 100 Hz is off by more."""
-    assert remove_mains_hum(harmonic_tone(f0, 4.0), RATE, SETTINGS)[1] is None
+    assert remove_hum_from_stretch(harmonic_tone(f0, 4.0), RATE, SETTINGS)[1] is None
 
 
 def test_a_note_at_100_hz_between_rests_is_no_hum() -> None:
     note, rest = harmonic_tone(100.0, 1.0), np.zeros(RATE // 2, np.float32)
-    assert remove_mains_hum(np.concatenate([note, rest] * 4), RATE, SETTINGS)[1] is None
+    assert remove_hum_from_stretch(np.concatenate([note, rest] * 4), RATE, SETTINGS)[1] is None
 
 
 # --- the gate -------------------------------------------------------------------------------------
@@ -123,11 +123,11 @@ def test_the_noise_floor_is_the_level_that_a_fifth_of_the_pauses_stay_under() ->
 @pytest.mark.parametrize(("hertz", "is_too_high"), [(1000, False), (2000, False), (2050, True), (5000, True)])
 def test_a_tone_over_the_trackers_range_is_too_high(hertz: float, is_too_high: bool) -> None:
     whistle = 0.3 * np.sin(2 * np.pi * hertz * np.arange(RATE // 4) / RATE).astype(np.float32)
-    found = note_gate.find_too_high(whistle, CONFIG)
+    found = note_gate.find_above_crepe_range(whistle, CONFIG)
     assert found.shape == (25,) and (found == is_too_high).all()
     others = sum(0.2 * np.sin(2 * np.pi * f0 * np.arange(RATE // 4) / RATE) for f0 in (200, 400, 600, 800))
     with_overtones = whistle + others.astype(np.float32)
-    assert not note_gate.find_too_high(with_overtones, CONFIG)[2:-2].any()  # the overtone of a voice
+    assert not note_gate.find_above_crepe_range(with_overtones, CONFIG)[2:-2].any()  # the overtone of a voice
 
 
 def test_what_cannot_sound_is_not_voiced() -> None:
@@ -146,7 +146,7 @@ def test_unsure_pitch_is_never_voiced() -> None:
 
 
 def mend(f0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return note_gate.mend_f0(f0.astype(np.float32), np.ones(len(f0), bool), CONFIG)
+    return note_gate.repair_f0(f0.astype(np.float32), np.ones(len(f0), bool), CONFIG)
 
 
 def wobble(n_frames: int = 200) -> np.ndarray:
@@ -187,7 +187,7 @@ def test_what_is_meant_stays() -> None:
 
 def polyphony(audio: np.ndarray, f0: float) -> float:
     n_frames = len(audio) // 160
-    return note_gate.share_polyphonic(audio, np.full(n_frames, f0, np.float32), np.ones(n_frames, bool), CONFIG)
+    return note_gate.estimate_polyphony(audio, np.full(n_frames, f0, np.float32), np.ones(n_frames, bool), CONFIG)
 
 
 def test_a_chord_is_noticed_and_one_voice_is_not() -> None:
@@ -198,6 +198,6 @@ def test_a_chord_is_noticed_and_one_voice_is_not() -> None:
     assert polyphony(root + 60 * noise, 220.0) < 0.05  # louder than it
     glide = 220 * 2.0 ** np.linspace(0, 4, RATE)
     slide = harmonic_tone(glide, 1.0)  # as it slides, partials are as wide as the gaps between them
-    assert note_gate.share_polyphonic(slide, glide[::160].astype(np.float32), np.ones(100, bool), CONFIG) == 0
+    assert note_gate.estimate_polyphony(slide, glide[::160].astype(np.float32), np.ones(100, bool), CONFIG) == 0
     assert polyphony(root, 440.0) < 0.05  # the tracker an octave too high
-    assert note_gate.share_polyphonic(root, np.full(100, 220.0), np.zeros(100, bool), CONFIG) == 0
+    assert note_gate.estimate_polyphony(root, np.full(100, 220.0), np.zeros(100, bool), CONFIG) == 0
