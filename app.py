@@ -22,7 +22,7 @@ import torch
 from starlette.middleware import Middleware
 
 from config import PageConfig, get_device, load_config
-from playing.transfer_report import describe, is_polyphonic
+from playing.transfer_report import describe_transfer, is_polyphonic
 from voice.fitting import TransferOptions
 from web import page_layout
 from web.endpoints import add_endpoints
@@ -153,7 +153,7 @@ def _connect_cancel(started: gr.events.Dependency, play: gr.Button, cancel: gr.B
 def _show_sound(results: page_layout.Results, outcome: Outcome, request: Request) -> dict:
     """Let the sound be heard while the picture is being drawn."""
     sound, *_ = files = write_files(outcome, request)
-    report = describe(outcome.report)
+    report = describe_transfer(outcome.report)
     return {
         results.status: page_layout.say_step(DRAW),
         results.panel: gr.update(visible=True),

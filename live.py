@@ -2,7 +2,7 @@
 
     ./venv/bin/python live.py --instrument trumpet
 
-What is played is ``causal.py``; this is the sound card. Headphones keep the instrument out of the microphone.
+What is played is ``playing/causal_transfer.py``; this is the sound card. Headphones keep the instrument out of the microphone.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     ./venv/bin/python transfer.py --input examples/hum.wav --instrument trumpet --output out/hum_trumpet.wav
 
-This is the command line: files and folders in and out. What it does with them is ``timbre_transfer.py``.
+This is the command line: files and folders in and out. What it does with them is ``playing/offline_transfer.py``.
 """
 
 import argparse
@@ -25,20 +25,21 @@ from tqdm import tqdm
 from checkpoint import load_model, pretrained_path
 from config import get_device
 from model import NeuralGuitar
-from playing.causal_transfer import refuse_look_ahead
+from playing.causal_transfer import require_causal_options
 from playing.offline_transfer import (
-    Transfer,
+    ProgressCallback,
+    TransferResult,
     transfer,  # noqa: F401  offered here too
     transfer_blocks,
     transfer_causal,
     transfer_curves,
     transfer_midi,
 )
-from playing.transfer_report import describe
+from playing.transfer_report import describe_transfer
 from sound.atomic_files import write_text
 from sound.audio_files import SUFFIXES, read_blocks, write_blocks
 from voice.curves import read_curves, write_curves
-from voice.fitting import ProgressCallback, TransferOptions
+from voice.fitting import TransferOptions
 from voice.midi import write_midi
 
 _STEMS = ("harmonic", "noise")
@@ -53,7 +54,7 @@ def _is_midi(path: Path) -> bool:
 
 def transfer_file(
     source: Path, target: Path, model: NeuralGuitar, args: argparse.Namespace, has_bar: bool = True
-) -> Transfer:
+) -> TransferResult:
     """Transfer one file to another, with stems beside it, and curves and notes, if asked for."""
     if args.controls:
         result = transfer_curves(read_curves(source, model.settings), model, args.options)
@@ -150,7 +151,7 @@ def transfer_all(jobs: list[tuple[Path, Path]], model: NeuralGuitar, args: argpa
             log.error("transfer.py: %s", outcome)
             continue
         reports.append({"input": str(source), "output": str(target), **outcome})
-        print(f"{target}: {describe(outcome)}")
+        print(f"{target}: {describe_transfer(outcome)}")
     return reports
 
 
@@ -214,7 +215,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     try:
         args.options = TransferOptions(**{name: getattr(args, name) for name in _OPTIONS}, fit=not args.no_fit)
         if args.causal:
-            refuse_look_ahead(args.options)
+            require_causal_options(args.options)
     except ValueError as error:
         parser.error(str(error))
     if args.input and _is_midi(args.input) and (flags := _flags_of_no_effect_on_notes(args)):

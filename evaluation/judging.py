@@ -21,7 +21,7 @@ from evaluation.scorecard import Measured, Wanted, measure
 from evaluation.scorecard_page import Exhibit, Track
 from loss import MultiResolutionSTFTLoss
 from model import NeuralGuitar
-from playing.offline_transfer import Transfer, transfer
+from playing.offline_transfer import TransferResult, transfer
 from recordings.corpus import boundary_of, read_corpus
 from recordings.crops import Span
 from recordings.pitch_annotations import read_sung
@@ -261,13 +261,18 @@ def judge_voice(
     return judged
 
 
-def what_is_wanted(result: Transfer, sung: np.ndarray | None = None) -> Wanted:
+def what_is_wanted(result: TransferResult, sung: np.ndarray | None = None) -> Wanted:
     """Return what a transfer was to play: the notes as they are held, without their releases."""
     return Wanted(result.curves.f0, result.features.loudness.numpy(), result.curves.voiced, sung)
 
 
 def judge_transfer(
-    result: Transfer, sound: Measured, wanted: Wanted, model: NeuralGuitar, instrument: Instrument | None, seed: int
+    result: TransferResult,
+    sound: Measured,
+    wanted: Wanted,
+    model: NeuralGuitar,
+    instrument: Instrument | None,
+    seed: int,
 ) -> dict[str, Any]:
     """Return the figures of one voice played by one model; ``sound`` is the result, measured."""
     timbre, own = describe_timbre(sound), model.settings.instrument(model.instrument)
@@ -280,7 +285,12 @@ def judge_transfer(
 
 
 def judge_input(
-    audio: np.ndarray, result: Transfer, wanted: Wanted, model: NeuralGuitar, instrument: Instrument | None, seed: int
+    audio: np.ndarray,
+    result: TransferResult,
+    wanted: Wanted,
+    model: NeuralGuitar,
+    instrument: Instrument | None,
+    seed: int,
 ) -> dict[str, Any]:
     """Return the same figures of the voice as it is: its pitch in its own register, its timbre at its fitted level."""
     sound = measure(audio, model.settings.audio.feature_rate, model.settings, _device(model))

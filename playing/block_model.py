@@ -14,7 +14,7 @@ from model import GruDecoder, NeuralGuitar
 from synth import harmonics_below_nyquist, noise_filters
 
 
-class State(NamedTuple):
+class GraphState(NamedTuple):
     """What a block leaves for the next one; zeros at the start."""
 
     hidden: Tensor  # [layers, 1, hidden_size] of the GRU
@@ -58,11 +58,11 @@ class BlockModel(nn.Module):
         self.register_buffer("responses", noise_filters(torch.eye(n_bands)).flip(-1))  # (K, taps)
         self.register_buffer("heard", torch.arange(hop_length + n_taps - 1)[:, None] + torch.arange(n_taps))
 
-    def start(self) -> State:
+    def initial_state(self) -> GraphState:
         """Return the state before the first block."""
         config = self.model.config
         sizes = (config.num_layers, 1, config.hidden_size), (1, 1, config.n_harmonics), (1, 1, config.n_noise_bands)
-        return State(
+        return GraphState(
             hidden=torch.zeros(sizes[0]),
             phase=torch.zeros(1, dtype=torch.float64),
             loudness=torch.zeros(1, max(1, config.attack_frames), 1),
@@ -85,13 +85,13 @@ class BlockModel(nn.Module):
             f0: [1, T, 1] in Hz, positive.
             loudness: [1, T, 1] in dB re full scale.
             noise: [1, T * hop_length], uniform in -1..1.
-            state: the fields of ``State``.
+            state: the fields of ``GraphState``.
 
         Returns:
-            Audio [1, T * hop_length] and the fields of the next ``State``.
+            Audio [1, T * hop_length] and the fields of the next ``GraphState``.
         """
-        before = State(*state)
-        recurrence = _Recurrence(self.model.decoder.gru, before.hidden)
+        before = GraphState(*state)
+        recurrence = _UnrolledGru(self.model.decoder.gru, before.hidden)
         # Before the first frame it was as loud as then.
         known = torch.where(before.f0 > 0, before.loudness, loudness[:, :1])
         controls = self.model.controls(f0, loudness, recurrence, self.model.hear(f0, loudness, known))
@@ -112,7 +112,7 @@ class BlockModel(nn.Module):
         n_samples = noise.shape[1]
         audio = sound[:, :n_samples] + torch.cat(filtered, dim=1)
         newest = (f0s[-1], amplitudes[-1], magnitudes[-1])
-        return (audio, *State(recurrence.hidden, phase, known, *newest, overlap, sound[:, n_samples:]))
+        return (audio, *GraphState(recurrence.hidden, phase, known, *newest, overlap, sound[:, n_samples:]))
 
     def _cycles(self, f0: Tensor, next_f0: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
         """Return the fundamental's phase in cycles, 0..1, over a hop, [1, hop], and at its end in double precision."""
@@ -139,7 +139,7 @@ class BlockModel(nn.Module):
         return sound[:, : hop.shape[1]], sound[:, hop.shape[1] :]
 
 
-class _Recurrence:
+class _UnrolledGru:
     """A GRU that goes on from a hidden state, written out a frame at a time; ``hidden`` is its state after a call."""
 
     def __init__(self, gru: nn.GRU, hidden: Tensor) -> None:

@@ -16,7 +16,7 @@ import train
 from checkpoint import read_checkpoint
 from config import load_config
 from model import Vox2Trumpet
-from playing.block_player import Player
+from playing.block_player import BlockPlayer
 from recordings.process_ranks import ALONE, Ranks
 from sound.crepe import load_crepe
 from speed_parts import TextbookBank, build_textbook_loss
@@ -74,10 +74,10 @@ def test_inference(model):
 
 
 def test_blocks_and_single_frames(model):
-    player, n_played = Player(model.eval()), 0
+    player, n_played = BlockPlayer(model.eval()), 0
     for n_frames in (3, 1, 1, 10):
         f0, loudness = (curve[:1] for curve in list(make_batch(n_frames).values())[:2])
-        sound, _ = player.play(f0, loudness, gate=loudness)
+        sound, _ = player.play_block(f0, loudness, gate=loudness)
         assert sound.audio.device == META
         n_played += sound.audio.shape[1]
     assert n_played == (15 - player.latency) * 160

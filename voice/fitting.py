@@ -1,37 +1,17 @@
-"""Conditioning: what is sung in a recording, fitted to an instrument.
+"""A melody is fitted to an instrument: register, key and tuning, range, smoothing and loudness.
 
-``listen`` measures a voice and finds its melody; ``fit`` turns a melody into the curves that the instrument plays.
+``TransferOptions`` holds what a person can choose; ``fit_melody`` turns a melody into the curves that are played.
 """
 
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from scipy import ndimage
 
-from config import Config
-from features import Features, bridge_f0, extract_feature_blocks
-from model import NeuralGuitar
-from sound.audio_files import Scratch, slices
 from sound.note_names import hz_to_midi, midi_to_hz
 from voice.curves import Curves, Melody, shape_notes
-from voice.mains_hum import is_mains_frequency, remove_mains_hum
-from voice.note_gate import estimate_polyphony, find_above_crepe_range, find_voiced, noise_floor, repair_f0
-
-_BLOCK_SAMPLES = 2**20  # of a recording in memory at once: a minute
-ProgressCallback = Callable[[str, float], None]  # a step that a person understands, and the share that is done
-
-
-class SilentError(ValueError):
-    """The recording is silent."""
-
-
-class NoMelodyError(ValueError):
-    """No melody can be heard in the recording."""
-
+from voice.instrument_profile import InstrumentProfile
 
 _OPTION_LIMITS = {
     "semitones": (-60, 60),
@@ -89,95 +69,16 @@ def key_pitch_classes(key: str) -> tuple[int, ...]:
     return tuple(sorted((tonic + step) % 12 for step in steps))
 
 
-# --- listening ------------------------------------------------------------------------------------
-
-
-def extract_melody(
-    audio: np.ndarray | Scratch,
-    config: Config,
-    device: torch.device | str = "cpu",
-    gate_offset: float = 0.0,
-    tell: Callable[[float], None] | None = None,
-) -> tuple[Features, Melody, dict[str, Any]]:
-    """Measure a voice and find what is sung.
-
-    Args:
-        audio: [N] at the features' rate, N a multiple of their hop; of any length, if it is a Scratch.
-        gate_offset: dB on the level under which nothing is heard.
-        tell: is told the share that is measured, now and then; it may raise to cancel.
-
-    Returns:
-        What was measured, what is sung, and entries of the report.
-
-    Raises:
-        SilentError, NoMelodyError: there is nothing to play.
-    """
-    audio, hum = remove_mains_hum(audio, config)
-    gain = _find_input_gain(audio, config.transfer.max_loudness_gain)
-    parts = extract_feature_blocks(_amplified_blocks(audio, 10 ** (gain / 20), config, tell), config, device)
-    lifted = Features(*map(torch.cat, zip(*parts)))
-    f0, loudness, periodicity = (values.numpy() for values in lifted)
-    if loudness.max() <= config.features.loudness_floor:
-        raise SilentError("the recording is silent")
-    too_high = find_above_crepe_range(audio, config)
-    # A hum is not taken out to its last bit, and CREPE hears a pitch in what is left, however soft.
-    is_hum = (loudness - gain <= hum.loudness - config.transfer.mains_left) | is_mains_frequency(f0, hum.frequency)
-    voiced = find_voiced(loudness, periodicity, ~(too_high | is_hum), config, gate_offset)
-    if not voiced.any():
-        raise NoMelodyError(_explain_no_melody(too_high, config))
-    f0, usable = repair_f0(f0, voiced, config)
-    noise = noise_floor(loudness, periodicity >= config.transfer.sustained_periodicity, config)
-    melody = Melody(bridge_f0(f0, usable), _subtract_noise(loudness, noise) - gain, periodicity, voiced)
-    heard = {
-        "share_too_high": float(too_high.mean()),
-        "share_polyphonic": estimate_polyphony(audio, melody.f0, voiced, config),
-        "mains_hum": hum.level,
-    }
-    return lifted._replace(loudness=lifted.loudness - gain), melody, heard
-
-
-def _amplified_blocks(
-    audio: Scratch, gain: float, config: Config, tell: Callable[[float], None] | None
-) -> Iterator[np.ndarray]:
-    """Yield a recording in blocks, louder by ``gain``."""
-    for part in slices(len(audio), _BLOCK_SAMPLES):
-        if tell and part.start:
-            tell(part.start / len(audio))
-        yield audio[part] * gain
-
-
-def _find_input_gain(audio: Scratch, most: float) -> float:
-    """Return the gain in dB that brings a quiet recording to full scale, so that the loudness floor hides no note."""
-    peak = max((float(np.abs(audio[part]).max()) for part in slices(len(audio), _BLOCK_SAMPLES)), default=0.0)
-    return float(np.clip(-20 * np.log10(peak), 0.0, most)) if peak > 0 else 0.0
-
-
-def _subtract_noise(loudness: np.ndarray, noise: float) -> np.ndarray:
-    """Take the power of the recording's noise off loudness, both in dB; at most 10 dB: what is left is uncertain."""
-    share = 1 - 10 ** ((noise - loudness) / 10)
-    return loudness + 10 * np.log10(np.clip(share, 0.1, 1.0))
-
-
-def _explain_no_melody(too_high: np.ndarray, config: Config) -> str:
-    if too_high.mean() > config.transfer.too_high_reported:
-        highest = f"{config.features.f0_max:.0f} Hz"
-        return f"the melody lies over {highest}, higher than CREPE can hear; sing or whistle lower"
-    return "no melody can be heard in the recording; sing or hum closer to the microphone"
-
-
-# --- fitting --------------------------------------------------------------------------------------
-
-
-def fit_melody(melody: Melody, model: NeuralGuitar, options: TransferOptions) -> tuple[Curves, dict[str, float]]:
-    """Fit a melody to the model's instrument; return the curves and what was done, for the report."""
-    config, voiced = model.settings, melody.voiced
+def fit_melody(melody: Melody, profile: InstrumentProfile, options: TransferOptions) -> tuple[Curves, dict[str, float]]:
+    """Fit a melody to an instrument; return the curves and what was done, for the report."""
+    config, voiced = profile.config, melody.voiced
     semitones = options.semitones
     if semitones is None:
-        semitones = fit_register(melody.f0[voiced], model) if options.fit else 0.0
+        semitones = fit_register(melody.f0[voiced], profile) if options.fit else 0.0
     semitones += options.transpose
     pitch = hz_to_midi(melody.f0) + semitones
-    pitch, out_of_range = correct_pitch(pitch, voiced, model, options)
-    loudness = fit_loudness(melody.loudness, voiced, model) if options.fit else melody.loudness
+    pitch, out_of_range = correct_pitch(pitch, voiced, profile, options)
+    loudness = fit_loudness(melody.loudness, voiced, profile) if options.fit else melody.loudness
     loudness_gain = float(np.median((loudness - melody.loudness)[voiced]))
     n_frames = options.smoothing * config.audio.frame_rate
     pitch, loudness = smooth_within_notes(pitch, voiced, n_frames), smooth_within_notes(loudness, voiced, n_frames)
@@ -190,50 +91,48 @@ def fit_melody(melody: Melody, model: NeuralGuitar, options: TransferOptions) ->
     }
 
 
-def fit_register(f0: np.ndarray, model: NeuralGuitar) -> float:
+def fit_register(f0: np.ndarray, profile: InstrumentProfile) -> float:
     """Return the whole octaves, in semitones, that bring a melody into the instrument's range.
 
     Frames outside count, and so, a little, does the distance of the melody's median from the middle of the
     training data: it decides among octaves that leave equally few outside.
     """
-    instrument, settings = model.settings.instrument(model.instrument), model.settings.transfer
-    middle = model.statistics["f0_quantiles"][50]
+    settings = profile.config.transfer
 
     def cost(octaves: int) -> float:
         shifted = f0 * 2.0**octaves
-        outside = np.mean((shifted < instrument.f0_min) | (shifted > instrument.f0_max))
-        return float(outside + settings.octave_distance_cost * abs(np.log2(np.median(shifted) / middle)))
+        outside = np.mean((shifted < profile.f0_min) | (shifted > profile.f0_max))
+        return float(outside + settings.octave_distance_cost * abs(np.log2(np.median(shifted) / profile.median_f0)))
 
     return 12.0 * min(range(-settings.max_octaves, settings.max_octaves + 1), key=cost)
 
 
 def correct_pitch(
-    pitch: np.ndarray, voiced: np.ndarray, model: NeuralGuitar, options: TransferOptions
+    pitch: np.ndarray, voiced: np.ndarray, profile: InstrumentProfile, options: TransferOptions
 ) -> tuple[np.ndarray, float]:
     """Correct the tuning and fold what lies out of range, as far as the options say.
 
     Returns:
         Pitch in MIDI numbers [T], and the share of the sung frames left out of range.
     """
-    settings, instrument = model.settings.transfer, model.settings.instrument(model.instrument)
-    low, high = (hz_to_midi(f0) for f0 in (instrument.f0_min, instrument.f0_max))
+    settings = profile.config.transfer
+    low, high = (hz_to_midi(f0) for f0 in (profile.f0_min, profile.f0_max))
     low, high = low - settings.range_tolerance, high + settings.range_tolerance
     if options.autotune:
         notes = track_notes(pitch, voiced, settings.note_change_cost, key_pitch_classes(options.key))
         # The vibrato is averaged over, so that it stays in a note that is moved.
-        centre = smooth_within_notes(pitch, voiced, settings.vibrato_seconds * model.settings.audio.frame_rate)
+        centre = smooth_within_notes(pitch, voiced, settings.vibrato_seconds * profile.config.audio.frame_rate)
         pitch = pitch + options.autotune * (notes - centre)
     if options.fold:
         notes = track_notes(pitch, voiced, settings.note_change_cost)
         pitch = pitch + 12 * (np.ceil(np.maximum(low - notes, 0) / 12) - np.ceil(np.maximum(notes - high, 0) / 12))
-    return pitch, fraction_out_of_range(midi_to_hz(pitch[voiced]), model)
+    return pitch, fraction_out_of_range(midi_to_hz(pitch[voiced]), profile)
 
 
-def fraction_out_of_range(f0: np.ndarray, model: NeuralGuitar) -> float:
-    """Return which share of the pitches [T] in Hz the model's instrument does not have; 0 if there are none."""
-    instrument = model.settings.instrument(model.instrument)
-    tolerance = 2 ** (model.settings.transfer.range_tolerance / 12)
-    outside = (f0 < instrument.f0_min / tolerance) | (f0 > instrument.f0_max * tolerance)
+def fraction_out_of_range(f0: np.ndarray, profile: InstrumentProfile) -> float:
+    """Return the fraction of the pitches [T] in Hz that lie outside the instrument's range; 0 if there are none."""
+    tolerance = 2 ** (profile.config.transfer.range_tolerance / 12)
+    outside = (f0 < profile.f0_min / tolerance) | (f0 > profile.f0_max * tolerance)
     return float(outside.mean()) if len(f0) else 0.0
 
 
@@ -278,14 +177,14 @@ def smooth_within_notes(values: np.ndarray, voiced: np.ndarray, n_frames: float)
     return smoothed
 
 
-def fit_loudness(loudness: np.ndarray, voiced: np.ndarray, model: NeuralGuitar) -> np.ndarray:
+def fit_loudness(loudness: np.ndarray, voiced: np.ndarray, profile: InstrumentProfile) -> np.ndarray:
     """Map loudness in dB [T] so that the quantiles of the sung frames match those of the training data.
 
     A straight line through the quantiles: it keeps the order and the shape of the dynamics, which a
     full quantile match would bend. Its slope stays near one, so that a steady hum is not torn apart.
     """
-    settings = model.settings.transfer
-    wanted = np.asarray(model.statistics["loudness_quantiles"])  # at 0, 1, ... 100 %
+    settings = profile.config.transfer
+    wanted = np.asarray(profile.loudness_quantiles)  # at 0, 1, ... 100 %
     percent = np.arange(settings.loudness_from, settings.loudness_to + 1, 5)
     found = np.quantile(loudness[voiced], percent / 100)
     slope = np.std(wanted[percent]) / max(np.std(found), 1e-3)
@@ -294,4 +193,4 @@ def fit_loudness(loudness: np.ndarray, voiced: np.ndarray, model: NeuralGuitar) 
     anchor = np.quantile(loudness[voiced], settings.loudness_anchor / 100)
     gain = min(wanted[settings.loudness_anchor] - anchor, settings.max_loudness_gain)
     fitted = anchor + gain + slope * (loudness - anchor)
-    return np.clip(fitted, model.settings.features.loudness_floor, wanted[-1])
+    return np.clip(fitted, profile.config.features.loudness_floor, wanted[-1])

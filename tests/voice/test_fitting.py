@@ -4,19 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 
 from checkpoint import load_model
-from config import load_config
-from conftest import harmonic_tone
 from voice.curves import Melody
 from voice.fitting import (
-    NoMelodyError,
-    SilentError,
     TransferOptions,
-    _find_input_gain,
-    _subtract_noise,
-    extract_melody,
     fit_loudness,
     fit_melody,
     fit_register,
@@ -24,15 +16,16 @@ from voice.fitting import (
     smooth_within_notes,
     track_notes,
 )
+from voice.instrument_profile import InstrumentProfile
 
 FRAMES = np.arange(300)
 VIBRATO = 0.4 * np.sin(2 * np.pi * 5.5 * FRAMES / 100)  # semitones
 
 
 @pytest.fixture
-def model(write_checkpoint):
+def profile(write_checkpoint):
     """A small trumpet whose training data lie between 200 and 800 Hz, and -45 and -15 dB."""
-    return load_model(write_checkpoint())
+    return InstrumentProfile.of(load_model(write_checkpoint()))
 
 
 def melody(pitch: np.ndarray | float, loudness: np.ndarray | float = -25.0, voiced: np.ndarray | None = None) -> Melody:
@@ -43,9 +36,9 @@ def melody(pitch: np.ndarray | float, loudness: np.ndarray | float = -25.0, voic
     return Melody(f0, np.broadcast_to(loudness, 300).astype(float), voiced.astype(float), voiced)
 
 
-def play(tune: Melody, model, **options) -> tuple[np.ndarray, np.ndarray, dict]:
+def play(tune: Melody, profile, **options) -> tuple[np.ndarray, np.ndarray, dict]:
     """Return the pitch (MIDI numbers) and the loudness of the voiced frames as they are played, and the report."""
-    curves, report = fit_melody(tune, model, TransferOptions(**{"semitones": 0.0, **options}))
+    curves, report = fit_melody(tune, profile, TransferOptions(**{"semitones": 0.0, **options}))
     pitch = 12 * np.log2(curves.f0.astype(float) / 440) + 69
     return pitch[curves.voiced], curves.loudness[curves.voiced], report
 
@@ -87,21 +80,21 @@ def test_keys() -> None:
 # --- register, tuning, folding --------------------------------------------------------------------
 
 
-def test_transpose_comes_on_top_of_the_register(model) -> None:
+def test_transpose_comes_on_top_of_the_register(profile) -> None:
     low = melody(45.0)  # 110 Hz
-    register = fit_melody(low, model, TransferOptions())[1]["semitones"]
+    register = fit_melody(low, profile, TransferOptions())[1]["semitones"]
     assert register in (12, 24)
-    assert fit_melody(low, model, TransferOptions(transpose=-2.0))[1]["semitones"] == register - 2
-    assert fit_melody(low, model, TransferOptions(fit=False, transpose=3.0))[1]["semitones"] == 3
-    assert fit_melody(low, model, TransferOptions(semitones=5.0, transpose=3.0))[1]["semitones"] == 8
+    assert fit_melody(low, profile, TransferOptions(transpose=-2.0))[1]["semitones"] == register - 2
+    assert fit_melody(low, profile, TransferOptions(fit=False, transpose=3.0))[1]["semitones"] == 3
+    assert fit_melody(low, profile, TransferOptions(semitones=5.0, transpose=3.0))[1]["semitones"] == 8
 
 
-def test_the_register_is_that_of_most_notes(model) -> None:
+def test_the_register_is_that_of_most_notes(profile) -> None:
     """A tenth of stray frames, four octaves up, does not move the melody."""
     steady = np.full(100, 220.0)
     stray = steady.copy()
     stray[:10] = 3520.0
-    assert fit_register(stray, model) == fit_register(steady, model)
+    assert fit_register(stray, profile) == fit_register(steady, profile)
 
 
 @pytest.mark.parametrize(
@@ -111,15 +104,15 @@ def test_the_register_is_that_of_most_notes(model) -> None:
         ((400.0, 400.0, 1100.0), -1), ((400.0, 400.0, 150.0), 1),  # most lie in the middle, but some outside
     ],
 )  # fmt: skip
-def test_the_register_lies_in_the_range_and_near_its_middle(model, f0: tuple[float, ...], octaves: int) -> None:
+def test_the_register_lies_in_the_range_and_near_its_middle(profile, f0: tuple[float, ...], octaves: int) -> None:
     """A trumpet plays 165 to 1047 Hz, and the middle of what this one was trained on is 400 Hz."""
-    assert fit_register(np.array(f0), model) == 12 * octaves
+    assert fit_register(np.array(f0), profile) == 12 * octaves
 
 
 @pytest.mark.parametrize("offset", [-0.4, 0.3, 0.45])
-def test_autotune_moves_a_note_and_keeps_its_vibrato(model, offset: float) -> None:
+def test_autotune_moves_a_note_and_keeps_its_vibrato(profile, offset: float) -> None:
     sung = 64 + offset + VIBRATO
-    full, half, none = (play(melody(sung), model, autotune=amount)[0] for amount in (1.0, 0.5, 0.0))
+    full, half, none = (play(melody(sung), profile, autotune=amount)[0] for amount in (1.0, 0.5, 0.0))
     inner = slice(20, -20)
     assert np.abs(np.mean(full[inner]) - 64) < 0.02
     assert np.abs(np.mean(half[inner]) - 64 - offset / 2) < 0.02
@@ -127,10 +120,10 @@ def test_autotune_moves_a_note_and_keeps_its_vibrato(model, offset: float) -> No
     assert np.std(full[inner]) == pytest.approx(np.std(VIBRATO), rel=0.25)
 
 
-def test_autotune_to_a_key(model) -> None:
+def test_autotune_to_a_key(profile) -> None:
     """F sharp, a little flat: in C major that is F; chromatic it is F sharp."""
-    assert np.mean(play(melody(65.9), model, autotune=1.0)[0]) == pytest.approx(66, abs=0.01)
-    assert np.mean(play(melody(65.9), model, autotune=1.0, key="C major")[0]) == pytest.approx(65, abs=0.01)
+    assert np.mean(play(melody(65.9), profile, autotune=1.0)[0]) == pytest.approx(66, abs=0.01)
+    assert np.mean(play(melody(65.9), profile, autotune=1.0, key="C major")[0]) == pytest.approx(65, abs=0.01)
 
 
 def test_notes_are_followed_through_vibrato_and_glides() -> None:
@@ -140,19 +133,19 @@ def test_notes_are_followed_through_vibrato_and_glides() -> None:
     assert set(notes) == {60.0, 64.0} and abs(np.flatnonzero(notes == 64)[0] - 150) <= 2
 
 
-def test_fold_moves_whole_notes_by_octaves(model) -> None:
+def test_fold_moves_whole_notes_by_octaves(profile) -> None:
     """A trumpet plays 52 to 84: 45 comes up an octave, 98 down two; 60 stays."""
     sung = np.select([FRAMES < 100, FRAMES < 200], [45.0, 60.0], 98.0) + VIBRATO
-    pitch, _, report = play(melody(sung), model, fold=True)
+    pitch, _, report = play(melody(sung), profile, fold=True)
     moved = np.select([FRAMES < 100, FRAMES < 200], [12.0, 0.0], -24.0)
     assert np.allclose(pitch - sung[20:280], moved[20:280], atol=1e-4)
     assert report["share_out_of_range"] == 0
-    assert play(melody(sung), model)[2]["share_out_of_range"] == pytest.approx(160 / 260, abs=0.01)
+    assert play(melody(sung), profile)[2]["share_out_of_range"] == pytest.approx(160 / 260, abs=0.01)
 
 
 @pytest.mark.parametrize(("sung", "played"), [(52.0, 52.0), (51.0, 63.0), (84.0, 84.0), (85.0, 73.0), (109.0, 73.0)])
-def test_fold_keeps_what_the_instrument_has(model, sung: float, played: float) -> None:
-    assert np.allclose(play(melody(sung), model, fold=True)[0], played, atol=1e-4)
+def test_fold_keeps_what_the_instrument_has(profile, sung: float, played: float) -> None:
+    assert np.allclose(play(melody(sung), profile, fold=True)[0], played, atol=1e-4)
 
 
 def test_a_pitch_in_a_pause_says_nothing_of_the_notes() -> None:
@@ -173,121 +166,40 @@ def test_smoothing_keeps_notes_apart() -> None:
     assert smooth_within_notes(rough, voiced, 0.0) is rough
 
 
-def test_smoothing_takes_the_vibrato_out(model) -> None:
+def test_smoothing_takes_the_vibrato_out(profile) -> None:
     tremolo = melody(64 + VIBRATO, -30 + VIBRATO)
-    for plain, smoothed in zip(play(tremolo, model)[:2], play(tremolo, model, smoothing=0.3)[:2]):
+    for plain, smoothed in zip(play(tremolo, profile)[:2], play(tremolo, profile, smoothing=0.3)[:2]):
         assert np.std(smoothed[30:-30]) < 0.1 * np.std(plain[30:-30])
 
 
-def test_loudness_offset_is_in_decibels(model) -> None:
+def test_loudness_offset_is_in_decibels(profile) -> None:
     swell = melody(64.0, -35 + 10 * np.sin(np.pi * FRAMES / 300))
-    softer, plain = play(swell, model, loudness_offset=-6.0), play(swell, model)
+    softer, plain = play(swell, profile, loudness_offset=-6.0), play(swell, profile)
     assert np.allclose(plain[1] - softer[1], 6.0, atol=1e-4)
     assert softer[2]["loudness_gain"] == pytest.approx(plain[2]["loudness_gain"] - 6)
 
 
-def test_loudness_fit_keeps_the_order(model) -> None:
+def test_loudness_fit_keeps_the_order(profile) -> None:
     loudness = np.random.default_rng(0).uniform(-70, -30, 500).astype(np.float32)
-    fitted = fit_loudness(loudness, np.ones(500, bool), model)
+    fitted = fit_loudness(loudness, np.ones(500, bool), profile)
     assert (np.diff(fitted[np.argsort(loudness)]) >= 0).all()
     assert np.corrcoef(fitted, loudness)[0, 1] > 0.99
-    assert np.quantile(fitted, 0.75) == pytest.approx(model.statistics["loudness_quantiles"][75], abs=0.5)
+    assert np.quantile(fitted, 0.75) == pytest.approx(profile.loudness_quantiles[75], abs=0.5)
 
 
 @pytest.mark.parametrize(("spread", "slope"), [(0.1, 1.3), (30.0, 1.0), (100.0, 1 / 1.3)])
-def test_loudness_is_stretched_but_not_torn(model, spread: float, slope: float) -> None:
+def test_loudness_is_stretched_but_not_torn(profile, spread: float, slope: float) -> None:
     """The training data spread evenly over 30 dB."""
     loudness = np.linspace(-60, -60 + spread, 1001)
-    fitted = fit_loudness(loudness, np.ones(1001, bool), model)
-    inside = (fitted > model.settings.features.loudness_floor) & (fitted < -15)
+    fitted = fit_loudness(loudness, np.ones(1001, bool), profile)
+    inside = (fitted > profile.config.features.loudness_floor) & (fitted < -15)
     assert np.polyfit(loudness[inside], fitted[inside], 1)[0] == pytest.approx(slope, rel=1e-3)
     assert inside.sum() > 700 and fitted.max() <= -15  # the loudest of the training data
 
 
-def test_a_voice_is_raised_by_no_more_than_the_limit(model) -> None:
-    fitted = fit_loudness(np.full(100, -110.0), np.ones(100, bool), model)
-    assert np.allclose(fitted, -110 + model.settings.transfer.max_loudness_gain)
-
-
-# --- listening ------------------------------------------------------------------------------------
-
-
-def test_loudness_is_that_of_the_recording_however_soft() -> None:
-    config, rest = load_config(), np.zeros(4800, np.float32)
-    song = np.concatenate([rest, harmonic_tone(220.0, 0.6, amplitude=0.1), rest])
-    song += (1e-4 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
-    (loud, melody, _), (soft, softer, _) = extract_melody(song, config), extract_melody(0.1 * song, config)
-    held = melody.voiced & softer.voiced
-    assert held.sum() > 50
-    assert np.allclose(softer.loudness[held], melody.loudness[held] - 20, atol=0.01)
-    assert np.allclose(soft.loudness[held], loud.loudness[held] - 20, atol=0.01)
-    assert np.allclose(melody.loudness[held], loud.loudness[held], atol=0.1)  # 40 dB over the noise
-
-
-def test_the_gate_offset_leaves_soft_notes_out() -> None:
-    config, rest = load_config(), np.zeros(4800, np.float32)
-    song = np.concatenate([part for a in (0.1, 0.005) for part in (rest, harmonic_tone(220.0, 0.6, amplitude=a))])
-    song += (1e-5 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
-    both, loud = (extract_melody(song, config, gate_offset=offset)[1].voiced for offset in (0.0, 25.0))
-    assert both[140:170].all() and not loud[125:].any() and loud[45:80].all()
-
-
-def test_silence_and_noise_have_errors_of_their_own() -> None:
-    config = load_config()
-    with pytest.raises(SilentError, match="the recording is silent"):
-        extract_melody(np.zeros(16000, np.float32), config)
-    noise = 0.03 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
-    with pytest.raises(NoMelodyError, match="no melody can be heard"):
-        extract_melody(noise, config)
-    assert issubclass(SilentError, ValueError) and issubclass(NoMelodyError, ValueError)
-
-
-@pytest.mark.parametrize(
-    ("partials", "swell"), [((1, 0, 0.5), 0.0), ((1, 0.5, 0.5), 0.2), ((0.5, 0, 1), 0.02)]
-)  # steady; what is left of it has the pitch of the mains; of a partial, and is soft
-def test_a_melody_is_heard_through_mains_hum_and_the_pauses_stay_silent(partials, swell: float) -> None:
-    config = load_config()
-    rng, rest = np.random.default_rng(0), np.zeros(9600, np.float32)
-    notes = [harmonic_tone(f0, 0.6, amplitude=0.1) for f0 in (196.0, 220.0, 175.0)]
-    song = np.concatenate([part for note in notes for part in (rest, note)] + [rest])
-    song += (1e-4 * rng.standard_normal(len(song))).astype(np.float32)
-    times = np.arange(len(song)) / 16000
-    hum = sum(a * np.sin(2 * np.pi * 50 * k * times + k) for k, a in enumerate(partials, start=1))
-    hum = (0.25 * (1 + swell * np.sin(2 * np.pi * 0.9 * times)) * hum).astype(np.float32)
-    features, heard, report = extract_melody(song + hum, config)
-    assert report["mains_hum"] == pytest.approx(20 * np.log10(np.sqrt(np.mean(hum**2))), abs=1.0)
-    sung = np.repeat([0, 1, 0, 1, 0, 1, 0], 60)[: len(heard.voiced)].astype(bool)
-    assert (heard.voiced == sung).mean() > 0.96
-    clean = extract_melody(song, config)
-    both = heard.voiced & clean[1].voiced
-    assert np.median(np.abs(1200 * np.log2(heard.f0[both] / clean[1].f0[both]))) < 2
-    assert clean[2]["mains_hum"] is None and clean[2]["share_polyphonic"] < 0.02
-    assert features.f0.shape == torch.Size([len(heard.f0)])
-
-
-def test_mains_hum_of_a_long_recording_is_taken_out_stretch_by_stretch() -> None:
-    config, rest = load_config(), np.zeros(9600, np.float32)
-    notes = [harmonic_tone(f0, 0.6, amplitude=0.1) for f0 in (196.0, 220.0, 175.0)] * 4
-    song = np.concatenate([part for note in notes for part in (rest, note)])
-    song += (1e-4 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
-    buzz = np.sin(2 * np.pi * 50 * np.arange(len(song)) / 16000).astype(np.float32)
-    buzz[len(buzz) // 2 :] = 0  # it is switched off midway
-    whole = extract_melody(song, config)
-    often = dataclasses.replace(config, transfer=dataclasses.replace(config.transfer, mains_stretch_seconds=3.6))
-    _, heard, report = extract_melody(song + 0.2 * buzz, often)
-    assert report["mains_hum"] == pytest.approx(20 * np.log10(0.2 / 2), abs=0.5)
-    assert (heard.voiced == whole[1].voiced).mean() > 0.97
-
-
-@pytest.mark.parametrize(("peak", "gain"), [(0.5, 6.02), (1.0, 0), (2.0, 0), (1e-2, 40), (1e-4, 60), (0.0, 0)])
-def test_a_quiet_recording_is_raised_to_full_scale_but_not_without_end(peak: float, gain: float) -> None:
-    assert _find_input_gain(np.array([0.0, -peak, peak / 2]), 60.0) == pytest.approx(gain, abs=0.01)
-
-
-def test_noise_is_taken_off_the_loudness() -> None:
-    """At 6 dB over the noise, a note's own level is 4.7 dB over it."""
-    assert _subtract_noise(np.array([-44.0]), -50.0)[0] == pytest.approx(-50 + 10 * np.log10(10**0.6 - 1))
-    assert _subtract_noise(np.array([-50.0, -60.0]), -50.0).tolist() == [-60.0, -70.0]
+def test_a_voice_is_raised_by_no_more_than_the_limit(profile) -> None:
+    fitted = fit_loudness(np.full(100, -110.0), np.ones(100, bool), profile)
+    assert np.allclose(fitted, -110 + profile.config.transfer.max_loudness_gain)
 
 
 def test_options_are_frozen() -> None:
