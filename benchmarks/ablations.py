@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint import LATEST, load_model, read_checkpoint, settings_of
+from checkpoint import LATEST, checkpoint_config, load_model, read_checkpoint
 from config import (
     DEFAULT_CONFIG_PATH,
     Config,
@@ -33,7 +33,7 @@ from config import (
 )
 from data import list_recordings
 from evaluation import judging
-from evaluation.scorecard_tables import RESYNTHESIS, TRANSFER, Figure, format_value
+from evaluation.scorecard_tables import RESYNTHESIS, TRANSFER, Column, format_value
 from sound.atomic_files import hash_file, write_text
 
 ROOT = Path(__file__).parents[1]
@@ -110,7 +110,7 @@ def identify(source: Path) -> str:
     Raises:
         FileNotFoundError, ValueError: there are none.
     """
-    paths = list_recordings(source) or judging.find_sounds([source])
+    paths = list_recordings(source) or judging.find_sound_files([source])
     return _digest(sorted(map(hash_file, paths)))
 
 
@@ -155,7 +155,7 @@ def _require_same(row: Row, args: argparse.Namespace, recordings: Path) -> None:
     path, wanted = row.folder / LATEST, _settings(row.variant, args.half_life)
     wanted = dataclasses.replace(wanted, train=dataclasses.replace(wanted.train, batch_size=args.batch_size))
     content = read_checkpoint(path)
-    changes = architecture_differences(settings_of(content, path, wanted), wanted)
+    changes = architecture_differences(checkpoint_config(content, path, wanted), wanted)
     changes += [f"{name} {change}" for name, change in training_changes(content["config"], wanted).items()]
     if recordings.exists() and recordings.read_text() != args.found[args.data_dir]:
         changes.append(f"{args.data_dir} held other recordings")
@@ -181,18 +181,18 @@ def judge_row(row: Row, args: argparse.Namespace) -> dict[str, Any]:
     path, kept = row.folder / LATEST, row.folder / "figures.json"
     content = read_checkpoint(path)
     sources = [args.found.get(source) for source in (args.data_dir, args.other_dir, *args.input)]
-    asked = _digest([hash_file(path), config_to_dict(settings_of(content, path)), *sources])
+    asked = _digest([hash_file(path), config_to_dict(checkpoint_config(content, path)), *sources])
     if kept.exists() and (known := json.loads(kept.read_text()))["asked"] == asked:
         return known
     model = load_model(path, get_device(args.device))
     models, takes = {judging.MODEL: model}, judging.read_takes(args.data_dir, model, own=True, trained=content)
     others = judging.read_takes(args.other_dir, model, own=False) if args.other_dir else []
-    instrument = judging.read_instrument(takes, others)
-    copies = judging.judge_takes(takes, models, instrument, seed=0)[0][0]
+    instrument = judging.build_timbre_reference(takes, others)
+    copies = judging.evaluate_takes(takes, models, instrument, seed=0)[0][0]
     voices = [
         rows[0]
-        for path in judging.find_sounds(args.input)
-        for rows, _ in judging.judge_voice(path, models, instrument, None, seed=0)
+        for path in judging.find_sound_files(args.input)
+        for rows, _ in judging.evaluate_voice(path, models, instrument, None, seed=0)
     ]
     figures = {
         "asked": asked,
@@ -215,7 +215,7 @@ def _worst(name: str, values: Sequence[float | None]) -> float | None:
     return min(measured) if _figure(TRANSFER, name).at_least else max(measured)
 
 
-def _figure(figures: Sequence[Figure], key: str) -> Figure:
+def _figure(figures: Sequence[Column], key: str) -> Column:
     return next(figure for figure in figures if figure.key == key)
 
 
@@ -223,7 +223,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table: copies of held-out recordings, then the voices, each row's worst."""
     columns = [("copies", _figure(RESYNTHESIS, name)) for name in _COPIES]
     columns += [("played", _figure(TRANSFER, name)) for name in _PLAYED]
-    heads = ["change", "steps", *(f"{figure.head}{', voice' * (kind == 'played')}" for kind, figure in columns)]
+    heads = ["change", "steps", *(f"{figure.heading}{', voice' * (kind == 'played')}" for kind, figure in columns)]
     lines = [heads, ["---"] * len(heads)]
     for row in rows:
         values = (format_value(row[kind][figure.key], figure.digits) for kind, figure in columns)

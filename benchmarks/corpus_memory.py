@@ -24,7 +24,7 @@ from config import load_config
 from data import Recording, extractor_settings, save_recording
 from recordings.corpus import measure_statistics, read_corpus
 from recordings.crops import build_dataset, load_batches
-from recordings.process_ranks import ALONE
+from recordings.process_ranks import SINGLE_PROCESS
 from sound.atomic_files import write_text
 
 _INSTRUMENT, _SECONDS = "trumpet", 0.2  # of each recording
@@ -65,7 +65,7 @@ def start_training(folder: Path) -> Start:
     measure_statistics(corpus.training, config)
     training = build_dataset(corpus.training, corpus.instrument, config, seed=0)
     build_dataset(corpus.validation, corpus.instrument, config)
-    next(load_batches(training, training.order(), 0, config.train.batch_size, ALONE, torch.device("cpu")))
+    next(load_batches(training, training.order(), 0, config.train.batch_size, SINGLE_PROCESS, torch.device("cpu")))
     processor_seconds, seconds = time.process_time() - processor_seconds, time.perf_counter() - seconds
     return Start(processor_seconds, seconds, _peak_mebibytes() - memory, len(training))
 

@@ -27,7 +27,7 @@ from sound.atomic_files import write_text
 from speed import Part, Workload, measure
 from speed_parts import PlainGru, Work, build_models, build_textbook_loss, make_batch, make_step
 from speed_peers import build_network
-from training.optimization import PRECISIONS, build_loss, failed_to_compile, layers_to_compile
+from training.optimization import PRECISIONS, build_loss, compilable_layers, is_compile_error
 
 log = logging.getLogger("benchmark_gpu")
 
@@ -49,7 +49,7 @@ class Variant:
         if self.textbook and config.model.decoder == "gru":
             model.decoder = PlainGru(model.decoder.gru)
         model = model.to(device)
-        for layer in layers_to_compile(model) if self.compiled else []:
+        for layer in compilable_layers(model) if self.compiled else []:
             layer.compile()
         loss = build_textbook_loss(config) if self.textbook else build_loss(config).to(device)
         batch = {name: values.to(device) for name, values in make_batch(load).items()}
@@ -62,7 +62,7 @@ def list_variants(presets: list[str]) -> list[Variant]:
     variants = []
     for preset in presets:
         model = build_models(load_config(preset=preset))["ours"]
-        ways = (False, True) if layers_to_compile(model) else (False,)
+        ways = (False, True) if compilable_layers(model) else (False,)
         variants += [Variant(preset, precision, compiled) for precision in PRECISIONS for compiled in ways]
     return variants
 
@@ -74,7 +74,7 @@ def measure_steps(presets: list[str], load: Workload, device: torch.device, n_ro
         try:
             rows.append(measure_step(variant, load, device, n_rounds))
         except RuntimeError as error:
-            if not (isinstance(error, torch.OutOfMemoryError) or failed_to_compile(error)):
+            if not (isinstance(error, torch.OutOfMemoryError) or is_compile_error(error)):
                 raise
             log.warning("%s is left out: %s", variant, str(error).strip().splitlines()[0])
     return rows

@@ -19,7 +19,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 from checkpoint import load_model, pretrained_path  # noqa: E402
-from live import take_precedence, warm_up  # noqa: E402
+from live import request_realtime_priority, warm_up  # noqa: E402
 from playing.causal_transfer import StreamingTransfer  # noqa: E402
 from sound.audio_files import load_audio  # noqa: E402
 
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         stream = StreamingTransfer(model)
         rate = stream.rate
         voice, size = load_audio(args.input, rate), round(args.block_ms * rate / 1000)
-        if args.real_time and not take_precedence():
+        if args.real_time and not request_realtime_priority():
             log.info("without real-time priority")
         n_blocks = max(1, round(args.seconds * 1000 / args.block_ms))
         times, memory = measure(stream, voice, size, n_blocks, args.real_time)

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from evaluation.scorecard import AUDIBLE, add_noise
+from evaluation.scorecard import AUDIBLE_LEVEL, add_noise
 from features import extract_loudness, pad_to_frames
-from recordings.pitch_annotations import count_octave_errors, read_played, read_sung
+from recordings.pitch_annotations import count_octave_errors, read_played, read_voice_annotation
 from sound.atomic_files import write_text
 from sound.audio_files import load_audio
 from trackers import CONFIG, FRAME, HOP, RATE, TRACKERS, Track, Tracker, find_installed, to_grid
@@ -55,7 +55,7 @@ def read_voice(path: Path) -> Source:
         FileNotFoundError, ValueError: one of them is not there, or cannot be read.
     """
     audio = pad_to_frames(load_audio(path, RATE), HOP)
-    f0 = read_sung(path, len(audio) // HOP, FRAME)
+    f0 = read_voice_annotation(path, len(audio) // HOP, FRAME)
     if f0 is None:
         raise FileNotFoundError(f"{path} has no annotation beside it: {path.stem}_f0.csv, rows of seconds and Hz")
     return Source(path.stem, [Clip(audio, f0, f0 == 0)], rendered=False)
@@ -77,7 +77,7 @@ def read_take(path: Path) -> Clip:
     """Read a rendered take; of the notes held, the frames count that can be heard."""
     audio = pad_to_frames(load_audio(path, RATE), HOP)
     f0 = read_played(path, len(audio) // HOP, CONFIG)
-    return Clip(audio, np.where(extract_loudness(audio, CONFIG) > AUDIBLE, f0, 0.0), f0 == 0)
+    return Clip(audio, np.where(extract_loudness(audio, CONFIG) > AUDIBLE_LEVEL, f0, 0.0), f0 == 0)
 
 
 def mix(audio: np.ndarray, snr: float | None, seed: int) -> np.ndarray:

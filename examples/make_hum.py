@@ -21,7 +21,7 @@ import numpy as np
 import soundfile as sf
 from scipy.signal import butter, fftconvolve, sosfilt
 
-from sound.atomic_files import replacing, write_text
+from sound.atomic_files import atomic_write, write_text
 from synthetic_voice import FRAME_HOP, SAMPLE_RATE, SHAPES, glottal_source, vocal_tract
 
 EIGHTH, REST = 0.22, 0.75  # s: an eighth note; the pause between two phrases, in which the singer breathes
@@ -195,7 +195,7 @@ def save_pitch(path: Path, pitch: np.ndarray) -> None:
 def save_wav(path: Path, audio: np.ndarray) -> None:
     buffer = io.BytesIO()
     sf.write(buffer, audio, SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(buffer.getvalue())
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model import Controls, NeuralGuitar, Sound, State
-from sound.audio_files import slices
+from sound.audio_files import block_slices
 from synth import elapsed_cycles, fundamental_phase, harmonics_below_nyquist
 from voice.curves import Curves
 
@@ -108,7 +108,7 @@ def play_curves(
     """
     player, device = BlockPlayer(model, noise_balance, seed), next(model.parameters()).device
     n_frames = len(curves.f0)
-    for part in slices(n_frames, block_frames):
+    for part in block_slices(n_frames, block_frames):
         frames = (
             torch.from_numpy(values[part])[None, :, None].to(device)
             for values in (curves.f0, curves.loudness, curves.gate)

@@ -21,7 +21,7 @@ from model import NeuralGuitar, Sound
 from playing.block_player import play_curves
 from playing.causal_transfer import StreamingTransfer, frames_to_curves
 from playing.transfer_report import NO_VOICE, make_report
-from sound.audio_files import Scratch, prepare_audio, resample_blocks, slices
+from sound.audio_files import SpooledAudio, block_slices, prepare_audio, resample_blocks
 from sound.threads import alone, give_back_large_blocks
 from voice.curves import Curves, Melody, shape_notes
 from voice.fitting import TransferOptions, fit_melody, fit_register, fraction_out_of_range
@@ -42,7 +42,7 @@ class TransferResult:
     not.
     """
 
-    stems: tuple[Scratch, Scratch]  # [N], harmonic and noise part, before ``gain``
+    stems: tuple[SpooledAudio, SpooledAudio]  # [N], harmonic and noise part, before ``gain``
     gain: float  # linear, by which the peak is limited
     sample_rate: int
     features: Features  # measured in the input
@@ -67,7 +67,7 @@ class TransferResult:
     def blocks(self, *numbers: int) -> Iterator[np.ndarray]:
         """Yield the sum of some stems, 0 and 1 (both, if none is named), in blocks [n]."""
         stems = [self.stems[number] for number in numbers or (0, 1)]
-        for part in slices(len(stems[0]), _BLOCK_SAMPLES):
+        for part in block_slices(len(stems[0]), _BLOCK_SAMPLES):
             yield sum(stem[part] * self.gain for stem in stems)
 
 
@@ -115,7 +115,7 @@ def transfer_blocks(
     config = profile.config
     step = "Listening to the voice"
     report_progress(step, 0.0)
-    audio = Scratch(blocks)
+    audio = SpooledAudio(blocks)
     audio.append(np.zeros(-len(audio) % config.audio.feature_hop_length))
     device = next(model.parameters()).device
     features, melody, voice_report = extract_melody(
@@ -148,12 +148,12 @@ def transfer_causal(
     report_progress, started = progress or _ignore_progress, time.perf_counter()
     stream, frames = StreamingTransfer(model, dataclasses.replace(options, output_rate=None), seed), []
     report_progress(f"Playing the {model.instrument}", 0.0)
-    voice, sample_rate = Scratch(blocks), options.output_rate or stream.rate
+    voice, sample_rate = SpooledAudio(blocks), options.output_rate or stream.rate
     n_frames, device = model.audio.samples_to_frames(len(voice)), next(model.parameters()).device
     voice.append(np.zeros(-len(voice) % model.audio.hop_length + stream.latency))
 
     def played() -> Iterator[Sound]:
-        for part in slices(len(voice), stream.rate):  # a second between two reports of progress
+        for part in block_slices(len(voice), stream.rate):  # a second between two reports of progress
             for frame, sound in alone(functools.partial(list, stream.process_frames(voice[part])), device):
                 frames.append(frame)
                 yield sound
@@ -261,22 +261,22 @@ def play_with_progress(
 
 def collect_stems(
     played: Iterable[Sound], from_rate: int, to_rate: int, max_peak: float
-) -> tuple[tuple[Scratch, Scratch], float]:
+) -> tuple[tuple[SpooledAudio, SpooledAudio], float]:
     """Collect what is played, at another rate.
 
     Returns:
         Both stems [N], and the linear gain that keeps their sum under ``max_peak`` dBFS.
     """
-    raw = Scratch(), Scratch()
+    raw = SpooledAudio(), SpooledAudio()
     for sound in played:
         for stem, part in zip(raw, sound):
             stem.append(part[0].cpu().numpy())
     stems = raw if from_rate == to_rate else tuple(_resampled(stem, from_rate, to_rate) for stem in raw)
-    parts = slices(len(stems[0]), _BLOCK_SAMPLES)
+    parts = block_slices(len(stems[0]), _BLOCK_SAMPLES)
     peak = max((float(np.abs(stems[0][part] + stems[1][part]).max()) for part in parts), default=0.0)
     return stems, min(1.0, 10 ** (max_peak / 20) / max(peak, 1e-9))
 
 
-def _resampled(stem: Scratch, from_rate: int, to_rate: int) -> Scratch:
-    blocks = (stem[part] for part in slices(len(stem), _BLOCK_SAMPLES))
-    return Scratch(resample_blocks(blocks, from_rate, to_rate))
+def _resampled(stem: SpooledAudio, from_rate: int, to_rate: int) -> SpooledAudio:
+    blocks = (stem[part] for part in block_slices(len(stem), _BLOCK_SAMPLES))
+    return SpooledAudio(resample_blocks(blocks, from_rate, to_rate))

@@ -39,11 +39,11 @@ def read_annotation(path: Path, n_frames: int, frame_seconds: float) -> np.ndarr
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not an annotation that can be read ({error})") from error
     seconds = np.arange(n_frames) * frame_seconds
-    f0 = np.stack([_sample(contour, seconds) for contour in contours])  # (strings, T)
+    f0 = np.stack([_nearest_values(contour, seconds) for contour in contours])  # (strings, T)
     return np.where((f0 > 0).sum(axis=0) == 1, f0.sum(axis=0), 0.0)
 
 
-def read_sung(voice: Path, n_frames: int, frame_seconds: float) -> np.ndarray | None:
+def read_voice_annotation(voice: Path, n_frames: int, frame_seconds: float) -> np.ndarray | None:
     """Return the annotated f0 of a voice as ``read_annotation`` does, None where no annotation lies beside it."""
     path = voice.with_name(f"{voice.stem}_f0.csv")
     return read_annotation(path, n_frames, frame_seconds) if path.is_file() else None
@@ -101,7 +101,7 @@ def _no_contour() -> list[np.ndarray]:
     raise ValueError("no pitch_contour in it")
 
 
-def _sample(contour: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+def _nearest_values(contour: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     """Return the value nearest in time for each frame, 0 where the annotation is silent about it."""
     if not len(contour):
         return np.zeros(len(seconds))

@@ -109,7 +109,7 @@ def run(shipped: Path, scratch: Path, tmp_path: Path) -> Callable[..., Iterator[
 def app_order(page: gr.Blocks) -> list[str]:
     """Return the options in the order in which the button passes them."""
     with gr.Blocks():
-        return list(app.parts.build_controls(LIMITS).options)
+        return list(app.page_layout.build_controls(LIMITS).options)
 
 
 def changes(step: dict) -> dict[str, str]:

@@ -10,12 +10,12 @@ import torch
 import checkpoint as checkpoint_module
 from checkpoint import (
     FORMAT_VERSION,
+    checkpoint_config,
     load_model,
     load_weights,
     make_checkpoint,
     read_checkpoint,
     save_checkpoint,
-    settings_of,
 )
 from conftest import damaged_pickles, zipped
 from model import build_model
@@ -202,7 +202,7 @@ def test_settings_that_are_none(rewrite, section, value):
 
     path = rewrite(change)
     with pytest.raises(ValueError, match=r"model\.pth"):
-        settings_of(read_checkpoint(path), path)
+        checkpoint_config(read_checkpoint(path), path)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from scipy import ndimage, signal
 
 from config import Config, TransferConfig
 from features import extract_loudness
-from sound.audio_files import Scratch, slices
+from sound.audio_files import SpooledAudio, block_slices
 
 _SMALLEST = 1e-20
 _BLOCK_FRAMES = 500  # looked at in one go, and
@@ -29,13 +29,13 @@ class MainsHum(NamedTuple):
     level: float | None  # RMS of all of it, dBFS; None if there is none
 
 
-def remove_mains_hum(audio: np.ndarray | Scratch, config: Config) -> tuple[Scratch, MainsHum]:
+def remove_mains_hum(audio: np.ndarray | SpooledAudio, config: Config) -> tuple[SpooledAudio, MainsHum]:
     """Take mains hum out of a recording, from one stretch of some minutes after the other."""
     hop_length, n_frames = config.audio.feature_hop_length, len(audio) // config.audio.feature_hop_length
     n_stretches = max(1, round(n_frames / config.audio.seconds_to_frames(config.transfer.mains_stretch_seconds)))
-    clean, energy = Scratch(), 0.0
+    clean, energy = SpooledAudio(), 0.0
     loudness, frequency = np.full(n_frames, -np.inf), np.full(n_frames, np.nan)
-    for frames in slices(n_frames, -(-n_frames // n_stretches)):
+    for frames in block_slices(n_frames, -(-n_frames // n_stretches)):
         part = audio[frames.start * hop_length : frames.stop * hop_length]
         rest, hum = remove_hum_from_stretch(part, config.audio.feature_rate, config.transfer)
         clean.append(rest)
@@ -47,7 +47,7 @@ def remove_mains_hum(audio: np.ndarray | Scratch, config: Config) -> tuple[Scrat
 
 
 def is_mains_frequency(f0: np.ndarray, frequency: np.ndarray) -> np.ndarray:
-    """Say which f0 [T] are the mains or their double, within a quarter of a semitone."""
+    """Return where f0 [T] is the mains frequency or its double, within a quarter of a semitone: bool [T]."""
     return np.any([np.abs(12 * np.log2(f0 / (number * frequency))) < 0.25 for number in (1, 2)], axis=0)
 
 
@@ -95,7 +95,7 @@ def _measure_lines(audio: np.ndarray, rate: int, nominal: float, count: int) -> 
     )
     window = signal.get_window("hann", size)
     spectra = np.empty((n_frames, 2 * count), complex)
-    for block in slices(n_frames, _BLOCK_FRAMES):
+    for block in block_slices(n_frames, _BLOCK_FRAMES):
         turning = np.exp(-2j * np.pi * (bins / size) * starts[block])
         # The first and the last windows are partly empty.
         share = (inside[block] @ window)[:, None]
@@ -139,7 +139,7 @@ def _synthesize_hum(
     numbers, frames, hum = np.arange(1, len(lines) + 1), np.arange(len(phase)), np.zeros(n_samples)
     unwound = (line * np.exp(-1j * number * phase) for number, line in zip(numbers, lines))
     steady = [_steady_component(line, weight, 4 * settings.mains_steady_seconds, settings) for line in unwound]
-    for block in slices(n_samples, _BLOCK_SAMPLES):
+    for block in block_slices(n_samples, _BLOCK_SAMPLES):
         samples = np.arange(block.start, block.stop)
         times = samples * (_LINE_RATE / rate)
         turning = np.exp(1j * (2 * np.pi * nominal / rate * samples + np.interp(times, frames, phase)))

@@ -13,7 +13,7 @@ from scipy import ndimage, signal
 
 from config import Config
 from features import Features, bridge_f0, extract_feature_blocks
-from sound.audio_files import Scratch, slices
+from sound.audio_files import SpooledAudio, block_slices
 from voice.curves import Melody
 from voice.mains_hum import is_mains_frequency, remove_mains_hum
 from voice.note_gate import find_voiced, noise_floor
@@ -32,7 +32,7 @@ class NoMelodyError(ValueError):
 
 
 def extract_melody(
-    audio: np.ndarray | Scratch,
+    audio: np.ndarray | SpooledAudio,
     config: Config,
     device: torch.device | str = "cpu",
     gate_offset: float = 0.0,
@@ -77,18 +77,18 @@ def extract_melody(
 
 
 def _amplified_blocks(
-    audio: Scratch, gain: float, config: Config, report_progress: Callable[[float], None] | None
+    audio: SpooledAudio, gain: float, config: Config, report_progress: Callable[[float], None] | None
 ) -> Iterator[np.ndarray]:
     """Yield a recording in blocks, louder by ``gain``."""
-    for part in slices(len(audio), _BLOCK_SAMPLES):
+    for part in block_slices(len(audio), _BLOCK_SAMPLES):
         if report_progress and part.start:
             report_progress(part.start / len(audio))
         yield audio[part] * gain
 
 
-def _find_input_gain(audio: Scratch, most: float) -> float:
+def _find_input_gain(audio: SpooledAudio, most: float) -> float:
     """Return the gain in dB that brings a quiet recording to full scale, so that the loudness floor hides no note."""
-    peak = max((float(np.abs(audio[part]).max()) for part in slices(len(audio), _BLOCK_SAMPLES)), default=0.0)
+    peak = max((float(np.abs(audio[part]).max()) for part in block_slices(len(audio), _BLOCK_SAMPLES)), default=0.0)
     return float(np.clip(-20 * np.log10(peak), 0.0, most)) if peak > 0 else 0.0
 
 
@@ -108,7 +108,7 @@ def _explain_no_melody(too_high: np.ndarray, config: Config) -> str:
 # --- errors of the pitch tracker -------------------------------------------------------------------
 
 
-def find_above_crepe_range(audio: np.ndarray | Scratch, config: Config) -> np.ndarray:
+def find_above_crepe_range(audio: np.ndarray | SpooledAudio, config: Config) -> np.ndarray:
     """Find frames that are one tone above CREPE's range, as high whistling is: bool [T].
 
     CREPE would answer with some lower pitch, sure of itself.
@@ -170,7 +170,7 @@ def _find_stretches(pitch: np.ndarray, voiced: np.ndarray, max_glide: float) -> 
 # --- several pitches at once -----------------------------------------------------------------------
 
 
-def estimate_polyphony(audio: np.ndarray | Scratch, f0: np.ndarray, voiced: np.ndarray, config: Config) -> float:
+def estimate_polyphony(audio: np.ndarray | SpooledAudio, f0: np.ndarray, voiced: np.ndarray, config: Config) -> float:
     """Estimate the share of the sung frames in which other pitches sound too: a chord, a backing track.
 
     Measured where f0 holds still: what is tonal and lies between the harmonics of f0 (and of the
@@ -198,7 +198,7 @@ def _inharmonic_power(power: np.ndarray, hertz: np.ndarray, f0: np.ndarray) -> n
 
 
 def _power_spectra(
-    audio: np.ndarray | Scratch, frames: np.ndarray, n_fft: int, config: Config
+    audio: np.ndarray | SpooledAudio, frames: np.ndarray, n_fft: int, config: Config
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield some of the rising frames, [n], and the power [n, n_fft / 2 + 1] under a Hann window centred on each."""
     hop_length, reach = config.audio.feature_hop_length, n_fft // 2

@@ -14,7 +14,7 @@ from mido.midifiles.meta import KeySignatureError
 from scipy import ndimage
 
 from config import Config
-from sound.atomic_files import replacing
+from sound.atomic_files import atomic_write
 from sound.note_names import hz_to_midi, midi_to_hz
 from voice.curves import MAX_SECONDS, Curves, Melody
 from voice.fitting import track_notes
@@ -61,7 +61,7 @@ def write_midi(path: Path, curves: Curves, config: Config) -> int:
     for tick, kind, values in sorted(events, key=lambda event: event[0]):  # stable: an end before the next beginning
         track.append(mido.Message(kind, time=tick - now, **values))
         now = tick
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         mido.MidiFile(type=0, ticks_per_beat=_TICKS_PER_BEAT, tracks=[track]).save(partial)
     return len(notes)
 

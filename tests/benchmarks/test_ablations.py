@@ -55,7 +55,7 @@ def test_rows_are_trained_judged_and_taken_up_again(flags, tmp_path, capsys, mon
 
 def test_what_was_changed_is_judged_anew_or_refused(flags, tmp_path, make_recording, config, caplog, monkeypatch):
     wanted = [*flags, "--epochs", "1", "--half_life", "7", "--rows", "tiny"]
-    latest, judged, judge = tmp_path / "out" / "tiny_0" / "latest.pth", [], ablate.judging.judge_voice
+    latest, judged, judge = tmp_path / "out" / "tiny_0" / "latest.pth", [], ablate.judging.evaluate_voice
     monkeypatch.setattr(ablate.judging, "judge_voice", lambda *given, **more: judged.append(1) or judge(*given, **more))
 
     def judges():

@@ -9,7 +9,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 import gpu as benchmark_gpu
 from config import load_config
 from speed_parts import Workload, build_models
-from training.optimization import layers_to_compile
+from training.optimization import compilable_layers
 
 MINIATURE = ["--device", "cpu", "--rounds", "2", "--batch_size", "2", "--crop_seconds", "0.1", "--voice_seconds", "0.1"]
 
@@ -52,7 +52,7 @@ def test_a_compiled_variant_compiles_its_layers(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda layer: compiled.append(type(layer)))
     benchmark_gpu.Variant("solo", compiled=True).build(Workload(batch_size=1, crop_seconds=0.1), torch.device("cpu"))
     model = build_models(load_config(preset="solo"))["ours"]
-    assert compiled == [type(layer) for layer in layers_to_compile(model)] != []
+    assert compiled == [type(layer) for layer in compilable_layers(model)] != []
 
 
 def test_the_table_is_markdown(report):

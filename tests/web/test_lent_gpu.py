@@ -12,16 +12,16 @@ from test_transfer_request import outcome_of, request
 from config import load_config
 from page import RATE, ROOT, save_untrained, sing
 from web import transfer_request
-from web.transfer_request import Collection, Service
+from web.transfer_request import ModelCollection, TransferService
 
 
 @pytest.fixture
 def service(tmp_path, monkeypatch):
     save_untrained(tmp_path / "guitar.pth", "guitar")
     monkeypatch.setattr(transfer_request, "PRETRAINED_DIR", tmp_path)
-    monkeypatch.setattr(transfer_request, "_LENT", True)
-    monkeypatch.setattr(transfer_request, "play", lend(transfer_request.play))
-    return Service(Collection(tmp_path / "checkpoints", torch.device("cpu")), load_config().page)
+    monkeypatch.setattr(transfer_request, "_ON_ZERO_GPU", True)
+    monkeypatch.setattr(transfer_request, "run_transfer", lend(transfer_request.run_transfer))
+    return TransferService(ModelCollection(tmp_path / "checkpoints", torch.device("cpu")), load_config().page)
 
 
 def lend(function):

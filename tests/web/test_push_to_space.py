@@ -150,7 +150,8 @@ def test_project_that_is_not_whole_is_refused(hub, project, caplog):
 def test_this_project_runs_from_what_would_go_up(tmp_path):
     """Every module that app.py imports is there: the copy can be imported where nothing else is."""
     names = space.find_files(ROOT)
-    assert {"app.py", "playing/offline_transfer.py", "checkpoints/pretrained/trumpet.pth", "examples/hum.wav"} <= {*names}
+    needed = {"app.py", "playing/offline_transfer.py", "checkpoints/pretrained/trumpet.pth", "examples/hum.wav"}
+    assert needed <= {*names}
     assert not [name for name in names if name.startswith(("data/", "tests/", "scripts/", "venv/", "train"))]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
