@@ -23,10 +23,11 @@ from tqdm import tqdm
 
 from evaluation.scorecard import AUDIBLE_LEVEL, add_noise
 from features import extract_loudness, pad_to_frames
-from recordings.pitch_annotations import count_octave_errors, read_played, read_voice_annotation
+from recordings.pitch_annotations import count_octave_errors, read_voice_annotation
 from sound.atomic_files import write_text
 from sound.audio_files import load_audio
 from trackers import CONFIG, FRAME, HOP, RATE, TRACKERS, Track, Tracker, find_installed, to_grid
+from voice.midi import read_midi_f0
 
 LOW, LOW_NAME = 146.83, "D3"  # Hz; rendered notes below it are judged by themselves too
 _FEWEST = 100  # frames of such notes that are worth a column
@@ -76,7 +77,7 @@ def read_rendered(folder: Path, n_takes: int) -> Source:
 def read_take(path: Path) -> Clip:
     """Read a rendered take; of the notes held, the frames count that can be heard."""
     audio = pad_to_frames(load_audio(path, RATE), HOP)
-    f0 = read_played(path, len(audio) // HOP, CONFIG)
+    f0 = read_midi_f0(path.with_suffix(".mid"), len(audio) // HOP, CONFIG)
     return Clip(audio, np.where(extract_loudness(audio, CONFIG) > AUDIBLE_LEVEL, f0, 0.0), f0 == 0)
 
 

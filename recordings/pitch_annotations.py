@@ -3,8 +3,7 @@
 URMP: ``F0s_1_tpt_05_Piece.txt`` beside ``AuSep_1_tpt_05_Piece.wav``, rows of seconds and Hz, 0 where nothing plays.
 GuitarSet: ``00_BN1-129-Eb_solo.jams`` for ``00_BN1-129-Eb_solo_mic.wav``, JSON with a pitch contour for each string;
 only moments count at which one string alone sounds. A voice: ``hum_f0.csv`` beside ``hum.wav``, as vocadito has them,
-rows of seconds and Hz, 0 where nothing is sung; ``evaluate.py`` compares with it. A rendered take: the MIDI file
-beside it. ``compare_trackers.py`` compares with both.
+rows of seconds and Hz, 0 where nothing is sung; ``evaluate.py`` compares with it.
 """
 
 import json
@@ -12,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from config import Config
-from voice.midi import melody_from_notes, read_midi
 
 _CLOSEST = 0.02  # s, between a frame and the annotation that speaks for it
 
@@ -47,19 +43,6 @@ def read_voice_annotation(voice: Path, n_frames: int, frame_seconds: float) -> n
     """Return the annotated f0 of a voice as ``read_annotation`` does, None where no annotation lies beside it."""
     path = voice.with_name(f"{voice.stem}_f0.csv")
     return read_annotation(path, n_frames, frame_seconds) if path.is_file() else None
-
-
-def read_played(take: Path, n_frames: int, config: Config) -> np.ndarray:
-    """Return the f0 in Hz that the MIDI file beside a rendered take asks for, 0 between notes: [T].
-
-    The wheel moves it, which is all that bends, slides and vibrato are in what ``render_dataset.py`` writes.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file, or it cannot be read.
-    """
-    melody = melody_from_notes(*read_midi(take.with_suffix(".mid")), top=0.0, plucked=False, config=config)
-    f0 = np.where(melody.voiced, melody.f0, 0.0)[:n_frames]
-    return np.pad(f0, (0, n_frames - len(f0)))
 
 
 def count_octave_errors(annotated: np.ndarray, f0: np.ndarray, voiced: np.ndarray) -> tuple[int, int]:

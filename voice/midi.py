@@ -182,6 +182,19 @@ def melody_from_notes(
     return Melody(midi_to_hz(pitch), np.maximum(loudness, floor), voiced.astype(float), voiced)
 
 
+def read_midi_f0(path: Path, n_frames: int, config: Config) -> np.ndarray:
+    """Return the f0 in Hz that a MIDI file asks for, 0 between notes: [T].
+
+    The pitch wheel moves it, which is all that bends, slides and vibrato are in what ``render_dataset.py`` writes.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it cannot be read.
+    """
+    melody = melody_from_notes(*read_midi(path), top=0.0, plucked=False, config=config)
+    f0 = np.where(melody.voiced, melody.f0, 0.0)[:n_frames]
+    return np.pad(f0, (0, n_frames - len(f0)))
+
+
 def _note_loudness(note: MidiNote, seconds: float, plucked: bool, config: Config) -> np.ndarray:
     """Return a note's loudness in dB below that of the highest velocity: it speaks, then dies away."""
     settings = config.transfer

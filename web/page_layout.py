@@ -49,8 +49,9 @@ class PageResults(NamedTuple):
 
 def build_controls(limits: PageConfig) -> PageControls:
     recording = gr.Audio(
-        sources=["microphone", "upload"], type="filepath", elem_id="recording", waveform_options=_wave_colours("waveform"),
+        sources=["microphone", "upload"], type="filepath", elem_id="recording",
         label=f"Your voice: sing, hum or whistle, up to {limits.max_seconds:g} s", buttons=[],
+        waveform_options=_wave_colours("waveform"),
     )  # fmt: skip
     gr.HTML('<p id="microphone" class="say error" role="alert"></p>', elem_id="microphone-place")
     examples = sorted(EXAMPLES_DIR.glob("*.wav"))

@@ -16,9 +16,9 @@ import pitch_trackers as compare_trackers
 import trackers as pitch_trackers
 from conftest import harmonic_tone
 from pitch_trackers import judge, list_parts, main, mix, parse_args
-from recordings import pitch_annotations
 from recordings.composition import Tone, compute_curves, write_midi
 from trackers import CONFIG, FRAME, HOP, RATE, TRACKERS, Heard, Tracker, find_installed, to_grid
+from voice.midi import read_midi_f0
 
 HUM = Path(__file__).parents[2] / "examples" / "hum.wav"
 HELD = [(0.0, 0.0), (2.0, 0.0)]  # level of a tone: s, dB
@@ -86,7 +86,7 @@ def test_figures_count_what_they_say() -> None:
 
 def test_the_truth_of_a_take_follows_bends_and_vibrato(folder: Path) -> None:
     n_frames = 400  # longer than the file, whose end is silent
-    f0 = pitch_annotations.read_played(folder / "rendered_flute_000.wav", n_frames, CONFIG)
+    f0 = read_midi_f0(folder / "rendered_flute_000.mid", n_frames, CONFIG)
     times = np.arange(n_frames) * FRAME
     is_held = np.zeros(n_frames, bool)
     for tone in (LOW_TONE, HIGH_TONE):
