@@ -107,7 +107,7 @@ def _connect_play(
     def run(recording: str | None, instrument: str | None, seed: int, *values) -> Iterator[dict]:
         chosen = (None if value == page_layout.AUTO else value for value in values)
         ready = {play: gr.update(visible=True), cancel: gr.update(visible=False)}
-        said = None
+        shown_step = None
         with tempfile.TemporaryDirectory(prefix="vox2trumpet-") as folder:
             try:
                 options = TransferOptions(**dict(zip(controls.options, chosen)))
@@ -117,8 +117,8 @@ def _connect_play(
                         yield _show_sound(results, step, request)
                         yield {**_show_pictures(results, draw_result(step, Path(folder))), **ready}
                     else:
-                        yield {results.status: gr.skip() if step == said else page_layout.step_list(step)}
-                        said = step
+                        yield {results.status: gr.skip() if step == shown_step else page_layout.step_list(step)}
+                        shown_step = step
             except (ValueError, OSError) as error:
                 yield {results.status: page_layout.message_card(explain_failure(error, recording), "error"), **ready}
 
@@ -147,8 +147,8 @@ def _connect_cancel(started: gr.events.Dependency, play: gr.Button, cancel: gr.B
 
     def fail(shown: str | None) -> tuple:
         # What is cancelled may also count as failed, and be told so later.
-        said = gr.skip() if shown == cancelled else page_layout.message_card(_BUSY, "error")
-        return gr.update(visible=True), gr.update(visible=False), said
+        message = gr.skip() if shown == cancelled else page_layout.message_card(_BUSY, "error")
+        return gr.update(visible=True), gr.update(visible=False), message
 
     quiet = {"outputs": [play, cancel, status], "queue": False, "api_visibility": "private"}
     cancel.click(stop, cancels=started, **quiet)

@@ -79,8 +79,8 @@ def play_live(stream: StreamingTransfer, rate: int, args: argparse.Namespace) ->
     """
     sounddevice, meter = import_sounddevice(), LevelMeter()
 
-    def process(heard: np.ndarray, played: np.ndarray, n_samples: int, clock: Any, status: Any) -> None:
-        voice = np.nan_to_num(heard[:, 0]).clip(-1, 1)  # one sample that is none would silence all that follow
+    def process(recorded: np.ndarray, played: np.ndarray, n_samples: int, clock: Any, status: Any) -> None:
+        voice = np.nan_to_num(recorded[:, 0]).clip(-1, 1)  # one sample that is none would silence all that follow
         played[:, 0] = stream.process(voice)
         meter.input_peak, meter.output_peak = (
             max(meter.input_peak, np.abs(voice).max()),

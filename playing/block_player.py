@@ -53,8 +53,10 @@ class BlockPlayer:
         controls = Controls(controls.harmonic_amplitudes * gate, controls.noise_magnitudes * gate * self._noise_gain)
         hop_length = self.model.audio.hop_length
         noise = 2 * torch.rand(1, f0.shape[1], hop_length, generator=self._generator).to(f0.device) - 1
-        given = [f0, *controls, noise]
-        self._pending = [torch.cat(pair, dim=1) for pair in zip(self._pending, given)] if self._pending else given
+        new_frames = [f0, *controls, noise]
+        self._pending = (
+            [torch.cat(pair, dim=1) for pair in zip(self._pending, new_frames)] if self._pending else new_frames
+        )
         n_ready = self._pending[0].shape[1] - self._n_rendered - (0 if is_last else self.latency)
         return self._apply_reverb(self._render(max(0, n_ready))), controls
 
@@ -70,11 +72,11 @@ class BlockPlayer:
         start, end, hop_length = self._n_rendered, self._n_rendered + n_frames, self.model.audio.hop_length
         if not n_frames:
             return Sound(f0.new_zeros(1, 0), f0.new_zeros(1, 0))
-        here = slice(start, end + 1)  # and the frame into which the last one fades
+        span = slice(start, end + 1)  # and the frame into which the last one fades
         play_harmonics = self._render_hop if n_frames == 1 else self.model.harmonic_synthesizer
-        harmonic = play_harmonics(f0[:, here], amplitudes[:, here], self._cycles)
+        harmonic = play_harmonics(f0[:, span], amplitudes[:, span], self._cycles)
         filtered = self.model.noise_synthesizer.filter(noise.flatten(1), magnitudes)
-        elapsed = elapsed_cycles(f0[:, here], self.model.audio.sample_rate, hop_length)[:, :n_frames].sum(dim=1)
+        elapsed = elapsed_cycles(f0[:, span], self.model.audio.sample_rate, hop_length)[:, :n_frames].sum(dim=1)
         self._cycles = (elapsed if self._cycles is None else self._cycles + elapsed) % 1
         self._n_rendered = min(end, self.latency)
         self._pending = [values[:, end - self._n_rendered :] for values in self._pending]

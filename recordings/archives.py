@@ -145,7 +145,7 @@ def install_dataset(
     place: PlaceMember,
     unpack: UnpackArchive,
     local: Path | None,
-    keep: bool,
+    keep_archive: bool,
 ) -> None:
     """Bring those `groups` of a data set that are not there yet into `folder`, each with its done-marker.
 
@@ -153,7 +153,7 @@ def install_dataset(
         place: tells for a member of the archive which group it belongs to and where in `folder` it goes.
         unpack: `unpack_zip`, or another function that fills a folder with what `place` wants.
         local: an archive, or for some `unpack` a folder, that the user has; it is neither downloaded nor deleted.
-        keep: whether a downloaded archive stays.
+        keep_archive: whether a downloaded archive stays.
 
     Raises:
         DataError: nothing was installed; what has been downloaded is kept unless it is damaged.
@@ -174,7 +174,7 @@ def install_dataset(
         require_space(folder, source.ratio * archive.stat().st_size)
         unpack(archive, stage, lambda name: path if (path := place(name)) and path.parts[0] in missing else None)
         move_into_place(stage, folder, missing, archive)
-    if not (local or keep):
+    if not (local or keep_archive):
         archive.unlink()
 
 

@@ -135,8 +135,8 @@ def split_takes(
         n_held_out = min(max(1, round(val_fraction * len(digests))), len(digests) - 1) if val_fraction > 0 else 0
         boundary = digests[n_held_out - 1] if n_held_out else ""
     held_out = [span for digest in digests if digest <= boundary for span in takes[digest]]
-    kept = [span for digest in digests if digest > boundary for span in takes[digest]]
-    return tuple(kept), tuple(held_out), boundary
+    training = [span for digest in digests if digest > boundary for span in takes[digest]]
+    return tuple(training), tuple(held_out), boundary
 
 
 def split_boundary(checkpoint: dict[str, Any]) -> str | None:
@@ -166,11 +166,11 @@ def measure_statistics(spans: Sequence[Span], config: Config) -> dict[str, list[
     every = -(-sum(span.n_frames for span in chosen) // _STATISTICS_FRAMES)
     for span in chosen:
         recording = load_recording(span.path)
-        here = slice(span.first_frame, span.first_frame + span.n_frames, every)
-        voiced = recording.periodicity[0, here, 0] >= config.features.periodicity_threshold
-        voiced &= recording.loudness[0, here, 0] > config.features.loudness_floor
-        f0.append(recording.f0[0, here, 0][voiced])
-        loudness.append(recording.loudness[0, here, 0][voiced])
+        frames = slice(span.first_frame, span.first_frame + span.n_frames, every)
+        voiced = recording.periodicity[0, frames, 0] >= config.features.periodicity_threshold
+        voiced &= recording.loudness[0, frames, 0] > config.features.loudness_floor
+        f0.append(recording.f0[0, frames, 0][voiced])
+        loudness.append(recording.loudness[0, frames, 0][voiced])
     if sum(map(len, f0)) == 0:
         raise ValueError("no frame of the training data has a pitch; is it an instrument playing single notes?")
     steps = np.linspace(0, 1, 101)

@@ -89,11 +89,15 @@ class HubRecordings:
         index = self.cache.open_index()
         self.corpus = corpus_from_index(index, self.cache.folder, self.config, self.repo_id, self.boundary)
         with ThreadPoolExecutor(self.n_threads) as pool:
-            whole = list(pool.map(self.cache.has_file, index.recordings))
-        self._ready = dict.fromkeys(self.cache.path(entry) for entry, here in zip(index.recordings, whole) if here)
-        missing = {self.cache.path(entry): entry for entry, here in zip(index.recordings, whole) if not here}
+            is_complete = list(pool.map(self.cache.has_file, index.recordings))
+        self._ready = dict.fromkeys(
+            self.cache.path(entry) for entry, here in zip(index.recordings, is_complete) if here
+        )
+        missing = {self.cache.path(entry): entry for entry, here in zip(index.recordings, is_complete) if not here}
         self._queued.extend(missing[path] for path in self._order() if path in missing)
-        log.info("%s: %d of %d recordings are in %s", self.repo_id, sum(whole), len(whole), self.cache.folder)
+        log.info(
+            "%s: %d of %d recordings are in %s", self.repo_id, sum(is_complete), len(is_complete), self.cache.folder
+        )
         self._thread.start()
 
     def ready(self) -> list[Path]:
@@ -202,14 +206,14 @@ class HubRecordings:
                 return
 
     def _fetch(self, entry: HubFile, attempts: int = 3) -> None:
-        asked = 0.0
+        requested_at = 0.0
 
         def warn(message: str) -> None:
-            self._warn_once(message, asked)
+            self._warn_once(message, requested_at)
 
         def download() -> Path:
-            nonlocal asked
-            asked = time.monotonic()
+            nonlocal requested_at
+            requested_at = time.monotonic()
             return self.cache.download(entry)
 
         path, reason = self.cache.path(entry), ""
@@ -223,24 +227,24 @@ class HubRecordings:
                     raise
                 reason = str(error)
                 continue
-            return self._note_arrival(path, asked)
+            return self._note_arrival(path, requested_at)
         log.warning("%s will be missing: %s", entry.file, reason)
         with self._changed:
             self.failed[path] = reason
             self._changed.notify_all()
 
-    def _note_arrival(self, path: Path, asked: float) -> None:
+    def _note_arrival(self, path: Path, requested_at: float) -> None:
         with self._changed:
             # What was on its way when the trouble began says nothing of how the Hub is now.
-            if self._trouble_began is not None and asked > self._trouble_began:
+            if self._trouble_began is not None and requested_at > self._trouble_began:
                 log.info("the Hub answers again")
                 self._trouble_began, self._answered = None, time.monotonic()
             self._ready[path] = None
             self._changed.notify_all()
 
-    def _warn_once(self, message: str, asked: float) -> None:
+    def _warn_once(self, message: str, requested_at: float) -> None:
         with self._changed:
-            if asked < self._answered:  # by now it is known to answer again
+            if requested_at < self._answered:  # by now it is known to answer again
                 return
             if self._trouble_began is None:
                 log.warning("%s; training goes on with the %d recordings that are here", message, len(self._ready))
@@ -281,8 +285,8 @@ def wait_for_common_recording(
         is_over = recordings.finished  # asked first: what comes meanwhile is seen below
         if common_corpus(recordings, ranks, device).training:
             return
-        asked = torch.tensor([float(is_over), float(time.monotonic() > deadline)], device=device)
-        n_over, n_late = ranks.all_reduce(asked).tolist()  # so that all leave, or none
+        votes = torch.tensor([float(is_over), float(time.monotonic() > deadline)], device=device)
+        n_over, n_late = ranks.all_reduce(votes).tolist()  # so that all leave, or none
         if n_over == ranks.size or n_late:
             raise HubError(
                 f"{recordings.repo_id}: the machines have no recording in common to train on; is the connection of "

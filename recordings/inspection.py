@@ -132,9 +132,9 @@ def _unexplained(frequencies: np.ndarray, power: np.ndarray, f0: float, width: f
     """Return the share of the peaks' power that lies off the harmonics of f0."""
     number = np.maximum(np.round(frequencies / f0), 1)
     tolerance = np.maximum(np.minimum(0.03 * frequencies, 0.25 * f0), 1.5 * width)
-    heard = (frequencies < 10.5 * f0) & (frequencies > 60)  # under that: hum, footsteps
-    off = heard & (np.abs(frequencies - number * f0) > tolerance)
-    return float(power[off].sum() / max(power[heard].sum(), 1e-20))
+    audible = (frequencies < 10.5 * f0) & (frequencies > 60)  # under that: hum, footsteps
+    off = audible & (np.abs(frequencies - number * f0) > tolerance)
+    return float(power[off].sum() / max(power[audible].sum(), 1e-20))
 
 
 # --- damage ---------------------------------------------------------------------------------------
@@ -217,11 +217,11 @@ def measure_ringing(loudness: np.ndarray, frame_seconds: float) -> float:
     A damped note falls silent at once in a dry room, and elsewhere no faster than the room. NaN where the
     sound never falls by 25 dB, so that nothing can be said.
     """
-    heard = loudness[loudness > -80]
+    audible = loudness[loudness > -80]
     span = max(1, round(0.1 / frame_seconds))
-    if len(loudness) <= span or not len(heard):
+    if len(loudness) <= span or not len(audible):
         return float("nan")
-    loud = np.quantile(heard, 0.9)
+    loud = np.quantile(audible, 0.9)
     is_loud = loudness[:-span] > loud - 20
     if not is_loud.any() or loudness[is_loud.argmax() :].min() > loud - 25:
         return float("nan")
@@ -428,6 +428,6 @@ def judge_octave_errors(errors: tuple[int, int], is_asked: bool, config: Config)
         return [Finding(False, "no annotation belongs to any recording, by its name")]
     if n_compared and n_wrong > config.inspect.max_octave_errors * n_compared:
         share = f"{n_wrong / n_compared:.1%} of {n_compared} annotated frames are octaves off"
-        mend = 'set its "crepe_model" to "full", or f0_min and f0_max closer, in config.json'
-        return [Finding(True, f"{share}; {mend}")]
+        fix = 'set its "crepe_model" to "full", or f0_min and f0_max closer, in config.json'
+        return [Finding(True, f"{share}; {fix}")]
     return []

@@ -146,8 +146,8 @@ def plot_coverage(recordings: list[RecordingMeasurement], config: Config, theme:
     instrument = config.instrument(recordings[0].instrument)
     seconds = count_notes(recordings) / config.audio.frame_rate  # (notes, levels)
     low, high = (round(hz_to_midi(hertz)) for hertz in (instrument.f0_min, instrument.f0_max))
-    heard = np.flatnonzero(seconds.sum(axis=1) >= 0.1) + PITCHES.start
-    first, last = min([low, *heard]) - 1, max([high, *heard]) + 1
+    sounding = np.flatnonzero(seconds.sum(axis=1) >= 0.1) + PITCHES.start
+    first, last = min([low, *sounding]) - 1, max([high, *sounding]) + 1
     figure = Figure(figsize=(11, 4.6), facecolor=colours.background)
     FigureCanvasAgg(figure)
     bars, heat = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.6])

@@ -120,8 +120,8 @@ def draw_pitch(
     axis.set_yscale("log", base=2)
     styles = ((colours.pitch, 2.2), (colours.second, 1.4))
     for order, (pitch, label, (colour, width)) in enumerate(zip(pitches, labels, styles)):
-        alone = np.where(_is_isolated(pitch), pitch, np.nan)  # a line of one point would draw nothing
-        axis.plot(seconds, alone, "o", color=colour, markersize=width, markeredgewidth=0, zorder=3 - order)
+        isolated = np.where(_is_isolated(pitch), pitch, np.nan)  # a line of one point would draw nothing
+        axis.plot(seconds, isolated, "o", color=colour, markersize=width, markeredgewidth=0, zorder=3 - order)
         axis.plot(
             seconds, pitch, color=colour, linewidth=width, solid_capstyle="round", solid_joinstyle="round",
             zorder=3 - order, label=label,

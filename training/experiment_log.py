@@ -150,10 +150,10 @@ class ExperimentLog:
         self._try_to(self._log_phrases, epoch, step, model, {*corpus.validation, *corpus.training})
         self._last_step = None  # the time that this took is not training time
 
-    def _log_phrases(self, epoch: int, step: int, model: NeuralGuitar, here: set[Span]) -> None:
+    def _log_phrases(self, epoch: int, step: int, model: NeuralGuitar, available: set[Span]) -> None:
         shown = []
         for number, (name, span) in enumerate(self.phrases.items(), start=1):
-            if span not in here:
+            if span not in available:
                 continue
             phrase = self._loaded_phrases[name] = self._loaded_phrases.get(name) or load_loudest_passage(
                 span, self.config

@@ -49,12 +49,12 @@ def _read_later(values: Tensor) -> Callable[[], list[float]]:
     """
     if values.device.type != "cuda":
         return values.tolist
-    here = values.to("cpu", non_blocking=True)
+    host_values = values.to("cpu", non_blocking=True)
     arrived = torch.cuda.current_stream(values.device).record_event()
 
     def read() -> list[float]:
         arrived.synchronize()
-        return here.tolist()
+        return host_values.tolist()
 
     return read
 
@@ -151,8 +151,10 @@ class Trainer(TrainingState):
                 raise
             raise ValueError(self._describe_failure(str(error), progress.step + 1, positions)) from error
         grad_norm = losses.pop("grad_norm")
-        asked = torch.full_like(grad_norm, float(self.stop_requested))
-        values = self.ranks.all_reduce(torch.stack([*(loss * (weight / n_ranks) for loss in losses.values()), asked]))
+        stop_requests = torch.full_like(grad_norm, float(self.stop_requested))
+        values = self.ranks.all_reduce(
+            torch.stack([*(loss * (weight / n_ranks) for loss in losses.values()), stop_requests])
+        )
         progress.step += 1
         if self.average:
             self.average.update(self.model, progress.step)
@@ -163,11 +165,11 @@ class Trainer(TrainingState):
         """Read the results of all but the newest ``max_pending`` steps."""
         while len(self._pending) > max_pending:
             step = self._pending.popleft()
-            loss, convergence, log_magnitude, asked, grad_norm = step.read()
+            loss, convergence, log_magnitude, stop_requests, grad_norm = step.read()
             if not np.isfinite([loss, grad_norm]).all():
                 what = f"the loss is {loss} and the norm of its gradient {grad_norm}"
                 raise ValueError(self._describe_failure(what, step.number, step.positions))
-            if asked and self._stop_after is None:
+            if stop_requests and self._stop_after is None:
                 self._stop_after = step.number + self._max_pending  # the same step on every rank
             self.last_loss = loss
             self.progress.loss_sum += loss * len(step.positions)
@@ -232,8 +234,8 @@ class Trainer(TrainingState):
             if self.next_corpus and progress.position_in_epoch == 0:
                 self.switch_corpus(self.next_corpus())
             self._finish_epoch(self.train_epoch(), self.validate())
-            asked = self.ranks.all_reduce(torch.tensor(float(self.stop_requested), device=self.device))
-            if asked.item() and progress.epoch < epochs:
+            stop_requests = self.ranks.all_reduce(torch.tensor(float(self.stop_requested), device=self.device))
+            if stop_requests.item() and progress.epoch < epochs:
                 raise TrainingStopped
 
     def _finish_epoch(self, train_loss: float, validation: StftLoss) -> None:

@@ -96,10 +96,10 @@ def _measure_lines(audio: np.ndarray, rate: int, nominal: float, count: int) -> 
     window = signal.get_window("hann", size)
     spectra = np.empty((n_frames, 2 * count), complex)
     for block in block_slices(n_frames, _BLOCK_FRAMES):
-        turning = np.exp(-2j * np.pi * (bins / size) * starts[block])
+        rotation = np.exp(-2j * np.pi * (bins / size) * starts[block])
         # The first and the last windows are partly empty.
         share = (inside[block] @ window)[:, None]
-        spectra[block] = np.fft.rfft(windows[block] * window)[:, bins] / share * turning
+        spectra[block] = np.fft.rfft(windows[block] * window)[:, bins] / share * rotation
     return spectra[:, 1::2].T, spectra[:, ::2].T
 
 
@@ -142,12 +142,12 @@ def _synthesize_hum(
     for block in block_slices(n_samples, _BLOCK_SAMPLES):
         samples = np.arange(block.start, block.stop)
         times = samples * (_LINE_RATE / rate)
-        turning = np.exp(1j * (2 * np.pi * nominal / rate * samples + np.interp(times, frames, phase)))
-        turned = np.ones(len(samples), complex)
+        rotation = np.exp(1j * (2 * np.pi * nominal / rate * samples + np.interp(times, frames, phase)))
+        rotated = np.ones(len(samples), complex)
         for amplitudes in steady:
-            turned *= turning
+            rotated *= rotation
             if amplitudes is not None:
-                hum[block] += 2 * (np.interp(times, frames, amplitudes) * turned).real
+                hum[block] += 2 * (np.interp(times, frames, amplitudes) * rotated).real
     return hum
 
 

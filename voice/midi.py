@@ -215,6 +215,6 @@ def _bend_curve(
         moves = [(time, semitones) for time, of, semitones in bends if of == channel]
         when = np.array([time for time, _ in moves])
         semitones = np.array([0.0, *(value for _, value in moves)])
-        here = playing == channel
-        bend[here] = semitones[np.searchsorted(when, times[here] + 1e-6)]
+        is_played = playing == channel
+        bend[is_played] = semitones[np.searchsorted(when, times[is_played] + 1e-6)]
     return bend
