@@ -158,7 +158,7 @@ def transfer_all(jobs: list[tuple[Path, Path]], model: NeuralGuitar, args: argpa
 def _play_all(
     jobs: list[tuple[Path, Path]], model: NeuralGuitar, args: argparse.Namespace
 ) -> Iterator[dict[str, Any] | str]:
-    """Yield what ``_play`` returns for each job, in their order; many are shared out among processes."""
+    """Yield what ``_play_job`` returns for each job, in their order; many are shared out among processes."""
     n_workers = min(args.num_workers, len(jobs) // 2)  # a process takes seconds to start
     if n_workers < 2 or next(model.parameters()).device.type != "cpu":
         yield from (_play_job(job, model, args) for job in jobs)

@@ -1,6 +1,6 @@
 """Judge models on recordings, which they copy, and on voices, which they play: rows of figures, and what to hear.
 
-``scripts/evaluate.py`` and ``scripts/ablate.py`` are the command lines; what is measured is in ``scorecard.py``.
+``scripts/evaluate.py`` and ``benchmarks/ablations.py`` are the command lines; ``scorecard.py`` measures.
 """
 
 import dataclasses

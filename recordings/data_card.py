@@ -47,7 +47,7 @@ Train on it while it downloads:
 {end}"""
 
 
-def format_card(index: HubIndex, repo_id: str, licence: str | None, old: str | None) -> str:
+def format_dataset_card(index: HubIndex, repo_id: str, licence: str | None, old: str | None) -> str:
     """Return the data card; an old one keeps what is outside of the marks, and its licence unless one is given."""
     card = DatasetCard(old or _HEAD.format(repo_id=repo_id, instrument=index.instrument, marks="\n".join(_MARKS)))
     if licence is not None or card.data.license is None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, Config, load_config
 from data import Recording, extractor_settings, find_recordings, load_recording
-from recordings.data_card import HUB_LICENCES, format_card
+from recordings.data_card import HUB_LICENCES, format_dataset_card
 from recordings.hub_client import (
     INDEX_FILE,
     HubError,
@@ -159,7 +159,10 @@ class Upload:
 
     def _commit(self, batch: Sequence[HubFile], done: Sequence[HubFile], message: str) -> None:
         index = self._index_of(done)
-        new = {INDEX_FILE: index.to_json(), CARD: format_card(index, self.repo_id, self.licence, self.texts.get(CARD))}
+        new = {
+            INDEX_FILE: index.to_json(),
+            CARD: format_dataset_card(index, self.repo_id, self.licence, self.texts.get(CARD)),
+        }
         if not batch and new == self.texts:
             return
 

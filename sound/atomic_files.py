@@ -39,7 +39,7 @@ def atomic_write(path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, shared: bool = False) -> None:
-    """Write a text file whole or not at all; ``shared`` as for ``replacing``."""
+    """Write a text file whole or not at all; ``shared`` as for ``atomic_write``."""
     with atomic_write(path, shared) as partial:
         partial.write_text(text, encoding="utf-8")
 

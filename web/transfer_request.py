@@ -219,14 +219,14 @@ def _perform(service: TransferService, request: TransferRequest, enter: StepCall
     enter(LISTEN)
     rate = model.settings.audio.feature_rate
     voice = load_audio(request.recording, rate, service.limits.max_seconds)
-    played = run_transfer(voice, rate, model, request.options, request.seed, None if _ON_ZERO_GPU else enter)
+    played = perform_transfer(voice, rate, model, request.options, request.seed, None if _ON_ZERO_GPU else enter)
     if isinstance(played, Exception):
         raise played
     return played
 
 
 @borrow_gpu
-def run_transfer(
+def perform_transfer(
     voice: np.ndarray, rate: int, model: NeuralGuitar, options: TransferOptions, seed: int, enter: StepCallback | None
 ) -> TransferOutcome | ValueError | OSError:
     """Play a voice [N], or return why not: what goes in and out can be sent to where a lent GPU is, errors cannot."""

@@ -1,4 +1,4 @@
-"""hub.py and streaming.py with the real client, against a Hub on loopback that drops, delays, spoils and refuses."""
+"""hub_client, hub_cache and hub_dataset with the real client and a Hub on loopback that drops, spoils and refuses."""
 
 import dataclasses
 import json

@@ -67,7 +67,7 @@ def test_two_faulty_sets_are_written(tmp_path, capsys, caplog):
     assert np.allclose(takes["broken/clean_1_softer.wav"], takes["broken/clean_1.wav"] / 2, atol=1e-4)
     (tmp_path / "file").touch()
     assert faulty_takes.main(["--output_dir", str(tmp_path / "file")]) == 1
-    assert "make_faulty_takes.py:" in caplog.text
+    assert "faulty_takes.py:" in caplog.text
     with pytest.raises(SystemExit):
         faulty_takes.main(["--output_dir", str(tmp_path), "--notes", "1"])
 

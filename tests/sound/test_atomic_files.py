@@ -1,4 +1,4 @@
-"""files.py: what is written is there whole or not at all, whoever else writes it."""
+"""atomic_files.py: what is written is there whole or not at all, whoever else writes it."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""tracking.py: what a run leaves on disk, in W&B's own files and on its page; nothing of it may stop a training."""
+"""experiment_log: what a run leaves on disk, in W&B's own files and on its page; nothing of it may stop a training."""
 
 import dataclasses
 import json
@@ -17,9 +17,9 @@ from loss import StftLoss
 from model import build_model
 from recordings.corpus import Corpus
 from recordings.crops import Span
-from training import experiment_log
+from training import wandb_run
 from training.experiment_log import ExperimentLog, choose_run_name, read_metrics, write_run_page
-from training.held_out_phrases import choose_phrases, draw_phrase, load_loudest_passage, play_phrase
+from training.held_out_phrases import SOUNDS, choose_phrases, draw_phrase, load_loudest_passage, play_phrase
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def read_wandb_file(path):
     """Yield the records of W&B's own file: a log in LevelDB's format, behind seven bytes of its own."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    experiment_log._stop_wandb()  # its process may still be writing
+    wandb_run.stop_service()  # its process may still be writing
     content, position, whole = path.read_bytes(), 7, b""
     assert content[:4] == b":W&B"
     while position + 7 <= len(content):
@@ -111,7 +111,7 @@ def test_offline_runs_of_a_resumed_training_are_one_run(tmp_path, corpus, model,
     sounds = [row for row in history if "phrase_1_target/path" in row]
     assert len(sounds) == 2 and all("phrase_1_picture/path" in row for row in sounds)
     files = {path.name for path in folder.glob("wandb/offline-run-*/files/media/audio/*.wav")}
-    assert {name.split("_")[2] for name in files} == set(experiment_log.SOUNDS)
+    assert {name.split("_")[2] for name in files} == set(SOUNDS)
     assert not (tmp_path / "wandb").exists()
 
 
@@ -143,7 +143,7 @@ def test_without_a_network_the_run_is_kept_offline(tmp_path, corpus, small_confi
     caplog.set_level("INFO")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.setattr(experiment_log, "_INIT_SECONDS", 2)
+    monkeypatch.setattr(wandb_run, "_INIT_SECONDS", 2)
     tracker = watch(tmp_path / "run", small_config, corpus)
     tracker.start_wandb(None, "p", "abcd1234")
     train_a_little(tracker, [1])
@@ -162,13 +162,13 @@ def test_disabled(tmp_path, corpus, small_config, no_account, monkeypatch, given
 
 
 def test_a_key_is_found_where_wandb_login_leaves_it(tmp_path, no_account, monkeypatch):
-    assert not experiment_log._has_wandb_key()
+    assert not wandb_run.has_key()
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40 + "\n")
-    assert experiment_log._has_wandb_key()
+    assert wandb_run.has_key()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert not experiment_log._has_wandb_key()
+    assert not wandb_run.has_key()
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert experiment_log._has_wandb_key()
+    assert wandb_run.has_key()
 
 
 # --- the folder ---------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def test_page_shows_and_plays_everything(tmp_path, corpus, model, small_config):
     assert "<h1>&lt;b&gt;run &amp; more</h1>" in page
     for title in ("Loss, by epoch", "Training loss, by step", "Gradient norm, by step", "Learning rate, by step"):
         assert title in page
-    assert page.count("<audio") == 4 and all(f"phrase_1_{name}.wav" in page for name in experiment_log.SOUNDS)
+    assert page.count("<audio") == 4 and all(f"phrase_1_{name}.wav" in page for name in SOUNDS)
     assert "epoch_0002_phrase_1_dark.png" in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")  # nothing from elsewhere
 

@@ -20,7 +20,7 @@ def service(tmp_path, monkeypatch):
     save_untrained(tmp_path / "guitar.pth", "guitar")
     monkeypatch.setattr(transfer_request, "PRETRAINED_DIR", tmp_path)
     monkeypatch.setattr(transfer_request, "_ON_ZERO_GPU", True)
-    monkeypatch.setattr(transfer_request, "run_transfer", lend(transfer_request.run_transfer))
+    monkeypatch.setattr(transfer_request, "perform_transfer", lend(transfer_request.perform_transfer))
     return TransferService(ModelCollection(tmp_path / "checkpoints", torch.device("cpu")), load_config().page)
 
 

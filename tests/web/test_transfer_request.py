@@ -1,4 +1,4 @@
-"""service.py: the instruments there are, and one request from a recording to files, without a page."""
+"""transfer_request.py: the instruments there are, and one request from a recording to files, without a page."""
 
 import dataclasses
 import os
@@ -183,7 +183,7 @@ def test_a_cancelled_request_stops_at_its_next_step(
             left.set()
             raise
 
-    monkeypatch.setattr(transfer_request, "run_transfer", slow_play)
+    monkeypatch.setattr(transfer_request, "perform_transfer", slow_play)
     steps = answer_request(service, request(sing(tmp_path / "a.wav", 220.0), tmp_path))
     while not begun.is_set():
         next(steps)
@@ -195,7 +195,7 @@ def test_a_cancelled_request_stops_at_its_next_step(
 def test_a_request_may_not_take_for_ever(
     service: TransferService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer_request, "run_transfer", lambda *_: threading.Event().wait())
+    monkeypatch.setattr(transfer_request, "perform_transfer", lambda *_: threading.Event().wait())
     impatient = service._replace(limits=dataclasses.replace(service.limits, max_request_seconds=0.3))
     with pytest.raises(TimeoutError) as raised:
         list(answer_request(impatient, request(sing(tmp_path / "a.wav", 220.0), tmp_path)))
