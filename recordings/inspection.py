@@ -70,7 +70,7 @@ def measure_for_inspection(path: Path, recording: Recording, config: Config) -> 
         bleed=measure_bleed(loudness, voiced, config.inspect.bleed_level),
         ringing_seconds=measure_ringing(loudness, frame_seconds),
         band_drop=measure_band_drop(audio, rate, loudness),
-        take_fingerprint=take_fingerprint(f0, loudness, voiced),
+        fingerprint=take_fingerprint(f0, loudness, voiced),
     )
 
 

@@ -51,4 +51,4 @@ def test_the_gpu_is_borrowed_where_it_is_lent(monkeypatch):
     monkeypatch.setitem(sys.modules, "spaces", type("spaces", (), {"GPU": staticmethod(borrowed.append)}))
     monkeypatch.setitem(sys.modules, "service_again", module := type(sys)("service_again"))
     exec(compile((ROOT / "web" / "transfer_request.py").read_text(), "transfer_request.py", "exec"), module.__dict__)
-    assert [function.__name__ for function in borrowed] == ["play"]
+    assert [function.__name__ for function in borrowed] == ["perform_transfer"]
