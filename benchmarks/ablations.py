@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from checkpoint import LATEST, load_model, read_checkpoint
 from config import DEFAULT_CONFIG_PATH, get_device
 from evaluation import judging
-from evaluation.scorecard_tables import RESYNTHESIS, TRANSFER, Figure, format_value
+from evaluation.scorecard_tables import RESYNTHESIS, TRANSFER, Column, format_value
 from measuring import format_table
 from sound.atomic_files import write_text
 
@@ -119,12 +119,12 @@ def judge(row: Row, path: Path, args: argparse.Namespace) -> dict[str, Any]:
     content, model = read_checkpoint(path), load_model(path, get_device(args.device))
     models, takes = {judging.MODEL: model}, judging.read_takes(args.data_dir, model, own=True, trained=content)
     others = judging.read_takes(args.other_dir, model, own=False) if args.other_dir else []
-    instrument = judging.read_instrument(takes, others)
-    copies = judging.judge_takes(takes, models, instrument, seed=0)[0][0]
+    instrument = judging.build_timbre_reference(takes, others)
+    copies = judging.evaluate_takes(takes, models, instrument, seed=0)[0][0]
     voices = [
         rows[0]
-        for path in judging.find_sounds(args.input)
-        for rows, _ in judging.judge_voice(path, models, instrument, None, seed=0)
+        for path in judging.find_sound_files(args.input)
+        for rows, _ in judging.evaluate_voice(path, models, instrument, None, seed=0)
     ]
     return {
         "row": row.title,
@@ -141,7 +141,7 @@ def _worst(name: str, values: Sequence[float | None]) -> float | None:
     return (min if _figure(TRANSFER, name).at_least else max)(measured, default=None)
 
 
-def _figure(figures: Sequence[Figure], key: str) -> Figure:
+def _figure(figures: Sequence[Column], key: str) -> Column:
     return next(figure for figure in figures if figure.key == key)
 
 
@@ -149,7 +149,7 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as a table: copies of held-out recordings, then the worst of the voices."""
     columns = [("copies", _figure(RESYNTHESIS, name)) for name in _COPIES]
     columns += [("played", _figure(TRANSFER, name)) for name in _PLAYED]
-    heads = ["change", "steps", *(f"{figure.head}{', voice' * (kind == 'played')}" for kind, figure in columns)]
+    heads = ["change", "steps", *(f"{figure.heading}{', voice' * (kind == 'played')}" for kind, figure in columns)]
     cells = [
         [row["row"], f"{row['steps']:,}"]
         + [format_value(row[kind][figure.key], figure.digits) for kind, figure in columns]

@@ -22,7 +22,7 @@ from config import get_device
 from measuring import describe_machine, format_table, summarize_ratio, time_in_turns
 from sound.atomic_files import write_text
 from speed import Workload, build_crepe, build_models, build_textbook_loss, make_batch, make_step
-from training.optimization import PRECISIONS, build_loss, failed_to_compile, layers_to_compile
+from training.optimization import PRECISIONS, build_loss, compilable_layers, is_compile_error
 
 log = logging.getLogger("gpu")
 
@@ -33,7 +33,7 @@ def build_step(
     """Return training steps on the device; the loss comes to the CPU, so a step has ended when it returns."""
     config = load.config
     model = build_models(config)["textbook" if twin else "ours"].to(device)
-    for layer in layers_to_compile(model) if compiled else []:
+    for layer in compilable_layers(model) if compiled else []:
         layer.compile()
     loss = build_textbook_loss(config) if twin else build_loss(config).to(device)
     batch = {name: values.to(device) for name, values in make_batch(load).items()}
@@ -44,12 +44,12 @@ def build_step(
 def measure_preset(preset: str, load: Workload, device: torch.device, n_rounds: int) -> list[dict]:
     """Measure both precisions of a preset, also compiled where there are layers to compile."""
     load, rows = replace(load, config_name=preset), []
-    ways = (False, True) if layers_to_compile(build_models(load.config)["ours"]) else (False,)
+    ways = (False, True) if compilable_layers(build_models(load.config)["ours"]) else (False,)
     for precision, compiled in [(precision, compiled) for precision in PRECISIONS for compiled in ways]:
         try:
             rows.append(measure_step(load, device, n_rounds, precision, compiled))
         except RuntimeError as error:
-            if not (isinstance(error, torch.OutOfMemoryError) or failed_to_compile(error)):
+            if not (isinstance(error, torch.OutOfMemoryError) or is_compile_error(error)):
                 raise
             reason = str(error).strip().splitlines()[0]
             log.warning("%s, %s, compiled %s is left out: %s", preset, precision, compiled, reason)

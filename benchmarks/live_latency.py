@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from checkpoint import load_model, pretrained_path
-from live import take_precedence, warm_up
+from live import request_realtime_priority, warm_up
 from measuring import describe_machine, format_table, resident_mb
 from playing.causal_transfer import StreamingTransfer
 from sound.audio_files import load_audio
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     warm_up(model)  # as live.py does
     stream = StreamingTransfer(model)
     voice, size = load_audio(args.input, stream.rate), round(args.block_ms * stream.rate / 1000)
-    if args.real_time and not take_precedence():
+    if args.real_time and not request_realtime_priority():
         log.info("without real-time priority")
     before = resident_mb()
     n_blocks = max(1, round(args.seconds * 1000 / args.block_ms))

@@ -28,7 +28,7 @@ from data import Recording, extractor_settings, save_recording
 from measuring import describe_machine, format_table, measure_growth, resident_mb, run_in_fresh_process
 from recordings.corpus import measure_statistics, read_corpus
 from recordings.crops import build_dataset, load_batches
-from recordings.process_ranks import ALONE
+from recordings.process_ranks import SINGLE_PROCESS
 from sound.audio_files import load_audio
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,7 +129,7 @@ def start_training(folder: Path) -> None:
     measure_statistics(corpus.training, config)
     training = build_dataset(corpus.training, corpus.instrument, config, seed=0)
     build_dataset(corpus.validation, corpus.instrument, config)
-    next(load_batches(training, training.order(), 0, config.train.batch_size, ALONE, torch.device("cpu")))
+    next(load_batches(training, training.order(), 0, config.train.batch_size, SINGLE_PROCESS, torch.device("cpu")))
 
 
 def measure_start(folder: Path) -> list[str]:

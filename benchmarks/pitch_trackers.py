@@ -28,11 +28,12 @@ import torch
 from tqdm import tqdm
 
 from config import load_config
-from evaluation.scorecard import AUDIBLE, add_noise
+from evaluation.scorecard import AUDIBLE_LEVEL, add_noise
 from features import bridge_f0, extract_features, extract_loudness, pad_to_frames
 from measuring import describe_machine, format_table
-from recordings.pitch_annotations import count_octave_errors, read_played, read_sung
+from recordings.pitch_annotations import count_octave_errors, read_voice_annotation
 from sound.audio_files import load_audio
+from voice.midi import read_midi_f0
 
 CONFIG = load_config()
 RATE, HOP = CONFIG.audio.feature_rate, CONFIG.audio.feature_hop_length
@@ -157,7 +158,7 @@ def read_voice(path: Path) -> Clip:
         FileNotFoundError, ValueError: one of them is missing, or cannot be read.
     """
     audio = pad_to_frames(load_audio(path, RATE), HOP)
-    f0 = read_sung(path, len(audio) // HOP, FRAME)
+    f0 = read_voice_annotation(path, len(audio) // HOP, FRAME)
     if f0 is None:
         raise FileNotFoundError(f"{path} has no annotation beside it: {path.stem}_f0.csv, rows of seconds and Hz")
     return Clip(audio, f0, f0 == 0)
@@ -166,8 +167,8 @@ def read_voice(path: Path) -> Clip:
 def read_take(path: Path) -> Clip:
     """Read a take of render_dataset.py; of the notes in its MIDI file, the audible frames count."""
     audio = pad_to_frames(load_audio(path, RATE), HOP)
-    f0 = read_played(path, len(audio) // HOP, CONFIG)
-    return Clip(audio, np.where(extract_loudness(audio, CONFIG) > AUDIBLE, f0, 0.0), f0 == 0)
+    f0 = read_midi_f0(path.with_suffix(".mid"), len(audio) // HOP, CONFIG)
+    return Clip(audio, np.where(extract_loudness(audio, CONFIG) > AUDIBLE_LEVEL, f0, 0.0), f0 == 0)
 
 
 def read_sounds(args: argparse.Namespace) -> dict[str, list[Clip]]:

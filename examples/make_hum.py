@@ -28,7 +28,7 @@ import soundfile as sf
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import butter, fftconvolve, resample_poly, sosfilt
 
-from sound.atomic_files import replacing, write_text
+from sound.atomic_files import atomic_write, write_text
 
 EIGHTH, REST = 0.22, 0.75  # s: an eighth note; the pause between two phrases, in which the singer breathes
 LEAD_IN, TAIL = 0.85, 0.70  # s before the first note and after the last
@@ -293,7 +293,7 @@ def save_pitch(path: Path, pitch: np.ndarray) -> None:
 def save_wav(path: Path, audio: np.ndarray) -> None:
     buffer = io.BytesIO()
     sf.write(buffer, audio, SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(buffer.getvalue())
 
 

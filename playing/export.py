@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from model import NeuralGuitar
-from playing.block_model import BlockModel, State
+from playing.block_model import BlockModel, GraphState
 from sound.atomic_files import write_text
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -37,8 +37,8 @@ def write_onnx(block_model: BlockModel, inputs: tuple[Tensor, ...], path: Path) 
             block_model,
             inputs,
             path,
-            input_names=["f0", "loudness", "noise", *(f"state_{name}" for name in State._fields)],
-            output_names=["audio", *(f"next_{name}" for name in State._fields)],
+            input_names=["f0", "loudness", "noise", *(f"state_{name}" for name in GraphState._fields)],
+            output_names=["audio", *(f"next_{name}" for name in GraphState._fields)],
             opset_version=_OPSET,
             dynamo=True,
             external_data=False,
@@ -91,7 +91,7 @@ def make_curves(model: NeuralGuitar, n_frames: int) -> tuple[Tensor, Tensor, Ten
 
 def play_blocks(run: Run, block_model: BlockModel, f0: Tensor, loudness: Tensor, noise: Tensor, size: int) -> Tensor:
     """Play [1, T, 1] curves in consecutive blocks of ``size`` frames; return the audio [1, N]."""
-    hop_length, state, blocks = block_model.model.audio.hop_length, block_model.start(), []
+    hop_length, state, blocks = block_model.model.audio.hop_length, block_model.initial_state(), []
     for start in range(0, f0.shape[1], size):
         frames = slice(start, start + size)
         samples = slice(start * hop_length, (start + size) * hop_length)
@@ -119,7 +119,7 @@ def measure_difference(run: Run, block_model: BlockModel, size: int) -> float:
 def measure_latency(run: Run, block_model: BlockModel, size: int, n_blocks: int = 200) -> dict[str, float]:
     """Return milliseconds a block: median, and what 99 of 100 blocks stay under."""
     f0, loudness, noise = make_curves(block_model.model, size)
-    state, seconds = block_model.start(), []
+    state, seconds = block_model.initial_state(), []
     for _ in range(n_blocks):
         started = time.perf_counter()
         _, *state = run(f0, loudness, noise, *state)
@@ -135,7 +135,7 @@ def export_model(model: NeuralGuitar, kind: str, target: Path, size: int) -> dic
         OSError: it cannot be written; what stood at ``target`` stays.
     """
     block_model = BlockModel(model).eval()
-    inputs = (*make_curves(model, size), *block_model.start())
+    inputs = (*make_curves(model, size), *block_model.initial_state())
     target.parent.mkdir(parents=True, exist_ok=True)
     unproven = target.with_name(f".part.{target.name}")
     try:
@@ -175,6 +175,6 @@ def describe(block_model: BlockModel, kind: str, size: int) -> dict[str, Any]:
         },
         "state": {
             name: {"shape": list(value.shape), "type": str(value.dtype).removeprefix("torch.")}
-            for name, value in block_model.start()._asdict().items()
+            for name, value in block_model.initial_state()._asdict().items()
         },
     }

@@ -16,8 +16,15 @@ from tqdm import tqdm
 
 from config import Config
 from data import Recording, extractor_settings, find_recordings, load_recording
-from recordings.data_card import write_card
-from recordings.hub_client import INDEX, Entry, HubError, Index, ask, stays_inside
+from recordings.data_card import format_dataset_card
+from recordings.hub_client import (
+    INDEX_FILE,
+    HubError,
+    HubFile,
+    HubIndex,
+    is_safe_name,
+    request_with_retries,
+)
 from sound.atomic_files import hash_file
 
 CARD = "README.md"
@@ -27,16 +34,16 @@ BATCH_BYTES = 4 << 30
 log = logging.getLogger("upload_to_hf")
 
 
-def describe(path: Path, data_dir: Path, recording: Recording) -> Entry:
+def describe(path: Path, data_dir: Path, recording: Recording) -> HubFile:
     """Describe one processed file.
 
     Raises:
         ValueError: a name that not every system can have.
     """
     name = path.relative_to(data_dir).as_posix()
-    if not stays_inside(name):
+    if not is_safe_name(name):
         raise ValueError(f"{path} cannot be uploaded under its name: no hidden folders, no ':' and no '\\', please")
-    return Entry(
+    return HubFile(
         name,
         sha256=hash_file(path),
         n_bytes=path.stat().st_size,
@@ -56,14 +63,14 @@ def _f0_range(recording: Recording) -> tuple[float, float] | None:
     return round(low, 1), round(high, 1)
 
 
-def read_folder(data_dir: Path, config: Config) -> Index:
+def read_folder(data_dir: Path, config: Config) -> HubIndex:
     """Describe a folder of processed files.
 
     Raises:
         ValueError: none, one that is damaged or stale, or several instruments.
     """
     paths = find_recordings(data_dir)
-    entries: list[Entry] = []
+    entries: list[HubFile] = []
     played: dict[str, Path] = {}
     for path in tqdm(paths, desc="reading", unit="file", disable=None):
         recording = load_recording(path, config)
@@ -73,18 +80,18 @@ def read_folder(data_dir: Path, config: Config) -> Index:
         named = ", ".join(f"{name} ({path})" for name, path in played.items())
         raise ValueError(f"a data set has one instrument, {data_dir} has several: {named}; give the folder of one")
     (instrument,) = played
-    return Index(instrument, extractor_settings(config, instrument), tuple(entries))
+    return HubIndex(instrument, extractor_settings(config, instrument), tuple(entries))
 
 
 class Upload:
     """The folder, and what the Hub has of it."""
 
-    def __init__(self, api: HfApi, repo_id: str, local: Index, data_dir: Path, licence: str | None) -> None:
+    def __init__(self, api: HfApi, repo_id: str, local: HubIndex, data_dir: Path, licence: str | None) -> None:
         self.api, self.repo_id, self.local, self.data_dir, self.licence = api, repo_id, local, data_dir, licence
-        self._ask = functools.partial(ask, repo_id=repo_id)
+        self._ask = functools.partial(request_with_retries, repo_id=repo_id)
         self.remote = self._list_files()
-        self.texts = {name: self._read_text(name) for name in (INDEX, CARD) if name in self.remote}
-        self.old_index = Index.from_json(self.texts[INDEX], repo_id) if INDEX in self.texts else None
+        self.texts = {name: self._read_text(name) for name in (INDEX_FILE, CARD) if name in self.remote}
+        self.old_index = HubIndex.from_json(self.texts[INDEX_FILE], repo_id) if INDEX_FILE in self.texts else None
         self.there = [entry for entry in local.recordings if self._is_there(entry)]
         self.missing = [entry for entry in local.recordings if not self._is_there(entry)]
         names = {entry.file for entry in local.recordings}
@@ -99,7 +106,7 @@ class Upload:
 
         return self._ask(list_files)
 
-    def _is_there(self, entry: Entry) -> bool:
+    def _is_there(self, entry: HubFile) -> bool:
         file = self.remote.get(entry.file)
         return file is not None and file.lfs is not None and file.lfs.sha256 == entry.sha256
 
@@ -140,13 +147,16 @@ class Upload:
         if surplus:
             self._ask(lambda: self._delete(surplus))
 
-    def _index_of(self, entries: Sequence[Entry]) -> Index:
+    def _index_of(self, entries: Sequence[HubFile]) -> HubIndex:
         ordered = tuple(sorted(entries, key=lambda entry: entry.file))
-        return Index(self.local.instrument, self.local.extractor, ordered)
+        return HubIndex(self.local.instrument, self.local.extractor, ordered)
 
-    def _commit(self, batch: Sequence[Entry], done: Sequence[Entry], message: str) -> None:
+    def _commit(self, batch: Sequence[HubFile], done: Sequence[HubFile], message: str) -> None:
         index = self._index_of(done)
-        new = {INDEX: index.to_json(), CARD: write_card(index, self.repo_id, self.licence, self.texts.get(CARD))}
+        new = {
+            INDEX_FILE: index.to_json(),
+            CARD: format_dataset_card(index, self.repo_id, self.licence, self.texts.get(CARD)),
+        }
         if not batch and new == self.texts:
             return
 
@@ -165,9 +175,9 @@ class Upload:
             self.api.create_commit(self.repo_id, operations, commit_message=message, repo_type="dataset")
 
 
-def batched(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+def batched(entries: Sequence[HubFile]) -> Iterator[list[HubFile]]:
     """Cut a list into commits of bounded size."""
-    batch: list[Entry] = []
+    batch: list[HubFile] = []
     for entry in entries:
         if batch and (len(batch) == BATCH_FILES or sum(e.n_bytes for e in batch) + entry.n_bytes > BATCH_BYTES):
             yield batch
@@ -179,6 +189,6 @@ def batched(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
 
 def open_data_set(api: HfApi, repo_id: str, private: bool) -> None:
     """Make the data set if there is none."""
-    ask(lambda: api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True), repo_id)
-    if private and not ask(lambda: api.dataset_info(repo_id), repo_id).private:
+    request_with_retries(lambda: api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True), repo_id)
+    if private and not request_with_retries(lambda: api.dataset_info(repo_id), repo_id).private:
         log.warning("%s exists already and is public", repo_id)

@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from checkpoint import (
+    checkpoint_config,
+    inference_weights,
     load_model,
     make_checkpoint,
     read_checkpoint,
     save_checkpoint,
-    settings_of,
-    weights_for_use,
 )
 from evaluation.model_card import format_card, format_scorecard
 from model import NeuralGuitar
-from recordings.corpus import boundary_of
-from sound.atomic_files import replacing, write_text
+from recordings.corpus import split_boundary
+from sound.atomic_files import atomic_write, write_text
 
 log = logging.getLogger("export_checkpoint")
 _HALF_DIFFERENCE = -50.0  # dB, of the power of what weights of 16 bits may change to that of the sound
@@ -43,14 +43,14 @@ def strip(source: dict[str, Any], path: Path, half: bool = False) -> dict[str, A
         half: keep weights in 16 bits; loading a model widens them again.
     """
     metrics = {"best_val_loss": (source["metrics"] or {}).get("best_val_loss")}
-    boundary = boundary_of(source)
+    boundary = split_boundary(source)
     stripped = make_checkpoint(
-        settings_of(source, path),
+        checkpoint_config(source, path),
         source["instrument"],
         epoch=source["epoch"],
         step=source["step"],
         # A copy: a tensor that is a part of a larger one would be saved with all of it.
-        model={name: weight.half() if half else weight.clone() for name, weight in weights_for_use(source).items()},
+        model={name: weight.half() if half else weight.clone() for name, weight in inference_weights(source).items()},
         run_name=source["run_name"],
         schedule=None if boundary is None else {"boundary": boundary},  # which recordings were held out
         statistics=source["statistics"],
@@ -69,7 +69,7 @@ def export(source: Path, target: Path, half: bool = False) -> NeuralGuitar:
     content = read_checkpoint(source)
     if content["statistics"] is None:
         raise ValueError(f"{source} has no statistics of its training data, without which no voice can be fitted to it")
-    with replacing(target) as unproven:
+    with atomic_write(target) as unproven:
         save_checkpoint(unproven, strip(content, source, half))
         model = load_model(unproven)
         _prove(_sample(model), _sample(load_model(source)), source, half)

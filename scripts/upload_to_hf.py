@@ -13,7 +13,7 @@ from pathlib import Path
 
 from config import DEFAULT_CONFIG_PATH, load_config
 from recordings.data_card import HUB_LICENCES
-from recordings.hub_client import check_repo_id, connect
+from recordings.hub_client import check_repo_id, connect_to_hub
 from recordings.hub_upload import CARD, Upload, open_data_set, read_folder
 
 log = logging.getLogger("upload_to_hf")
@@ -43,7 +43,7 @@ def upload(args: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: what keeps it from being done.
     """
-    api = connect(write=True)
+    api = connect_to_hub(write=True)
     local = read_folder(args.data_dir, load_config(args.config))
     open_data_set(api, args.repo_id, not args.public)
     job = Upload(api, args.repo_id, local, args.data_dir, args.licence)

@@ -67,7 +67,7 @@ def test_full_size_state_is_that_of_the_preset():
     for preset, layers in (("tiny", 1), ("deep", 3)):
         config = load_config(preset=preset)
         model = model_export.BlockModel(model_export.NeuralGuitar(config.model, config.audio))
-        assert model.start().hidden.shape == (layers, 1, config.model.hidden_size)
+        assert model.initial_state().hidden.shape == (layers, 1, config.model.hidden_size)
 
 
 def test_transformer_is_refused_with_a_reason(tmp_path, write_checkpoint, caplog):

@@ -13,7 +13,7 @@ import upload_to_hf as up
 from data import save_recording
 from hub_server import Blob, Fault, HubServer
 from recordings import hub_upload
-from recordings.hub_client import Entry, Index
+from recordings.hub_client import HubFile, HubIndex
 
 NAME = "user/trumpet"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
@@ -257,7 +257,7 @@ def test_batches_are_bounded_and_lose_nothing(monkeypatch):
     monkeypatch.setattr(hub_upload, "BATCH_FILES", 3)
     monkeypatch.setattr(hub_upload, "BATCH_BYTES", 100)
     sizes = [10, 20, 30, 40, 90, 20, 500, 1, 1, 1, 1]
-    entries = [Entry(f"{i}.pt", "0", size, 1, "0", None) for i, size in enumerate(sizes)]
+    entries = [HubFile(f"{i}.pt", "0", size, 1, "0", None) for i, size in enumerate(sizes)]
     batches = list(hub_upload.batched(entries))
     assert [entry for batch in batches for entry in batch] == entries
     batched_sizes = [[entry.n_bytes for entry in batch] for batch in batches]
@@ -282,4 +282,4 @@ def test_as_a_user_runs_it(folder, tmp_path):
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"{hub.url}/datasets/{NAME}: 11 recordings uploaded, 0 were there\n"
         assert recordings_of(hub) == local(folder)
-        assert Index.from_json(repo_of(hub).files["index.json"].content.decode(), NAME).instrument == "trumpet"
+        assert HubIndex.from_json(repo_of(hub).files["index.json"].content.decode(), NAME).instrument == "trumpet"
