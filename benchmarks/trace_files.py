@@ -138,7 +138,9 @@ def prepare_step(folder: Path) -> Callable[[], Any]:
             extractor=extractor_settings(config, "trumpet"),
         )
         save_recording(folder / f"{number}.pt", recording)
-    trainer = train.(train.parse_args(["--data_dir", str(folder), "--checkpoint_dir", str(folder / "out")]))
+    trainer = train.build_trainer(
+        train.parse_args(["--data_dir", str(folder), "--checkpoint_dir", str(folder / "out")])
+    )
     assert len(trainer.training) <= config.train.batch_size  # one step an epoch
     return trainer.train_epoch
 

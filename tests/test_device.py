@@ -142,6 +142,6 @@ def test_a_gpu_that_is_too_small_is_no_traceback(monkeypatch, caplog):
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(train, "", fail)
+    monkeypatch.setattr(train, "build_trainer", fail)
     assert train.main(["--data_dir", ".", "--device", "cpu"]) == 1
     assert [record.getMessage().count("Tried to allocate 2.00 GiB.") for record in caplog.records] == [1]
