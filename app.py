@@ -3,8 +3,9 @@
     ./venv/bin/python app.py
 
 Nothing is built or loaded when this module is imported: ``build_ui`` makes the page, ``main`` serves it. The page
-and the endpoint ``/transfer`` (``endpoints.py``) do the same work (``service.py``). Every request writes into a
-temporary folder of its own, which is gone when it ends; Gradio keeps its copies of what it handed out for an hour.
+and the endpoint ``/transfer`` (``web/endpoints.py``) do the same work (``web/transfer_request.py``). Every request
+writes into a temporary folder of its own, which is gone when it ends; Gradio keeps its copies of what it handed out
+for an hour.
 """
 
 import argparse
@@ -22,30 +23,30 @@ import torch
 from starlette.middleware import Middleware
 
 from config import PageConfig, get_device, load_config
-from playing.transfer_report import describe, is_polyphonic
-from voice.conditioning import TransferOptions
-from web import page_layout as parts
+from playing.transfer_report import describe_transfer, is_polyphonic
+from voice.fitting import TransferOptions
+from web import page_layout
 from web.endpoints import add_endpoints
-from web.page_style import launch_style
-from web.request_guard import OwnFilesOnly
+from web.file_guard import OwnFilesOnly
+from web.page_style import launch_options
 from web.transfer_request import (
     DRAW,
-    Collection,
-    Outcome,
-    Request,
-    Service,
-    draw,
-    explain,
-    read_card,
-    work,
-    write_files,
+    ModelCollection,
+    TransferOutcome,
+    TransferRequest,
+    TransferService,
+    answer_request,
+    draw_result,
+    explain_failure,
+    read_model_card,
+    write_result_files,
 )
 
 DEFAULT_PORT = 7860
 _POLYPHONIC = "I hear more than one note at a time. I play one melody, so chords and backing tracks come out odd."
-_FULL = "Too many people are playing just now, or the server had a hiccup. Please try again in a minute."
+_BUSY = "Too many people are playing just now, or the server had a hiccup. Please try again in a minute."
 # The keyboard and the screen follow the work.
-_FOLLOW = (
+_FOCUS_SCRIPT = (
     "() => { document.getElementById('cancel')?.focus({preventScroll: true}); "
     "document.getElementById('status').scrollIntoView({behavior: 'smooth', block: 'nearest'}); }"
 )
@@ -63,25 +64,25 @@ def build_ui(
         limits: what a visitor may ask for; None takes config.json's.
     """
     device, limits = torch.device(device), limits or load_config().page
-    service = Service(Collection(Path(checkpoint_dir), device), limits)
+    service = TransferService(ModelCollection(Path(checkpoint_dir), device), limits)
     cache = (limits.keep_seconds // 4, limits.keep_seconds)
     with gr.Blocks(title="Vox2Trumpet", analytics_enabled=False, delete_cache=cache) as page:
-        gr.HTML(parts.HEADER)
+        gr.HTML(page_layout.HEADER)
         with gr.Tab("Play"):
             with gr.Row(elem_classes="sides"):
                 with gr.Column():
-                    controls = parts.build_controls(limits)
+                    controls = page_layout.build_controls(limits)
                     play = gr.Button("Play it", variant="primary", size="lg", elem_id="play")
                     cancel = gr.Button("Cancel", size="lg", visible=False, elem_id="cancel")
                 with gr.Column():
-                    results = parts.build_results()
-            results = results._replace(pictures=parts.build_pictures())
+                    results = page_layout.build_results()
+            results = results._replace(pictures=page_layout.build_pictures())
         with gr.Tab("How it works"):
-            gr.HTML(parts.HOW_IT_WORKS)
+            gr.HTML(page_layout.HOW_IT_WORKS)
             card = gr.Markdown(elem_id="card")
         kept = f"Recordings are deleted after about {limits.keep_seconds / 60:.0f} minutes."
         gr.HTML(f'<p class="foot">Runs on {html.escape(_name_device(device))}. {kept}</p>')
-        _connect(service, controls, results, play, cancel)
+        _connect_play(service, controls, results, play, cancel)
         _connect_instruments(service, controls, card, play, page)
         add_endpoints(service)
     return page.queue(max_size=limits.max_waiting)
@@ -94,38 +95,42 @@ def _name_device(device: torch.device) -> str:
 # --- what it does ---------------------------------------------------------------------------------
 
 
-def _connect(
-    service: Service, controls: parts.Controls, results: parts.Results, play: gr.Button, cancel: gr.Button
+def _connect_play(
+    service: TransferService,
+    controls: page_layout.PageControls,
+    results: page_layout.PageResults,
+    play: gr.Button,
+    cancel: gr.Button,
 ) -> None:
-    """Let the buttons do something."""
+    """Connect the buttons to what they do."""
 
     def run(recording: str | None, instrument: str | None, seed: int, *values) -> Iterator[dict]:
-        chosen = (None if value == parts.AUTO else value for value in values)
+        chosen = (None if value == page_layout.AUTO else value for value in values)
         ready = {play: gr.update(visible=True), cancel: gr.update(visible=False)}
-        said = None
+        shown_step = None
         with tempfile.TemporaryDirectory(prefix="vox2trumpet-") as folder:
             try:
                 options = TransferOptions(**dict(zip(controls.options, chosen)))
-                request = Request(recording, instrument or "", options, seed or 0, Path(folder))
-                for step in work(service, request):
-                    if isinstance(step, Outcome):
+                request = TransferRequest(recording, instrument or "", options, seed or 0, Path(folder))
+                for step in answer_request(service, request):
+                    if isinstance(step, TransferOutcome):
                         yield _show_sound(results, step, request)
-                        yield {**_show_pictures(results, draw(step, Path(folder))), **ready}
+                        yield {**_show_pictures(results, draw_result(step, Path(folder))), **ready}
                     else:
-                        yield {results.status: gr.skip() if step == said else parts.say_step(step)}
-                        said = step
+                        yield {results.status: gr.skip() if step == shown_step else page_layout.step_list(step)}
+                        shown_step = step
             except (ValueError, OSError) as error:
-                yield {results.status: parts.say(explain(error, recording), "error"), **ready}
+                yield {results.status: page_layout.message_card(explain_failure(error, recording), "error"), **ready}
 
     def wait_in_line() -> dict:
         hidden = {part: gr.update(visible=False) for part in (play, results.panel, *results.pictures)}
-        status = gr.update(value=parts.say("Waiting for my turn."), visible=True)
+        status = gr.update(value=page_layout.message_card("Waiting for my turn."), visible=True)
         return {cancel: gr.update(visible=True), results.status: status, **hidden}
 
     asked = [controls.recording, controls.instrument, controls.seed, *controls.options.values()]
     shown = [play, cancel, *results[:6], *results.downloads, *results.pictures]
     clicked = play.click(wait_in_line, outputs=shown, queue=False, api_visibility="private", show_progress="hidden")
-    clicked.then(None, js=_FOLLOW)
+    clicked.then(None, js=_FOCUS_SCRIPT)
     started = clicked.then(
         run, asked, shown,
         api_visibility="private", concurrency_id="transfer", show_progress="minimal", show_progress_on=results.status,
@@ -134,44 +139,46 @@ def _connect(
 
 
 def _connect_cancel(started: gr.events.Dependency, play: gr.Button, cancel: gr.Button, status: gr.HTML) -> None:
-    """Let a request be cancelled, and say so where one fails."""
-    cancelled = parts.say("Cancelled. Nothing was kept.")
+    """Make the button cancel a request, and report one that fails."""
+    cancelled = page_layout.message_card("Cancelled. Nothing was kept.")
 
     def stop() -> tuple:
         return gr.update(visible=True), gr.update(visible=False), cancelled
 
     def fail(shown: str | None) -> tuple:
         # What is cancelled may also count as failed, and be told so later.
-        said = gr.skip() if shown == cancelled else parts.say(_FULL, "error")
-        return gr.update(visible=True), gr.update(visible=False), said
+        message = gr.skip() if shown == cancelled else page_layout.message_card(_BUSY, "error")
+        return gr.update(visible=True), gr.update(visible=False), message
 
     quiet = {"outputs": [play, cancel, status], "queue": False, "api_visibility": "private"}
     cancel.click(stop, cancels=started, **quiet)
     started.failure(fail, status, **quiet)
 
 
-def _show_sound(results: parts.Results, outcome: Outcome, request: Request) -> dict:
-    """Let the sound be heard while the picture is being drawn."""
-    sound, *_ = files = write_files(outcome, request)
-    report = describe(outcome.report)
+def _show_sound(results: page_layout.PageResults, outcome: TransferOutcome, request: TransferRequest) -> dict:
+    """Show the sound while the picture is being drawn."""
+    sound, *_ = files = write_result_files(outcome, request)
+    report = describe_transfer(outcome.report)
     return {
-        results.status: parts.say_step(DRAW),
+        results.status: page_layout.step_list(DRAW),
         results.panel: gr.update(visible=True),
-        results.warning: gr.update(value=parts.say(_POLYPHONIC, "warning"), visible=is_polyphonic(outcome.report)),
+        results.warning: gr.update(
+            value=page_layout.message_card(_POLYPHONIC, "warning"), visible=is_polyphonic(outcome.report)
+        ),
         results.played: gr.update(value=str(sound), label=f"The {outcome.sound}"),
-        results.heard: request.recording,
+        results.voice: request.recording,
         results.report: f"<p>{html.escape(report[:1].upper() + report[1:])}.</p>",
         **{button: str(path) for button, path in zip(results.downloads, files)},
     }
 
 
-def _show_pictures(results: parts.Results, paths: list[Path]) -> dict:
+def _show_pictures(results: page_layout.PageResults, paths: list[Path]) -> dict:
     pictures = {picture: gr.update(value=str(path), visible=True) for picture, path in zip(results.pictures, paths)}
     return {results.status: gr.update(visible=False), **pictures}
 
 
 def _connect_instruments(
-    service: Service, controls: parts.Controls, card: gr.Markdown, play: gr.Button, page: gr.Blocks
+    service: TransferService, controls: page_layout.PageControls, card: gr.Markdown, play: gr.Button, page: gr.Blocks
 ) -> None:
     """Keep the list of instruments, the button's name and the model card up to date."""
 
@@ -183,7 +190,7 @@ def _connect_instruments(
 
     def name(chosen: str | None) -> tuple[str, str]:
         found = next((one for one in service.collection.find() if one.name == chosen), None)
-        return (f"Play it on the {found.sound}", read_card(found)) if found else ("Play it", "")
+        return (f"Play it on the {found.sound}", read_model_card(found)) if found else ("Play it", "")
 
     private = {"api_visibility": "private", "show_progress": "hidden", "queue": False}  # a full line is no shut door
     for event in (page.load, controls.refresh.click):
@@ -220,7 +227,7 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
         _, address, _ = page.launch(
             server_name=host, server_port=port, share=share, prevent_thread_lock=True, run_history=False, pwa=False,
             max_file_size=f"{limits.max_upload_megabytes}mb", ssr_mode=False, enable_monitoring=False,
-            app_kwargs={"middleware": [Middleware(OwnFilesOnly)]}, **launch_style(parts.HEAD),
+            app_kwargs={"middleware": [Middleware(OwnFilesOnly)]}, **launch_options(page_layout.HEAD),
         )  # fmt: skip
     except OSError as error:
         message = f"port {port} is in use; stop what runs there, or choose another with --port"

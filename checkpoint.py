@@ -26,7 +26,7 @@ LATEST = "latest.pth"
 BEST = "best.pth"
 PRETRAINED_DIR = Path(__file__).parent / "checkpoints" / "pretrained"
 
-_MEASURES = ("loss.", "train.crop_seconds", "train.ema_decay")  # settings on which a validation loss depends
+_LOSS_SETTINGS = ("loss.", "train.crop_seconds", "train.ema_decay")  # settings on which a validation loss depends
 _KEYS = (
     "format_version",
     "config",
@@ -130,7 +130,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
     np.random.set_state(("MT19937", np.array(state["numpy"][0], dtype=np.uint32), *state["numpy"][1:]))
 
 
-def settings_of(checkpoint: dict[str, Any], path: Path, current: Config | None = None) -> Config:
+def checkpoint_config(checkpoint: dict[str, Any], path: Path, current: Config | None = None) -> Config:
     """Return the configuration of a checkpoint, completed by ``current`` for what no weight depends on.
 
     Args:
@@ -149,15 +149,15 @@ def settings_of(checkpoint: dict[str, Any], path: Path, current: Config | None =
     return settings
 
 
-def order_changes(checkpoint: dict[str, Any], seed: int, n_crops: int) -> dict[str, str]:
+def crop_order_changes(checkpoint: dict[str, Any], seed: int, n_crops: int) -> dict[str, str]:
     """Return what has changed since a checkpoint of all that the order of crops depends on: name to "old -> new"."""
     now = {"seed": seed, "crops an epoch": n_crops}
     before = {"seed": checkpoint["rng"].get("seed"), "crops an epoch": checkpoint["schedule"].get("n_crops")}
     return {name: f"{before[name]} -> {now[name]}" for name in now if before[name] not in (None, now[name])}
 
 
-def measures_otherwise(checkpoint: dict[str, Any], changes: Iterable[str], is_averaged: bool) -> bool:
-    """Say whether validation losses do not compare with those of a checkpoint any more.
+def makes_losses_incomparable(checkpoint: dict[str, Any], changes: Iterable[str], is_averaged: bool) -> bool:
+    """Return True if validation losses do not compare with those of a checkpoint any more.
 
     Args:
         checkpoint: of the training before.
@@ -165,11 +165,11 @@ def measures_otherwise(checkpoint: dict[str, Any], changes: Iterable[str], is_av
         is_averaged: whether the moving average of the weights is validated now.
     """
     switched = is_averaged != (checkpoint["average"] is not None)
-    return switched or any(name.startswith(_MEASURES) for name in changes)
+    return switched or any(name.startswith(_LOSS_SETTINGS) for name in changes)
 
 
 def load_weights(model: NeuralGuitar, weights: dict[str, Any], path: Path) -> None:
-    """Fill a model with weights from a checkpoint: ``model`` to train on, ``weights_for_use`` to play.
+    """Fill a model with weights from a checkpoint: ``model`` to train on, ``inference_weights`` to play.
 
     Raises:
         ValueError: they belong to another architecture.
@@ -183,7 +183,7 @@ def load_weights(model: NeuralGuitar, weights: dict[str, Any], path: Path) -> No
         raise ValueError(f"{path} holds weights that are not finite (NaN or infinity); use an earlier one")
 
 
-def weights_for_use(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def inference_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return the weights by which a checkpoint was judged: their average over the last steps, if there is one."""
     return checkpoint["model"] if checkpoint["average"] is None else checkpoint["average"]
 
@@ -196,12 +196,12 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> NeuralGu
     """
     path = Path(path)
     checkpoint = read_checkpoint(path)
-    settings = settings_of(checkpoint, path)
+    settings = checkpoint_config(checkpoint, path)
     try:
         model = build_model(settings, checkpoint["instrument"])
     except (ValueError, RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{path} describes a model that cannot be built: {error}") from error
-    load_weights(model, weights_for_use(checkpoint), path)
+    load_weights(model, inference_weights(checkpoint), path)
     model.settings = settings
     model.instrument = checkpoint["instrument"]
     model.statistics = _checked_statistics(checkpoint["statistics"], path)
@@ -238,7 +238,7 @@ def pretrained_path(instrument: str) -> Path:
     return path
 
 
-def set_aside(checkpoint_dir: Path) -> Path | None:
+def archive_checkpoints(checkpoint_dir: Path) -> Path | None:
     """Move a training's checkpoints to a new folder ``previous_N``; return it, or None if there are none."""
     old = [checkpoint_dir / LATEST, checkpoint_dir / BEST, *_numbered(checkpoint_dir)]
     old = [path for path in old if path.is_file()]
@@ -253,7 +253,7 @@ def set_aside(checkpoint_dir: Path) -> Path | None:
     return folder
 
 
-def remove_partial(checkpoint_dir: Path) -> None:
+def remove_partial_files(checkpoint_dir: Path) -> None:
     """Delete what a save left half done when its process was killed."""
     for path in checkpoint_dir.glob("*.pth.part"):
         path.unlink()
@@ -263,7 +263,7 @@ def _numbered(checkpoint_dir: Path) -> list[Path]:
     return [path for path in checkpoint_dir.glob("model_epoch_*.pth") if re.fullmatch(r"model_epoch_\d+", path.stem)]
 
 
-def keep_newest(checkpoint_dir: Path, count: int) -> None:
+def delete_old_epochs(checkpoint_dir: Path, count: int) -> None:
     """Delete all but the newest ``count`` files ``model_epoch_N.pth``."""
     paths = sorted(_numbered(checkpoint_dir), key=lambda path: int(path.stem.rpartition("_")[2]))
     for path in paths[: max(0, len(paths) - count)]:

@@ -11,8 +11,8 @@ import logging
 import re
 from pathlib import Path
 
-from recordings.archives import install, md5_text, run_command, unpack_zip
-from recordings.fetching import Source
+from recordings.archives import install_dataset, md5_text, run_command, unpack_zip
+from recordings.resumable_download import ArchiveSource
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,15 @@ def download_guitarset(args: argparse.Namespace) -> None:
         log.info("Taking the solo takes only: comp takes are strummed chords, which have no single pitch (--takes)")
     share = len(takes) / len(TAKES)
     hint = by_hand("audio_mono-mic.zip", "--local_archive", "--url")
-    audio = Source(args.url, "audio_mono-mic.zip", args.md5, 1.5 * share, hint)
-    install(audio, args.output_dir, takes, place_take, unpack_zip, args.local_archive, args.keep_archive)
+    audio = ArchiveSource(args.url, "audio_mono-mic.zip", args.md5, 1.5 * share, hint)
+    install_dataset(audio, args.output_dir, takes, place_take, unpack_zip, args.local_archive, args.keep_archive)
     if args.annotations:
         hint = by_hand("annotation.zip", "--local_annotations", "--annotations_url")
-        jams = Source(args.annotations_url, "annotation.zip", args.annotations_md5, 10.0 * share, hint)
+        jams = ArchiveSource(args.annotations_url, "annotation.zip", args.annotations_md5, 10.0 * share, hint)
         groups = tuple(f"{take}_annotation" for take in takes)
-        install(jams, args.output_dir, groups, place_take, unpack_zip, args.local_annotations, args.keep_archive)
+        install_dataset(
+            jams, args.output_dir, groups, place_take, unpack_zip, args.local_annotations, args.keep_archive
+        )
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -24,8 +24,15 @@ from typing import BinaryIO
 import requests
 from tqdm import tqdm
 
-from recordings.archives import Gate, Place, install, is_done, md5_text, run_command, write_member
-from recordings.fetching import CHUNK, DamagedError, DataError, Source, progress, require_space
+from recordings.archives import MemberGuard, PlaceMember, install_dataset, is_done, md5_text, run_command, write_member
+from recordings.resumable_download import (
+    CHUNK,
+    ArchiveSource,
+    DamagedDownloadError,
+    DataError,
+    progress_bar,
+    require_space,
+)
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +75,7 @@ def place_track(name: str) -> Path | None:
     return Path(instrument, f"{instrument}_only", match[0]) if instrument else None
 
 
-class Meter:
+class LimitedStream:
     """A stream that hands out no more than `allowance` bytes: neither headers nor the tail may be the bomb."""
 
     def __init__(self, stream: BinaryIO):
@@ -87,7 +94,7 @@ class Meter:
 
 
 @contextmanager
-def opened(archive: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def open_archive(archive: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """The archive's file, for progress, and the tar stream inside; some browsers save the .tar.gz as a .tar."""
     with archive.open("rb") as file:
         magic = file.read(2)
@@ -101,34 +108,34 @@ def opened(archive: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
             yield file, stream
 
 
-def unpack_tar(archive: Path, stage: Path, place: Place) -> None:
+def unpack_tar(archive: Path, stage: Path, place: PlaceMember) -> None:
     """Take the wanted members out in one pass; the CRC of the gzip stream is checked at its end."""
-    gate = Gate(archive)
+    guard = MemberGuard(archive)
     try:
-        with opened(archive) as (file, stream), progress("unpacking", archive.stat().st_size) as bar:
-            meter = Meter(stream)
+        with open_archive(archive) as (file, stream), progress_bar("unpacking", archive.stat().st_size) as bar:
+            meter = LimitedStream(stream)
             with tarfile.open(fileobj=meter, mode="r|", bufsize=CHUNK) as tar:
                 for member in tar:
                     plain = member.isreg() and not member.issparse()
-                    gate.admit(member.name, member.size, plain, member.isdir())
+                    guard.check(member.name, member.size, plain, member.isdir())
                     meter.allow(member.name, member.size, HEADER_LIMIT)
-                    take_member(tar, member, stage, place)
+                    unpack_member(tar, member, stage, place)
                     bar.update(file.tell() - bar.n)
-            meter.allow(meter.member, 0, gate.room)
+            meter.allow(meter.member, 0, guard.remaining_bytes)
             while meter.read(CHUNK):
                 bar.update(file.tell() - bar.n)
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, RecursionError) as error:
-        raise DamagedError(f"{archive} cannot be unpacked: {error}") from error
+        raise DamagedDownloadError(f"{archive} cannot be unpacked: {error}") from error
 
 
-def take_member(tar: tarfile.TarFile, member: tarfile.TarInfo, stage: Path, place: Place) -> None:
+def unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, stage: Path, place: PlaceMember) -> None:
     target = place(member.name) if member.isreg() else None
     if target:
         require_space(stage.parent, member.size)
         write_member(tar.extractfile(member), stage / target, member.size)
 
 
-def copy_folder(folder: Path, stage: Path, place: Place) -> None:
+def copy_folder(folder: Path, stage: Path, place: PlaceMember) -> None:
     """Copy the wanted files of an unpacked URMP, however it is nested."""
     found = {path: place(path.name) for path in sorted(folder.rglob("*")) if path.is_file()}
     wanted = {path: target for path, target in found.items() if target}
@@ -160,8 +167,8 @@ def download_urmp(args: argparse.Namespace) -> None:
         log.info("No md5 of this archive is known (--md5 names one); its own CRC is checked when it is unpacked")
     unpack = copy_folder if args.source_dir else unpack_tar
     ratio = 0.0 if args.source_dir else RATIO * min(len(args.instruments), 5)
-    source = Source(args.url, ARCHIVE, md5, ratio, by_hand)
-    install(source, args.output_dir, args.instruments, place_track, unpack, local, args.keep_archive)
+    source = ArchiveSource(args.url, ARCHIVE, md5, ratio, by_hand)
+    install_dataset(source, args.output_dir, args.instruments, place_track, unpack, local, args.keep_archive)
 
 
 def instruments_text(text: str) -> tuple[str, ...]:

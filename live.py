@@ -2,7 +2,8 @@
 
     ./venv/bin/python live.py --instrument trumpet
 
-What is played is ``causal.py``; this is the sound card. Headphones keep the instrument out of the microphone.
+``playing/causal_transfer.py`` makes the sound; this file is about the sound card. Headphones keep the instrument out
+of the microphone.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import torch
 from checkpoint import load_model, pretrained_path
 from model import NeuralGuitar
 from playing.causal_transfer import StreamingTransfer
-from voice.conditioning import TransferOptions
+from voice.fitting import TransferOptions
 
 _PRIORITY = 10  # of 1 to 99, among those that go before all other programs; the kernel's own threads have 50
 log = logging.getLogger("live")
@@ -31,7 +32,7 @@ class AudioDeviceError(ValueError):
     """There is no sound device, or not the one that was asked for."""
 
 
-def open_sounddevice() -> ModuleType:
+def import_sounddevice() -> ModuleType:
     """Return the package sounddevice, which is no requirement.
 
     Raises:
@@ -47,18 +48,18 @@ def open_sounddevice() -> ModuleType:
     return sounddevice
 
 
-class Meter:
-    """What the level meter shows; the sound card's thread writes it, the terminal's reads it."""
+class LevelMeter:
+    """Levels of input and output; the sound card's thread writes them, the terminal's thread reads them."""
 
     def __init__(self) -> None:
-        self.heard = self.played = 0.0  # peaks since the meter was last drawn
+        self.input_peak = self.output_peak = 0.0  # peaks since the meter was last drawn
         self.n_late = 0  # blocks that came too late
         self.peak_gain = 0.0  # dB, by which the loudest was turned down so far
 
     def draw(self) -> str:
-        """Return a line, and begin anew."""
-        bars = (f"{name} {_bar(peak)}" for name, peak in (("voice", self.heard), ("instrument", self.played)))
-        self.heard = self.played = 0.0
+        """Return a line for the terminal, and reset the peaks."""
+        bars = (f"{name} {_bar(peak)}" for name, peak in (("voice", self.input_peak), ("instrument", self.output_peak)))
+        self.input_peak = self.output_peak = 0.0
         limited = [f"turned down by up to {-self.peak_gain:.0f} dB"] if self.peak_gain < -0.5 else []
         return "  ".join([*bars, f"late {self.n_late}", *limited])
 
@@ -76,12 +77,15 @@ def play_live(stream: StreamingTransfer, rate: int, args: argparse.Namespace) ->
     Raises:
         AudioDeviceError: no sound device, or it cannot be opened.
     """
-    sounddevice, meter = open_sounddevice(), Meter()
+    sounddevice, meter = import_sounddevice(), LevelMeter()
 
-    def process(heard: np.ndarray, played: np.ndarray, n_samples: int, clock: Any, status: Any) -> None:
-        voice = np.nan_to_num(heard[:, 0]).clip(-1, 1)  # one sample that is none would silence all that follow
+    def process(recorded: np.ndarray, played: np.ndarray, n_samples: int, clock: Any, status: Any) -> None:
+        voice = np.nan_to_num(recorded[:, 0]).clip(-1, 1)  # one sample that is none would silence all that follow
         played[:, 0] = stream.process(voice)
-        meter.heard, meter.played = max(meter.heard, np.abs(voice).max()), max(meter.played, np.abs(played).max())
+        meter.input_peak, meter.output_peak = (
+            max(meter.input_peak, np.abs(voice).max()),
+            max(meter.output_peak, np.abs(played).max()),
+        )
         meter.n_late, meter.peak_gain = meter.n_late + bool(status), stream.peak_gain
 
     devices = (_device_name(args.input_device), _device_name(args.output_device))
@@ -103,7 +107,7 @@ def play_live(stream: StreamingTransfer, rate: int, args: argparse.Namespace) ->
 
 
 def warm_up(model: NeuralGuitar) -> None:
-    """Have done now what is only done at first use, before the sound card waits for it."""
+    """Do now what happens only at first use, before the sound card waits for it."""
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, (50, model.audio.hop_length)).astype(np.float32)
     stream = StreamingTransfer(model)  # the one that will be played stays new
     for block in noise:  # of silence nothing would be heard
@@ -112,8 +116,8 @@ def warm_up(model: NeuralGuitar) -> None:
     gc.freeze()  # what is there now stays: no garbage collection need walk through it
 
 
-def take_precedence() -> bool:
-    """Let this thread, and those it starts, work before other programs; return whether the system allows it.
+def request_realtime_priority() -> bool:
+    """Give this thread, and those it starts, real-time priority; return whether the system allows it.
 
     All of them, for what the meter's thread holds (Python's lock) the sound card's would wait for. macOS and Windows
     give sound cards' threads precedence by themselves.
@@ -161,12 +165,12 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # a frame is too small to be shared, and a second thread would wake up too late
     try:
         if args.list_devices:
-            print(open_sounddevice().query_devices() or "there are no sound devices")
+            print(import_sounddevice().query_devices() or "there are no sound devices")
             return 0
         model = load_model(args.checkpoint or pretrained_path(args.instrument), "cpu")
         stream = StreamingTransfer(model, args.options)
         warm_up(model)
-        if not take_precedence():
+        if not request_realtime_priority():
             log.info("other programs may make it late: this user may not have real-time priority (see the README)")
         play_live(stream, model.audio.sample_rate, args)
     except (ValueError, OSError) as error:

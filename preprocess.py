@@ -39,7 +39,7 @@ class Job(NamedTuple):
     instrument: str
 
 
-class Outcome(NamedTuple):
+class JobOutcome(NamedTuple):
     job: Job
     status: str  # "written", "skipped" or "failed"
     message: str = ""
@@ -65,7 +65,7 @@ def plan_jobs(input_dir: Path, output_dir: Path, instrument: str | None, config:
     return jobs
 
 
-def process_recording(job: Job, config: Config) -> Outcome:
+def process_recording(job: Job, config: Config) -> JobOutcome:
     """Make one processed file, unless it is there and up to date."""
     n_threads = torch.get_num_threads()
     # The order of sums depends on the number of threads: with one, any number of workers gives the same bits.
@@ -73,17 +73,17 @@ def process_recording(job: Job, config: Config) -> Outcome:
     try:
         digest = hash_file(job.source)
         if _is_up_to_date(job, digest, config):
-            return Outcome(job, "skipped")
-        recording = measure_recording(job, digest, config.for_recordings_of(job.instrument))
+            return JobOutcome(job, "skipped")
+        recording = extract_recording(job, digest, config.for_recordings_of(job.instrument))
         save_recording(job.target, recording)
     except (ValueError, OSError, RuntimeError) as error:
-        return Outcome(job, "failed", str(error))
+        return JobOutcome(job, "failed", str(error))
     finally:
         torch.set_num_threads(n_threads)
-    return Outcome(job, "written")
+    return JobOutcome(job, "written")
 
 
-def measure_recording(job: Job, digest: str, config: Config) -> Recording:
+def extract_recording(job: Job, digest: str, config: Config) -> Recording:
     """Read and measure one recording; its samples are in memory once, everything else only a piece at a time."""
     audio = load_audio(job.source, config.audio.feature_rate)
     features, bandwidth = extract_features(audio, config), None
@@ -106,7 +106,7 @@ def _is_up_to_date(job: Job, digest: str, config: Config) -> bool:
     return existing.source["sha256"] == digest and existing.instrument == job.instrument
 
 
-def run_jobs(jobs: list[Job], config: Config, num_workers: int) -> Iterator[Outcome]:
+def run_jobs(jobs: list[Job], config: Config, num_workers: int) -> Iterator[JobOutcome]:
     """Process recordings in ``num_workers`` processes, yielding outcomes as they come.
 
     Raises:
@@ -126,7 +126,7 @@ def run_jobs(jobs: list[Job], config: Config, num_workers: int) -> Iterator[Outc
         pool.shutdown(cancel_futures=True)
 
 
-def report(outcomes: Iterable[Outcome], total: int) -> dict[str, int]:
+def count_outcomes(outcomes: Iterable[JobOutcome], total: int) -> dict[str, int]:
     """Show progress, name each failed file, and return how many were written, skipped and failed."""
     counts = {"written": 0, "skipped": 0, "failed": 0}
     pause = 0.1 if sys.stderr.isatty() else 30.0  # s; a log file needs no more
@@ -161,8 +161,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.instrument is not None:
             config.instrument(args.instrument)
         # Under torchrun every process does its share; they need not talk to each other.
-        jobs = read_ranks().share(plan_jobs(args.input_dir, args.output_dir, args.instrument, config))
-        counts = report(run_jobs(jobs, config, min(args.num_workers, len(jobs))), len(jobs))
+        jobs = read_ranks().shard(plan_jobs(args.input_dir, args.output_dir, args.instrument, config))
+        counts = count_outcomes(run_jobs(jobs, config, min(args.num_workers, len(jobs))), len(jobs))
     except (ValueError, OSError) as error:
         log.error("preprocess.py: %s", error)
         return 1

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from checkpoint import LATEST, read_checkpoint, remove_partial, set_aside, settings_of
+from checkpoint import LATEST, archive_checkpoints, checkpoint_config, read_checkpoint, remove_partial_files
 from config import (
     DEFAULT_CONFIG_PATH,
     DEFAULT_PRESET,
@@ -32,12 +32,13 @@ from config import (
     load_config,
 )
 from model import NeuralGuitar
-from recordings.corpus import ENDS, FEW_TAKES, Corpus, boundary_of, read_corpus
-from recordings.process_ranks import ALONE, Ranks, joined, read_ranks
-from training.experiment_log import MODES, Tracker, choose_run_name, new_run_id
+from recordings.corpus import MIN_WHOLE_TAKES, RECORDING_ENDS, Corpus, read_corpus, split_boundary
+from recordings.process_ranks import SINGLE_PROCESS, ProcessRanks, process_group, read_ranks
+from training.experiment_log import ExperimentLog, choose_run_name
 from training.held_out_phrases import choose_phrases
-from training.optimization import PRECISIONS, failed_to_compile, layers_to_compile
-from training.trainer import Stopped, Trainer
+from training.optimization import PRECISIONS, compilable_layers, is_compile_error
+from training.trainer import Trainer, TrainingStopped
+from training.wandb_run import MODES, new_run_id
 
 log = logging.getLogger("train")
 _OVERRIDES = ("batch_size", "epochs", "val_fraction", "patience", "save_every_minutes")  # flags over config.json
@@ -45,7 +46,7 @@ _OVERRIDES = ("batch_size", "epochs", "val_fraction", "patience", "save_every_mi
 
 @contextmanager
 def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM stop a training after the step in hand; a second one, later, stops at once."""
+    """Stop a training on Ctrl-C or SIGTERM after the current step; a second signal, later, stops at once."""
     asked_at = None
 
     def ask_to_stop(number: int, frame: Any) -> None:
@@ -54,7 +55,7 @@ def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
             asked_at = time.monotonic()
         elif time.monotonic() - asked_at > 1.0:  # torchrun hands on a Ctrl-C that the terminal has sent already
             raise KeyboardInterrupt
-        trainer.stopping = True
+        trainer.stop_requested = True
 
     before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -106,29 +107,33 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error("--run_name is the name of a folder in runs/, without slashes")
 
 
-def configure(args: argparse.Namespace) -> Config:
+def read_config(args: argparse.Namespace) -> Config:
     """Return the configuration with the flags laid over it."""
     config = load_config(args.config, args.config_name)
     flags = {name: getattr(args, name) for name in _OVERRIDES if getattr(args, name) is not None}
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **flags))
 
 
-def prepare(args: argparse.Namespace, ranks: Ranks = ALONE, at_exit: ExitStack | None = None) -> Trainer:
+def build_trainer(
+    args: argparse.Namespace, ranks: ProcessRanks = SINGLE_PROCESS, at_exit: ExitStack | None = None
+) -> Trainer:
     """Build the training that the command line asks for, resumed if it can be; ``at_exit`` closes what it opens."""
-    config = configure(args)
+    config = read_config(args)
     latest = args.checkpoint_dir / LATEST
     checkpoint = read_checkpoint(latest) if latest.exists() and not args.no_resume else None
     if checkpoint:
         _require_same_training(checkpoint, latest, config)
-        config = _keep_held_out(checkpoint, config)
-    device = get_device(ranks.own(args.device))
-    boundary = boundary_of(checkpoint) if checkpoint else None
+        config = _keep_val_fraction(checkpoint, config)
+    device = get_device(ranks.device_name(args.device))
+    boundary = split_boundary(checkpoint) if checkpoint else None
     whole, next_corpus = open_corpus(args, config, boundary, ranks, device, at_exit or ExitStack())
     corpus = next_corpus() if next_corpus else whole
     if checkpoint and (before := checkpoint["instrument"]) != corpus.instrument:
-        raise _another_training(latest, [f"instrument {before} -> {corpus.instrument}"], corpus.instrument)
-    if boundary == ENDS and len({span.path for span in whole.training}) >= FEW_TAKES:
-        log.info("the end of each recording stays held out, as when this training began with fewer than %d", FEW_TAKES)
+        raise _wrong_training_error(latest, [f"instrument {before} -> {corpus.instrument}"], corpus.instrument)
+    if boundary == RECORDING_ENDS and len({span.path for span in whole.training}) >= MIN_WHOLE_TAKES:
+        log.info(
+            "the end of each recording stays held out, as when this training began with fewer than %d", MIN_WHOLE_TAKES
+        )
     if config.train.patience is not None and not corpus.validation:
         raise ValueError("--patience watches the validation loss, but nothing is held out; give --val_fraction, or "
                          "--no_resume too where a training has begun without")  # fmt: skip
@@ -139,8 +144,8 @@ def prepare(args: argparse.Namespace, ranks: Ranks = ALONE, at_exit: ExitStack |
     if args.compile:
         _compile(trainer.model)
     if ranks.is_first:
-        remove_partial(args.checkpoint_dir)
-        if args.no_resume and (kept_in := set_aside(args.checkpoint_dir)):
+        remove_partial_files(args.checkpoint_dir)
+        if args.no_resume and (kept_in := archive_checkpoints(args.checkpoint_dir)):
             log.info("the old checkpoints are in %s", kept_in)
     n_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     log.info(
@@ -154,7 +159,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks = ALONE, at_exit: ExitStack |
 
 
 def _compile(model: NeuralGuitar) -> None:
-    layers = layers_to_compile(model)
+    layers = compilable_layers(model)
     for layer in layers:
         layer.compile()
     if not layers:
@@ -165,26 +170,26 @@ def open_corpus(
     args: argparse.Namespace,
     config: Config,
     boundary: str | None,
-    ranks: Ranks,
+    ranks: ProcessRanks,
     device: torch.device,
     at_exit: ExitStack,
 ) -> tuple[Corpus, Callable[[], Corpus] | None]:
     """Return all recordings and, where they are on their way, how to ask for those that are here."""
     if args.hf_repo_id is None:
         return read_corpus(args.data_dir, config, boundary), None
-    from recordings.hub_cache import default_cache  # half a second that a training from disk need not wait
-    from recordings.hub_dataset import HubRecordings, so_far_in_common, wait_in_common
+    from recordings.hub_cache import default_cache_dir  # half a second that a training from disk need not wait
+    from recordings.hub_dataset import HubRecordings, common_corpus, wait_for_common_recording
 
-    recordings = HubRecordings(args.hf_repo_id, args.data_dir or default_cache(args.hf_repo_id), config, boundary)
+    recordings = HubRecordings(args.hf_repo_id, args.data_dir or default_cache_dir(args.hf_repo_id), config, boundary)
     at_exit.callback(recordings.close)
     recordings.start()
     recordings.wait_for(1)
-    ranks.wait()
-    wait_in_common(recordings, ranks, device)
-    return recordings.corpus, lambda: so_far_in_common(recordings, ranks, device)
+    ranks.barrier()
+    wait_for_common_recording(recordings, ranks, device)
+    return recordings.corpus, lambda: common_corpus(recordings, ranks, device)
 
 
-def _another_training(path: Path, differences: list[str], instrument: str) -> ValueError:
+def _wrong_training_error(path: Path, differences: list[str], instrument: str) -> ValueError:
     return ValueError(
         f"{path} belongs to another training: {'; '.join(differences)}. Start afresh with --no_resume, "
         f"or elsewhere with --checkpoint_dir {path.parent / instrument}"
@@ -192,14 +197,14 @@ def _another_training(path: Path, differences: list[str], instrument: str) -> Va
 
 
 def _require_same_training(checkpoint: dict[str, Any], path: Path, config: Config) -> None:
-    differences = architecture_differences(settings_of(checkpoint, path, config), config)
+    differences = architecture_differences(checkpoint_config(checkpoint, path, config), config)
     if checkpoint["optimizer"] is None:
         differences.append("it was exported for use and cannot be trained on")
     if differences:
-        raise _another_training(path, differences, checkpoint["instrument"])
+        raise _wrong_training_error(path, differences, checkpoint["instrument"])
 
 
-def _keep_held_out(checkpoint: dict[str, Any], config: Config) -> Config:
+def _keep_val_fraction(checkpoint: dict[str, Any], config: Config) -> Config:
     """Return the configuration with the share held out as before: a larger one would take what was trained on."""
     before = checkpoint["config"]["train"]["val_fraction"]
     if before == config.train.val_fraction:
@@ -208,7 +213,7 @@ def _keep_held_out(checkpoint: dict[str, Any], config: Config) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, val_fraction=before))
 
 
-def watch(trainer: Trainer, args: argparse.Namespace) -> None:
+def open_experiment_log(trainer: Trainer, args: argparse.Namespace) -> None:
     """Open the run's folder and, where wanted, its W&B run: the same one as before, if the training was resumed."""
     trainer.run_name = trainer.run_name or choose_run_name(args.runs_dir, args.run_name)
     trainer.wandb_id = trainer.wandb_id or new_run_id()
@@ -216,12 +221,14 @@ def watch(trainer: Trainer, args: argparse.Namespace) -> None:
         log.info("a resumed training keeps its name: %s", trainer.run_name)
     if trainer.ranks.is_first:
         folder = args.runs_dir / trainer.run_name
-        trainer.tracker = Tracker(folder, trainer.config, trainer.corpus, trainer.phrases, trainer.progress.step)
+        trainer.experiment_log = ExperimentLog(
+            folder, trainer.config, trainer.corpus, trainer.phrases, trainer.progress.step
+        )
         log.info("to watch it, open %s", folder / "index.html")
-        trainer.tracker.start_wandb(args.wandb_mode, args.wandb_project, trainer.wandb_id)
+        trainer.experiment_log.start_wandb(args.wandb_mode, args.wandb_project, trainer.wandb_id)
 
 
-def run(trainer: Trainer, args: argparse.Namespace) -> int:
+def run_training(trainer: Trainer, args: argparse.Namespace) -> int:
     """Train to the end, or to the signal that stops it; return the exit code."""
     epochs = trainer.config.train.epochs
     if trainer.progress.epoch >= epochs:
@@ -229,16 +236,16 @@ def run(trainer: Trainer, args: argparse.Namespace) -> int:
         return 0
     exit_code = 1
     with stopping_on_signals(trainer):
-        watch(trainer, args)
+        open_experiment_log(trainer, args)
         try:
             trainer.run(epochs)
             exit_code = 0
-        except Stopped:
+        except TrainingStopped:
             log.info("stopped at step %d and saved; the same command goes on from here", trainer.progress.step)
             exit_code = 130
         finally:
-            if trainer.tracker:
-                trainer.tracker.finish(exit_code)
+            if trainer.experiment_log:
+                trainer.experiment_log.finish(exit_code)
     return exit_code
 
 
@@ -248,11 +255,11 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if ranks.is_first else logging.ERROR, format="%(message)s")
     try:
         with (
-            joined(ranks, get_device(ranks.own(args.device))),
+            process_group(ranks, get_device(ranks.device_name(args.device))),
             torch.autograd.set_detect_anomaly(args.debug),
             ExitStack() as at_exit,
         ):
-            return run(prepare(args, ranks, at_exit), args)
+            return run_training(build_trainer(args, ranks, at_exit), args)
     except (ValueError, OSError) as error:
         log.error("train.py: %s", error)
         return 1
@@ -260,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
         log.error("train.py: %s A smaller --batch_size needs less; the last checkpoint is intact", error)
         return 1
     except RuntimeError as error:
-        if not failed_to_compile(error):
+        if not is_compile_error(error):
             raise
         log.error("train.py: torch.compile failed, train without --compile: %s", str(error).strip().splitlines()[0])
         return 1

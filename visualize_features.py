@@ -3,7 +3,7 @@
     ./venv/bin/python visualize_features.py --file data/processed/trumpet/rendered_trumpet_000.wav.pt
     ./venv/bin/python visualize_features.py --all --data_dir data/processed/trumpet --theme dark
 
-The pictures go to ``data/visualization``. ``figures.py`` draws them, from plain arrays too.
+The pictures go to ``data/visualization``. ``sound/feature_plots.py`` draws them, from plain arrays too.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import Recording, find_recordings, load_recording
-from sound.figures import THEMES, plot_features, save_figure
+from sound.feature_plots import THEMES, plot_features, save_figure
 
 log = logging.getLogger("visualize_features")
 

@@ -1,43 +1,29 @@
 """Change a model one thing at a time: train each variant on the same data, seed and schedule, and judge them alike.
 
-    ./venv/bin/python scripts/ablate.py --data_dir data/processed/trumpet --other_dir data/processed/guitar \\
+    ./venv/bin/python benchmarks/ablations.py --data_dir data/processed/trumpet --other_dir data/processed/guitar \\
         --input examples/hum.wav --epochs 2 --half_life 250 --output_dir out/ablation --json out/ablation.json
 
 Each row is a training of its own, by train.py in a process of its own, in ``--output_dir``. Stop it at any time: the
-same command goes on where it was, and with more ``--epochs`` all rows train on. A row that was begun on other
-recordings or with other settings is refused, for it would not compare. ``solo:1`` is the row solo with seed 1: what
-seeds alone change is what a difference has to exceed.
+same command continues there, and with more ``--epochs`` all rows train on. Another schedule or other data need another
+``--output_dir``. ``solo:1`` is the row solo with seed 1: a difference has to exceed what seeds alone change.
 """
 
 import argparse
-import dataclasses
-import hashlib
 import json
-import logging
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from checkpoint import LATEST, load_model, read_checkpoint, settings_of
-from config import (
-    DEFAULT_CONFIG_PATH,
-    Config,
-    architecture_differences,
-    config_from_dict,
-    config_to_dict,
-    get_device,
-    training_changes,
-)
-from data import list_recordings
+from checkpoint import LATEST, load_model, read_checkpoint
+from config import DEFAULT_CONFIG_PATH, get_device
 from evaluation import judging
-from evaluation.scorecard_tables import RESYNTHESIS, TRANSFER, Figure, format_value
-from sound.atomic_files import hash_file, write_text
+from evaluation.scorecard_tables import RESYNTHESIS, TRANSFER, Column, format_value
+from measuring import format_table
+from sound.atomic_files import write_text
 
-ROOT = Path(__file__).parents[1]
-log = logging.getLogger("ablate")
+ROOT = Path(__file__).resolve().parents[1]
 _WEIGHTED = {"amplitude": "weighted", "initial_gain": 1.0, "noise_bias": -9.0}
 _PROJECTED = {**_WEIGHTED, "embed_size": 128, "projection_size": 256}
 Changes = dict[str, dict[str, Any]]  # section of config.json to keys and values
@@ -65,33 +51,28 @@ _COPIES = ("stft_loss", "log_mel", "loudness_l1", "likeness")
 _PLAYED = ("loudness_correlation", "likeness")
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One training."""
 
     variant: str
     seed: int
-    folder: Path
 
     @property
     def title(self) -> str:
-        """What the table calls it."""
+        """The name in the table."""
         return VARIANTS[self.variant][0] + (f", seed {self.seed}" if self.seed else "")
 
 
-def read_row(text: str, output_dir: Path) -> Row:
+def read_row(text: str) -> Row:
     """Return the row that "solo" or "solo:1" names.
 
     Raises:
-        ValueError: there is no such variant, or the seed is no number.
+        argparse.ArgumentTypeError: there is no such variant, or the seed is no number.
     """
     variant, _, seed = text.partition(":")
     if variant not in VARIANTS or not (seed or "0").isdigit():
-        raise ValueError(f"there is no row '{text}'; rows are {', '.join(VARIANTS)}, with a seed as solo:1")
-    return Row(variant, int(seed or 0), output_dir / f"{variant}_{int(seed or 0)}")
-
-
-# --- training -------------------------------------------------------------------------------------
+        raise argparse.ArgumentTypeError(f"no row '{text}'; rows are {', '.join(VARIANTS)}, with a seed as solo:1")
+    return Row(variant, int(seed or 0))
 
 
 def configure(variant: str, half_life: int) -> dict[str, Any]:
@@ -104,134 +85,77 @@ def configure(variant: str, half_life: int) -> dict[str, Any]:
     return {**content, "presets": {"tiny": {}, variant: sections}}
 
 
-def identify(source: Path) -> str:
-    """Return what is the same for the same recordings, or voices, whatever they are called, and for no others.
-
-    Raises:
-        FileNotFoundError, ValueError: there are none.
-    """
-    paths = list_recordings(source) or judging.find_sounds([source])
-    return _digest(sorted(map(hash_file, paths)))
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-def train_row(row: Row, args: argparse.Namespace) -> None:
+def train(row: Row, folder: Path, args: argparse.Namespace) -> None:
     """Train a row to its end, from wherever it stands.
 
     Raises:
-        ValueError: it was begun otherwise, or train.py failed; it has said why.
+        SystemExit: train.py failed or was stopped; it has said why.
     """
-    latest, recordings = row.folder / LATEST, row.folder / "recordings.sha256"
-    if latest.exists():
-        _require_same(row, args, recordings)
-    write_text(recordings, args.found[args.data_dir])
-    if latest.exists() and read_checkpoint(latest)["epoch"] >= args.epochs:
-        return
-    config = row.folder / "config.json"
-    config.write_text(json.dumps(configure(row.variant, args.half_life), indent=2))
+    write_text(folder / "config.json", json.dumps(configure(row.variant, args.half_life), indent=2))
     flags = {
-        "config": config, "config_name": row.variant, "seed": row.seed, "data_dir": args.data_dir.resolve(),
-        "checkpoint_dir": row.folder, "runs_dir": row.folder / "runs", "epochs": args.epochs,
-        "batch_size": args.batch_size, "device": args.device, "wandb_mode": "disabled",
-    }  # fmt: skip
+        "config": folder / "config.json",
+        "config_name": row.variant,
+        "seed": row.seed,
+        "data_dir": args.data_dir.resolve(),
+        "checkpoint_dir": folder,
+        "runs_dir": folder / "runs",
+        "epochs": args.epochs,
+        "batch_size": args.batch_size,
+        "device": args.device,
+        "wandb_mode": "disabled",
+    }
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *words])
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *words])
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        process.wait()  # Ctrl-C reached it too: it saves
-        raise
-    if code == 130:
-        raise KeyboardInterrupt
+        code = process.wait()  # Ctrl-C has reached it too: it saves
     if code:
-        raise ValueError(f"the training of {row.title} failed, see above")
+        raise SystemExit(f"ablations.py: the training of {row.title} ended with exit code {code}, see above")
 
 
-def _require_same(row: Row, args: argparse.Namespace, recordings: Path) -> None:
-    """Raise ValueError if a training was begun on other recordings, or with other settings, than are asked for now."""
-    path, wanted = row.folder / LATEST, _settings(row.variant, args.half_life)
-    wanted = dataclasses.replace(wanted, train=dataclasses.replace(wanted.train, batch_size=args.batch_size))
-    content = read_checkpoint(path)
-    changes = architecture_differences(settings_of(content, path, wanted), wanted)
-    changes += [f"{name} {change}" for name, change in training_changes(content["config"], wanted).items()]
-    if recordings.exists() and recordings.read_text() != args.found[args.data_dir]:
-        changes.append(f"{args.data_dir} held other recordings")
-    if changes:
-        raise ValueError(
-            f"{row.folder} was begun otherwise, so its figures would not compare: {'; '.join(changes)}. "
-            f"Give another --output_dir, or delete that folder to train it anew"
-        )
-
-
-def _settings(variant: str, half_life: int) -> Config:
-    content = configure(variant, half_life)
-    changes = content["presets"][variant]
-    sections = {name: {**values, **changes.get(name, {})} for name, values in content["base"].items()}
-    return config_from_dict({"preset": variant, "instruments": content["instruments"], **sections})
-
-
-# --- judging --------------------------------------------------------------------------------------
-
-
-def judge_row(row: Row, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the figures of a trained row, from its last judgement where nothing has changed since."""
-    path, kept = row.folder / LATEST, row.folder / "figures.json"
-    content = read_checkpoint(path)
-    sources = [args.found.get(source) for source in (args.data_dir, args.other_dir, *args.input)]
-    asked = _digest([hash_file(path), config_to_dict(settings_of(content, path)), *sources])
-    if kept.exists() and (known := json.loads(kept.read_text()))["asked"] == asked:
-        return known
-    model = load_model(path, get_device(args.device))
+def judge(row: Row, path: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of a trained row: of its copies, and the worst of the voices that it plays."""
+    content, model = read_checkpoint(path), load_model(path, get_device(args.device))
     models, takes = {judging.MODEL: model}, judging.read_takes(args.data_dir, model, own=True, trained=content)
     others = judging.read_takes(args.other_dir, model, own=False) if args.other_dir else []
-    instrument = judging.read_instrument(takes, others)
-    copies = judging.judge_takes(takes, models, instrument, seed=0)[0][0]
+    instrument = judging.build_timbre_reference(takes, others)
+    copies = judging.evaluate_takes(takes, models, instrument, seed=0)[0][0]
     voices = [
         rows[0]
-        for path in judging.find_sounds(args.input)
-        for rows, _ in judging.judge_voice(path, models, instrument, None, seed=0)
+        for path in judging.find_sound_files(args.input)
+        for rows, _ in judging.evaluate_voice(path, models, instrument, None, seed=0)
     ]
-    figures = {
-        "asked": asked,
+    return {
         "row": row.title,
         "variant": row.variant,
         "seed": row.seed,
         "steps": content["step"],
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "copies": {name: copies[name] for name in _COPIES},
         "played": {name: _worst(name, [voice[name] for voice in voices]) for name in _PLAYED},
     }
-    write_text(kept, json.dumps(figures, indent=2))
-    return figures
 
 
 def _worst(name: str, values: Sequence[float | None]) -> float | None:
     measured = [value for value in values if value is not None]
-    if not measured:
-        return None
-    return min(measured) if _figure(TRANSFER, name).at_least else max(measured)
+    return (min if _figure(TRANSFER, name).at_least else max)(measured, default=None)
 
 
-def _figure(figures: Sequence[Figure], key: str) -> Figure:
+def _figure(figures: Sequence[Column], key: str) -> Column:
     return next(figure for figure in figures if figure.key == key)
 
 
-def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the rows as a Markdown table: copies of held-out recordings, then the voices, each row's worst."""
+def format_rows(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rows as a table: copies of held-out recordings, then the worst of the voices."""
     columns = [("copies", _figure(RESYNTHESIS, name)) for name in _COPIES]
     columns += [("played", _figure(TRANSFER, name)) for name in _PLAYED]
-    heads = ["change", "steps", *(f"{figure.head}{', voice' * (kind == 'played')}" for kind, figure in columns)]
-    lines = [heads, ["---"] * len(heads)]
-    for row in rows:
-        values = (format_value(row[kind][figure.key], figure.digits) for kind, figure in columns)
-        lines.append([row["row"], f"{row['steps']:,}", *values])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-# --- command line ---------------------------------------------------------------------------------
+    heads = ["change", "steps", *(f"{figure.heading}{', voice' * (kind == 'played')}" for kind, figure in columns)]
+    cells = [
+        [row["row"], f"{row['steps']:,}"]
+        + [format_value(row[kind][figure.key], figure.digits) for kind, figure in columns]
+        for row in rows
+    ]
+    return format_table(heads, cells)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -239,7 +163,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data_dir", type=Path, required=True, help="processed recordings of the instrument")
     parser.add_argument("--other_dir", type=Path, help="of another instrument, the 1 of likeness")
     parser.add_argument("--input", type=Path, nargs="+", default=[], help="voices: sound files, or folders of them")
-    parser.add_argument("--rows", nargs="+", default=list(VARIANTS), help=f"of {', '.join(VARIANTS)}; default: all")
+    rows = list(map(Row, VARIANTS, [0] * len(VARIANTS)))
+    parser.add_argument("--rows", type=read_row, nargs="+", default=rows, help=f"{', '.join(VARIANTS)} (default all)")
     parser.add_argument("--epochs", type=int, default=2, help="of each training (default 2)")
     parser.add_argument("--batch_size", type=int, default=16, help="crops a step (default 16)")
     parser.add_argument("--half_life", type=int, default=250, help="steps that halve the learning rate (default 250)")
@@ -247,35 +172,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
     args = parser.parse_args(argv)
-    for name in ("epochs", "batch_size", "half_life"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1")
-    try:
-        args.rows = [read_row(text, args.output_dir) for text in args.rows]
-    except ValueError as error:
-        parser.error(f"--rows: {error}")
+    if min(args.epochs, args.batch_size, args.half_life) < 1:
+        parser.error("--epochs, --batch_size and --half_life should be at least 1")
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        args.found = {source: identify(source) for source in (args.data_dir, args.other_dir, *args.input) if source}
-        figures = []
-        for row in args.rows:
-            log.info("%s", row.title)
-            train_row(row, args)
-            figures.append(judge_row(row, args))
-        print(format_table(figures))
-        if args.json:
-            write_text(args.json, json.dumps(figures, indent=2, allow_nan=False) + "\n")
-    except (ValueError, OSError) as error:
-        log.error("ablate.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.error("ablate.py: stopped; the same command goes on from here")
-        return 130
+    figures = []
+    for row in args.rows:
+        print(row.title, file=sys.stderr)
+        folder = args.output_dir / f"{row.variant}_{row.seed}"
+        train(row, folder, args)
+        figures.append(judge(row, folder / LATEST, args))
+    print(format_rows(figures))
+    if args.json:
+        write_text(args.json, json.dumps(figures, indent=2, allow_nan=False) + "\n")
     return 0
 
 

@@ -1,289 +1,407 @@
-"""Measure speed and memory beside the textbook implementation, torchcrepe and auraloss, in one run.
+"""Compare speed and memory with the textbook implementation, nn.GRU, torchcrepe and auraloss, in one run.
 
-    ./venv/bin/python scripts/benchmark.py --json out/benchmark.json
-    ./venv/bin/python scripts/benchmark.py --quick --threads 2
+    ./venv/bin/python benchmarks/speed.py
+    ./venv/bin/python benchmarks/speed.py --quick --only bank step --threads 2
 
-Ours and the reference take turns (A B A B ...) in one process, so that a busy machine slows both. A
-ratio is the median of the ratios of neighbours, with the smallest and the largest behind it. Where
-there is a floor (PyTorch's own GRU of the model's size, alone) it takes its turn too.
-
-Memory is the growth of the resident set up to its peak, over what the imports, the inputs and a
-miniature run left there, and, where there is a goal for that, over the imports alone. Each variant
-is measured in a fresh process of its own, on Linux.
-
-To measure one thing more, add a ``Part`` to ``PARTS`` in ``benchmark_parts.py``, or in ``benchmark_peers.py``.
+Ours and the others take turns in one process. A ratio is the median of the ratios of neighbouring runs, with the
+smallest and the largest. Memory is the growth of a fresh process up to its peak (Linux). The textbook implementation is
+``tests/textbook.py``; auraloss is left out where it is not installed.
 """
 
 import argparse
-import dataclasses
+import importlib.util
 import json
-import logging
 import math
-import os
-import platform
-import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from datetime import UTC, datetime
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import soundfile
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
-import speed_parts as benchmark_parts
-import speed_peers as benchmark_peers
+from config import DEFAULT_PRESET, Config, load_config
+from loss import StftLoss
+from measuring import (
+    describe_machine,
+    format_table,
+    measure_growth,
+    run_in_fresh_process,
+    summarize_ratio,
+    time_in_turns,
+)
+from model import NeuralGuitar, scale_f0, scale_loudness
+from sound import pitch_decoder
 from sound.atomic_files import write_text
-from speed_parts import Part, Workload
-from speed_preprocess import measure_preprocessing
+from sound.audio_files import load_audio
+from synth import harmonic_bank
+from tests import textbook
+from training.optimization import build_loss, build_optimizer, train_step
 
-PARTS = (*benchmark_parts.PARTS, *benchmark_peers.PARTS)
-_QUICK_SECONDS = 2.0  # for the rounds of a part
-log = logging.getLogger("benchmark")
+ROOT = Path(__file__).resolve().parents[1]
+_FEATURE_RATE, _FEATURE_HOP = 16000, 160
+_CREPE_BATCH = 640  # frames; a minute at once takes 12 GB with the full network
+_CPU = torch.device("cpu")
+Work = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How much is computed at once."""
+
+    config_name: str = DEFAULT_PRESET
+    batch_size: int = 16
+    crop_seconds: float = 1.0  # of each item of the batch
+    render_seconds: float = 10.0  # of inference and Viterbi search
+
+    @property
+    def config(self) -> Config:
+        return load_config(preset=self.config_name)
+
+
+# --- the textbook model ---------------------------------------------------------------------------
+
+
+class TextbookBank(nn.Module):
+    """The textbook's harmonic bank, in place of HarmonicSynthesizer."""
+
+    def __init__(self, sample_rate: int, hop_length: int) -> None:
+        super().__init__()
+        self.sample_rate, self.hop_length = sample_rate, hop_length
+
+    def forward(self, f0: Tensor, harmonic_amplitudes: Tensor) -> Tensor:
+        return textbook.harmonic_bank(f0, harmonic_amplitudes, self.sample_rate, self.hop_length)
+
+
+class PlainGru(nn.Module):
+    """PyTorch's GRU, in place of GruDecoder."""
+
+    def __init__(self, gru: nn.GRU) -> None:
+        super().__init__()
+        self.gru = gru
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.gru(inputs)[0]
+
+
+def build_models(config: Config) -> dict[str, NeuralGuitar]:
+    """Return our model and its twin with the same weights, PyTorch's GRU and the textbook's bank."""
+    models = {}
+    for name in ("ours", "textbook"):
+        torch.manual_seed(0)
+        models[name] = NeuralGuitar(config.model, config.audio)
+    twin = models["textbook"]
+    twin.harmonic_synthesizer = TextbookBank(config.audio.sample_rate, config.audio.hop_length)
+    if config.model.decoder == "gru":
+        twin.decoder = PlainGru(twin.decoder.gru)
+    return models
+
+
+def build_textbook_loss(config: Config) -> Callable[[Tensor, Tensor], StftLoss]:
+    """Return the loss by torch.stft and autograd."""
+    settings = config.loss
+    resolutions = list(zip(settings.fft_sizes, settings.hop_sizes, settings.win_lengths))
+
+    def compare(prediction: Tensor, target: Tensor) -> StftLoss:
+        total = textbook.stft_loss(prediction, target, resolutions, settings.mag_loss_weight, settings.eps)
+        return StftLoss(total, total.detach(), total.detach())
+
+    return compare
+
+
+# --- what is compared: each function returns "ours" and the others, by name ------------------------
+
+
+def build_bank(load: Workload) -> dict[str, Work]:
+    """Forward and backward; as in training, f0 needs no gradient."""
+    config = load.config
+    f0, _ = make_curves(load.batch_size, load.crop_seconds, config)
+    amplitudes = torch.rand(*f0.shape[:2], config.model.n_harmonics).softmax(dim=-1).requires_grad_()
+    gradient = torch.randn(load.batch_size, f0.shape[1] * config.audio.hop_length)
+
+    def run(bank: Callable[..., Tensor]) -> Tensor:
+        amplitudes.grad = None
+        audio = bank(f0, amplitudes, config.audio.sample_rate, config.audio.hop_length)
+        audio.backward(gradient)
+        return audio.detach()
+
+    return {"ours": lambda: run(harmonic_bank), "textbook": lambda: run(textbook.harmonic_bank)}
+
+
+def build_stft_loss(load: Workload) -> dict[str, Work]:
+    """Forward and backward, with silence around the sound: beyond its ends auraloss mirrors it."""
+    config, settings = load.config, load.config.loss
+    n_samples = config.audio.seconds_to_frames(load.crop_seconds) * config.audio.hop_length
+    sounds = 0.1 * torch.randn(2, load.batch_size, n_samples, generator=torch.Generator().manual_seed(0))
+    prediction, target = torch.nn.functional.pad(sounds, 2 * [max(settings.fft_sizes) // 2])
+    prediction.requires_grad_()
+
+    def run(compare: Callable[[], Tensor]) -> Tensor:
+        prediction.grad = None
+        total = compare()
+        total.backward()
+        return total.detach()
+
+    ours, plain = build_loss(config), build_textbook_loss(config)
+    works = {
+        "ours": lambda: run(lambda: ours(prediction, target).total),
+        "torch.stft, autograd": lambda: run(lambda: plain(prediction, target).total),
+    }
+    if importlib.util.find_spec("auraloss"):
+        from auraloss.freq import MultiResolutionSTFTLoss
+
+        sizes = settings.fft_sizes, settings.hop_sizes, settings.win_lengths
+        theirs = MultiResolutionSTFTLoss(*sizes, w_log_mag=settings.mag_loss_weight)
+        works["auraloss"] = lambda: run(lambda: theirs(prediction[:, None], target[:, None]))
+    return works
+
+
+def build_step(load: Workload) -> dict[str, Work]:
+    """A whole training step; beside it forward and backward through PyTorch's GRU alone."""
+    config, batch = load.config, make_batch(load)
+    models = build_models(config)
+    gru, inputs = build_gru(config), _decoder_inputs(batch["f0"], batch["loudness"])
+
+    def run_gru() -> Tensor:
+        gru.zero_grad(set_to_none=True)
+        hidden, _ = gru(inputs)
+        hidden.sum().backward()
+        return hidden.detach()
+
+    works = {
+        "ours": make_step(models["ours"], build_loss(config), config, batch),
+        "textbook": make_step(models["textbook"], build_textbook_loss(config), config, batch),
+    }
+    return works | ({"nn.GRU alone": run_gru} if gru else {})
+
+
+def build_inference(load: Workload) -> dict[str, Work]:
+    """Curves in, sound out, as transfer.py plays them; beside it PyTorch's GRU alone."""
+    config = load.config
+    f0, loudness = make_curves(1, load.render_seconds, config)
+    gru, inputs = build_gru(config), _decoder_inputs(f0, loudness)
+
+    def play(model: NeuralGuitar) -> Work:
+        return torch.inference_mode()(lambda: model(f0, loudness, torch.Generator().manual_seed(0)))
+
+    works = {name: play(model.eval()) for name, model in build_models(config).items()}
+    return works | ({"nn.GRU alone": torch.inference_mode()(lambda: gru(inputs)[0])} if gru else {})
+
+
+def build_crepe(model: str, device: torch.device = _CPU) -> Callable[[Workload], dict[str, Work]]:
+    """Return what builds CREPE's activations of ``crop_seconds`` of a voice; ``model`` is "tiny" or "full"."""
+
+    def build(load: Workload) -> dict[str, Work]:
+        torchcrepe, audio = import_torchcrepe(), read_voice(load.crop_seconds)
+
+        def theirs() -> Tensor:
+            sound = torch.from_numpy(audio)[None]
+            frames = torchcrepe.preprocess(sound, _FEATURE_RATE, _FEATURE_HOP, _CREPE_BATCH, device)
+            return torch.cat([torchcrepe.infer(batch, model, device=device).cpu() for batch in frames])
+
+        def ours() -> Tensor:
+            return torch.from_numpy(pitch_decoder.crepe_activation(audio, _FEATURE_HOP, model, device))
+
+        return {"ours": ours, "torchcrepe": torch.inference_mode()(theirs)}
+
+    return build
+
+
+def build_viterbi(load: Workload) -> dict[str, Work]:
+    """Viterbi search for the path through the activations of ``render_seconds`` of a voice."""
+    torchcrepe = import_torchcrepe()
+    activation = pitch_decoder.crepe_activation(read_voice(load.render_seconds), _FEATURE_HOP)
+    batched = torch.from_numpy(activation.T[None].copy())
+    return {
+        "ours": lambda: torch.from_numpy(pitch_decoder._best_path(activation)),
+        "torchcrepe": lambda: torchcrepe.decode.viterbi(batched)[0][0],
+    }
+
+
+PARTS: dict[str, tuple[str, Callable[[Workload], dict[str, Work]]]] = {
+    "bank": ("harmonic bank, forward + backward", build_bank),
+    "loss": ("four-resolution loss, forward + backward", build_stft_loss),
+    "step": ("training step", build_step),
+    "inference": ("model inference", build_inference),
+    "crepe_tiny": ("CREPE tiny", build_crepe("tiny")),
+    "crepe_full": ("CREPE full", build_crepe("full")),
+    "viterbi": ("Viterbi search", build_viterbi),
+}
+
+
+# --- inputs ---------------------------------------------------------------------------------------
+
+
+def make_curves(n_batch: int, seconds: float, config: Config) -> tuple[Tensor, Tensor]:
+    """Return f0 in Hz and loudness in dB (-40 to -10), [B, T, 1] each.
+
+    Each item, or each second of a single one, is a note with vibrato, anywhere in the range of a guitar: the higher it
+    is, the fewer harmonics lie below Nyquist.
+    """
+    generator, guitar = torch.Generator().manual_seed(0), config.instrument("guitar")
+    n_frames = config.audio.seconds_to_frames(seconds)
+    n_notes = 1 + n_frames // round(config.audio.frame_rate) if n_batch == 1 else 1
+    note = guitar.f0_min * (guitar.f0_max / guitar.f0_min) ** torch.rand(n_batch, n_notes, 1, generator=generator)
+    note = note.repeat_interleave(-(-n_frames // n_notes), dim=1)[:, :n_frames]
+    beat = torch.arange(n_frames)[:, None] / config.audio.frame_rate  # (T, 1) in seconds
+    f0 = note * (1 + 0.01 * torch.sin(2 * torch.pi * 5.5 * beat))
+    return f0, -40 + 30 * torch.rand(n_batch, n_frames, 1, generator=generator)
+
+
+def make_batch(load: Workload) -> dict[str, Tensor]:
+    """Return what the data loader gives a training step."""
+    f0, loudness = make_curves(load.batch_size, load.crop_seconds, load.config)
+    n_samples = f0.shape[1] * load.config.audio.hop_length
+    audio = 0.1 * torch.randn(load.batch_size, n_samples, generator=torch.Generator().manual_seed(0))
+    return {"f0": f0, "loudness": loudness, "audio": audio}
+
+
+def make_step(
+    model: NeuralGuitar,
+    loss_function: Callable[[Tensor, Tensor], StftLoss],
+    config: Config,
+    batch: dict[str, Tensor],
+    precision: torch.dtype = torch.float32,
+) -> Work:
+    """Return a function that does one training step and returns its loss."""
+    optimizer, max_grad_norm = build_optimizer(model, config.train), config.train.max_grad_norm
+
+    def step() -> Tensor:
+        noise = torch.Generator(batch["f0"].device).manual_seed(0)
+        losses = train_step(model, loss_function, optimizer, batch, max_grad_norm, noise, precision=precision)
+        return losses["total_loss"]
+
+    return step
+
+
+def build_gru(config: Config) -> nn.GRU | None:
+    """Return PyTorch's GRU of the decoder's size, or None where the decoder is no GRU."""
+    if config.model.decoder != "gru":
+        return None
+    return nn.GRU(2, config.model.hidden_size, config.model.num_layers, batch_first=True)
+
+
+def _decoder_inputs(f0: Tensor, loudness: Tensor) -> Tensor:
+    return torch.cat([scale_f0(f0), scale_loudness(loudness)], dim=-1)
+
+
+def read_voice(seconds: float) -> np.ndarray:
+    """Return whole frames of the hum, repeated if it is too short: [N] at 16 kHz."""
+    hum = load_audio(ROOT / "examples" / "hum.wav", _FEATURE_RATE)
+    return np.resize(hum, round(seconds * _FEATURE_RATE) // _FEATURE_HOP * _FEATURE_HOP)
+
+
+def import_torchcrepe() -> types.ModuleType:
+    """Import torchcrepe without torchaudio, which only reads files for it and may not load beside a CPU build."""
+    stand_in = types.ModuleType("torchaudio")
+    sys.modules.setdefault("torchaudio", stand_in)
+    import torchcrepe
+
+    if sys.modules["torchaudio"] is stand_in:
+        del sys.modules["torchaudio"]
+    return torchcrepe
+
 
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def measure(part: Part, load: Workload, n_rounds: int, budget: float = math.inf) -> dict[str, Any]:
-    """Let the variants of a part take turns for ``n_rounds`` rounds, or until so many seconds are spent.
-
-    Returns:
-        Seconds of every round and their summary for each variant, the ratios, whether the goal is met
-        (None away from the default workload), and the largest difference between the two results.
-    """
-    works = part.build(load)
-    first = {name: work() for name, work in works.items()}  # warms up, and shows that both do the same
-    seconds = {name: [] for name in works}
-    for _ in tqdm(range(n_rounds), desc=part.key, unit="round", leave=False):
-        for name, work in works.items():
-            started = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - started)
-        if sum(map(sum, seconds.values())) > budget:
-            break
-    ratio = _summary([theirs / ours for ours, theirs in zip(seconds["ours"], seconds["reference"])])
-    result = {
-        "key": part.key,
-        "name": part.name,
-        "reference": part.reference,
-        "seconds": {name: {**_summary(values), "rounds": values} for name, values in seconds.items()},
-        "ratio": ratio,
-        **_judge("goal", part.goal, ratio["median"], load),
-        "difference": (first["ours"] - first["reference"]).abs().max().item(),
-    }
-    if "floor" in seconds:
-        result["over_floor"] = _summary([ours / floor for ours, floor in zip(seconds["ours"], seconds["floor"])])
-        result |= _judge("floor_goal", part.floor_goal, result["over_floor"]["median"], load, most=True)
-    return result
+def measure(key: str, load: Workload, args: argparse.Namespace) -> list[dict]:
+    """Return a row for each implementation that ours is compared with."""
+    title, build = PARTS[key]
+    seconds = time_in_turns(build(load), args.rounds, 2.0 if args.quick else math.inf)
+    memory = {}
+    if not args.quick and Path("/proc/self/clear_refs").exists():
+        memory = {name: run_in_fresh_process(grow, key, name, load, args.threads) for name in seconds}
+    return [
+        {
+            "part": title,
+            "reference": name,
+            "seconds": float(np.median(seconds["ours"])),
+            "reference_seconds": float(np.median(others)),
+            "ratio": summarize_ratio(seconds["ours"], others),
+            "memory_mb": [memory["ours"], memory[name]] if memory else None,
+        }
+        for name, others in seconds.items()
+        if name != "ours"
+    ]
 
 
-def measure_memory(part: Part, load: Workload, threads: int) -> dict[str, Any]:
-    """Return the bytes by which each variant makes a fresh process grow at its peak, and their ratio.
-
-    ``bytes_over_imports`` is the growth over what the imports left there.
-    """
-    grown, over_imports = {}, {}
-    for name in ("ours", "reference"):
-        command = [sys.executable, __file__, "--grow", name, "--only", part.key, "--threads", str(threads)]
-        flags = [f"--{field}={value}" for field, value in dataclasses.asdict(load).items()]
-        answer = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
-        grown[name], over_imports[name] = map(int, answer.stdout.split())
-    ratio = max(grown["reference"], 2**20) / max(grown["ours"], 2**20)  # what is under 1 MiB is chance
-    return {
-        "bytes": grown,
-        "memory_ratio": ratio,
-        **_judge("memory_goal", part.memory_goal, ratio, load),
-        "bytes_over_imports": over_imports,
-        **_judge("imports_goal", part.imports_goal, over_imports["ours"] / 1e6, load, most=True),
-    }
+def grow(key: str, name: str, load: Workload, threads: int) -> float:
+    """Return the memory in MB that two runs need at their peak; a miniature run before has made what stays."""
+    torch.set_num_threads(threads)
+    build = PARTS[key][1]
+    build(replace(load, batch_size=1, crop_seconds=0.1, render_seconds=0.1))[name]()
+    work = build(load)[name]
+    return measure_growth(lambda: (work(), work()))
 
 
-def grow(part: Part, variant: str, load: Workload) -> tuple[int, int]:
-    """Run one variant twice in this process, fresh from its imports.
-
-    Returns:
-        By how many bytes its resident set grew at its peak: over that before the two runs, and over the imports.
-    """
-    imports = _resident("VmRSS")
-    part.build(dataclasses.replace(load, batch_size=1, crop_seconds=0.1, render_seconds=0.1))[variant]()
-    work = part.build(load)[variant]
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak of the imports
-    before = _resident("VmRSS")
-    for _ in range(2):
-        work()
-    peak = _resident("VmHWM")
-    return peak - before, peak - imports
-
-
-def _resident(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return 1024 * int(line.split()[1])
-    raise OSError(f"this kernel does not report {field}")
+def measure_preprocessing(minutes: float, num_workers: int) -> str:
+    """Run preprocess.py on files of half a minute, its start included; return its speed in words."""
+    n_files = max(1, round(2 * minutes))
+    with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+        source, target = Path(folder, "raw"), Path(folder, "processed")
+        source.mkdir()
+        for number in range(n_files):
+            soundfile.write(source / f"{number}.wav", np.roll(read_voice(30.0), 100 * number), _FEATURE_RATE)
+        command = [sys.executable, ROOT / "preprocess.py", "--instrument", "trumpet", "--num_workers", str(num_workers)]
+        started = time.perf_counter()
+        subprocess.run([*command, "--input_dir", source, "--output_dir", target], capture_output=True, check=True)
+        seconds = time.perf_counter() - started
+    rate = f"{30 * n_files / seconds:.1f} hours of sound an hour"
+    return f"preprocess.py: {rate} ({n_files / 2:g} min in {seconds:.0f} s, {num_workers} workers)"
 
 
-def _summary(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def _judge(name: str, goal: float | None, ratio: float, load: Workload, most: bool = False) -> dict[str, Any]:
-    judged = goal is not None and load == Workload()
-    return {name: goal, f"{name}_met": (ratio <= goal if most else ratio >= goal) if judged else None}
-
-
-def describe_machine() -> dict[str, Any]:
-    """Say where and when this was measured."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # others at work before us
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-# --- the table ------------------------------------------------------------------------------------
-
-
-def format_table(report: dict[str, Any]) -> str:
-    """Lay a report out as text."""
-    rows = [("part", "ours", "reference", "ratio", "goal")]
-    for part in report["parts"]:
-        rows += _rows(part)
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    machine, load = report["machine"], report["workload"]
-    head = (
-        f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}, "
-        f"{machine['date'][:10]}\n"
-        f"preset {load['config_name']}, batch {load['batch_size']} x {load['crop_seconds']:g} s, "
-        f"inference of {load['render_seconds']:g} s; medians of up to {report['n_rounds']} rounds (smallest to largest)"
-    )
-    missing = [f"{name}: ./venv/bin/python -m pip install {name}, and it has a row" for name in report["missing"]]
-    return "\n".join(
-        [head, "", lines[0], "-" * len(lines[0]), *lines[1:], *_preprocessing_line(report), *missing]
-    )
-
-
-def _preprocessing_line(report: dict[str, Any]) -> list[str]:
-    if "preprocessing" not in report:
-        return []
-    found = report["preprocessing"]
-    rate = f"{found['hours_an_hour']:.1f} hours of sound an hour"
-    return [f"preprocess.py: {rate} ({found['minutes']:g} min in {found['seconds']:.0f} s, {found['workers']} workers)"]
-
-
-def _rows(part: dict[str, Any]) -> list[tuple[str, ...]]:
-    seconds, ratio = part["seconds"], part["ratio"]
-    theirs = f"{_milliseconds(seconds['reference'])}, {part['reference']}"
-    times = f"{ratio['median']:.1f} x faster ({ratio['min']:.1f} to {ratio['max']:.1f})"
-    rows = [(part["name"], _milliseconds(seconds["ours"]), theirs, times, _verdict(part, "goal"))]
-    if "bytes" in part:
-        ours, theirs = (f"{part['bytes'][name] / 2**20:.0f} MiB" for name in ("ours", "reference"))
-        less = f"{part['memory_ratio']:.1f} x less"
-        rows.append(("  peak memory", ours, theirs, less, _verdict(part, "memory_goal")))
-        if part["imports_goal"] is not None:
-            ours, theirs = (f"{part['bytes_over_imports'][name] / 1e6:.0f} MB" for name in ("ours", "reference"))
-            rows.append(("  peak over the imports", ours, theirs, "", _verdict(part, "imports_goal", "MB")))
-    if "over_floor" in part:
-        over = f"{part['over_floor']['median']:.2f} x the floor"
-        rows.append(("  floor: its GRU alone", _milliseconds(seconds["floor"]), "", over, _verdict(part, "floor_goal")))
-    return rows
-
-
-def _milliseconds(seconds: dict[str, float]) -> str:
-    low, middle, high = (1000 * seconds[name] for name in ("min", "median", "max"))
-    digits = 0 if middle >= 10 else 1
-    return f"{middle:.{digits}f} ms ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def _verdict(part: dict[str, Any], name: str, unit: str = "x") -> str:
-    if part[name] is None:
-        return ""
-    verdict = {True: "met", False: "NOT met", None: "not judged at this size"}[part[f"{name}_met"]]
-    return f"{part[name]:g} {unit}: {verdict}"
-
-
-# --- command line ---------------------------------------------------------------------------------
+def format_row(row: dict) -> list[str]:
+    """Return the cells of a row of the table."""
+    low, middle, high = (row["ratio"][name] for name in ("min", "median", "max"))
+    ratio = f"{middle:.2f} x ({low:.2f} to {high:.2f})"
+    memory = "{:.0f} / {:.0f} MB".format(*row["memory_mb"]) if row["memory_mb"] else ""
+    ours, theirs = (f"{1000 * row[name]:.1f} ms" for name in ("seconds", "reference_seconds"))
+    return [row["part"], ours, f"{theirs}, {row['reference']}", ratio, memory]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure speed and memory beside the textbook implementation.")
-    parser.add_argument("--quick", action="store_true", help="few rounds and no memory, under a minute")
-    parser.add_argument("--rounds", type=int, help="turns of each variant (default 15, with --quick up to 3)")
-    keys = [*(part.key for part in PARTS), "preprocess"]
-    parser.add_argument("--only", nargs="+", choices=keys, help="only these parts")
-    parser.add_argument("--preprocess_minutes", type=float, default=4.0, help="of sound for preprocess.py")
+    parser = argparse.ArgumentParser(description="Compare speed and memory with the textbook implementation and peers.")
+    parser.add_argument("--quick", action="store_true", help="few rounds, no memory, no preprocessing: under a minute")
+    parser.add_argument("--rounds", type=int, help="runs of each implementation (default 15, with --quick up to 3)")
+    parser.add_argument("--only", nargs="+", choices=[*PARTS, "preprocess"], help="only these parts")
+    parser.add_argument("--preprocess_minutes", type=float, default=4.0, help="of sound (default %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--json", type=Path, help="also write everything here")
-    for field in dataclasses.fields(Workload):
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    for field in fields(Workload):
         parser.add_argument(f"--{field.name}", type=field.type, default=field.default, help="default: %(default)s")
-    parser.add_argument("--grow", choices=("ours", "reference"), help=argparse.SUPPRESS)  # the fresh process's job
     args = parser.parse_args(argv)
-    args.budget = _QUICK_SECONDS if args.quick and args.rounds is None else math.inf
     args.rounds = args.rounds if args.rounds is not None else 3 if args.quick else 15
-    for name in ("rounds", "threads", "batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1")
-    if min(args.crop_seconds, args.render_seconds) < 0.05:
-        parser.error("--crop_seconds and --render_seconds must be at least 0.05")
+    if min(args.rounds, args.threads, args.batch_size) < 1:
+        parser.error("--rounds, --threads and --batch_size should be at least 1")
+    if min(args.crop_seconds, args.render_seconds) < 0.1:
+        parser.error("--crop_seconds and --render_seconds should be at least 0.1")
     return args
-
-
-def run(args: argparse.Namespace, load: Workload) -> dict[str, Any]:
-    """Measure what the command line asks for."""
-    report = {
-        "machine": describe_machine(),
-        "workload": dataclasses.asdict(load),
-        "n_rounds": args.rounds,
-        "parts": [],
-        "missing": [],
-    }
-    for part in PARTS:
-        if args.only and part.key not in args.only:
-            continue
-        if package := benchmark_peers.find_missing(part):
-            report["missing"].append(package)
-            continue
-        result = measure(part, load, args.rounds, args.budget)
-        if Path("/proc/self/clear_refs").exists() and not args.quick:
-            result |= measure_memory(part, load, args.threads)
-        report["parts"].append(result)
-    if "preprocess" in (args.only or ["preprocess"] * (not args.quick)):
-        report["preprocessing"] = measure_preprocessing(args.preprocess_minutes, args.threads)
-    return report
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
-    load = Workload(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Workload)})
-    try:
-        if args.grow:
-            print(*grow(next(part for part in PARTS if part.key in args.only), args.grow, load))
-            return 0
-        report = run(args, load)
-        print(format_table(report))
-        if args.json:
-            write_text(args.json, json.dumps(report, indent=2) + "\n")
-    except (ValueError, OSError, subprocess.CalledProcessError) as error:
-        log.error("benchmark.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.error("benchmark.py: stopped")
-        return 130
+    load = Workload(**{field.name: getattr(args, field.name) for field in fields(Workload)})
+    wanted = args.only or [*PARTS, *([] if args.quick else ["preprocess"])]
+    rows = [row for key in tqdm(PARTS, leave=False) if key in wanted for row in measure(key, load, args)]
+    machine = describe_machine()
+    print(
+        f"{machine}\npreset {load.config_name}, batch {load.batch_size} x {load.crop_seconds:g} s, inference and "
+        f"Viterbi {load.render_seconds:g} s; medians of up to {args.rounds} runs (smallest to largest)\n"
+    )
+    print(format_table(["part", "ours", "reference", "reference / ours", "peak memory"], map(format_row, rows)))
+    if "preprocess" in wanted:
+        print(measure_preprocessing(args.preprocess_minutes, args.threads))
+    if args.json:
+        write_text(args.json, json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
     return 0
 
 

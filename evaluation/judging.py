@@ -1,6 +1,6 @@
 """Judge models on recordings, which they copy, and on voices, which they play: rows of figures, and what to hear.
 
-``scripts/evaluate.py`` and ``scripts/ablate.py`` are the command lines; what is measured is in ``scorecard.py``.
+``scripts/evaluate.py`` and ``benchmarks/ablations.py`` are the command lines; ``scorecard.py`` measures.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from config import Config
 from data import load_recording
 from evaluation import likeness, scorecard
 from evaluation.likeness import Timbre, describe_timbre
-from evaluation.scorecard import Measured, Wanted, measure
+from evaluation.scorecard import ExpectedCurves, MeasuredSound, measure_sound
 from evaluation.scorecard_page import Exhibit, Track
 from loss import MultiResolutionSTFTLoss
 from model import NeuralGuitar
-from playing.offline_transfer import Transfer, transfer
-from recordings.corpus import boundary_of, read_corpus
+from playing.offline_transfer import TransferResult, transfer
+from recordings.corpus import read_corpus, split_boundary
 from recordings.crops import Span
-from recordings.pitch_annotations import read_sung
+from recordings.pitch_annotations import read_voice_annotation
 from sound.audio_files import SUFFIXES, load_audio, prepare_audio
 from sound.plucks import trace_plucks
 
@@ -39,11 +39,11 @@ class Take:
 
     name: str
     audio: np.ndarray  # [N] at the rate of the sound
-    sound: Measured
+    sound: MeasuredSound
 
 
 @dataclass(frozen=True)
-class Instrument:
+class TimbreReference:
     """What timbre is held against."""
 
     halves: tuple[Timbre, Timbre]
@@ -68,8 +68,8 @@ def read_takes(data_dir: Path, model: NeuralGuitar, own: bool, trained: dict[str
     if not data_dir.is_dir():
         raise FileNotFoundError(f"there is no folder {data_dir}")
     if not any(data_dir.rglob("*.pt")):
-        return [_read_sound(path, model, own) for path in find_sounds([data_dir])]
-    corpus = read_corpus(data_dir, *_split_of(trained, model.settings))
+        return [_read_sound(path, model, own) for path in find_sound_files([data_dir])]
+    corpus = read_corpus(data_dir, *_training_split(trained, model.settings))
     if (corpus.instrument == model.instrument) != own:
         wanted = f"{model.instrument} is wanted" if own else f"another instrument than {model.instrument} is wanted"
         raise ValueError(f"{data_dir} holds {corpus.instrument}, but {wanted}")
@@ -79,21 +79,21 @@ def read_takes(data_dir: Path, model: NeuralGuitar, own: bool, trained: dict[str
     return [_read_span(span, model) for span in spans]
 
 
-def _split_of(trained: dict[str, Any] | None, config: Config) -> tuple[Config, str | None]:
+def _training_split(trained: dict[str, Any] | None, config: Config) -> tuple[Config, str | None]:
     """Return a configuration, and a boundary, by which ``read_corpus`` holds out what a training has held out."""
     if trained is None:
         return config, None
     saved = trained["config"].get("train", {})
     train = dataclasses.replace(config.train, val_fraction=saved.get("val_fraction", config.train.val_fraction))
-    return dataclasses.replace(config, train=train), boundary_of(trained)
+    return dataclasses.replace(config, train=train), split_boundary(trained)
 
 
 def _read_sound(path: Path, model: NeuralGuitar, own: bool) -> Take:
     config, audio_settings = model.settings, model.settings.audio
-    heard_as = config.for_recordings_of(model.instrument if own else config.guess_instrument(path.name))
+    recording_config = config.for_recordings_of(model.instrument if own else config.guess_instrument(path.name))
     audio = load_audio(path, audio_settings.sample_rate)
     audio = np.pad(audio, (0, -len(audio) % audio_settings.hop_length))
-    return Take(path.stem, audio, measure(audio, audio_settings.sample_rate, heard_as, _device(model)))
+    return Take(path.stem, audio, measure_sound(audio, audio_settings.sample_rate, recording_config, _device(model)))
 
 
 def _read_span(span: Span, model: NeuralGuitar) -> Take:
@@ -102,12 +102,14 @@ def _read_span(span: Span, model: NeuralGuitar) -> Take:
     first, last = (settings.frames_to_samples(number) for number in (frames.start, frames.stop))
     audio = recording.audio[0, first:last].numpy()
     curves = (getattr(recording, name)[0, frames, 0].numpy() for name in ("f0", "loudness", "periodicity"))
-    heard = measured_audio(audio, model)
-    sound = Measured(heard, *curves, sample_rate=settings.feature_rate, hop_length=settings.feature_hop_length)
+    feature_audio = at_feature_rate(audio, model)
+    sound = MeasuredSound(
+        feature_audio, *curves, sample_rate=settings.feature_rate, hop_length=settings.feature_hop_length
+    )
     return Take(span.path.name.removesuffix(".pt"), audio, sound)
 
 
-def measured_audio(audio: np.ndarray, model: NeuralGuitar) -> np.ndarray:
+def at_feature_rate(audio: np.ndarray, model: NeuralGuitar) -> np.ndarray:
     """Return sound [N] of the model's rate at the rate of the features."""
     settings = model.settings.audio
     if settings.sample_rate == settings.feature_rate:
@@ -115,7 +117,7 @@ def measured_audio(audio: np.ndarray, model: NeuralGuitar) -> np.ndarray:
     return prepare_audio(audio, settings.sample_rate, settings.feature_rate)
 
 
-def find_sounds(sources: Sequence[Path]) -> list[Path]:
+def find_sound_files(sources: Sequence[Path]) -> list[Path]:
     """Return sound files, and those in folders.
 
     Raises:
@@ -140,7 +142,7 @@ def _device(model: NeuralGuitar) -> torch.device:
 
 
 @torch.inference_mode()
-def copy_take(take: Take, model: NeuralGuitar, seed: int) -> np.ndarray:
+def resynthesize_take(take: Take, model: NeuralGuitar, seed: int) -> np.ndarray:
     """Return what a model makes of a recording's own curves: [N]."""
     curves = [torch.from_numpy(values)[None, :, None] for values in (take.sound.f0, take.sound.loudness)]
     curves, plucks = [values.to(_device(model)) for values in curves], None
@@ -152,8 +154,8 @@ def copy_take(take: Take, model: NeuralGuitar, seed: int) -> np.ndarray:
     return model(*curves, generator, plucks=plucks)[0].cpu().numpy()
 
 
-def judge_takes(
-    takes: list[Take], models: dict[str, NeuralGuitar], instrument: Instrument | None, seed: int
+def evaluate_takes(
+    takes: list[Take], models: dict[str, NeuralGuitar], reference: TimbreReference | None, seed: int
 ) -> tuple[list[Row], list[Exhibit]]:
     """Judge each model's copies of recordings; return rows, each model's and last the recordings' own, and exhibits."""
     if not takes:
@@ -162,41 +164,41 @@ def judge_takes(
     config = models[MODEL].settings.for_recordings_of(models[MODEL].instrument)
     exhibits = [Exhibit(take.name, [Track(RECORDING, take.audio, rate)], {RECORDING: take.sound}) for take in takes]
     for name, model in tqdm(models.items(), desc="copies", unit="model", leave=False):
-        copies = [copy_take(take, model, seed) for take in takes]
-        sounds = [measure(copy, rate, config, _device(model)) for copy in copies]
-        rows.append({"sound": name, **judge_copies(takes, copies, sounds, model, instrument, seed)})
+        copies = [resynthesize_take(take, model, seed) for take in takes]
+        sounds = [measure_sound(copy, rate, config, _device(model)) for copy in copies]
+        rows.append({"sound": name, **evaluate_copies(takes, copies, sounds, model, reference, seed)})
         for exhibit, copy, sound in zip(exhibits, copies, sounds):
             exhibit.tracks.append(Track(name, copy, rate))
-            exhibit.heard[name] = sound
-    rows.append({"sound": RECORDING, **judge_originals(takes, config.features.loudness_floor, instrument, seed)})
+            exhibit.measured[name] = sound
+    rows.append({"sound": RECORDING, **evaluate_originals(takes, config.features.loudness_floor, reference, seed)})
     return rows, exhibits
 
 
-def judge_copies(
+def evaluate_copies(
     takes: list[Take],
     copies: list[np.ndarray],
-    sounds: list[Measured],
+    sounds: list[MeasuredSound],
     model: NeuralGuitar,
-    instrument: Instrument | None,
+    reference: TimbreReference | None,
     seed: int,
 ) -> dict[str, Any]:
     """Return the figures of one model's copies, as sound [N] each and measured."""
-    halves = likeness.split(likeness.join([describe_timbre(sound) for sound in sounds]))
+    halves = likeness.split_timbre(likeness.join_timbres([describe_timbre(sound) for sound in sounds]))
     return {
         "stft_loss": float(np.mean([stft_loss(copy, take.audio, model) for copy, take in zip(copies, takes)])),
-        **scorecard.judge_copies([take.sound for take in takes], sounds, model.settings.features.loudness_floor),
-        "likeness": _scaled((halves[1], halves[0]), instrument, seed),
+        **scorecard.compare_copies([take.sound for take in takes], sounds, model.settings.features.loudness_floor),
+        "likeness": _scaled_likeness((halves[1], halves[0]), reference, seed),
     }
 
 
-def judge_originals(
-    takes: list[Take], loudness_floor: float, instrument: Instrument | None, seed: int
+def evaluate_originals(
+    takes: list[Take], loudness_floor: float, reference: TimbreReference | None, seed: int
 ) -> dict[str, Any]:
     """Return the figures of recordings held against themselves: what a perfect copy would reach."""
     sounds = [take.sound for take in takes]
-    halves = likeness.split(likeness.join([describe_timbre(sound) for sound in sounds]))
-    scaled = _scaled((halves[1], halves[0]), instrument, seed)
-    return {"stft_loss": 0.0, **scorecard.judge_copies(sounds, sounds, loudness_floor), "likeness": scaled}
+    halves = likeness.split_timbre(likeness.join_timbres([describe_timbre(sound) for sound in sounds]))
+    scaled = _scaled_likeness((halves[1], halves[0]), reference, seed)
+    return {"stft_loss": 0.0, **scorecard.compare_copies(sounds, sounds, loudness_floor), "likeness": scaled}
 
 
 @torch.inference_mode()
@@ -209,33 +211,33 @@ def stft_loss(prediction: np.ndarray, target: np.ndarray, model: NeuralGuitar) -
     return function(*(torch.from_numpy(audio)[None] for audio in (prediction, target))).total.item()
 
 
-def _scaled(outputs: tuple[Timbre, Timbre], instrument: Instrument | None, seed: int) -> float | None:
-    if instrument is None:
+def _scaled_likeness(outputs: tuple[Timbre, Timbre], reference: TimbreReference | None, seed: int) -> float | None:
+    if reference is None:
         return None
-    judged = likeness.judge_likeness(outputs, instrument.halves, instrument.other, seed)
+    judged = likeness.measure_likeness(outputs, reference.halves, reference.other, seed)
     return judged.scaled if judged else None
 
 
-def read_instrument(takes: list[Take], others: list[Take]) -> Instrument | None:
+def build_timbre_reference(takes: list[Take], others: list[Take]) -> TimbreReference | None:
     """Return the timbre of the instrument and of the other one, or None where either is not given."""
     if not takes or not others:
         return None
-    own, other = (likeness.join([describe_timbre(take.sound) for take in group]) for group in (takes, others))
-    return Instrument(likeness.split(own), other)
+    own, other = (likeness.join_timbres([describe_timbre(take.sound) for take in group]) for group in (takes, others))
+    return TimbreReference(likeness.split_timbre(own), other)
 
 
 # --- voices ---------------------------------------------------------------------------------------
 
 
-def read_voice(path: Path, rate: int, snr: float | None, seed: int) -> dict[str, np.ndarray]:
+def load_voice_versions(path: Path, rate: int, snr: float | None, seed: int) -> dict[str, np.ndarray]:
     """Return a voice [N] by its name, and with ``snr`` also with white noise so many dB below its mean power."""
     audio = load_audio(path, rate)
     noisy = {} if snr is None else {f"{path.stem}, {snr:g} dB SNR": scorecard.add_noise(audio, snr, seed)}
     return {path.stem: audio, **noisy}
 
 
-def judge_voice(
-    path: Path, models: dict[str, NeuralGuitar], instrument: Instrument | None, snr: float | None, seed: int
+def evaluate_voice(
+    path: Path, models: dict[str, NeuralGuitar], reference: TimbreReference | None, snr: float | None, seed: int
 ) -> list[tuple[list[Row], Exhibit]]:
     """Judge a voice on each model, without noise and with it; the notes wanted are those fitted to it without noise.
 
@@ -247,56 +249,66 @@ def judge_voice(
     """
     model = models[MODEL]
     rate, config = model.settings.audio.feature_rate, model.settings.for_recordings_of(model.instrument)
-    judged, wanted = [], {}
-    for name, audio in read_voice(path, rate, snr, seed).items():
+    judged, expected = [], {}
+    for name, audio in load_voice_versions(path, rate, snr, seed).items():
         results = {sound: transfer(audio, rate, each) for sound, each in models.items()}
-        sung = read_sung(path, len(results[MODEL].curves.f0), 1 / config.audio.frame_rate)
-        wanted = wanted or {sound: what_is_wanted(result, sung) for sound, result in results.items()}
-        heard = {
-            sound: measure(result.audio, result.sample_rate, config, _device(model))
+        sung = read_voice_annotation(path, len(results[MODEL].curves.f0), 1 / config.audio.frame_rate)
+        expected = expected or {sound: expected_curves(result, sung) for sound, result in results.items()}
+        measured = {
+            sound: measure_sound(result.audio, result.sample_rate, config, _device(model))
             for sound, result in results.items()
         }
         figures = {
-            sound: judge_transfer(result, heard[sound], wanted[sound], model, instrument, seed)
+            sound: evaluate_transfer(result, measured[sound], expected[sound], model, reference, seed)
             for sound, result in results.items()
         }
-        figures[VOICE] = judge_input(audio, results[MODEL], wanted[MODEL], model, instrument, seed)
+        figures[VOICE] = evaluate_voice_input(audio, results[MODEL], expected[MODEL], model, reference, seed)
         tracks = [Track(VOICE, audio, rate), *(Track(sound, r.audio, r.sample_rate) for sound, r in results.items())]
         rows = [{"voice": name, "sound": sound, **values} for sound, values in figures.items()]
-        judged.append((rows, Exhibit(name, tracks, heard, wanted[MODEL])))
+        judged.append((rows, Exhibit(name, tracks, measured, expected[MODEL])))
     return judged
 
 
-def what_is_wanted(result: Transfer, sung: np.ndarray | None = None) -> Wanted:
+def expected_curves(result: TransferResult, sung: np.ndarray | None = None) -> ExpectedCurves:
     """Return what a transfer was to play: the notes as they are held, without their releases."""
-    return Wanted(result.curves.f0, result.features.loudness.numpy(), result.curves.voiced, sung)
+    return ExpectedCurves(result.curves.f0, result.features.loudness.numpy(), result.curves.voiced, sung)
 
 
-def judge_transfer(
-    result: Transfer, sound: Measured, wanted: Wanted, model: NeuralGuitar, instrument: Instrument | None, seed: int
+def evaluate_transfer(
+    result: TransferResult,
+    sound: MeasuredSound,
+    expected: ExpectedCurves,
+    model: NeuralGuitar,
+    reference: TimbreReference | None,
+    seed: int,
 ) -> dict[str, Any]:
     """Return the figures of one voice played by one model; ``sound`` is the result, measured."""
     timbre, own = describe_timbre(sound), model.settings.instrument(model.instrument)
     return {
-        **scorecard.judge_playing(wanted, sound, model.settings.features.periodicity_threshold),
-        **scorecard.judge_level(result.audio),
-        "out_of_range": scorecard.share_out_of_range(what_is_wanted(result), own),
-        "likeness": _scaled((timbre, timbre), instrument, seed),
+        **scorecard.compare_transfer(expected, sound, model.settings.features.periodicity_threshold),
+        **scorecard.measure_level(result.audio),
+        "out_of_range": scorecard.percent_out_of_range(expected_curves(result), own),
+        "likeness": _scaled_likeness((timbre, timbre), reference, seed),
     }
 
 
-def judge_input(
-    audio: np.ndarray, result: Transfer, wanted: Wanted, model: NeuralGuitar, instrument: Instrument | None, seed: int
+def evaluate_voice_input(
+    audio: np.ndarray,
+    result: TransferResult,
+    expected: ExpectedCurves,
+    model: NeuralGuitar,
+    reference: TimbreReference | None,
+    seed: int,
 ) -> dict[str, Any]:
     """Return the same figures of the voice as it is: its pitch in its own register, its timbre at its fitted level."""
-    sound = measure(audio, model.settings.audio.feature_rate, model.settings, _device(model))
-    played = wanted.played
+    sound = measure_sound(audio, model.settings.audio.feature_rate, model.settings, _device(model))
+    played = expected.played
     ratio = np.median(result.curves.f0[played] / result.features.f0.numpy()[played])
-    in_register = dataclasses.replace(wanted, f0=wanted.f0 / ratio)
+    in_register = dataclasses.replace(expected, f0=expected.f0 / ratio)
     timbre = describe_timbre(sound, result.curves.f0, result.curves.loudness)
     return {
-        **scorecard.judge_playing(in_register, sound, model.settings.features.periodicity_threshold),
-        **scorecard.judge_level(audio),
-        "out_of_range": scorecard.share_out_of_range(in_register, model.settings.instrument(model.instrument)),
-        "likeness": _scaled((timbre, timbre), instrument, seed),
+        **scorecard.compare_transfer(in_register, sound, model.settings.features.periodicity_threshold),
+        **scorecard.measure_level(audio),
+        "out_of_range": scorecard.percent_out_of_range(in_register, model.settings.instrument(model.instrument)),
+        "likeness": _scaled_likeness((timbre, timbre), reference, seed),
     }

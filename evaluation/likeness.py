@@ -14,7 +14,7 @@ from typing import NamedTuple
 import librosa
 import numpy as np
 
-from evaluation.scorecard import AUDIBLE, CONFIDENT, N_FFT, Measured, decibels, power_spectrum
+from evaluation.scorecard import AUDIBLE_LEVEL, CONFIDENT_PERIODICITY, N_FFT, MeasuredSound, decibels, power_spectrum
 
 _PITCH_BIN, _LOUDNESS_BIN = 6.0, 6.0  # semitones and dB
 _BLOCK = 2.0  # s: blocks of recordings go to the two halves in turn
@@ -40,7 +40,7 @@ class Likeness(NamedTuple):
     n_bins: int  # in which all sounds have frames
 
 
-def describe_timbre(sound: Measured, f0: np.ndarray | None = None, loudness: np.ndarray | None = None) -> Timbre:
+def describe_timbre(sound: MeasuredSound, f0: np.ndarray | None = None, loudness: np.ndarray | None = None) -> Timbre:
     """Describe the frames that sound with a sure pitch.
 
     Args:
@@ -50,14 +50,14 @@ def describe_timbre(sound: Measured, f0: np.ndarray | None = None, loudness: np.
     """
     f0 = sound.f0 if f0 is None else f0
     loudness = sound.loudness if loudness is None else loudness
-    chosen = np.flatnonzero((sound.periodicity >= CONFIDENT) & (sound.loudness > AUDIBLE))
+    chosen = np.flatnonzero((sound.periodicity >= CONFIDENT_PERIODICITY) & (sound.loudness > AUDIBLE_LEVEL))
     pitch_bins = np.floor(12 * np.log2(f0[chosen]) / _PITCH_BIN).astype(int)
     loudness_bins = np.floor(loudness[chosen] / _LOUDNESS_BIN).astype(int)
     halves = chosen // round(_BLOCK * sound.frame_rate) % 2
     return Timbre(_descriptors(sound)[chosen], 1000 * pitch_bins + loudness_bins, halves)
 
 
-def _descriptors(sound: Measured) -> np.ndarray:
+def _descriptors(sound: MeasuredSound) -> np.ndarray:
     """Return [T, 14]. The power of each frame is scaled to 1, so that level plays no part."""
     power = power_spectrum(sound)
     power = power / (power.sum(axis=0) + 1e-20)
@@ -69,22 +69,22 @@ def _descriptors(sound: Measured) -> np.ndarray:
     return np.vstack([librosa.feature.mfcc(S=bands, n_mfcc=13)[1:], centroid, tilt]).T
 
 
-def join(timbres: Sequence[Timbre]) -> Timbre:
+def join_timbres(timbres: Sequence[Timbre]) -> Timbre:
     """Return the frames of several sounds as one."""
     names = ("descriptors", "bins", "halves")
     return Timbre(*(np.concatenate([getattr(timbre, name) for timbre in timbres]) for name in names))
 
 
-def split(timbre: Timbre) -> tuple[Timbre, Timbre]:
+def split_timbre(timbre: Timbre) -> tuple[Timbre, Timbre]:
     """Return both halves: blocks of 2 s in turn, the same blocks in a recording and in its copy."""
     parts = [timbre.halves == half for half in (0, 1)]
     return tuple(Timbre(timbre.descriptors[part], timbre.bins[part], timbre.halves[part]) for part in parts)
 
 
-def judge_likeness(
+def measure_likeness(
     outputs: tuple[Timbre, Timbre], halves: tuple[Timbre, Timbre], other: Timbre, seed: int = 0
 ) -> Likeness | None:
-    """Say how like an instrument a sound is.
+    """Measure how like an instrument a sound is.
 
     Args:
         outputs: what is held against the first half and against the second: twice the same for a transferred voice;
@@ -105,7 +105,7 @@ def judge_likeness(
     directions = rng.standard_normal((len(scale), _N_DIRECTIONS))
     projection = directions / np.linalg.norm(directions, axis=0) / (scale[:, None] + 1e-9)
     projected = ([timbre.descriptors[timbre.bins == one] @ projection for timbre in sounds] for one in bins)
-    distance, own, far = np.mean([_compare(frames, rng) for frames in projected], axis=0).tolist()
+    distance, own, far = np.mean([_compare_frames(frames, rng) for frames in projected], axis=0).tolist()
     return Likeness((distance - own) / (far - own), distance, own, far, len(bins))
 
 
@@ -114,7 +114,7 @@ def _filled_bins(timbre: Timbre) -> set[int]:
     return set(bins[counts >= _MIN_FRAMES].tolist())
 
 
-def _compare(projected: Sequence[np.ndarray], rng: np.random.Generator) -> tuple[float, float, float]:
+def _compare_frames(projected: Sequence[np.ndarray], rng: np.random.Generator) -> tuple[float, float, float]:
     """Return the distances of output, own half and other instrument, from as many frames [n, directions] of each."""
     n_frames = min(_MAX_FRAMES, *map(len, projected))
     drawn = [np.sort(rng.permutation(frames)[:n_frames], axis=0) for frames in projected]

@@ -18,12 +18,12 @@ from config import Config, InstrumentConfig
 from features import extract_features, pad_to_frames
 from sound.audio_files import prepare_audio
 
-AUDIBLE = -60.0  # dB, A-weighted: quieter frames count as rests
-CONFIDENT = 0.85  # periodicity from which a pitch is held against another
-OUTLIER = 12.0  # semitones: an f0 further off is a wrong note, no longer an inaccuracy
-RELEASE = 0.1  # s after a note in which it may ring on
-ATTACK = 0.02  # s before a note into which its first frame's fade may reach
-IN_TUNE = 0.5  # semitones beyond the instrument's range that still count as inside
+AUDIBLE_LEVEL = -60.0  # dB, A-weighted: quieter frames count as rests
+CONFIDENT_PERIODICITY = 0.85  # periodicity from which a pitch is held against another
+OUTLIER_SEMITONES = 12.0  # semitones: an f0 further off is a wrong note, no longer an inaccuracy
+RELEASE_SECONDS = 0.1  # s after a note in which it may ring on
+ATTACK_SECONDS = 0.02  # s before a note into which its first frame's fade may reach
+RANGE_TOLERANCE = 0.5  # semitones beyond the instrument's range that still count as inside
 _FLOOR = -120.0  # dBFS, the lowest level that is told from silence
 _MEL_FLOOR = -80.0  # dBFS of a mel band: what is below is not heard
 N_FFT = 1024  # samples of a spectrum
@@ -33,7 +33,7 @@ N_FFT = 1024  # samples of a spectrum
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSound:
     """A sound with its curves, all at the rate of the features."""
 
     audio: np.ndarray  # [T * hop_length]
@@ -48,7 +48,7 @@ class Measured:
         return self.sample_rate / self.hop_length
 
 
-def measure(audio: np.ndarray, sample_rate: int, config: Config, device: Any = "cpu") -> Measured:
+def measure_sound(audio: np.ndarray, sample_rate: int, config: Config, device: Any = "cpu") -> MeasuredSound:
     """Measure the curves of a sound [N].
 
     Raises:
@@ -57,10 +57,10 @@ def measure(audio: np.ndarray, sample_rate: int, config: Config, device: Any = "
     rate, hop_length = config.audio.feature_rate, config.audio.feature_hop_length
     audio = pad_to_frames(prepare_audio(audio, sample_rate, rate), hop_length)
     curves = (values.numpy() for values in extract_features(audio, config, device))
-    return Measured(audio, *curves, sample_rate=rate, hop_length=hop_length)
+    return MeasuredSound(audio, *curves, sample_rate=rate, hop_length=hop_length)
 
 
-def frame_levels(sound: Measured) -> np.ndarray:
+def frame_levels(sound: MeasuredSound) -> np.ndarray:
     """Return the level of the samples around each frame, a hop of them, in dBFS: [T]; windows do not overlap."""
     hop_length = sound.hop_length
     centred = np.pad(sound.audio, (hop_length // 2, 0))[: len(sound.audio)].astype(np.float64)
@@ -69,13 +69,13 @@ def frame_levels(sound: Measured) -> np.ndarray:
 
 def find_rests(sounding: np.ndarray, frame_rate: float) -> np.ndarray:
     """Return where nothing sounds, nor has in the last 100 ms (RELEASE), nor will in the next 20: bool [T]."""
-    before, after = round(RELEASE * frame_rate), round(ATTACK * frame_rate)
+    before, after = round(RELEASE_SECONDS * frame_rate), round(ATTACK_SECONDS * frame_rate)
     return ~sliding_window_view(np.pad(sounding, (before, after)), before + after + 1).any(axis=1)
 
 
-def cents_between(f0: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def cents_between(f0: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Return the distance of two pitch curves in cents, without sign."""
-    return np.abs(1200 * np.log2(f0 / wanted))
+    return np.abs(1200 * np.log2(f0 / expected))
 
 
 def decibels(power: np.ndarray, floor: float) -> np.ndarray:
@@ -83,13 +83,13 @@ def decibels(power: np.ndarray, floor: float) -> np.ndarray:
     return 10 * np.log10(np.maximum(power, 10 ** (floor / 10)))
 
 
-def power_spectrum(sound: Measured) -> np.ndarray:
+def power_spectrum(sound: MeasuredSound) -> np.ndarray:
     """Return power [F, T]; a sine of full scale has 1 in its bin."""
     spectrum = librosa.stft(sound.audio, n_fft=N_FFT, hop_length=sound.hop_length)[:, : len(sound.f0)]
     return np.abs(spectrum) ** 2 / (N_FFT / 4) ** 2
 
 
-def log_mel(sound: Measured) -> np.ndarray:
+def log_mel(sound: MeasuredSound) -> np.ndarray:
     """Return the level of 80 mel bands in dBFS, -80 at least: [80, T]."""
     bands = librosa.feature.melspectrogram(S=power_spectrum(sound), sr=sound.sample_rate, n_mels=80, norm=None)
     return decibels(bands, _MEL_FLOOR)
@@ -110,8 +110,8 @@ def _quantile(values: np.ndarray, share: float) -> float | None:
 # --- resynthesis ----------------------------------------------------------------------------------
 
 
-def judge_copies(
-    recordings: Sequence[Measured], copies: Sequence[Measured], loudness_floor: float
+def compare_copies(
+    recordings: Sequence[MeasuredSound], copies: Sequence[MeasuredSound], loudness_floor: float
 ) -> dict[str, float | None]:
     """Compare recordings with what a model makes of their curves; the frames of all count alike.
 
@@ -127,9 +127,9 @@ def judge_copies(
     pairs = list(zip(recordings, copies, strict=True))
     for recording, copy in pairs:
         assert len(recording.f0) == len(copy.f0), f"{len(recording.f0)} frames against {len(copy.f0)}"
-    gathered = [_compare(recording, copy, loudness_floor) for recording, copy in pairs]
+    gathered = [_frame_errors(recording, copy, loudness_floor) for recording, copy in pairs]
     loudness, cents, mel, rests = (np.concatenate(parts) for parts in zip(*gathered))
-    outliers = cents > 100 * OUTLIER
+    outliers = cents > 100 * OUTLIER_SEMITONES
     return {
         "loudness_l1": _mean(np.abs(loudness)),
         "loudness_bias": _mean(loudness),
@@ -140,10 +140,10 @@ def judge_copies(
     }
 
 
-def _compare(recording: Measured, copy: Measured, loudness_floor: float) -> tuple[np.ndarray, ...]:
+def _frame_errors(recording: MeasuredSound, copy: MeasuredSound, loudness_floor: float) -> tuple[np.ndarray, ...]:
     """Return errors of loudness (dB), of pitch (cents) and of mel bands (dB), and levels in rests, of their frames."""
-    sounding = recording.loudness > AUDIBLE
-    confident = (recording.periodicity >= CONFIDENT) & (recording.loudness > loudness_floor)
+    sounding = recording.loudness > AUDIBLE_LEVEL
+    confident = (recording.periodicity >= CONFIDENT_PERIODICITY) & (recording.loudness > loudness_floor)
     return (
         (copy.loudness - recording.loudness)[sounding],
         cents_between(copy.f0, recording.f0)[confident],
@@ -156,7 +156,7 @@ def _compare(recording: Measured, copy: Measured, loudness_floor: float) -> tupl
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExpectedCurves:
     """What an instrument was to play, [T] each."""
 
     f0: np.ndarray  # Hz, fitted to the instrument
@@ -165,25 +165,27 @@ class Wanted:
     sung: np.ndarray | None = None  # Hz, the voice's own pitch as annotated, 0 where nothing is sung
 
 
-def judge_playing(wanted: Wanted, output: Measured, threshold: float) -> dict[str, float | None]:
+def compare_transfer(expected: ExpectedCurves, output: MeasuredSound, threshold: float) -> dict[str, float | None]:
     """Compare what was to be played with what sounds.
 
     Args:
-        wanted: the notes.
+        expected: the notes.
         output: the sound.
         threshold: periodicity from which a frame has a pitch.
     """
-    n_frames = min(len(wanted.f0), len(output.f0))  # a release may ring on beyond the voice
-    f0, loudness, played = (values[:n_frames] for values in (wanted.f0, wanted.loudness, wanted.played))
-    confident = played & (output.periodicity[:n_frames] >= CONFIDENT)
+    n_frames = min(len(expected.f0), len(output.f0))  # a release may ring on beyond the voice
+    f0, loudness, played = (values[:n_frames] for values in (expected.f0, expected.loudness, expected.played))
+    confident = played & (output.periodicity[:n_frames] >= CONFIDENT_PERIODICITY)
     cents = cents_between(output.f0[:n_frames][confident], f0[confident])
-    sounding = (output.periodicity[:n_frames] >= threshold) & (output.loudness[:n_frames] > AUDIBLE)
+    sounding = (output.periodicity[:n_frames] >= threshold) & (output.loudness[:n_frames] > AUDIBLE_LEVEL)
     rests = find_rests(played, output.frame_rate)
-    audible = np.maximum(output.loudness[:n_frames], AUDIBLE)  # a lost soft end costs what is heard, not 20 dB more
+    audible = np.maximum(
+        output.loudness[:n_frames], AUDIBLE_LEVEL
+    )  # a lost soft end costs what is heard, not 20 dB more
     return {
         "f0_median": _quantile(cents, 0.5),
         "f0_p95": _quantile(cents, 0.95),
-        "octave": None if wanted.sung is None else share_in_octave(wanted.sung, output),
+        "octave": None if expected.sung is None else percent_in_octave(expected.sung, output),
         "precision": _percent(played[sounding & (played | rests)]),
         "recall": _percent(sounding[played]),
         "loudness_correlation": _correlation(audible[played], loudness[played]),
@@ -191,7 +193,7 @@ def judge_playing(wanted: Wanted, output: Measured, threshold: float) -> dict[st
     }
 
 
-def share_in_octave(sung: np.ndarray, output: Measured) -> float | None:
+def percent_in_octave(sung: np.ndarray, output: MeasuredSound) -> float | None:
     """Return which share of the frames, in percent, sounds the annotated pitch moved by one and the same octaves.
 
     Args:
@@ -199,7 +201,7 @@ def share_in_octave(sung: np.ndarray, output: Measured) -> float | None:
         output: the sound.
     """
     n_frames = min(len(sung), len(output.f0))
-    compared = (sung[:n_frames] > 0) & (output.periodicity[:n_frames] >= CONFIDENT)
+    compared = (sung[:n_frames] > 0) & (output.periodicity[:n_frames] >= CONFIDENT_PERIODICITY)
     octaves = np.log2(output.f0[:n_frames][compared] / sung[:n_frames][compared])
     return _percent(np.abs(octaves - np.round(np.median(octaves))) < 0.5) if len(octaves) else None
 
@@ -210,16 +212,16 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float | None:
     return float(stats.pearsonr(one.astype(np.float64), other).statistic)
 
 
-def judge_level(audio: np.ndarray) -> dict[str, float]:
+def measure_level(audio: np.ndarray) -> dict[str, float]:
     """Return the peak of a sound [N] in dBFS and the number of its samples that a 16-bit file would clip."""
     magnitude = np.abs(audio)
     peak = 20 * math.log10(max(float(magnitude.max()), 10 ** (_FLOOR / 20)))
     return {"peak": peak, "clipped": int((magnitude >= 32767 / 32768).sum())}
 
 
-def share_out_of_range(wanted: Wanted, instrument: InstrumentConfig) -> float | None:
+def percent_out_of_range(expected: ExpectedCurves, instrument: InstrumentConfig) -> float | None:
     """Return which share of the played frames, in percent, lies over half a semitone outside the range."""
-    f0, tolerance = wanted.f0[wanted.played], 2 ** (IN_TUNE / 12)
+    f0, tolerance = expected.f0[expected.played], 2 ** (RANGE_TOLERANCE / 12)
     return _percent((f0 < instrument.f0_min / tolerance) | (f0 > instrument.f0_max * tolerance))
 
 

@@ -10,9 +10,9 @@ import matplotlib.image
 import numpy as np
 import soundfile
 
-from evaluation.scorecard import Measured, Wanted, log_mel
-from evaluation.scorecard_tables import SECTIONS, Figure, format_value
-from sound.figures import THEMES, plot_features
+from evaluation.scorecard import ExpectedCurves, MeasuredSound, log_mel
+from evaluation.scorecard_tables import SECTIONS, Column, format_value
+from sound.feature_plots import THEMES, plot_features
 
 _EXCERPT = 8.0  # s of a recording and its copies; voices are there in full
 _DPI = 100
@@ -33,19 +33,19 @@ class Exhibit:
 
     title: str
     tracks: list[Track]
-    heard: dict[str, Measured]  # sounds to be drawn
-    wanted: Wanted | None = None  # of a voice: the notes
+    measured: dict[str, MeasuredSound]  # sounds to be drawn
+    expected: ExpectedCurves | None = None  # of a voice: the notes
 
 
-def build_page(report: dict[str, Any], exhibits: list[Exhibit]) -> str:
+def build_scorecard_page(report: dict[str, Any], exhibits: list[Exhibit]) -> str:
     """Return the whole page.
 
     Args:
         report: from ``scripts/evaluate.py``, with ``targets``.
         exhibits: what there is to hear and see.
     """
-    voices = [_voice(exhibit) for exhibit in exhibits if exhibit.wanted]
-    copies = [_copies(exhibit) for exhibit in exhibits if not exhibit.wanted]
+    voices = [_voice(exhibit) for exhibit in exhibits if exhibit.expected]
+    copies = [_copies(exhibit) for exhibit in exhibits if not exhibit.expected]
     sections = [
         ("Targets", "The worst figure of this model, over all voices.", _targets(report["targets"])),
         ("Figures", "The bold rows are the model that is judged; a dot marks a missed target.", _tables(report)),
@@ -91,13 +91,13 @@ def _targets(targets: list[dict[str, Any]]) -> str:
 
 
 def _voice(exhibit: Exhibit) -> str:
-    (name, sound), wanted = next(iter(exhibit.heard.items())), exhibit.wanted
-    n_frames = min(len(wanted.f0), len(sound.f0))
+    (name, sound), expected = next(iter(exhibit.measured.items())), exhibit.expected
+    n_frames = min(len(expected.f0), len(sound.f0))
     pictures = {}
     for theme in THEMES:
         figure = plot_features(
             sound.audio, sound.sample_rate, sound.f0[:n_frames], sound.loudness[:n_frames], sound.frame_rate,
-            voiced=wanted.played[:n_frames], second_f0=wanted.f0[:n_frames], f0_labels=("heard", "wanted"),
+            voiced=expected.played[:n_frames], second_f0=expected.f0[:n_frames], f0_labels=("heard", "wanted"),
             title=f"What {name} plays", theme=theme,
         )  # fmt: skip
         file = io.BytesIO()
@@ -115,7 +115,7 @@ def _copies(exhibit: Exhibit) -> str:
     tracks = [track._replace(audio=track.audio[: round(_EXCERPT * track.sample_rate)]) for track in exhibit.tracks]
     pictures = {
         name: f'<img src="{_spectrogram(sound)}" alt="Mel spectrogram of {html.escape(name)}">'
-        for name, sound in exhibit.heard.items()
+        for name, sound in exhibit.measured.items()
     }
     return _card(exhibit.title, _players(tracks, pictures))
 
@@ -136,7 +136,7 @@ def _players(tracks: list[Track], pictures: dict[str, str] | None = None) -> str
     return f'<div class="players">{"".join(cells)}</div>'
 
 
-def _spectrogram(sound: Measured) -> str:
+def _spectrogram(sound: MeasuredSound) -> str:
     n_frames = round(_EXCERPT * sound.frame_rate)
     file, (low, high) = io.BytesIO(), _MEL_RANGE
     matplotlib.image.imsave(
@@ -160,9 +160,9 @@ def _tables(report: dict[str, Any]) -> str:
     )
 
 
-def _table(rows: list[dict[str, Any]], labels: tuple[str, ...], figures: tuple[Figure, ...]) -> str:
+def _table(rows: list[dict[str, Any]], labels: tuple[str, ...], figures: tuple[Column, ...]) -> str:
     judged = rows[0]["sound"]  # the model stands first
-    heads = [*labels, *(figure.head for figure in figures)]
+    heads = [*labels, *(figure.heading for figure in figures)]
     lines = ["<tr>" + "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads) + "</tr>"]
     for row in rows:
         is_model = row["sound"] == judged
@@ -173,13 +173,13 @@ def _table(rows: list[dict[str, Any]], labels: tuple[str, ...], figures: tuple[F
     return f'<div class="table" tabindex="0"><table class="{kind}">{"".join(lines)}</table></div>'
 
 
-def _cell(value: float | None, figure: Figure, is_model: bool) -> str:
+def _cell(value: float | None, figure: Column, is_model: bool) -> str:
     missed = is_model and figure.limit is not None and not figure.is_met(value)
     return f"<td{' class=missed' if missed else ''}>{format_value(value, figure.digits)}</td>"
 
 
-def _meanings(figures: tuple[Figure, ...]) -> str:
-    entries = "".join(f"<dt>{html.escape(f.head)}</dt><dd>{html.escape(f.meaning)}</dd>" for f in figures)
+def _meanings(figures: tuple[Column, ...]) -> str:
+    entries = "".join(f"<dt>{html.escape(f.heading)}</dt><dd>{html.escape(f.meaning)}</dd>" for f in figures)
     return f"<details><summary>What the columns mean</summary><dl>{entries}</dl></details>"
 
 

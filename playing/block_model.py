@@ -14,7 +14,7 @@ from model import GruDecoder, NeuralGuitar
 from synth import harmonics_below_nyquist, noise_filters
 
 
-class State(NamedTuple):
+class GraphState(NamedTuple):
     """What a block leaves for the next one; zeros at the start."""
 
     hidden: Tensor  # [layers, 1, hidden_size] of the GRU
@@ -53,18 +53,18 @@ class BlockModel(nn.Module):
         n_taps = 2 * (n_bands - 1)
         steps = torch.arange(1, hop_length + 1, dtype=torch.float64)
         self.register_buffer("ramp", torch.arange(hop_length) / hop_length)
-        self.register_buffer("held", steps)  # inclusive sums of ones, and of 0, 1 / hop, 2 / hop, ...
-        self.register_buffer("rising", steps * (steps - 1) / (2 * hop_length))
+        self.register_buffer("elapsed", steps)  # inclusive sums of ones, and of 0, 1 / hop, 2 / hop, ...
+        self.register_buffer("elapsed_ramp", steps * (steps - 1) / (2 * hop_length))
         self.register_buffer("numbers", torch.arange(1, model.config.n_harmonics + 1, dtype=torch.float32)[:, None])
         # The design of the filters is linear in the magnitudes: no complex numbers. Last tap first.
         self.register_buffer("responses", noise_filters(torch.eye(n_bands)).flip(-1))  # (K, taps)
-        self.register_buffer("heard", torch.arange(hop_length + n_taps - 1)[:, None] + torch.arange(n_taps))
+        self.register_buffer("window_samples", torch.arange(hop_length + n_taps - 1)[:, None] + torch.arange(n_taps))
 
-    def start(self) -> State:
+    def initial_state(self) -> GraphState:
         """Return the state before the first block."""
         config = self.model.config
         sizes = (config.num_layers, 1, config.hidden_size), (1, 1, config.n_harmonics), (1, 1, config.n_noise_bands)
-        return State(
+        return GraphState(
             hidden=torch.zeros(sizes[0]),
             phase=torch.zeros(1, dtype=torch.float64),
             loudness=torch.zeros(1, max(1, config.attack_frames), 1),
@@ -87,23 +87,23 @@ class BlockModel(nn.Module):
             f0: [1, T, 1] in Hz, positive.
             loudness: [1, T, 1] in dB re full scale.
             noise: [1, T * hop_length], uniform in -1..1.
-            state: the fields of ``State``.
+            state: the fields of ``GraphState``.
 
         Returns:
-            Audio [1, T * hop_length] and the fields of the next ``State``.
+            Audio [1, T * hop_length] and the fields of the next ``GraphState``.
         """
-        before = State(*state)
-        recurrence = _Recurrence(self.model.decoder.gru, before.hidden)
+        previous = GraphState(*state)
+        recurrence = _UnrolledGru(self.model.decoder.gru, previous.hidden)
         # Before the first frame it was as loud as then.
-        known = torch.where(before.f0 > 0, before.loudness, loudness[:, :1])
-        controls = self.model.controls(f0, loudness, recurrence, self.model.hear(f0, loudness, known))
-        known = torch.cat([known, loudness], dim=1)[:, -before.loudness.shape[1] :]
+        recent_loudness = torch.where(previous.f0 > 0, previous.loudness, loudness[:, :1])
+        controls = self.model.controls(f0, loudness, recurrence, self.model.hear(f0, loudness, recent_loudness))
+        recent_loudness = torch.cat([recent_loudness, loudness], dim=1)[:, -previous.loudness.shape[1] :]
         audible = harmonics_below_nyquist(f0, self.model.config.n_harmonics, self.model.audio.sample_rate)
-        f0s = [before.f0, *f0.split(1, dim=1)]
-        amplitudes = [before.harmonic_amplitudes, *(controls.harmonic_amplitudes * audible).split(1, dim=1)]
-        magnitudes = [before.noise_magnitudes, *controls.noise_magnitudes.split(1, dim=1)]
+        f0s = [previous.f0, *f0.split(1, dim=1)]
+        amplitudes = [previous.harmonic_amplitudes, *(controls.harmonic_amplitudes * audible).split(1, dim=1)]
+        magnitudes = [previous.noise_magnitudes, *controls.noise_magnitudes.split(1, dim=1)]
         hops = noise.chunk(f0.shape[1], dim=1)
-        phase, overlap, harmonic, filtered = before.phase, before.overlap, [before.delayed], []
+        phase, overlap, harmonic, filtered = previous.phase, previous.overlap, [previous.delayed], []
         for t, hop in enumerate(hops):
             cycles, phase = self._cycles(f0s[t], f0s[t + 1], phase)
             harmonic.append(self._harmonics(cycles, amplitudes[t], amplitudes[t + 1]))
@@ -114,12 +114,12 @@ class BlockModel(nn.Module):
         n_samples = noise.shape[1]
         audio = sound[:, :n_samples] + torch.cat(filtered, dim=1)
         newest = (f0s[-1], amplitudes[-1], magnitudes[-1])
-        return (audio, *State(recurrence.hidden, phase, known, *newest, overlap, sound[:, n_samples:]))
+        return (audio, *GraphState(recurrence.hidden, phase, recent_loudness, *newest, overlap, sound[:, n_samples:]))
 
     def _cycles(self, f0: Tensor, next_f0: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
         """Return the fundamental's phase in cycles, 0..1, over a hop, [1, hop], and at its end in double precision."""
         here, there = (value.flatten().double() / self.model.audio.sample_rate for value in (f0, next_f0))
-        within = phase + (here * self.held + (there - here) * self.rising) * (here > 0)
+        within = phase + (here * self.elapsed + (there - here) * self.elapsed_ramp) * (here > 0)
         wrapped = within - torch.floor(within)
         return wrapped.float()[None], wrapped[-1:]
 
@@ -134,14 +134,14 @@ class BlockModel(nn.Module):
         """Return filtered noise [1, hop], K - 1 samples late, and what it leaves for later, [1, taps - 1]."""
         ring = overlap.shape[1]
         fading = torch.stack([hop * (1 - self.ramp), hop * self.ramp], dim=1)  # (1, 2, hop)
-        heard = nn.functional.pad(fading, (ring, ring))[..., self.heard]  # (1, 2, hop + taps - 1, taps)
+        windows = nn.functional.pad(fading, (ring, ring))[..., self.window_samples]  # (1, 2, hop + taps - 1, taps)
         filters = torch.cat([magnitudes, next_magnitudes], dim=1) @ self.responses  # (1, 2, taps)
-        sound = (heard @ filters[..., None])[..., 0].sum(dim=1)
+        sound = (windows @ filters[..., None])[..., 0].sum(dim=1)
         sound = sound + nn.functional.pad(overlap, (0, hop.shape[1]))
         return sound[:, : hop.shape[1]], sound[:, hop.shape[1] :]
 
 
-class _Recurrence:
+class _UnrolledGru:
     """A GRU that goes on from a hidden state, written out a frame at a time; ``hidden`` is its state after a call."""
 
     def __init__(self, gru: nn.GRU, hidden: Tensor) -> None:

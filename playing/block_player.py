@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model import Controls, NeuralGuitar, Sound, State
-from sound.audio_files import slices
+from sound.audio_files import block_slices
 from sound.plucks import trace_plucks
 from synth import elapsed_cycles, fundamental_phase, harmonics_below_nyquist
 from voice.curves import Curves
@@ -18,8 +18,8 @@ from voice.curves import Curves
 _BLOCK_FRAMES = 1000  # played at once; more is no faster
 
 
-class Player:
-    """Plays frames as they come, and is ``latency`` frames behind.
+class BlockPlayer:
+    """Play frames as they come, ``latency`` frames behind.
 
     The noise is one stream of a generator on the CPU, whose uniform numbers are the same in pieces: a seed
     sounds the same in blocks of any sizes and on any device.
@@ -33,12 +33,12 @@ class Player:
         self._generator = torch.Generator().manual_seed(seed)
         self._state: State | None = None  # of the model, after the frames so far
         self._cycles: Tensor | None = None  # (1,) of the fundamental, before the first frame that is to be played
-        self._n_played = 0  # of the frames that are held
-        self._held: list[Tensor] = []  # f0, amplitudes, magnitudes, noise: [1, T, C] each
+        self._n_rendered = 0  # of the pending frames
+        self._pending: list[Tensor] = []  # f0, amplitudes, magnitudes, noise: [1, T, C] each
         self._tails: list[Tensor | None] = [None, None]  # of both parts in the room, if the model has learned one
 
     @torch.inference_mode()
-    def play(
+    def play_block(
         self, f0: Tensor, loudness: Tensor, gate: Tensor, is_last: bool = False, plucks: Tensor | None = None
     ) -> tuple[Sound, Controls]:
         """Play the next frames; gated ones are silent in both parts.
@@ -57,12 +57,14 @@ class Player:
         controls = Controls(controls.harmonic_amplitudes * gate, controls.noise_magnitudes * gate * self._noise_gain)
         hop_length = self.model.audio.hop_length
         noise = 2 * torch.rand(1, f0.shape[1], hop_length, generator=self._generator).to(f0.device) - 1
-        given = [f0, *controls, noise]
-        self._held = [torch.cat(pair, dim=1) for pair in zip(self._held, given)] if self._held else given
-        n_ready = self._held[0].shape[1] - self._n_played - (0 if is_last else self.latency)
-        return self._in_room(self._render(max(0, n_ready))), controls
+        new_frames = [f0, *controls, noise]
+        self._pending = (
+            [torch.cat(pair, dim=1) for pair in zip(self._pending, new_frames)] if self._pending else new_frames
+        )
+        n_ready = self._pending[0].shape[1] - self._n_rendered - (0 if is_last else self.latency)
+        return self._apply_reverb(self._render(max(0, n_ready))), controls
 
-    def _in_room(self, sound: Sound) -> Sound:
+    def _apply_reverb(self, sound: Sound) -> Sound:
         if not self.model.reverb or not sound.harmonic.shape[1]:
             return sound
         wet, self._tails = zip(*map(self.model.reverb.proceed, sound, self._tails))
@@ -70,21 +72,21 @@ class Player:
 
     def _render(self, n_frames: int) -> Sound:
         """Render the next frames, and let go of what no later frame needs."""
-        f0, amplitudes, magnitudes, noise = self._held
-        start, end, hop_length = self._n_played, self._n_played + n_frames, self.model.audio.hop_length
+        f0, amplitudes, magnitudes, noise = self._pending
+        start, end, hop_length = self._n_rendered, self._n_rendered + n_frames, self.model.audio.hop_length
         if not n_frames:
             return Sound(f0.new_zeros(1, 0), f0.new_zeros(1, 0))
-        here = slice(start, end + 1)  # and the frame into which the last one fades
-        play_harmonics = self._play_hop if n_frames == 1 else self.model.harmonic_synthesizer
-        harmonic = play_harmonics(f0[:, here], amplitudes[:, here], self._cycles)
+        span = slice(start, end + 1)  # and the frame into which the last one fades
+        play_harmonics = self._render_hop if n_frames == 1 else self.model.harmonic_synthesizer
+        harmonic = play_harmonics(f0[:, span], amplitudes[:, span], self._cycles)
         filtered = self.model.noise_synthesizer.filter(noise.flatten(1), magnitudes)
-        elapsed = elapsed_cycles(f0[:, here], self.model.audio.sample_rate, hop_length)[:, :n_frames].sum(dim=1)
+        elapsed = elapsed_cycles(f0[:, span], self.model.audio.sample_rate, hop_length)[:, :n_frames].sum(dim=1)
         self._cycles = (elapsed if self._cycles is None else self._cycles + elapsed) % 1
-        self._n_played = min(end, self.latency)
-        self._held = [values[:, end - self._n_played :] for values in self._held]
+        self._n_rendered = min(end, self.latency)
+        self._pending = [values[:, end - self._n_rendered :] for values in self._pending]
         return Sound(harmonic[:, : n_frames * hop_length], filtered[:, start * hop_length : end * hop_length])
 
-    def _play_hop(self, f0: Tensor, amplitudes: Tensor, start: Tensor | None) -> Tensor:
+    def _render_hop(self, f0: Tensor, amplitudes: Tensor, start: Tensor | None) -> Tensor:
         """Do for one frame, with the one that follows, what the harmonic bank does for many.
 
         It is live's work, a hop at a time: a sine for each harmonic takes half as long as the bank's detour.
@@ -98,7 +100,7 @@ class Player:
         return torch.lerp(sounds[:, 0], sounds[:, -1], ramp)
 
 
-def play(
+def play_curves(
     model: NeuralGuitar, curves: Curves, noise_balance: float = 0.0, seed: int = 0, block_frames: int = _BLOCK_FRAMES
 ) -> Iterator[tuple[Sound, Controls]]:
     """Play curves; yield their sound, [1, n] a part, and the controls, block by block.
@@ -110,15 +112,15 @@ def play(
         seed: of the noise.
         block_frames: played at once; the joined sound does not depend on it, to rounding.
     """
-    player, device = Player(model, noise_balance, seed), next(model.parameters()).device
+    player, device = BlockPlayer(model, noise_balance, seed), next(model.parameters()).device
     n_frames, plucks = len(curves.f0), None
     if model.config.onset_inputs:  # of what is played, whole, as the model was trained on whole recordings
         floor = model.settings.features.loudness_floor
         plucks = torch.from_numpy(trace_plucks(curves.f0, curves.loudness, model.audio.frame_rate, floor)).to(device)
-    for part in slices(n_frames, block_frames):
+    for part in block_slices(n_frames, block_frames):
         frames = (
             torch.from_numpy(values[part])[None, :, None].to(device)
             for values in (curves.f0, curves.loudness, curves.gate)
         )
         here = None if plucks is None else plucks[None, part]
-        yield player.play(*frames, is_last=part.stop == n_frames, plucks=here)
+        yield player.play_block(*frames, is_last=part.stop == n_frames, plucks=here)

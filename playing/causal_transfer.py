@@ -17,122 +17,125 @@ import torch
 from config import Config
 from features import Ears
 from model import NeuralGuitar, Sound
-from playing.block_player import Player
-from voice.conditioning import NoMelodyError, SilentError, TransferOptions
+from playing.block_player import BlockPlayer
 from voice.curves import Curves
+from voice.fitting import TransferOptions
+from voice.instrument_profile import InstrumentProfile
+from voice.melody import NoMelodyError, SilentError
 
 _DEFAULTS = TransferOptions()
 _LOOK_AHEAD = ("fold", "autotune", "key", "smoothing")
 
 
-class Frame(NamedTuple):
-    """What was heard in a frame, and what is played."""
+class PlayedFrame(NamedTuple):
+    """What was measured in a frame, and what is played."""
 
-    heard: tuple[float, float, float]  # f0 in Hz, loudness in dB, periodicity
+    measured: tuple[float, float, float]  # f0 in Hz, loudness in dB, periodicity
     f0: float  # Hz
     loudness: float  # dB
     voiced: bool
     gate: float  # 0..1
 
 
-def curves_of(frames: list[Frame]) -> Curves:
+def frames_to_curves(frames: list[PlayedFrame]) -> Curves:
     """Return what was played as curves."""
-    heard, f0, loudness, voiced, gate = zip(*frames)
-    periodicity = [each[2] for each in heard]
+    measured, f0, loudness, voiced, gate = zip(*frames)
+    periodicity = [each[2] for each in measured]
     f0, loudness, periodicity, gate = (np.array(values, np.float32) for values in (f0, loudness, periodicity, gate))
     return Curves(f0, loudness, periodicity, np.array(voiced), gate)
 
 
-class CausalFit:
-    """Fits frame after frame to the model's instrument, as ``conditioning.fit`` does a whole melody."""
+class CausalFitter:
+    """Fit frame after frame to an instrument, as ``voice.fitting.fit_melody`` fits a whole melody."""
 
-    def __init__(self, model: NeuralGuitar, options: TransferOptions) -> None:
-        config, settings = model.settings, model.settings.transfer
-        middle = model.statistics["f0_quantiles"][50]
+    def __init__(self, profile: InstrumentProfile, options: TransferOptions) -> None:
+        config, settings, middle = profile.config, profile.config.transfer, profile.median_f0
         octaves = round(float(np.log2(middle / settings.live_f0))) if options.fit else 0
         register = 12.0 * octaves if options.semitones is None else options.semitones
-        wanted = model.statistics["loudness_quantiles"][settings.loudness_anchor]
+        wanted = profile.loudness_quantiles[settings.loudness_anchor]
         self.semitones = register + options.transpose
         self.gain = (wanted - settings.live_loudness if options.fit else 0.0) + options.loudness_offset  # dB
         self._floor, self._ceiling = config.features.loudness_floor, 0.0
         if options.fit:
-            self._ceiling = model.statistics["loudness_quantiles"][-1]
-        self._settings, self._opening = settings, settings.live_gate + options.gate_offset
+            self._ceiling = profile.loudness_quantiles[-1]
+        self._settings, self._gate_level = settings, settings.live_gate + options.gate_offset
         self._n_release = config.audio.seconds_to_frames(settings.release_seconds)
         self._n_fade = max(1, config.audio.seconds_to_frames(settings.gate_fade_seconds))
-        self._last = deque(maxlen=3)  # f0 of the note's newest frames
-        self._f0, self._given = middle, self._floor
-        self._voiced, self._since, self._openness = False, self._n_release, 0.0
+        self._recent_f0 = deque(maxlen=3)  # f0 of the note's newest frames
+        self._f0, self._note_loudness = middle, self._floor
+        self._voiced, self._frames_since_note, self._gate_position = False, self._n_release, 0.0
 
-    def fit(self, heard: tuple[float, float, float]) -> Frame:
+    def fit_frame(self, measured: tuple[float, float, float]) -> PlayedFrame:
         """Fit the next frame."""
-        f0, loudness, periodicity = heard
+        f0, loudness, periodicity = measured
         self._voiced = self._is_voiced(loudness, periodicity)
         if self._voiced:
-            self._since = 0
-            self._last.append(f0 * 2 ** (self.semitones / 12))
-            self._f0 = statistics.median(self._last)
-            self._given = min(loudness + self.gain, self._ceiling)
+            self._frames_since_note = 0
+            self._recent_f0.append(f0 * 2 ** (self.semitones / 12))
+            self._f0 = statistics.median(self._recent_f0)
+            self._note_loudness = min(loudness + self.gain, self._ceiling)
         else:
-            self._since += 1
-            self._last.clear()
-        fallen = self._settings.release_fall * self._since / max(1, self._n_release)
+            self._frames_since_note += 1
+            self._recent_f0.clear()
+        fallen = self._settings.release_fall * self._frames_since_note / max(1, self._n_release)
         # The gate closes over the last frames of the release, so that nothing is cut off.
-        sounds = self._since <= self._n_release - self._n_fade
-        self._openness += max(-1 / self._n_fade, min(float(sounds) - self._openness, 1 / self._n_fade))
-        gate = math.sin(self._openness * math.pi / 2) ** 2
-        return Frame(heard, self._f0, max(self._given - fallen, self._floor), self._voiced, gate)
+        sounds = self._frames_since_note <= self._n_release - self._n_fade
+        self._gate_position += max(-1 / self._n_fade, min(float(sounds) - self._gate_position, 1 / self._n_fade))
+        gate = math.sin(self._gate_position * math.pi / 2) ** 2
+        return PlayedFrame(measured, self._f0, max(self._note_loudness - fallen, self._floor), self._voiced, gate)
 
-    def require_melody(self, frames: list[Frame]) -> None:
+    def require_melody(self, frames: list[PlayedFrame]) -> None:
         """Raise SilentError or NoMelodyError if there is no note in the frames."""
         if any(frame.voiced for frame in frames):
             return
-        if all(frame.heard[1] <= self._floor for frame in frames):
+        if all(frame.measured[1] <= self._floor for frame in frames):
             raise SilentError("the recording is silent")
-        gate = f"the gate of {self._opening:g} dB"
+        gate = f"the gate of {self._gate_level:g} dB"
         raise NoMelodyError(f"no melody can be heard over {gate}; sing closer to the microphone, or lower gate_offset")
 
     def _is_voiced(self, loudness: float, periodicity: float) -> bool:
         settings = self._settings
         if self._voiced:
-            below = self._opening - settings.gate_hysteresis
+            below = self._gate_level - settings.gate_hysteresis
             return periodicity > settings.sustained_periodicity and loudness > below
-        return periodicity > settings.voiced_periodicity and loudness > self._opening
+        return periodicity > settings.voiced_periodicity and loudness > self._gate_level
 
 
-def refuse_look_ahead(options: TransferOptions) -> None:
-    """Raise ValueError for an option that is of use only to who knows the notes that follow."""
+def require_causal_options(options: TransferOptions) -> None:
+    """Raise ValueError for an option that needs look-ahead."""
     for name in _LOOK_AHEAD:
         if getattr(options, name) != getattr(_DEFAULTS, name):
             raise ValueError(f"{name} needs the notes that follow; they are not known while the voice comes in")
 
 
 class Limiter:
-    """Keeps hop after hop under ``max_peak`` by a gain without jumps, so that a tone that is too loud stays a tone.
+    """Keep hop after hop under ``max_peak`` by a gain without jumps, so that a tone that is too loud stays a tone.
 
     Nothing is delayed: all of a hop is known when it is played, so the gain falls in a straight line that meets the
-    hop's peaks, and stays as low for the hold before it comes back. ``least`` is the lowest gain so far.
+    hop's peaks, and stays as low for the hold before it comes back. ``min_gain`` is the lowest gain so far.
     """
 
     def __init__(self, config: Config) -> None:
         audio, settings = config.audio, config.transfer
-        self.least = self._gain = 1.0
+        self.min_gain = self._gain = 1.0
         self._ceiling = 10 ** (settings.max_peak / 20) * (1 - 1e-6)  # so that no sum of rounded parts is over it
-        self._allowed = deque(maxlen=1 + audio.seconds_to_frames(settings.limiter_hold_seconds))  # by the newest hops
+        self._recent_limits = deque(
+            maxlen=1 + audio.seconds_to_frames(settings.limiter_hold_seconds)
+        )  # by the newest hops
         self._steps = np.arange(1, audio.hop_length + 1)
-        self._kept = np.exp(-self._steps / (settings.limiter_release_seconds * audio.sample_rate))
+        self._release = np.exp(-self._steps / (settings.limiter_release_seconds * audio.sample_rate))
 
     def find_gains(self, hop: np.ndarray) -> np.ndarray:
         """Return the gain of each sample of the next hop [hop_length], in double precision."""
         allowed = np.minimum(self._ceiling / np.maximum(np.abs(hop, dtype=np.float64), 1e-9), 1.0)
-        self._allowed.append(allowed.min())
-        aim = min(self._allowed)
+        self._recent_limits.append(allowed.min())
+        aim = min(self._recent_limits)
         if aim < self._gain:
             slope = ((self._gain - allowed) / self._steps).max()
             gains = np.maximum(self._gain - slope * self._steps, aim)
         else:
-            gains = aim - (aim - self._gain) * self._kept
-        self._gain, self.least = float(gains[-1]), min(self.least, float(gains.min()))
+            gains = aim - (aim - self._gain) * self._release
+        self._gain, self.min_gain = float(gains[-1]), min(self.min_gain, float(gains.min()))
         return gains
 
 
@@ -140,7 +143,7 @@ class StreamingTransfer:
     """A voice in, an instrument out, in blocks of any sizes: the sound does not depend on them, to the bit.
 
     ``latency`` is by how many samples the output lags behind the input, blocks aside: half of CREPE's window, and
-    the frames that a ``Player`` is behind.
+    the frames that a ``BlockPlayer`` is behind.
     """
 
     def __init__(self, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0) -> None:
@@ -151,39 +154,39 @@ class StreamingTransfer:
                 does not play at the features' rate.
         """
         audio = model.settings.audio
-        refuse_look_ahead(options)
+        require_causal_options(options)
         if options.output_rate not in (None, audio.sample_rate):
             raise ValueError(f"a stream comes at the model's {audio.sample_rate} Hz; resample what it returns")
         if audio.feature_rate != audio.sample_rate:
             raise ValueError(f"a model of {audio.sample_rate} Hz cannot be played live, only {audio.feature_rate} Hz")
         if model.config.onset_inputs:
             raise ValueError("a model with onset_inputs cannot be played live yet: nothing tells it of plucks")
-        self.fitting, self._ears = CausalFit(model, options), Ears(model.settings)
-        self._player, self._device = Player(model, options.noise_balance, seed), next(model.parameters()).device
+        self.fitter, self._extractor = CausalFitter(InstrumentProfile.of(model), options), Ears(model.settings)
+        self._player, self._device = BlockPlayer(model, options.noise_balance, seed), next(model.parameters()).device
         self._limiter = Limiter(model.settings)
         self.rate = audio.sample_rate
-        self.latency = self._ears.reach + self._player.latency * audio.hop_length - 1
-        self._ready = np.zeros(self.latency, np.float32)
+        self.latency = self._extractor.reach + self._player.latency * audio.hop_length - 1
+        self._output = np.zeros(self.latency, np.float32)
 
     def process(self, block: np.ndarray) -> np.ndarray:
         """Take the next samples [n] and return as many, which belong ``latency`` samples earlier."""
-        parts = [sound.audio[0].cpu().numpy() for _, sound in self.advance(block)]
-        self._ready = np.concatenate([self._ready, *parts])
-        played, self._ready = self._ready[: len(block)], self._ready[len(block) :]
+        parts = [sound.audio[0].cpu().numpy() for _, sound in self.process_frames(block)]
+        self._output = np.concatenate([self._output, *parts])
+        played, self._output = self._output[: len(block)], self._output[len(block) :]
         return played
 
-    def advance(self, block: np.ndarray) -> Iterator[tuple[Frame, Sound]]:
+    def process_frames(self, block: np.ndarray) -> Iterator[tuple[PlayedFrame, Sound]]:
         """Take the next samples [n]; yield each frame that is complete, and the sound that it completes."""
-        for heard in self._ears.listen(block):
-            frame = self.fitting.fit(heard)
+        for measured in self._extractor.listen(block):
+            frame = self.fitter.fit_frame(measured)
             values = (torch.full((1, 1, 1), value, device=self._device) for value in frame[1:3] + frame[4:])
-            sound, _ = self._player.play(*values)
+            sound, _ = self._player.play_block(*values)
             yield frame, self._limit(sound)
 
     @property
     def peak_gain(self) -> float:
         """By how many dB the loudest was turned down so far; 0 or less."""
-        return 20 * math.log10(self._limiter.least)
+        return 20 * math.log10(self._limiter.min_gain)
 
     def _limit(self, sound: Sound) -> Sound:
         if not sound.harmonic.shape[1]:

@@ -7,7 +7,7 @@ model heard in training), gated (where nothing is sung the instrument is silent)
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,27 +17,30 @@ import torch
 
 from features import Features
 from model import NeuralGuitar, Sound
-from playing.block_player import play
-from playing.causal_transfer import StreamingTransfer, curves_of
-from playing.transfer_report import UNHEARD, make_report
-from sound.audio_files import Scratch, prepare_audio, resample_blocks, slices
-from voice.conditioning import Progress, TransferOptions, fit, fit_register, listen, share_out_of_range
+from playing.block_player import play_curves
+from playing.causal_transfer import StreamingTransfer, frames_to_curves
+from playing.transfer_report import NO_VOICE, make_report
+from sound.audio_files import SpooledAudio, block_slices, prepare_audio, resample_blocks
 from voice.curves import Curves, Melody, shape_notes
-from voice.midi import make_melody, play_one_at_a_time, read_midi, share_of_chords
+from voice.fitting import TransferOptions, fit_melody, fit_register, fraction_out_of_range
+from voice.instrument_profile import InstrumentProfile
+from voice.melody import extract_melody
+from voice.midi import chord_fraction, make_monophonic, melody_from_notes, read_midi
 
 _BLOCK_SAMPLES = 2**20  # in memory at once, of either part
 _DEFAULTS = TransferOptions()
+ProgressCallback = Callable[[str, float], None]  # a step that a person understands, and the share that is done
 
 
 @dataclass(frozen=True)
-class Transfer:
+class TransferResult:
     """The result: sound at ``sample_rate``, and everything it was made of.
 
     The sound is kept on disk if it is long. ``audio``, ``harmonic`` and ``noise`` read all of it; ``blocks`` does
     not.
     """
 
-    stems: tuple[Scratch, Scratch]  # [N], harmonic and noise part, before ``gain``
+    stems: tuple[SpooledAudio, SpooledAudio]  # [N], harmonic and noise part, before ``gain``
     gain: float  # linear, by which the peak is limited
     sample_rate: int
     features: Features  # measured in the input
@@ -62,7 +65,7 @@ class Transfer:
     def blocks(self, *numbers: int) -> Iterator[np.ndarray]:
         """Yield the sum of some stems, 0 and 1 (both, if none is named), in blocks [n]."""
         stems = [self.stems[number] for number in numbers or (0, 1)]
-        for part in slices(len(stems[0]), _BLOCK_SAMPLES):
+        for part in block_slices(len(stems[0]), _BLOCK_SAMPLES):
             yield sum(stem[part] * self.gain for stem in stems)
 
 
@@ -72,8 +75,8 @@ def transfer(
     model: NeuralGuitar,
     options: TransferOptions = _DEFAULTS,
     seed: int = 0,
-    progress: Progress | None = None,
-) -> Transfer:
+    progress: ProgressCallback | None = None,
+) -> TransferResult:
     """Play a voice on the model's instrument.
 
     Args:
@@ -82,7 +85,7 @@ def transfer(
         model: from ``checkpoint.load_model``.
         options: what a person can choose.
         seed: of the noise part. Same input, options and seed, same bits.
-        progress: is told each step before it begins, and the share done; it may raise to cancel.
+        progress: called with each step before it begins, and the share done; it may raise to cancel.
 
     Raises:
         SilentError, NoMelodyError: there is nothing to play.
@@ -98,25 +101,29 @@ def transfer_blocks(
     model: NeuralGuitar,
     options: TransferOptions = _DEFAULTS,
     seed: int = 0,
-    progress: Progress | None = None,
-) -> Transfer:
+    progress: ProgressCallback | None = None,
+) -> TransferResult:
     """Play a voice that comes in blocks, [n] each at the features' rate, in memory that hardly depends on its length.
 
     Arguments and errors are those of ``transfer``, and so is the result.
     """
-    tell = progress or _tell_nobody
-    started, config = time.perf_counter(), model.settings
-    assert config is not None, "transfer needs a model from checkpoint.load_model"
+    report_progress = progress or _ignore_progress
+    started, profile = time.perf_counter(), InstrumentProfile.of(model)
+    config = profile.config
     step = "Listening to the voice"
-    tell(step, 0.0)
-    audio = Scratch(blocks)
+    report_progress(step, 0.0)
+    audio = SpooledAudio(blocks)
     audio.append(np.zeros(-len(audio) % config.audio.feature_hop_length))
     device = next(model.parameters()).device
-    features, melody, heard = listen(audio, config, device, options.gate_offset, lambda share: tell(step, 0.6 * share))
-    tell(f"Fitting the melody to the {model.instrument}", 0.6)
-    curves, fitting = fit(melody, model, options)
-    result = render(model, features, curves, options, seed, {**fitting, **heard}, started, tell)
-    tell("Done", 1.0)
+    features, melody, voice_report = extract_melody(
+        audio, config, device, options.gate_offset, lambda share: report_progress(step, 0.6 * share)
+    )
+    report_progress(f"Fitting the melody to the {profile.name}", 0.6)
+    curves, fit_report = fit_melody(melody, profile, options)
+    result = render_curves(
+        model, features, curves, options, seed, {**fit_report, **voice_report}, started, report_progress
+    )
+    report_progress("Done", 1.0)
     return result
 
 
@@ -125,86 +132,90 @@ def transfer_causal(
     model: NeuralGuitar,
     options: TransferOptions = _DEFAULTS,
     seed: int = 0,
-    progress: Progress | None = None,
-) -> Transfer:
-    """Play a voice as ``causal.StreamingTransfer`` plays it, without a look at the whole recording.
+    progress: ProgressCallback | None = None,
+) -> TransferResult:
+    """Play a voice as ``StreamingTransfer`` plays it, without a look at the whole recording.
 
     Arguments as in ``transfer_blocks``; the sound is in time with the voice.
 
     Raises:
         SilentError, NoMelodyError: nothing was played.
-        ValueError: an option that needs the notes that follow.
+        ValueError: an option that needs look-ahead.
     """
-    tell, started = progress or _tell_nobody, time.perf_counter()
+    report_progress, started = progress or _ignore_progress, time.perf_counter()
     stream, frames = StreamingTransfer(model, dataclasses.replace(options, output_rate=None), seed), []
-    tell(f"Playing the {model.instrument}", 0.0)
-    voice, sample_rate = Scratch(blocks), options.output_rate or stream.rate
+    report_progress(f"Playing the {model.instrument}", 0.0)
+    voice, sample_rate = SpooledAudio(blocks), options.output_rate or stream.rate
     n_frames = model.audio.samples_to_frames(len(voice))
     voice.append(np.zeros(-len(voice) % model.audio.hop_length + stream.latency))
 
     def played() -> Iterator[Sound]:
-        for part in slices(len(voice), stream.rate):  # a second between two reports of progress
-            for frame, sound in stream.advance(voice[part]):
+        for part in block_slices(len(voice), stream.rate):  # a second between two reports of progress
+            for frame, sound in stream.process_frames(voice[part]):
                 frames.append(frame)
                 yield sound
-            tell(f"Playing the {model.instrument}", part.stop / len(voice))
+            report_progress(f"Playing the {model.instrument}", part.stop / len(voice))
 
     # The stream is limited, but resampling may draw peaks between its samples.
-    stems, gain = keep(played(), stream.rate, sample_rate, model.settings.transfer.max_peak)
-    stream.fitting.require_melody(frames[:n_frames])
-    curves = curves_of(frames[:n_frames])
-    outside = share_out_of_range(curves.f0[curves.voiced], model)
-    fitted = {"semitones": stream.fitting.semitones, "loudness_gain": stream.fitting.gain}
-    done = {**UNHEARD, **fitted, "share_out_of_range": outside, "causal": True}
+    stems, gain = collect_stems(played(), stream.rate, sample_rate, model.settings.transfer.max_peak)
+    stream.fitter.require_melody(frames[:n_frames])
+    curves = frames_to_curves(frames[:n_frames])
+    outside = fraction_out_of_range(curves.f0[curves.voiced], InstrumentProfile.of(model))
+    fit_report = {"semitones": stream.fitter.semitones, "loudness_gain": stream.fitter.gain}
+    entries = {**NO_VOICE, **fit_report, "share_out_of_range": outside, "causal": True}
     peak_gain = stream.peak_gain + 20 * float(np.log10(gain))
-    report = make_report(model, len(stems[0]) / sample_rate, done, curves, peak_gain, started)
-    features = Features(*map(torch.tensor, zip(*(frame.heard for frame in frames[:n_frames]))))
-    return Transfer(stems, gain, sample_rate, features, curves, report)
+    report = make_report(model.instrument, len(stems[0]) / sample_rate, entries, curves, peak_gain, started)
+    features = Features(*map(torch.tensor, zip(*(frame.measured for frame in frames[:n_frames]))))
+    return TransferResult(stems, gain, sample_rate, features, curves, report)
 
 
-def _tell_nobody(step: str, share: float) -> None:
+def _ignore_progress(step: str, share: float) -> None:
     pass
 
 
-def transfer_midi(path: Path, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0) -> Transfer:
+def transfer_midi(
+    path: Path, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0
+) -> TransferResult:
     """Play a MIDI file on the model's instrument, in its own register unless another has more of its notes in range.
 
     Raises:
-        FileNotFoundError, ValueError: see ``midi.read_midi``.
+        FileNotFoundError, ValueError: see ``voice.midi.read_midi``.
     """
-    started, config = time.perf_counter(), model.settings
+    started, profile = time.perf_counter(), InstrumentProfile.of(model)
+    config = profile.config
     notes, bends = read_midi(path)
-    played = play_one_at_a_time(notes, config.transfer.midi_gap_seconds)
-    plucked = config.instrument(model.instrument).model == "NeuralGuitar"
-    melody = make_melody(played, bends, model.statistics["loudness_quantiles"][95], plucked, config)
+    played = make_monophonic(notes, config.transfer.midi_gap_seconds)
+    plucked = config.instrument(profile.name).model == "NeuralGuitar"
+    melody = melody_from_notes(played, bends, profile.loudness_quantiles[95], plucked, config)
     if options.semitones is None:
-        options = dataclasses.replace(options, semitones=_choose_register(melody, model))
-    curves, fitting = fit(melody, model, dataclasses.replace(options, fit=False))
-    done = {**UNHEARD, **fitting, "share_polyphonic": share_of_chords(notes, config.audio.frame_rate)}
-    return render(model, _as_features(melody), curves, options, seed, done, started)
+        options = dataclasses.replace(options, semitones=_choose_register(melody, profile))
+    curves, fit_report = fit_melody(melody, profile, dataclasses.replace(options, fit=False))
+    entries = {**NO_VOICE, **fit_report, "share_polyphonic": chord_fraction(notes, config.audio.frame_rate)}
+    return render_curves(model, _melody_as_features(melody), curves, options, seed, entries, started)
 
 
-def _choose_register(melody: Melody, model: NeuralGuitar) -> float:
+def _choose_register(melody: Melody, profile: InstrumentProfile) -> float:
     """Return the register of written notes in semitones: their own, unless octaves bring more of them into range."""
     f0 = melody.f0[melody.voiced]
-    fitted = fit_register(f0, model)
-    return fitted if share_out_of_range(f0 * 2 ** (fitted / 12), model) < share_out_of_range(f0, model) else 0.0
+    fitted = fit_register(f0, profile)
+    is_better = fraction_out_of_range(f0 * 2 ** (fitted / 12), profile) < fraction_out_of_range(f0, profile)
+    return fitted if is_better else 0.0
 
 
 def transfer_curves(
     melody: Melody, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0
-) -> Transfer:
-    """Play curves, as ``curves.read_curves`` reads them, as they stand.
+) -> TransferResult:
+    """Play curves, as ``voice.curves.read_curves`` reads them, as they stand.
 
     Of the options only ``noise_balance`` and ``output_rate`` count.
     """
     started = time.perf_counter()
-    outside = share_out_of_range(melody.f0[melody.voiced], model)
-    done, curves = {**UNHEARD, "share_out_of_range": outside}, shape_notes(melody, model.settings)
-    return render(model, _as_features(melody), curves, options, seed, done, started)
+    outside = fraction_out_of_range(melody.f0[melody.voiced], InstrumentProfile.of(model))
+    entries, curves = {**NO_VOICE, "share_out_of_range": outside}, shape_notes(melody, model.settings)
+    return render_curves(model, _melody_as_features(melody), curves, options, seed, entries, started)
 
 
-def _as_features(melody: Melody) -> Features:
+def _melody_as_features(melody: Melody) -> Features:
     curves = (melody.f0, melody.loudness, melody.periodicity)
     return Features(*(torch.from_numpy(values.astype(np.float32)) for values in curves))
 
@@ -212,49 +223,57 @@ def _as_features(melody: Melody) -> Features:
 # --- playing --------------------------------------------------------------------------------------
 
 
-def render(
+def render_curves(
     model: NeuralGuitar,
     features: Features,
     curves: Curves,
     options: TransferOptions,
     seed: int,
-    done: dict[str, Any],
+    entries: dict[str, Any],
     started: float,
-    tell: Progress = _tell_nobody,
-) -> Transfer:
-    """Play curves on the model and make the sound ready; ``done`` is what the report says of the curves."""
+    report_progress: ProgressCallback = _ignore_progress,
+) -> TransferResult:
+    """Play curves on the model and make the sound ready; ``entries`` is what the report says of the curves."""
     sample_rate = options.output_rate or model.settings.audio.sample_rate
-    played = play_told(model, curves, options.noise_balance, seed, tell)
-    stems, gain = keep(played, model.settings.audio.sample_rate, sample_rate, model.settings.transfer.max_peak)
-    report = make_report(model, len(stems[0]) / sample_rate, done, curves, 20 * float(np.log10(gain)), started)
-    return Transfer(stems, gain, sample_rate, features, curves, report)
+    played = play_with_progress(model, curves, options.noise_balance, seed, report_progress)
+    stems, gain = collect_stems(played, model.settings.audio.sample_rate, sample_rate, model.settings.transfer.max_peak)
+    report = make_report(
+        model.instrument, len(stems[0]) / sample_rate, entries, curves, 20 * float(np.log10(gain)), started
+    )
+    return TransferResult(stems, gain, sample_rate, features, curves, report)
 
 
-def play_told(model: NeuralGuitar, curves: Curves, noise_balance: float, seed: int, tell: Progress) -> Iterator[Sound]:
-    """Play curves as ``player.play`` does, and tell how far it is."""
+def play_with_progress(
+    model: NeuralGuitar, curves: Curves, noise_balance: float, seed: int, report_progress: ProgressCallback
+) -> Iterator[Sound]:
+    """Play curves as ``play_curves`` does, and report how far it is."""
     n_samples, n_done = model.settings.audio.frames_to_samples(len(curves.f0)), 0
-    tell(f"Playing the {model.instrument}", 0.65)
-    for sound, _ in play(model, curves, noise_balance, seed):
+    report_progress(f"Playing the {model.instrument}", 0.65)
+    for sound, _ in play_curves(model, curves, noise_balance, seed):
         n_done += sound.harmonic.shape[1]
         yield sound
         if n_done < n_samples:
-            tell(f"Playing the {model.instrument}", 0.65 + 0.35 * n_done / n_samples)
+            report_progress(f"Playing the {model.instrument}", 0.65 + 0.35 * n_done / n_samples)
 
 
-def keep(
+def collect_stems(
     played: Iterable[Sound], from_rate: int, to_rate: int, max_peak: float
-) -> tuple[tuple[Scratch, Scratch], float]:
-    """Keep what is played, at another rate; return both parts, and the gain that keeps their sum under so many dBFS."""
-    raw = Scratch(), Scratch()
+) -> tuple[tuple[SpooledAudio, SpooledAudio], float]:
+    """Collect what is played, at another rate.
+
+    Returns:
+        Both stems [N], and the linear gain that keeps their sum under ``max_peak`` dBFS.
+    """
+    raw = SpooledAudio(), SpooledAudio()
     for sound in played:
         for stem, part in zip(raw, sound):
             stem.append(part[0].cpu().numpy())
     stems = raw if from_rate == to_rate else tuple(_resampled(stem, from_rate, to_rate) for stem in raw)
-    parts = slices(len(stems[0]), _BLOCK_SAMPLES)
+    parts = block_slices(len(stems[0]), _BLOCK_SAMPLES)
     peak = max((float(np.abs(stems[0][part] + stems[1][part]).max()) for part in parts), default=0.0)
     return stems, min(1.0, 10 ** (max_peak / 20) / max(peak, 1e-9))
 
 
-def _resampled(stem: Scratch, from_rate: int, to_rate: int) -> Scratch:
-    blocks = (stem[part] for part in slices(len(stem), _BLOCK_SAMPLES))
-    return Scratch(resample_blocks(blocks, from_rate, to_rate))
+def _resampled(stem: SpooledAudio, from_rate: int, to_rate: int) -> SpooledAudio:
+    blocks = (stem[part] for part in block_slices(len(stem), _BLOCK_SAMPLES))
+    return SpooledAudio(resample_blocks(blocks, from_rate, to_rate))

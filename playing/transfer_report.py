@@ -3,32 +3,31 @@
 import time
 from typing import Any
 
-from model import NeuralGuitar
 from voice.curves import Curves
 
-_MUCH_POLYPHONY = 0.3  # share of the sounding frames from which a person should be told
-UNHEARD = {  # what a report says where no voice was measured
+_POLYPHONY_WARNING = 0.3  # share of the sounding frames from which a person should be told
+NO_VOICE = {  # what a report says where no voice was measured
     "semitones": 0.0, "loudness_gain": 0.0, "share_too_high": 0.0, "share_polyphonic": 0.0, "mains_hum": None,
 }  # fmt: skip
 
 
 def make_report(
-    model: NeuralGuitar, seconds: float, done: dict[str, Any], curves: Curves, peak_gain: float, started: float
+    instrument: str, seconds: float, entries: dict[str, Any], curves: Curves, peak_gain: float, started: float
 ) -> dict[str, Any]:
     """Return what a transfer did.
 
     Args:
-        model: that played.
+        instrument: that was played.
         seconds: of the result.
-        done: what is known of the voice and of its fitting to the instrument; see ``UNHEARD``.
+        entries: what is known of the voice and of its fitting to the instrument; see ``NO_VOICE``.
         curves: as played.
         peak_gain: dB, by which the peak was limited.
         started: when the transfer began, by ``time.perf_counter``.
     """
     return {
-        "instrument": model.instrument,
+        "instrument": instrument,
         "seconds": round(seconds, 3),
-        **done,
+        **entries,
         "share_gated": float((curves.gate == 0).mean()),
         "peak_gain": peak_gain,
         "times_real_time": seconds / (time.perf_counter() - started),
@@ -36,12 +35,12 @@ def make_report(
 
 
 def is_polyphonic(report: dict[str, Any]) -> bool:
-    """Return whether so much of a recording holds several notes at once that it will disappoint."""
-    return report["share_polyphonic"] > _MUCH_POLYPHONY
+    """Return True if much of a recording holds several notes at once."""
+    return report["share_polyphonic"] > _POLYPHONY_WARNING
 
 
-def describe(report: dict[str, Any]) -> str:
-    """Say in one line what a transfer did."""
+def describe_transfer(report: dict[str, Any]) -> str:
+    """Describe in one line what a transfer did."""
     parts = [
         f"shifted {report['semitones']:+g} st",
         f"{100 * report['share_out_of_range']:.0f} % of frames out of range",

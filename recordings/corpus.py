@@ -18,8 +18,8 @@ from data import FORMAT_VERSION, extractor_settings, find_recordings, load_recor
 from recordings.crops import Span
 from sound.atomic_files import write_text
 
-ENDS = "ends"  # a way to divide takes: of each recording the end is held out
-FEW_TAKES = 5  # with fewer, no whole one can be spared
+RECORDING_ENDS = "ends"  # a way to divide takes: of each recording the end is held out
+MIN_WHOLE_TAKES = 5  # with fewer, no whole one can be spared
 _INDEX = ".index.json"  # what read_corpus learned of a folder, so that it need not open every file again
 # Statistics are measured on at most so many recordings and frames, so that neither time nor memory grow with the data.
 _STATISTICS_RECORDINGS = 1000
@@ -37,13 +37,13 @@ class Corpus:
     validation: tuple[Span, ...]
     boundary: str | None = None  # takes whose sha256 sorts up to here are held out, or ENDS
 
-    def identify_validation(self) -> str:
+    def validation_digest(self) -> str:
         """Return what is the same for the same held-out sound, and for no other."""
         spans = sorted((os.path.relpath(span.path, self.folder), span[1:]) for span in self.validation)
         return hashlib.sha256(repr(spans).encode()).hexdigest()
 
 
-class _Entry(NamedTuple):
+class _IndexLine(NamedTuple):
     """A line of the index: enough to split a file, and to see that it is still the same."""
 
     stamp: tuple[int, int, int]  # size, time of change, inode
@@ -78,7 +78,7 @@ def read_corpus(data_dir: Path, config: Config, boundary: str | None = None) -> 
     return Corpus(data_dir, next(iter(instruments)), *split_takes(spans, config.train.val_fraction, boundary))
 
 
-def _read_entries(data_dir: Path, config: Config) -> list[tuple[Path, _Entry]]:
+def _read_entries(data_dir: Path, config: Config) -> list[tuple[Path, _IndexLine]]:
     """Return what is to be known of each file, opening only those that the folder's index does not know."""
     known = _load_index(data_dir / _INDEX, config)
     entries, n_new = [], 0
@@ -88,7 +88,7 @@ def _read_entries(data_dir: Path, config: Config) -> list[tuple[Path, _Entry]]:
         entry = known.get(str(path.relative_to(data_dir)))
         if entry is None or entry.stamp != stamp:
             recording = load_recording(path, config)
-            entry = _Entry(stamp, recording.instrument, recording.source["sha256"], recording.n_frames)
+            entry = _IndexLine(stamp, recording.instrument, recording.source["sha256"], recording.n_frames)
             n_new += 1
         entries.append((path, entry))
     if n_new or len(entries) != len(known):
@@ -96,18 +96,18 @@ def _read_entries(data_dir: Path, config: Config) -> list[tuple[Path, _Entry]]:
     return entries
 
 
-def _load_index(path: Path, config: Config) -> dict[str, _Entry]:
+def _load_index(path: Path, config: Config) -> dict[str, _IndexLine]:
     """Return the index; an empty one where it is missing, unreadable or of files made with other settings."""
     try:
         content = json.loads(path.read_text())
-        entries = {name: _Entry(tuple(stamp), *rest) for name, (stamp, *rest) in content["files"].items()}
+        entries = {name: _IndexLine(tuple(stamp), *rest) for name, (stamp, *rest) in content["files"].items()}
         expected = [FORMAT_VERSION, _settings_of(entries.values(), config)]
         return entries if [content["format_version"], content["extractors"]] == expected else {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
 
 
-def _save_index(data_dir: Path, config: Config, entries: list[tuple[Path, _Entry]]) -> None:
+def _save_index(data_dir: Path, config: Config, entries: list[tuple[Path, _IndexLine]]) -> None:
     files = {str(path.relative_to(data_dir)): entry for path, entry in entries}
     content = {"format_version": FORMAT_VERSION, "extractors": _settings_of(files.values(), config), "files": files}
     # It only saves time: a folder that cannot be written (shared, or a full disk) is read again each time.
@@ -115,7 +115,7 @@ def _save_index(data_dir: Path, config: Config, entries: list[tuple[Path, _Entry
         write_text(data_dir / _INDEX, json.dumps(content), shared=True)
 
 
-def _settings_of(entries: Iterable[_Entry], config: Config) -> dict[str, Any]:
+def _settings_of(entries: Iterable[_IndexLine], config: Config) -> dict[str, Any]:
     return {name: extractor_settings(config, name) for name in sorted({entry.instrument for entry in entries})}
 
 
@@ -125,24 +125,26 @@ def split_takes(
     """Divide recordings, grouped by the sha256 of their take, as ``read_corpus`` says; also return the boundary."""
     # A hash is as good as a coin, and stays the same when recordings are added or renamed.
     digests = sorted(takes)
-    if boundary not in (None, ENDS) and boundary >= digests[-1]:  # other recordings: nothing would be left to train
+    if (
+        boundary not in (None, RECORDING_ENDS) and boundary >= digests[-1]
+    ):  # other recordings: nothing would be left to train
         boundary = None
-    if boundary == ENDS or (boundary is None and len(digests) < FEW_TAKES):
+    if boundary == RECORDING_ENDS or (boundary is None and len(digests) < MIN_WHOLE_TAKES):
         pairs = [_cut_end(span, val_fraction) for digest in digests for span in takes[digest]]
-        return tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs if pair[1].n_frames), ENDS
+        return tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs if pair[1].n_frames), RECORDING_ENDS
     if boundary is None:
         n_held_out = min(max(1, round(val_fraction * len(digests))), len(digests) - 1) if val_fraction > 0 else 0
         boundary = digests[n_held_out - 1] if n_held_out else ""
     held_out = [span for digest in digests if digest <= boundary for span in takes[digest]]
-    kept = [span for digest in digests if digest > boundary for span in takes[digest]]
-    return tuple(kept), tuple(held_out), boundary
+    training = [span for digest in digests if digest > boundary for span in takes[digest]]
+    return tuple(training), tuple(held_out), boundary
 
 
-def boundary_of(checkpoint: dict[str, Any]) -> str | None:
+def split_boundary(checkpoint: dict[str, Any]) -> str | None:
     """Return where a training divides its recordings, for ``read_corpus``; None if its checkpoint does not say."""
     schedule = checkpoint["schedule"] or {}
     boundary = schedule.get("boundary")
-    return ENDS if boundary is None and "boundary" in schedule else boundary  # None stood for the ends
+    return RECORDING_ENDS if boundary is None and "boundary" in schedule else boundary  # None stood for the ends
 
 
 def _cut_end(span: Span, fraction: float) -> tuple[Span, Span]:
@@ -168,11 +170,11 @@ def measure_statistics(spans: Sequence[Span], config: Config) -> dict[str, Any]:
         recording = load_recording(span.path)
         if recording.bandwidth is not None:
             bandwidths.append((recording.bandwidth, span.n_frames))
-        here = slice(span.first_frame, span.first_frame + span.n_frames, every)
-        voiced = recording.periodicity[0, here, 0] >= config.features.periodicity_threshold
-        voiced &= recording.loudness[0, here, 0] > config.features.loudness_floor
-        f0.append(recording.f0[0, here, 0][voiced])
-        loudness.append(recording.loudness[0, here, 0][voiced])
+        frames = slice(span.first_frame, span.first_frame + span.n_frames, every)
+        voiced = recording.periodicity[0, frames, 0] >= config.features.periodicity_threshold
+        voiced &= recording.loudness[0, frames, 0] > config.features.loudness_floor
+        f0.append(recording.f0[0, frames, 0][voiced])
+        loudness.append(recording.loudness[0, frames, 0][voiced])
     if sum(map(len, f0)) == 0:
         raise ValueError("no frame of the training data has a pitch; is it an instrument playing single notes?")
     steps = np.linspace(0, 1, 101)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from config import AudioConfig, Config, TrainConfig
 from data import Recording, load_recording
-from recordings.process_ranks import Ranks
+from recordings.process_ranks import ProcessRanks
 from sound.plucks import trace_plucks
 
 _OPEN_FILES = 1000  # memory maps that stay open; to open one takes longer than to cut a crop
@@ -154,7 +154,7 @@ def load_batches(
     order: np.ndarray,
     start: int,
     batch_size: int,
-    ranks: Ranks,
+    ranks: ProcessRanks,
     device: torch.device,
     num_workers: int = 0,
 ) -> Iterator[tuple[range, range, dict[str, Tensor]]]:
@@ -162,7 +162,7 @@ def load_batches(
     firsts = range(start, len(order), batch_size)
     batches = [range(first, min(first + batch_size, len(order))) for first in firsts]
     # Fewer crops than ranks: somebody repeats one, with weight zero, because all must take part in a step.
-    shares = [ranks.share(positions) or positions[:1] for positions in batches]
+    shares = [ranks.shard(positions) or positions[:1] for positions in batches]
     # Only out of pinned memory may a copy go on alone: Apple's MPS would read what is freed by then.
     is_pinned = device.type == "cuda"
     loader = DataLoader(

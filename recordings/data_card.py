@@ -4,7 +4,7 @@ import re
 
 from huggingface_hub import DatasetCard
 
-from recordings.hub_client import Index
+from recordings.hub_client import HubIndex
 
 HUB_LICENCES = ("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "mit", "apache-2.0")
 _MARKS = ("<!-- statistics -->", "<!-- /statistics -->")  # around what is written anew at each upload
@@ -47,7 +47,7 @@ Train on it while it downloads:
 {end}"""
 
 
-def write_card(index: Index, repo_id: str, licence: str | None, old: str | None) -> str:
+def format_dataset_card(index: HubIndex, repo_id: str, licence: str | None, old: str | None) -> str:
     """Return the data card; an old one keeps what is outside of the marks, and its licence unless one is given."""
     card = DatasetCard(old or _HEAD.format(repo_id=repo_id, instrument=index.instrument, marks="\n".join(_MARKS)))
     if licence is not None or card.data.license is None:
@@ -59,7 +59,7 @@ def write_card(index: Index, repo_id: str, licence: str | None, old: str | None)
     return str(card)
 
 
-def _write_statistics(index: Index, repo_id: str, licence: str) -> str:
+def _write_statistics(index: HubIndex, repo_id: str, licence: str) -> str:
     audio = index.extractor["audio"]
     frame_rate = audio["sample_rate"] / audio["hop_length"]
     ranges = [entry.f0_range for entry in index.recordings if entry.f0_range]

@@ -1,8 +1,8 @@
-"""What everything that talks to the Hugging Face Hub shares: asking with patience, and the index of a data set.
+"""Requests to the Hugging Face Hub, repeated while it is down, and the index of a data set on it.
 
 A data set is the processed files of ``preprocess.py`` and, beside them, ``index.json``, which says of each file what
 training has to know before the file is there: how long it is, which take it comes from, and its sha256.
-``scripts/upload_to_hf.py`` writes it, ``streaming.py`` reads it.
+``scripts/upload_to_hf.py`` writes it, ``hub_dataset.py`` reads it.
 """
 
 import dataclasses
@@ -26,21 +26,24 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-INDEX = "index.json"
+INDEX_FILE = "index.json"
 FORMAT_VERSION = 1
-_LATER = (408, 429, 500, 502, 503, 504)  # answers after which the same question may succeed
-_OFFLINE = (
-    httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, OfflineModeIsEnabled,
+_RETRY_STATUSES = (408, 429, 500, 502, 503, 504)  # answers after which the same question may succeed
+_OFFLINE_ERRORS = (
+    httpx2.TimeoutException,
+    httpx2.NetworkError,
+    httpx2.RemoteProtocolError,
+    OfflineModeIsEnabled,
     LocalEntryNotFoundError,
     json.JSONDecodeError,  # a page of a proxy that says that the Hub is down
 )
 # All threads share the client's connection, and one whose request fails closes it under the hands of the others.
-_CLOSED = (
+_CLOSED_CLIENT_MESSAGES = (
     "Cannot send a request, as the client has been closed.",
     "'NoneType' object has no attribute 'request'",
     "'NoneType' object has no attribute 'stream'",
 )
-_LONGEST_PAUSE = 600.0  # s; who asks for more is asked again
+_MAX_PAUSE = 600.0  # s; who asks for more is asked again
 _TOKENS = "https://huggingface.co/settings/tokens"
 
 log = logging.getLogger("hub")
@@ -60,13 +63,13 @@ class UnreachableError(HubError):
 
 
 @dataclass(frozen=True)
-class Patience:
+class HubRetryPolicy:
     retries: float = 5  # in a row
     backoff: float = 1.0  # s, doubled at each
     longest: float = 60.0  # s
 
 
-PATIENCE = Patience()
+HUB_RETRY_POLICY = HubRetryPolicy()
 
 
 # --- asking ---------------------------------------------------------------------------------------
@@ -87,7 +90,7 @@ def check_repo_id(repo_id: str) -> str:
     return repo_id
 
 
-def connect(write: bool = False) -> HfApi:
+def connect_to_hub(write: bool = False) -> HfApi:
     """Return a client that knows ``HF_TOKEN`` or the saved login.
 
     Raises:
@@ -100,16 +103,16 @@ def connect(write: bool = False) -> HfApi:
     advice = f"make a token with write permission at {_TOKENS}, then set HF_TOKEN or run ./venv/bin/hf auth login"
     if get_token() is None:
         raise RefusedError(f"there is no token for the Hub: {advice}")
-    token = ask(api.whoami, "your account").get("auth", {}).get("accessToken", {})
+    token = request_with_retries(api.whoami, "your account").get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
         raise RefusedError(f"the token '{token.get('displayName')}' may only read: {advice}")
     return api
 
 
-def ask(
+def request_with_retries(
     action: Callable[[], Answer],
     repo_id: str,
-    patience: Patience = PATIENCE,
+    retry_policy: HubRetryPolicy = HUB_RETRY_POLICY,
     wait: Callable[[float], Any] | None = None,
     warn: Callable[[str], None] = log.warning,
 ) -> Answer:
@@ -118,7 +121,7 @@ def ask(
     Args:
         action: what to do; it must not matter whether it is done twice.
         repo_id: what it is about, for the message.
-        patience: how often and how long.
+        retry_policy: how often and how long.
         wait: waits so many seconds (default: sleeps); may return True to give up.
         warn: told of each failure that is tried again.
 
@@ -130,24 +133,24 @@ def ask(
         try:
             return action()
         except (httpx2.HTTPError, OSError, RuntimeError, AttributeError, json.JSONDecodeError) as error:
-            problem = explain(error, repo_id)
+            problem = translate_error(error, repo_id)
             if problem is None:
                 raise
-            if not isinstance(problem, UnreachableError) or attempt >= patience.retries:
+            if not isinstance(problem, UnreachableError) or attempt >= retry_policy.retries:
                 raise problem from error
-            delay = _asked_pause(error) or min(patience.backoff * 2.0 ** min(attempt, 30), patience.longest)
+            delay = _requested_pause(error) or min(retry_policy.backoff * 2.0 ** min(attempt, 30), retry_policy.longest)
             warn(f"{problem}; trying again")
             if (wait or time.sleep)(delay):
                 raise problem from error
     raise AssertionError("unreachable")
 
 
-def explain(error: BaseException, repo_id: str) -> HubError | None:
+def translate_error(error: BaseException, repo_id: str) -> HubError | None:
     """Return an error of the client as one of ours; None: the Hub has nothing to do with it."""
     chain = list(_causes(error))
     answer = next((cause for cause in chain if isinstance(cause, HfHubHTTPError)), None)
     if answer is None:
-        if any(isinstance(cause, _OFFLINE) or str(cause) in _CLOSED for cause in chain):
+        if any(isinstance(cause, _OFFLINE_ERRORS) or str(cause) in _CLOSED_CLIENT_MESSAGES for cause in chain):
             return UnreachableError("the Hugging Face Hub cannot be reached")
         return HubError(f"the Hub: {error}") if isinstance(error, httpx2.HTTPError) else None
     status = answer.response.status_code
@@ -159,7 +162,7 @@ def explain(error: BaseException, repo_id: str) -> HubError | None:
         return RefusedError(f"the Hub does not know this token; make one at {_TOKENS} and set HF_TOKEN")
     if status == 403:
         return RefusedError(f"the token may not do this with {repo_id}; it needs write permission ({_TOKENS})")
-    if status in _LATER:
+    if status in _RETRY_STATUSES:
         return UnreachableError(f"the Hub is busy or down (answer {status})")
     said = " ".join((answer.server_message or str(answer)).split())
     return HubError(f"the Hub refuses {repo_id} (answer {status}): {said}")
@@ -171,10 +174,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _asked_pause(error: BaseException) -> float | None:
+def _requested_pause(error: BaseException) -> float | None:
     for cause in _causes(error):
         if isinstance(cause, HfHubHTTPError) and (asked := cause.response.headers.get("Retry-After", "")).isdigit():
-            return min(float(asked), _LONGEST_PAUSE)
+            return min(float(asked), _MAX_PAUSE)
     return None
 
 
@@ -182,7 +185,7 @@ def _asked_pause(error: BaseException) -> float | None:
 
 
 @dataclass(frozen=True)
-class Entry:
+class HubFile:
     """One processed file of a data set on the Hub."""
 
     file: str  # path in the data set
@@ -194,18 +197,18 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Index:
+class HubIndex:
     """What a data set on the Hub holds: recordings of one instrument, measured with the same settings."""
 
     instrument: str
     extractor: dict[str, Any]
-    recordings: tuple[Entry, ...]
+    recordings: tuple[HubFile, ...]
 
     def to_json(self) -> str:
         return json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=1)
 
     @classmethod
-    def from_json(cls, content: str, origin: str) -> "Index":
+    def from_json(cls, content: str, origin: str) -> "HubIndex":
         """Read an index that anybody may have written.
 
         Raises:
@@ -214,26 +217,28 @@ class Index:
         try:
             values = json.loads(content)
             if values.pop("format_version") != FORMAT_VERSION:
-                raise HubError(f"{INDEX} of {origin} has another format than version {FORMAT_VERSION}; upload it again")
-            recordings = tuple(Entry(**entry) for entry in values.pop("recordings"))
+                raise HubError(
+                    f"{INDEX_FILE} of {origin} has another format than version {FORMAT_VERSION}; upload it again"
+                )
+            recordings = tuple(HubFile(**entry) for entry in values.pop("recordings"))
             index = cls(recordings=recordings, **values)
         except (TypeError, LookupError, AttributeError, json.JSONDecodeError) as error:
-            raise HubError(f"{INDEX} of {origin} is not the index of a data set; upload it again") from error
+            raise HubError(f"{INDEX_FILE} of {origin} is not the index of a data set; upload it again") from error
         for entry in recordings:
-            if not _is_sound(entry):
-                raise HubError(f"{INDEX} of {origin} has an entry that cannot be used: {str(entry.file)[:80]!r}")
+            if not _is_valid_entry(entry):
+                raise HubError(f"{INDEX_FILE} of {origin} has an entry that cannot be used: {str(entry.file)[:80]!r}")
         if not recordings or len({entry.file for entry in recordings}) < len(recordings):
-            raise HubError(f"{INDEX} of {origin} is empty, or lists a file twice; upload it again")
+            raise HubError(f"{INDEX_FILE} of {origin} is empty, or lists a file twice; upload it again")
         return index
 
 
-def _is_sound(entry: Entry) -> bool:
+def _is_valid_entry(entry: HubFile) -> bool:
     texts = all(isinstance(text, str) for text in (entry.file, entry.sha256, entry.take))
     counts = all(isinstance(count, int) and count > 0 for count in (entry.n_bytes, entry.n_frames))
-    return texts and counts and stays_inside(entry.file)
+    return texts and counts and is_safe_name(entry.file)
 
 
-def stays_inside(name: str) -> bool:
+def is_safe_name(name: str) -> bool:
     """Whether a path of a data set leads, on any system, to a processed file in the folder it is joined to."""
     parts = PurePosixPath(name).parts
     safe = all(part != ".." and not part.startswith(".") for part in parts) and not any(c in name for c in "\\:\0")

@@ -24,14 +24,22 @@ from config import Config
 from data import extractor_settings
 from recordings.corpus import Corpus, split_takes
 from recordings.crops import Span
-from recordings.hub_cache import DamagedError, HubCache
-from recordings.hub_client import Entry, HubError, Index, Patience, RefusedError, UnreachableError, ask
-from recordings.process_ranks import Ranks
+from recordings.hub_cache import DamagedHubFileError, HubCache
+from recordings.hub_client import (
+    HubError,
+    HubFile,
+    HubIndex,
+    HubRetryPolicy,
+    RefusedError,
+    UnreachableError,
+    request_with_retries,
+)
+from recordings.process_ranks import ProcessRanks
 
-STREAMING = Patience(retries=float("inf"))  # training goes on meanwhile, so there is no hurry to give up
-_MOST_REPEATS = 8  # of a recording in an epoch while others are missing
-_COMMON_SECONDS = 600.0  # to have one recording on all machines
-_PAUSE_SECONDS = 0.5  # between two looks
+STREAMING_POLICY = HubRetryPolicy(retries=float("inf"))  # training goes on meanwhile, so there is no hurry to give up
+_MAX_REPEATS = 8  # of a recording in an epoch while others are missing
+_COMMON_RECORDING_SECONDS = 600.0  # to have one recording on all machines
+_POLL_SECONDS = 0.5  # between two looks
 
 log = logging.getLogger("hub")
 
@@ -50,19 +58,19 @@ class HubRecordings:
         cache_dir: Path,
         config: Config,
         boundary: str | None = None,
-        patience: Patience = STREAMING,
+        retry_policy: HubRetryPolicy = STREAMING_POLICY,
         n_threads: int = 4,
     ) -> None:
         self.repo_id = repo_id
         self.cache = HubCache(repo_id, cache_dir)
         self.config = config
         self.boundary = boundary  # see ``read_corpus``
-        self.patience = patience
+        self.retry_policy = retry_policy
         self.n_threads = n_threads
         self.corpus: Corpus
         self.failed: dict[Path, str] = {}
         self._ready: dict[Path, None] = {}  # in the order of arrival
-        self._wanted: deque[Entry] = deque()
+        self._queued: deque[HubFile] = deque()
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._fetch_all, name="hub", daemon=True)
@@ -79,13 +87,17 @@ class HubRecordings:
         disable_progress_bars()  # training has its own
         client_logging.set_verbosity_error()
         index = self.cache.open_index()
-        self.corpus = build_corpus(index, self.cache.folder, self.config, self.repo_id, self.boundary)
+        self.corpus = corpus_from_index(index, self.cache.folder, self.config, self.repo_id, self.boundary)
         with ThreadPoolExecutor(self.n_threads) as pool:
-            whole = list(pool.map(self.cache.has, index.recordings))
-        self._ready = dict.fromkeys(self.cache.path(entry) for entry, here in zip(index.recordings, whole) if here)
-        missing = {self.cache.path(entry): entry for entry, here in zip(index.recordings, whole) if not here}
-        self._wanted.extend(missing[path] for path in self._order() if path in missing)
-        log.info("%s: %d of %d recordings are in %s", self.repo_id, sum(whole), len(whole), self.cache.folder)
+            is_complete = list(pool.map(self.cache.has_file, index.recordings))
+        self._ready = dict.fromkeys(
+            self.cache.path(entry) for entry, here in zip(index.recordings, is_complete) if here
+        )
+        missing = {self.cache.path(entry): entry for entry, here in zip(index.recordings, is_complete) if not here}
+        self._queued.extend(missing[path] for path in self._order() if path in missing)
+        log.info(
+            "%s: %d of %d recordings are in %s", self.repo_id, sum(is_complete), len(is_complete), self.cache.folder
+        )
         self._thread.start()
 
     def ready(self) -> list[Path]:
@@ -116,7 +128,7 @@ class HubRecordings:
                 reasons = "; ".join(dict.fromkeys(self.failed.values())) or "the download was stopped"
                 raise HubError(f"{self.repo_id}: too few recordings to train on ({reasons})")
 
-    def so_far(self, here: Iterable[Path] | None = None) -> Corpus:
+    def available_corpus(self, here: Iterable[Path] | None = None) -> Corpus:
         """Return the corpus as far as it is here; the whole one, in its own order, when all is.
 
         What is there to train on comes several times, so that epochs are not many and short while the data arrives.
@@ -130,7 +142,7 @@ class HubRecordings:
             for side in (self.corpus.training, self.corpus.validation)
         )
         n_missing = len(self.corpus.training) - len(training)
-        repeats = itertools.islice(itertools.cycle(training), min(n_missing, (_MOST_REPEATS - 1) * len(training)))
+        repeats = itertools.islice(itertools.cycle(training), min(n_missing, (_MAX_REPEATS - 1) * len(training)))
         return dataclasses.replace(self.corpus, training=(*training, *repeats), validation=validation)
 
     def close(self) -> None:
@@ -146,17 +158,17 @@ class HubRecordings:
 
     def _fetch_all(self) -> None:
         lock = FileLock(self.cache.folder / ".lock")
-        while self._wanted and not self._closing.is_set():
+        while self._queued and not self._closing.is_set():
             try:
                 with lock.acquire(timeout=0):
-                    self._look_again()
+                    self._refresh_arrivals()
                     self.cache.clear_incoming()
                     self._run_workers()
                     self.cache.clear_incoming(all_of_it=True)
                 break
             except Timeout:  # another process fetches
-                self._look_again()
-                if not self._wanted:
+                self._refresh_arrivals()
+                if not self._queued:
                     break
                 self._closing.wait(0.5)
             except (OSError, NotImplementedError) as error:
@@ -164,82 +176,82 @@ class HubRecordings:
                 break
         self._stop()
 
-    def _look_again(self) -> None:
+    def _refresh_arrivals(self) -> None:
         """Take note of what another process has fetched."""
         with self._changed:
-            arrived = [entry for entry in self._wanted if self.cache.path(entry).is_file()]
+            arrived = [entry for entry in self._queued if self.cache.path(entry).is_file()]
             self._ready |= dict.fromkeys(map(self.cache.path, arrived))
-            self._wanted = deque(entry for entry in self._wanted if self.cache.path(entry) not in self._ready)
+            self._queued = deque(entry for entry in self._queued if self.cache.path(entry) not in self._ready)
             self._changed.notify_all()
 
     def _run_workers(self) -> None:
-        workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self.n_threads)]
+        workers = [threading.Thread(target=self._fetch_queued, daemon=True) for _ in range(self.n_threads)]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
-        if not self._wanted and not self._closing.is_set():
+        if not self._queued and not self._closing.is_set():
             log.info("%s: %d recordings are here, %d failed", self.repo_id, len(self._ready), len(self.failed))
 
-    def _work(self) -> None:
+    def _fetch_queued(self) -> None:
         while not self._closing.is_set():
             with self._changed:
-                if not self._wanted:
+                if not self._queued:
                     return
-                entry = self._wanted.popleft()
+                entry = self._queued.popleft()
             try:
                 self._fetch(entry)
             except (RefusedError, UnreachableError, OSError, RuntimeError) as error:
                 self._give_up(entry, str(error))
                 return
 
-    def _fetch(self, entry: Entry, attempts: int = 3) -> None:
-        asked = 0.0
+    def _fetch(self, entry: HubFile, attempts: int = 3) -> None:
+        requested_at = 0.0
 
         def warn(message: str) -> None:
-            self._warn_once(message, asked)
+            self._warn_once(message, requested_at)
 
         def download() -> Path:
-            nonlocal asked
-            asked = time.monotonic()
+            nonlocal requested_at
+            requested_at = time.monotonic()
             return self.cache.download(entry)
 
         path, reason = self.cache.path(entry), ""
         for _ in range(attempts):
             try:
-                arrived = ask(download, self.repo_id, self.patience, self._closing.wait, warn)
+                arrived = request_with_retries(download, self.repo_id, self.retry_policy, self._closing.wait, warn)
                 self.cache.accept(arrived, entry)
-            except (HubError, DamagedError, OSError) as error:
+            except (HubError, DamagedHubFileError, OSError) as error:
                 # The client's own complaint about a file of the wrong size is an OSError without a number.
                 if isinstance(error, (RefusedError, UnreachableError)) or getattr(error, "errno", None) is not None:
                     raise
                 reason = str(error)
                 continue
-            return self._note_arrival(path, asked)
+            return self._note_arrival(path, requested_at)
         log.warning("%s will be missing: %s", entry.file, reason)
         with self._changed:
             self.failed[path] = reason
             self._changed.notify_all()
 
-    def _note_arrival(self, path: Path, asked: float) -> None:
+    def _note_arrival(self, path: Path, requested_at: float) -> None:
         with self._changed:
             # What was on its way when the trouble began says nothing of how the Hub is now.
-            if self._trouble_began is not None and asked > self._trouble_began:
+            if self._trouble_began is not None and requested_at > self._trouble_began:
                 log.info("the Hub answers again")
                 self._trouble_began, self._answered = None, time.monotonic()
             self._ready[path] = None
             self._changed.notify_all()
 
-    def _warn_once(self, message: str, asked: float) -> None:
+    def _warn_once(self, message: str, requested_at: float) -> None:
         with self._changed:
-            if asked < self._answered:  # by now it is known to answer again
+            if requested_at < self._answered:  # by now it is known to answer again
                 return
             if self._trouble_began is None:
                 log.warning("%s; training goes on with the %d recordings that are here", message, len(self._ready))
                 self._trouble_began = time.monotonic()
             self._changed.notify_all()
 
-    def _give_up(self, entry: Entry, reason: str) -> None:
+    def _give_up(self, entry: HubFile, reason: str) -> None:
         if not self._closing.is_set():
             log.error("%s; training goes on with the %d recordings that are here", reason, len(self._ready))
             with self._changed:
@@ -252,16 +264,16 @@ class HubRecordings:
             self._changed.notify_all()
 
 
-def so_far_in_common(recordings: HubRecordings, ranks: Ranks, device: torch.device) -> Corpus:
+def common_corpus(recordings: HubRecordings, ranks: ProcessRanks, device: torch.device) -> Corpus:
     """Return the corpus as far as it is here on every machine; all ranks have to ask together."""
     paths = sorted({span.path for span in (*recordings.corpus.training, *recordings.corpus.validation)})
     here = set(recordings.ready())
-    counts = ranks.sum(torch.tensor([float(path in here) for path in paths], device=device))
-    return recordings.so_far(path for path, count in zip(paths, counts.tolist()) if count == ranks.size)
+    counts = ranks.all_reduce(torch.tensor([float(path in here) for path in paths], device=device))
+    return recordings.available_corpus(path for path, count in zip(paths, counts.tolist()) if count == ranks.size)
 
 
-def wait_in_common(
-    recordings: HubRecordings, ranks: Ranks, device: torch.device, seconds: float = _COMMON_SECONDS
+def wait_for_common_recording(
+    recordings: HubRecordings, ranks: ProcessRanks, device: torch.device, seconds: float = _COMMON_RECORDING_SECONDS
 ) -> None:
     """Wait until one recording to train on is here on every machine; each may have a folder of its own.
 
@@ -271,19 +283,21 @@ def wait_in_common(
     deadline = time.monotonic() + seconds
     while True:
         is_over = recordings.finished  # asked first: what comes meanwhile is seen below
-        if so_far_in_common(recordings, ranks, device).training:
+        if common_corpus(recordings, ranks, device).training:
             return
-        asked = torch.tensor([float(is_over), float(time.monotonic() > deadline)], device=device)
-        n_over, n_late = ranks.sum(asked).tolist()  # so that all leave, or none
+        votes = torch.tensor([float(is_over), float(time.monotonic() > deadline)], device=device)
+        n_over, n_late = ranks.all_reduce(votes).tolist()  # so that all leave, or none
         if n_over == ranks.size or n_late:
             raise HubError(
                 f"{recordings.repo_id}: the machines have no recording in common to train on; is the connection of "
                 f"one of them slow? Run the same command again"
             )
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
-def build_corpus(index: Index, cache_dir: Path, config: Config, origin: str, boundary: str | None = None) -> Corpus:
+def corpus_from_index(
+    index: HubIndex, cache_dir: Path, config: Config, origin: str, boundary: str | None = None
+) -> Corpus:
     """Split a data set as ``read_corpus`` splits the same files on disk.
 
     Raises:

@@ -19,14 +19,14 @@ from sound.note_names import hz_to_midi, midi_to_hz, note_name
 PITCHES = range(21, 109)  # MIDI, the rows of the heat map
 LEVELS = range(-80, 4, 4)  # dB, the lower edges of its columns
 _N_FFT = 4096
-_MOST_WINDOWS = 300
+_MAX_WINDOWS = 300
 _FINGERPRINT = 64  # points
 _DIGITAL_SILENCE = 1e-10  # power of a 16-bit file's last bit
 _FULL_SCALE = 0.97  # what a sound that was clipped reaches again and again
 
 
 @dataclass(frozen=True)
-class Measured:
+class RecordingMeasurement:
     """One recording in numbers."""
 
     name: str
@@ -46,7 +46,7 @@ class Measured:
     fingerprint: np.ndarray  # [2, 64] loudness in dB under its own peak, and pitch in semitones
 
 
-def measure(path: Path, recording: Recording, config: Config) -> Measured:
+def measure_for_inspection(path: Path, recording: Recording, config: Config) -> RecordingMeasurement:
     """Measure a recording against the thresholds of ``config.inspect``."""
     f0, loudness, periodicity = (
         getattr(recording, name)[0, :, 0].numpy() for name in ("f0", "loudness", "periodicity")
@@ -55,7 +55,7 @@ def measure(path: Path, recording: Recording, config: Config) -> Measured:
     rate = recording.extractor["audio"]["sample_rate"]
     voiced = (periodicity >= config.features.periodicity_threshold) & (loudness > config.features.loudness_floor)
     frame_seconds = len(audio) / rate / len(f0)
-    return Measured(
+    return RecordingMeasurement(
         name=path.name.removesuffix(".pt"),
         sha256=recording.source["sha256"],
         instrument=recording.instrument,
@@ -66,15 +66,15 @@ def measure(path: Path, recording: Recording, config: Config) -> Measured:
         loudest=float(loudness.max()),
         polyphony=measure_polyphony(audio, rate, f0, loudness),
         full_scale_peaks=count_full_scale_peaks(audio) / (len(audio) / rate),
-        hum=find_hum(audio, rate, config.inspect.hum_excess),
+        hum=find_mains_hum(audio, rate, config.inspect.hum_excess),
         bleed=measure_bleed(loudness, voiced, config.inspect.bleed_level),
         ringing_seconds=measure_ringing(loudness, frame_seconds),
         band_drop=measure_band_drop(audio, rate, loudness),
-        fingerprint=fingerprint(f0, loudness, voiced),
+        fingerprint=take_fingerprint(f0, loudness, voiced),
     )
 
 
-def count_notes(recordings: list[Measured]) -> np.ndarray:
+def count_notes(recordings: list[RecordingMeasurement]) -> np.ndarray:
     """Count voiced frames of every pitch and level: [len(PITCHES), len(LEVELS)]."""
     pitch = np.concatenate([hz_to_midi(each.voiced_f0) for each in recordings])
     loudness = np.concatenate([each.voiced_loudness for each in recordings])
@@ -90,7 +90,7 @@ def _choose_frames(loudness: np.ndarray, below_peak: float, n_samples: int, n_au
     centres = np.arange(len(loudness)) * (n_audio / len(loudness))
     inside = (centres >= n_samples // 2) & (centres <= n_audio - n_samples // 2)
     frames = np.flatnonzero(inside & (loudness > max(loudness.max() - below_peak, -70.0)))
-    return frames[np.linspace(0, len(frames) - 1, min(len(frames), _MOST_WINDOWS)).astype(int)]
+    return frames[np.linspace(0, len(frames) - 1, min(len(frames), _MAX_WINDOWS)).astype(int)]
 
 
 def _windows(audio: np.ndarray, frames: np.ndarray, hop_length: float, n_samples: int) -> np.ndarray:
@@ -132,9 +132,9 @@ def _unexplained(frequencies: np.ndarray, power: np.ndarray, f0: float, width: f
     """Return the share of the peaks' power that lies off the harmonics of f0."""
     number = np.maximum(np.round(frequencies / f0), 1)
     tolerance = np.maximum(np.minimum(0.03 * frequencies, 0.25 * f0), 1.5 * width)
-    heard = (frequencies < 10.5 * f0) & (frequencies > 60)  # under that: hum, footsteps
-    off = heard & (np.abs(frequencies - number * f0) > tolerance)
-    return float(power[off].sum() / max(power[heard].sum(), 1e-20))
+    audible = (frequencies < 10.5 * f0) & (frequencies > 60)  # under that: hum, footsteps
+    off = audible & (np.abs(frequencies - number * f0) > tolerance)
+    return float(power[off].sum() / max(power[audible].sum(), 1e-20))
 
 
 # --- damage ---------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def count_full_scale_peaks(audio: np.ndarray) -> int:
     return int(np.count_nonzero(high[1:] & ~high[:-1]) + high[0])
 
 
-def find_hum(audio: np.ndarray, rate: int, least_excess: float) -> tuple[int, float]:
+def find_mains_hum(audio: np.ndarray, rate: int, least_excess: float) -> tuple[int, float]:
     """Look for the mains in the quietest tenth of the recording.
 
     Hum is there all the time, while a note that ends in a quiet moment smears over low frequencies only there: so the
@@ -177,7 +177,7 @@ def _quietest(windows: np.ndarray) -> np.ndarray:
     """Return the quietest tenth of windows [M, n], at least two of them; digital silence does not count."""
     level = np.mean(np.square(windows, dtype=np.float64), axis=1)
     windows, level = windows[level > _DIGITAL_SILENCE], level[level > _DIGITAL_SILENCE]
-    return windows[np.argsort(level)[: max(2, min(len(level) // 10, _MOST_WINDOWS))]]
+    return windows[np.argsort(level)[: max(2, min(len(level) // 10, _MAX_WINDOWS))]]
 
 
 def _mains_excess(spectrum: np.ndarray, mains: int, width: float) -> float:
@@ -217,11 +217,11 @@ def measure_ringing(loudness: np.ndarray, frame_seconds: float) -> float:
     A damped note falls silent at once in a dry room, and elsewhere no faster than the room. NaN where the
     sound never falls by 25 dB, so that nothing can be said.
     """
-    heard = loudness[loudness > -80]
+    audible = loudness[loudness > -80]
     span = max(1, round(0.1 / frame_seconds))
-    if len(loudness) <= span or not len(heard):
+    if len(loudness) <= span or not len(audible):
         return float("nan")
-    loud = np.quantile(heard, 0.9)
+    loud = np.quantile(audible, 0.9)
     is_loud = loudness[:-span] > loud - 20
     if not is_loud.any() or loudness[is_loud.argmax() :].min() > loud - 25:
         return float("nan")
@@ -243,7 +243,7 @@ def measure_band_drop(audio: np.ndarray, rate: int, loudness: np.ndarray) -> flo
 # --- copies ---------------------------------------------------------------------------------------
 
 
-def fingerprint(f0: np.ndarray, loudness: np.ndarray, voiced: np.ndarray) -> np.ndarray:
+def take_fingerprint(f0: np.ndarray, loudness: np.ndarray, voiced: np.ndarray) -> np.ndarray:
     """Return [2, 64]: loudness under its own peak in dB, pitch in semitones (0 where there is none), over time."""
     edges = np.linspace(0, len(f0), _FINGERPRINT + 1).astype(int)
     pitch = np.where(voiced, 12 * np.log2(f0), 0.0)
@@ -251,8 +251,8 @@ def fingerprint(f0: np.ndarray, loudness: np.ndarray, voiced: np.ndarray) -> np.
     return np.array([[curve[a : max(b, a + 1)].mean() for a, b in itertools.pairwise(edges)] for curve in curves])
 
 
-def sounds_the_same(one: Measured, other: Measured) -> bool:
-    """Say whether two recordings are one, perhaps in other formats or at another level."""
+def is_same_take(one: RecordingMeasurement, other: RecordingMeasurement) -> bool:
+    """Return True if two recordings are one, perhaps in other formats or at another level."""
     if max(one.loudest, other.loudest) <= -80 or abs(one.seconds - other.seconds) > 0.01 * one.seconds + 0.1:
         return False
     sounding = np.maximum(one.fingerprint[0], other.fingerprint[0]) > -30  # what a codec does to rests does not count
@@ -262,7 +262,7 @@ def sounds_the_same(one: Measured, other: Measured) -> bool:
     return bool(loudness < 0.5 and pitch < 0.5)
 
 
-def find_copies(recordings: list[Measured]) -> list[tuple[Measured, Measured]]:
+def find_duplicates(recordings: list[RecordingMeasurement]) -> list[tuple[RecordingMeasurement, RecordingMeasurement]]:
     """Pair each recording with the first that it repeats."""
     copies = []
     by_length = sorted(recordings, key=lambda each: each.seconds)
@@ -270,7 +270,7 @@ def find_copies(recordings: list[Measured]) -> list[tuple[Measured, Measured]]:
         for other in reversed(by_length[:i]):
             if each.seconds - other.seconds > 0.01 * each.seconds + 0.1:
                 break
-            if each.sha256 == other.sha256 or sounds_the_same(each, other):
+            if each.sha256 == other.sha256 or is_same_take(each, other):
                 copies.append((each, other))
                 break
     return copies
@@ -286,7 +286,7 @@ class Finding:
 # --- the set as a whole ---------------------------------------------------------------------------
 
 
-def judge_set(recordings: list[Measured], config: Config) -> list[Finding]:
+def judge_coverage(recordings: list[RecordingMeasurement], config: Config) -> list[Finding]:
     """Judge how much there is, and what of the instrument it covers."""
     wanted, instrument = config.inspect, config.instrument(recordings[0].instrument)
     seconds, voiced = (sum(getattr(each, name) for each in recordings) for name in ("seconds", "voiced_seconds"))
@@ -303,10 +303,12 @@ def judge_set(recordings: list[Measured], config: Config) -> list[Finding]:
     return findings
 
 
-def judge_range(recordings: list[Measured], instrument: InstrumentConfig, config: Config) -> list[Finding]:
+def judge_range(recordings: list[RecordingMeasurement], instrument: InstrumentConfig, config: Config) -> list[Finding]:
     """Judge which of the instrument's notes are played for long enough, and what lies outside."""
     wanted, findings = config.inspect, []
-    inside, covered, notes = coverage(recordings, instrument, wanted.min_seconds_per_note, config.audio.frame_rate)
+    inside, covered, notes = measure_coverage(
+        recordings, instrument, wanted.min_seconds_per_note, config.audio.frame_rate
+    )
     if inside < wanted.min_in_range:
         span = f"{note_name(instrument.f0_min)} to {note_name(instrument.f0_max)}"
         text = f"{1 - inside:.0%} of the pitched time lies outside the {recordings[0].instrument}'s range, {span}; "
@@ -318,8 +320,8 @@ def judge_range(recordings: list[Measured], instrument: InstrumentConfig, config
     return findings
 
 
-def coverage(
-    recordings: list[Measured], instrument: InstrumentConfig, least_seconds: float, frame_rate: float
+def measure_coverage(
+    recordings: list[RecordingMeasurement], instrument: InstrumentConfig, least_seconds: float, frame_rate: float
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Return the share of pitched time in the range, which of its notes sound long enough, and their MIDI numbers."""
     seconds = count_notes(recordings).sum(axis=1) / frame_rate
@@ -332,7 +334,7 @@ def coverage(
 
 
 def describe_gaps(covered: np.ndarray, notes: np.ndarray) -> str:
-    """Say under and over which note nothing is played."""
+    """Describe under and over which note nothing is played."""
     played = notes[covered]
     if not len(played):
         return "; no note is"
@@ -342,16 +344,16 @@ def describe_gaps(covered: np.ndarray, notes: np.ndarray) -> str:
     return f"; nothing {' and '.join(ends)}: the model will guess there" if ends else ""
 
 
-def judge_dynamics(recordings: list[Measured], config: Config) -> list[Finding]:
+def judge_dynamics(recordings: list[RecordingMeasurement], config: Config) -> list[Finding]:
     """Judge the distance from soft to loud."""
-    spread = dynamics(recordings)
+    spread = measure_dynamics(recordings)
     if spread >= config.inspect.min_dynamics:
         return []
     text = f"{spread:.0f} dB from soft to loud, {config.inspect.min_dynamics:g} advised"
     return [Finding(False, f"{text}; play softer and louder, or the model will know one colour")]
 
 
-def dynamics(recordings: list[Measured]) -> float:
+def measure_dynamics(recordings: list[RecordingMeasurement]) -> float:
     """Return the dB between the 5th and the 95th percentile of the voiced loudness."""
     loudness = np.concatenate([each.voiced_loudness for each in recordings])
     return float(np.subtract(*np.quantile(loudness, [0.95, 0.05]))) if len(loudness) else 0.0
@@ -360,7 +362,7 @@ def dynamics(recordings: list[Measured]) -> float:
 # --- single takes ---------------------------------------------------------------------------------
 
 
-def list_faults(config: Config) -> dict[str, tuple[Callable[[Measured], bool], str]]:
+def list_faults(config: Config) -> dict[str, tuple[Callable[[RecordingMeasurement], bool], str]]:
     """Return what may be wrong with a take: name -> (test, what to do about it)."""
     limits = config.inspect
     return {
@@ -387,7 +389,7 @@ def list_faults(config: Config) -> dict[str, tuple[Callable[[Measured], bool], s
     }
 
 
-def judge_takes(recordings: list[Measured], config: Config) -> list[Finding]:
+def judge_faulty_takes(recordings: list[RecordingMeasurement], config: Config) -> list[Finding]:
     """Name the takes with a fault; problems if all of them together are a large part of the set."""
     faults = list_faults(config)
     suspects = {name: [each for each in recordings if test(each)] for name, (test, _) in faults.items()}
@@ -404,9 +406,9 @@ def judge_takes(recordings: list[Measured], config: Config) -> list[Finding]:
     return findings
 
 
-def judge_copies(recordings: list[Measured]) -> list[Finding]:
+def judge_duplicates(recordings: list[RecordingMeasurement]) -> list[Finding]:
     """Name recordings that repeat another."""
-    copies = find_copies(recordings)
+    copies = find_duplicates(recordings)
     bytewise = tuple(f"{one.name} = {other.name}" for one, other in copies if one.sha256 == other.sha256)
     audible = tuple(f"{one.name} = {other.name}" for one, other in copies if one.sha256 != other.sha256)
     findings = []
@@ -419,13 +421,13 @@ def judge_copies(recordings: list[Measured]) -> list[Finding]:
     return findings
 
 
-def judge_pitch(errors: tuple[int, int], is_asked: bool, config: Config) -> list[Finding]:
+def judge_octave_errors(errors: tuple[int, int], is_asked: bool, config: Config) -> list[Finding]:
     """Judge the tracker's octave errors."""
     n_wrong, n_compared = errors
     if is_asked and not n_compared:
         return [Finding(False, "no annotation belongs to any recording, by its name")]
     if n_compared and n_wrong > config.inspect.max_octave_errors * n_compared:
         share = f"{n_wrong / n_compared:.1%} of {n_compared} annotated frames are octaves off"
-        mend = 'set its "crepe_model" to "full", or f0_min and f0_max closer, in config.json'
-        return [Finding(True, f"{share}; {mend}")]
+        fix = 'set its "crepe_model" to "full", or f0_min and f0_max closer, in config.json'
+        return [Finding(True, f"{share}; {fix}")]
     return []

@@ -12,9 +12,9 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 
 from config import Config
-from recordings.inspection import LEVELS, PITCHES, Measured, count_notes
+from recordings.inspection import LEVELS, PITCHES, RecordingMeasurement, count_notes
 from sound.atomic_files import write_text
-from sound.figures import THEMES, Theme
+from sound.feature_plots import THEMES, Theme
 from sound.note_names import hz_to_midi, midi_to_hz, note_name
 
 _DPI = 160
@@ -52,7 +52,7 @@ th { text-align: left; color: var(--muted); font-weight: 500; } td, th { padding
 """
 
 
-def write_report(
+def write_inspection_page(
     path: Path, found: Any, summary: list[tuple[str, str]], marks: dict[str, list[str]], config: Config
 ) -> None:
     """Write the page.
@@ -67,10 +67,12 @@ def write_report(
     Raises:
         OSError: it cannot be written.
     """
-    write_text(path, build_page(found, summary, marks, config))
+    write_text(path, build_inspection_page(found, summary, marks, config))
 
 
-def build_page(found: Any, summary: list[tuple[str, str]], marks: dict[str, list[str]], config: Config) -> str:
+def build_inspection_page(
+    found: Any, summary: list[tuple[str, str]], marks: dict[str, list[str]], config: Config
+) -> str:
     """Return the page as HTML."""
     title = html.escape(str(found.data_dir))
     tone = "bad" if not found.is_fit else "warn" if found.findings else "good"
@@ -110,7 +112,7 @@ def _finding(finding: Any) -> str:
     return f'<li><div class="finding">{text}</div>{details}</li>'
 
 
-def _row(each: Measured, marks: list[str]) -> str:
+def _row(each: RecordingMeasurement, marks: list[str]) -> str:
     tags = " ".join(f'<span class="tag warn">{html.escape(mark)}</span>' for mark in marks)
     numbers = (f"{each.seconds:.1f}", f"{each.voiced_seconds / each.seconds:.0%}", f"{each.loudest:.0f} dB",
                f"{each.polyphony:.0%}")  # fmt: skip
@@ -121,7 +123,7 @@ def _row(each: Measured, marks: list[str]) -> str:
 # --- the picture ----------------------------------------------------------------------------------
 
 
-def _picture(recordings: list[Measured], config: Config) -> str:
+def _picture(recordings: list[RecordingMeasurement], config: Config) -> str:
     counts = count_notes(recordings)
     if not counts.any():
         return ""
@@ -138,14 +140,14 @@ def _as_data(figure: Figure) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def plot_coverage(recordings: list[Measured], config: Config, theme: str = "light") -> Figure:
+def plot_coverage(recordings: list[RecordingMeasurement], config: Config, theme: str = "light") -> Figure:
     """Draw seconds a note as bars over a heat map of its levels."""
     colours = THEMES[theme]
     instrument = config.instrument(recordings[0].instrument)
     seconds = count_notes(recordings) / config.audio.frame_rate  # (notes, levels)
     low, high = (round(hz_to_midi(hertz)) for hertz in (instrument.f0_min, instrument.f0_max))
-    heard = np.flatnonzero(seconds.sum(axis=1) >= 0.1) + PITCHES.start
-    first, last = min([low, *heard]) - 1, max([high, *heard]) + 1
+    sounding = np.flatnonzero(seconds.sum(axis=1) >= 0.1) + PITCHES.start
+    first, last = min([low, *sounding]) - 1, max([high, *sounding]) + 1
     figure = Figure(figsize=(11, 4.6), facecolor=colours.background)
     FigureCanvasAgg(figure)
     bars, heat = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.6])

@@ -3,8 +3,7 @@
 URMP: ``F0s_1_tpt_05_Piece.txt`` beside ``AuSep_1_tpt_05_Piece.wav``, rows of seconds and Hz, 0 where nothing plays.
 GuitarSet: ``00_BN1-129-Eb_solo.jams`` for ``00_BN1-129-Eb_solo_mic.wav``, JSON with a pitch contour for each string;
 only moments count at which one string alone sounds. A voice: ``hum_f0.csv`` beside ``hum.wav``, as vocadito has them,
-rows of seconds and Hz, 0 where nothing is sung; ``evaluate.py`` compares with it. A rendered take: the MIDI file
-beside it. ``compare_trackers.py`` compares with both.
+rows of seconds and Hz, 0 where nothing is sung; ``evaluate.py`` compares with it.
 """
 
 import json
@@ -12,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from config import Config
-from voice.midi import make_melody, read_midi
 
 _CLOSEST = 0.02  # s, between a frame and the annotation that speaks for it
 
@@ -39,27 +35,14 @@ def read_annotation(path: Path, n_frames: int, frame_seconds: float) -> np.ndarr
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not an annotation that can be read ({error})") from error
     seconds = np.arange(n_frames) * frame_seconds
-    f0 = np.stack([_sample(contour, seconds) for contour in contours])  # (strings, T)
+    f0 = np.stack([_nearest_values(contour, seconds) for contour in contours])  # (strings, T)
     return np.where((f0 > 0).sum(axis=0) == 1, f0.sum(axis=0), 0.0)
 
 
-def read_sung(voice: Path, n_frames: int, frame_seconds: float) -> np.ndarray | None:
+def read_voice_annotation(voice: Path, n_frames: int, frame_seconds: float) -> np.ndarray | None:
     """Return the annotated f0 of a voice as ``read_annotation`` does, None where no annotation lies beside it."""
     path = voice.with_name(f"{voice.stem}_f0.csv")
     return read_annotation(path, n_frames, frame_seconds) if path.is_file() else None
-
-
-def read_played(take: Path, n_frames: int, config: Config) -> np.ndarray:
-    """Return the f0 in Hz that the MIDI file beside a rendered take asks for, 0 between notes: [T].
-
-    The wheel moves it, which is all that bends, slides and vibrato are in what ``render_dataset.py`` writes.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file, or it cannot be read.
-    """
-    melody = make_melody(*read_midi(take.with_suffix(".mid")), top=0.0, plucked=False, config=config)
-    f0 = np.where(melody.voiced, melody.f0, 0.0)[:n_frames]
-    return np.pad(f0, (0, n_frames - len(f0)))
 
 
 def count_octave_errors(annotated: np.ndarray, f0: np.ndarray, voiced: np.ndarray) -> tuple[int, int]:
@@ -101,7 +84,7 @@ def _no_contour() -> list[np.ndarray]:
     raise ValueError("no pitch_contour in it")
 
 
-def _sample(contour: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+def _nearest_values(contour: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     """Return the value nearest in time for each frame, 0 where the annotation is silent about it."""
     if not len(contour):
         return np.zeros(len(seconds))

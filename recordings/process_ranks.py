@@ -18,7 +18,7 @@ _VARIABLES = (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessRanks:
     """This process among those that work together."""
 
     rank: int  # of this process, 0 to size - 1; rank 0 writes and speaks for all
@@ -29,7 +29,7 @@ class Ranks:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def own(self, device: str) -> str:
+    def device_name(self, device: str) -> str:
         """Return the name of this rank's device, given that for all: where several work, each takes a GPU of its own.
 
         Raises:
@@ -45,39 +45,39 @@ class Ranks:
             )
         return f"cuda:{self.local_rank}"
 
-    def share(self, items: Any) -> Any:
+    def shard(self, items: Any) -> Any:
         """Return this rank's part of a sequence: every ``size``-th entry."""
         return items[self.rank :: self.size]
 
-    def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
+    def wrap_model(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Return a model whose gradients are averaged over all ranks."""
         if self.size == 1:
             return model
         device_ids = [device.index] if device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """Add up a tensor over all ranks, in place, and return it."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until every rank has come here."""
         if self.size > 1:
             dist.barrier()
 
 
-ALONE = Ranks(0, 0, 1)
+SINGLE_PROCESS = ProcessRanks(0, 0, 1)
 
 
-def read_ranks() -> Ranks:
+def read_ranks() -> ProcessRanks:
     """Return what torchrun has put into the environment."""
-    return Ranks(*(int(os.environ.get(name, alone)) for name, alone in _VARIABLES))
+    return ProcessRanks(*(int(os.environ.get(name, alone)) for name, alone in _VARIABLES))
 
 
 @contextmanager
-def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
+def process_group(ranks: ProcessRanks, device: torch.device) -> Iterator[None]:
     """Join the other ranks, by nccl on GPUs and by gloo elsewhere."""
     if ranks.size == 1:
         yield

@@ -24,14 +24,14 @@ from evaluation.judging import (
     BASELINE,
     MODEL,
     UNTRAINED,
-    find_sounds,
-    judge_takes,
-    judge_voice,
-    read_instrument,
+    build_timbre_reference,
+    evaluate_takes,
+    evaluate_voice,
+    find_sound_files,
     read_takes,
 )
-from evaluation.scorecard_page import Exhibit, build_page
-from evaluation.scorecard_tables import format_tables, format_targets, judge_targets
+from evaluation.scorecard_page import Exhibit, build_scorecard_page
+from evaluation.scorecard_tables import check_targets, format_tables, format_targets
 from model import NeuralGuitar, build_model
 from sound.atomic_files import hash_file, write_text
 
@@ -104,16 +104,16 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Exhibit], int]:
         FileNotFoundError, ValueError: a model or recording cannot be used.
     """
     models = load_models(args)
-    model, voices = models[MODEL], find_sounds(args.input)
+    model, voices = models[MODEL], find_sound_files(args.input)
     trained = read_checkpoint(args.checkpoint)
     takes = read_takes(args.data_dir, model, own=True, trained=trained) if args.data_dir else []
     others = read_takes(args.other_dir, model, own=False) if args.other_dir else []
-    instrument = read_instrument(takes, others)
-    resynthesis, exhibits = judge_takes(takes, models, instrument, args.seed)
+    instrument = build_timbre_reference(takes, others)
+    resynthesis, exhibits = evaluate_takes(takes, models, instrument, args.seed)
     played, failed = [], 0
     for path in tqdm(voices, desc="voices", unit="file", leave=False):
         try:
-            judged = judge_voice(path, models, instrument, args.snr, args.seed)
+            judged = evaluate_voice(path, models, instrument, args.snr, args.seed)
         except (ValueError, OSError) as error:
             log.error("evaluate.py: %s", str(error) if str(path) in str(error) else f"{path}: {error}")
             failed += 1
@@ -155,14 +155,14 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         report, exhibits, failed = run(args)
-        report["targets"] = judge_targets(report, MODEL)
+        report["targets"] = check_targets(report, MODEL)
         print(format_tables(report))
         if args.targets:
             print(f"\n{format_targets(report['targets'])}")
         if args.json:
             write_text(args.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
         if args.html:
-            write_text(args.html, build_page(report, exhibits))
+            write_text(args.html, build_scorecard_page(report, exhibits))
     except (ValueError, OSError) as error:
         log.error("evaluate.py: %s", error)
         return 1

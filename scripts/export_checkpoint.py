@@ -10,10 +10,7 @@ takes the place of an older one. The source itself is never changed.
 """
 
 import argparse
-import json
 import logging
-import math
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,77 +18,20 @@ import torch
 from torch import Tensor
 
 from checkpoint import (
-    PRETRAINED_DIR,
+    checkpoint_config,
+    inference_weights,
     load_model,
     make_checkpoint,
     read_checkpoint,
     save_checkpoint,
-    settings_of,
-    weights_for_use,
 )
-from evaluation.scorecard_tables import format_tables, format_targets
+from evaluation.model_card import format_card, format_scorecard
 from model import NeuralGuitar
-from recordings.corpus import boundary_of
-from sound.atomic_files import hash_file, replacing, write_text
+from recordings.corpus import split_boundary
+from sound.atomic_files import atomic_write, write_text
 
 log = logging.getLogger("export_checkpoint")
 _HALF_DIFFERENCE = -50.0  # dB, of the power of what weights of 16 bits may change to that of the sound
-
-_CARD = """# {title}
-
-A model that plays {instrument} from a pitch curve and a loudness curve: harmonic oscillators and filtered noise,
-controlled by a small network (DDSP, Engel et al., ICLR 2020).
-
-| | |
-|---|---|
-| instrument | {instrument} |
-| preset | `{preset}` |
-| parameters | {n_parameters:,} |
-| sound | {sample_rate:,} Hz, {frame_rate:g} frames a second |
-| file | `{file_name}`, {size:,} bytes |
-| sha256 | `{sha256}` |
-| trained for | {epoch} epochs, {step:,} steps |
-| best validation loss | {best_val_loss} |
-
-## Data and licence
-
-- Training data: {data}
-- Licence of the training data: {licence}
-- The model heard pitches from {f0_low:.0f} to {f0_high:.0f} Hz and loudness from {loudness_low:.0f} to \
-{loudness_high:.0f} dB (A-weighted, re full scale; the middle 98 % of its frames).
-
-## Training
-
-{training}
-
-{scorecard}## Use
-
-```bash
-{usage}
-```
-
-It is meant for turning a sung, hummed or whistled melody, or curves of one's own, into {instrument} sound.
-
-## Limits
-
-- One note at a time.
-- Outside the pitches and levels above it extrapolates.
-- Nothing over {highest:,} Hz.
-- It sounds like its training data, with the players, the room and the faults that are in it.
-{note}"""
-
-
-_SCORECARD = """## Scorecard
-
-Measured by `scripts/evaluate.py` on {date}. The section "Judging a model" of the README says what each figure means.
-{baseline}
-{tables}
-
-Targets
-
-{targets}
-
-"""
 
 
 def strip(source: dict[str, Any], path: Path, half: bool = False) -> dict[str, Any]:
@@ -103,14 +43,14 @@ def strip(source: dict[str, Any], path: Path, half: bool = False) -> dict[str, A
         half: keep weights in 16 bits; loading a model widens them again.
     """
     metrics = {"best_val_loss": (source["metrics"] or {}).get("best_val_loss")}
-    boundary = boundary_of(source)
+    boundary = split_boundary(source)
     stripped = make_checkpoint(
-        settings_of(source, path),
+        checkpoint_config(source, path),
         source["instrument"],
         epoch=source["epoch"],
         step=source["step"],
         # A copy: a tensor that is a part of a larger one would be saved with all of it.
-        model={name: weight.half() if half else weight.clone() for name, weight in weights_for_use(source).items()},
+        model={name: weight.half() if half else weight.clone() for name, weight in inference_weights(source).items()},
         run_name=source["run_name"],
         schedule=None if boundary is None else {"boundary": boundary},  # which recordings were held out
         statistics=source["statistics"],
@@ -129,7 +69,7 @@ def export(source: Path, target: Path, half: bool = False) -> NeuralGuitar:
     content = read_checkpoint(source)
     if content["statistics"] is None:
         raise ValueError(f"{source} has no statistics of its training data, without which no voice can be fitted to it")
-    with replacing(target) as unproven:
+    with atomic_write(target) as unproven:
         save_checkpoint(unproven, strip(content, source, half))
         model = load_model(unproven)
         _prove(_sample(model), _sample(load_model(source)), source, half)
@@ -155,65 +95,6 @@ def _sample(model: NeuralGuitar) -> Tensor:
     seconds = torch.arange(n_frames)[None, :, None] / model.audio.frame_rate  # one pluck, for a model that hears them
     plucks = torch.cat([seconds, loudness], dim=-1) if model.config.onset_inputs else None
     return model(f0, loudness, torch.Generator().manual_seed(0), plucks=plucks)
-
-
-def format_scorecard(path: Path, checkpoint: Path) -> str:
-    """Return the card's section with the figures that scripts/evaluate.py wrote to ``path``.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: no such report, or of another checkpoint than this one.
-    """
-    try:
-        report = json.loads(path.read_text())
-        date, judged, name = report["date"][:10], report["sha256"], report["checkpoint"]
-        baseline = f"The baseline is {report['baseline']}.\n" if report["baseline"] else ""
-        tables, targets = format_tables(report), format_targets(report["targets"])
-        text = _SCORECARD.format(date=date, baseline=baseline, tables=tables, targets=targets)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a report of scripts/evaluate.py --json") from error
-    if judged != hash_file(checkpoint):
-        raise ValueError(f"{path} judges another file ({name}) than {checkpoint}; run scripts/evaluate.py on this one")
-    return text
-
-
-def format_card(path: Path, model: NeuralGuitar, args: argparse.Namespace, scorecard: str = "") -> str:
-    """Describe the exported model at ``path`` in Markdown; ``scorecard`` is the section with its figures."""
-    content = read_checkpoint(path)
-    best = content["metrics"]["best_val_loss"]
-    f0, loudness = model.statistics["f0_quantiles"], model.statistics["loudness_quantiles"]
-    command = f"```bash\n{args.command}\n```" if args.command else "The command was not recorded."
-    return _CARD.format(
-        title=f"{model.instrument.capitalize()}, preset {content['preset']}",
-        instrument=model.instrument,
-        preset=content["preset"],
-        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        sample_rate=model.audio.sample_rate,
-        frame_rate=model.audio.frame_rate,
-        highest=round(model.bandwidth),
-        file_name=path.name,
-        size=path.stat().st_size,
-        sha256=hash_file(path),
-        epoch=content["epoch"],
-        step=content["step"],
-        best_val_loss=f"{best:.4f}" if best is not None and math.isfinite(best) else "not measured",
-        data=args.data,
-        licence=args.licence,
-        f0_low=f0[1],
-        f0_high=f0[-2],
-        loudness_low=loudness[1],
-        loudness_high=loudness[-2],
-        training=command,
-        scorecard=scorecard,
-        usage=_usage(path, model.instrument),
-        note=f"\n## Note\n\n{args.card_note}\n" if args.card_note else "",
-    )
-
-
-def _usage(path: Path, instrument: str) -> str:
-    shipped = path.resolve() == (PRETRAINED_DIR / f"{instrument}.pth").resolve()
-    choice = f"--instrument {instrument}" if shipped else f"--checkpoint {shlex.quote(str(path))}"
-    return f"./venv/bin/python transfer.py --input examples/hum.wav {choice} --output out/hum_{instrument}.wav"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -246,7 +127,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         scorecard = format_scorecard(args.scorecard, args.checkpoint) if args.scorecard else ""
         model = export(args.checkpoint, args.output, args.half)
-        write_text(card, format_card(args.output, model, args, scorecard))
+        text = format_card(args.output, model, args.data, args.licence, args.command, args.card_note, scorecard)
+        write_text(card, text)
     except (ValueError, OSError) as error:
         log.error("export_checkpoint.py: %s", error)
         return 1

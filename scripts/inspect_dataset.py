@@ -24,17 +24,17 @@ from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
 from data import Recording, extractor_settings, find_recordings, load_recording
 from recordings.inspection import (
     Finding,
-    Measured,
-    coverage,
-    dynamics,
-    judge_copies,
-    judge_pitch,
-    judge_set,
-    judge_takes,
+    RecordingMeasurement,
+    judge_coverage,
+    judge_duplicates,
+    judge_faulty_takes,
+    judge_octave_errors,
     list_faults,
-    measure,
+    measure_coverage,
+    measure_dynamics,
+    measure_for_inspection,
 )
-from recordings.inspection_report import write_report
+from recordings.inspection_report import write_inspection_page
 from recordings.pitch_annotations import count_octave_errors, find_annotations, read_annotation
 from sound.note_names import note_name
 
@@ -46,7 +46,7 @@ class Inspection:
     """All that is known of a set."""
 
     data_dir: Path
-    recordings: list[Measured]
+    recordings: list[RecordingMeasurement]
     findings: list[Finding]
     octave_errors: tuple[int, int]  # frames that are octaves off, frames compared with an annotation
 
@@ -80,7 +80,7 @@ def inspect(data_dir: Path, config: Config, annotations: Path | None = None) -> 
             continue
         if recording.extractor != extractor_settings(config, recording.instrument):
             stale.append(path.name.removesuffix(".pt"))
-        measured.append(measure(path, recording, config))
+        measured.append(measure_for_inspection(path, recording, config))
         annotation = annotated.get(Path(recording.source.get("file", "")).stem)
         if annotation:
             errors += compare_pitch(recording, annotation, config)
@@ -93,8 +93,8 @@ def inspect(data_dir: Path, config: Config, annotations: Path | None = None) -> 
     if stale:
         text = "made with other settings, or by an earlier version; run preprocess.py again"
         findings.append(Finding(True, f"{len(stale)} of {len(measured)} recordings were {text}", tuple(stale)))
-    findings += judge_set(measured, config) + judge_takes(measured, config) + judge_copies(measured)
-    findings += judge_pitch(tuple(errors.tolist()), bool(annotated), config)
+    findings += judge_coverage(measured, config) + judge_faulty_takes(measured, config) + judge_duplicates(measured)
+    findings += judge_octave_errors(tuple(errors.tolist()), bool(annotated), config)
     findings.sort(key=lambda finding: not finding.is_problem)
     return Inspection(data_dir, measured, findings, tuple(errors.tolist()))
 
@@ -119,10 +119,10 @@ def summarise(found: Inspection, config: Config) -> list[tuple[str, str]]:
             ("in all", f"{seconds / 60:.1f} min"), ("voiced", f"{voiced / 60:.1f} min")]  # fmt: skip
     if voiced:
         least = config.inspect.min_seconds_per_note
-        inside, covered, _ = coverage(recordings, instrument, least, config.audio.frame_rate)
+        inside, covered, _ = measure_coverage(recordings, instrument, least, config.audio.frame_rate)
         span = f"{note_name(instrument.f0_min)} to {note_name(instrument.f0_max)}"
         rows += [("inside " + span, f"{inside:.0%}"), ("notes of it heard", f"{covered.sum()} of {len(covered)}"),
-                 ("soft to loud", f"{dynamics(recordings):.0f} dB")]  # fmt: skip
+                 ("soft to loud", f"{measure_dynamics(recordings):.0f} dB")]  # fmt: skip
     if found.octave_errors[1]:
         rows.append(("octave errors", f"{found.octave_errors[0] / found.octave_errors[1]:.1%}"))
     return rows
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.html:
             faults = list_faults(config)
             marks = {each.name: [name for name, (test, _) in faults.items() if test(each)] for each in found.recordings}
-            write_report(args.html, found, summarise(found, config), marks, config)
+            write_inspection_page(args.html, found, summarise(found, config), marks, config)
     except (ValueError, OSError) as error:
         log.error("inspect_dataset.py: %s", error)
         return 2

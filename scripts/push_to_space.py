@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from recordings.hub_client import ask, check_repo_id, connect
+from recordings.hub_client import check_repo_id, connect_to_hub, request_with_retries
 
 ROOT = Path(__file__).resolve().parents[1]
 APP = "app.py"
@@ -108,13 +108,15 @@ def push(api: HfApi, repo_id: str, root: Path, private: bool) -> list[str]:
     names = find_files(root)
     check_front_matter(root / "README.md")
     kind = {"repo_type": "space"}
-    ask(lambda: api.create_repo(repo_id, space_sdk="gradio", private=private, exist_ok=True, **kind), repo_id)
+    request_with_retries(
+        lambda: api.create_repo(repo_id, space_sdk="gradio", private=private, exist_ok=True, **kind), repo_id
+    )
 
     def commit() -> None:
         operations = [CommitOperationAdd(name, root / name) for name in names]
         api.create_commit(repo_id, operations, commit_message="Update the page", **kind)
 
-    ask(commit, repo_id)
+    request_with_retries(commit, repo_id)
     return names
 
 
@@ -138,7 +140,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         if args.dry_run:
             print("\n".join(find_files(root)))
             return 0
-        api = connect(write=True)
+        api = connect_to_hub(write=True)
         names = push(api, args.repo_id, root, not args.public)
     except (ValueError, OSError) as error:
         log.error("push_to_space.py: %s", error)

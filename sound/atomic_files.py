@@ -18,7 +18,7 @@ _UNREADABLE = (
 
 
 @contextlib.contextmanager
-def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, shared: bool = False) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write to; it becomes ``path`` if all goes well, else nothing changes.
 
     Args:
@@ -39,8 +39,8 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, shared: bool = False) -> None:
-    """Write a text file whole or not at all; ``shared`` as for ``replacing``."""
-    with replacing(path, shared) as partial:
+    """Write a text file whole or not at all; ``shared`` as for ``atomic_write``."""
+    with atomic_write(path, shared) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -59,7 +59,7 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
     import torch  # not at the top: a download need not wait for it
 
     try:
-        with replacing(path) as partial, partial.open("wb") as file:
+        with atomic_write(path) as partial, partial.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())

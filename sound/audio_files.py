@@ -17,14 +17,14 @@ import numpy as np
 import soundfile
 import soxr
 
-from sound.atomic_files import replacing
+from sound.atomic_files import atomic_write
 
 SUFFIXES = frozenset({
     ".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".caf", ".m4a", ".mp4", ".aac", ".webm", ".3gp",
 })  # fmt: skip
 _CONTAINERS = "mov,matroska,aac,ogg,mp3,wav,flac,aiff,caf,amr"
 _BLOCK_SAMPLES = 2**18  # at most, all channels together
-_KEPT_BYTES = 2**23  # of a Scratch: two minutes at 16 kHz
+_IN_MEMORY_BYTES = 2**23  # of a Scratch: two minutes at 16 kHz
 _RATES = range(1000, 1_000_001)  # Hz; what states another is damaged or malicious, and may become terabytes
 _AUDIBLE_POWER = 1e-7  # -70 dBFS: of less it does not matter how it is mixed
 _CANCELLED_POWER = 0.01  # share of the channels' power that is left of their average where one is upside down
@@ -72,7 +72,7 @@ def read_blocks(path: str | Path, sample_rate: int, max_seconds: float | None = 
     file_rate, blocks = _open_sound(path)
     if file_rate not in _RATES:
         raise ValueError(f"{path} says that it has {file_rate} samples a second, which no recording has")
-    yield from resample_blocks(_limit(blocks, file_rate, max_seconds, path), file_rate, sample_rate)
+    yield from resample_blocks(_limit_length(blocks, file_rate, max_seconds, path), file_rate, sample_rate)
 
 
 def prepare_audio(audio: np.ndarray, from_rate: int, to_rate: int, name: str = "the audio") -> np.ndarray:
@@ -83,7 +83,7 @@ def prepare_audio(audio: np.ndarray, from_rate: int, to_rate: int, name: str = "
     """
     if audio.size == 0:
         raise ValueError(f"{name} holds no samples")
-    _check(audio, name)
+    _check_samples(audio, name)
     return np.concatenate(list(resample_blocks([audio.astype(np.float32)], from_rate, to_rate)))
 
 
@@ -103,14 +103,14 @@ def resample_blocks(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) 
     yield np.pad(rest, (0, max(0, missing)))
 
 
-class Scratch:
+class SpooledAudio:
     """Float32 samples in a temporary file, read by slices as an array is: memory holds what is asked for.
 
-    Up to ``_KEPT_BYTES`` stay in memory. The file has no name and vanishes with the process.
+    Up to ``_IN_MEMORY_BYTES`` stay in memory. The file has no name and vanishes with the process.
     """
 
     def __init__(self, blocks: Iterable[np.ndarray] = ()) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=_KEPT_BYTES)  # noqa: SIM115  it closes with its owner
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115  it closes with its owner
         self._length = 0
         for block in blocks:
             self.append(block)
@@ -132,25 +132,27 @@ class Scratch:
         return samples
 
 
-def slices(n_samples: int, size: int) -> Iterator[slice]:
+def block_slices(n_samples: int, size: int) -> Iterator[slice]:
     """Cut ``n_samples`` into slices of ``size``; the last may be shorter."""
     return (slice(start, min(start + size, n_samples)) for start in range(0, n_samples, size))
 
 
-def _limit(blocks: Iterable[np.ndarray], rate: int, max_seconds: float | None, path: Path) -> Iterator[np.ndarray]:
+def _limit_length(
+    blocks: Iterable[np.ndarray], rate: int, max_seconds: float | None, path: Path
+) -> Iterator[np.ndarray]:
     """Pass blocks on until there are too many."""
     n_samples = 0
     for block in blocks:
         n_samples += len(block)
         if max_seconds is not None and n_samples > max_seconds * rate:
             raise ValueError(f"{path} lasts longer than the limit of {max_seconds:g} s; trim it")
-        _check(block, str(path))
+        _check_samples(block, str(path))
         yield block
     if n_samples == 0:
         raise ValueError(f"{path} holds no samples")
 
 
-def _check(audio: np.ndarray, name: str) -> None:
+def _check_samples(audio: np.ndarray, name: str) -> None:
     loudest = np.abs(audio).max(initial=0.0)  # NaN, if one sample is
     if not np.isfinite(loudest):
         raise ValueError(f"{name} holds samples that are not finite (NaN or infinity); export it again")
@@ -173,11 +175,11 @@ def _open_sound(path: Path) -> tuple[int, Iterator[np.ndarray]]:
             raise _unreadable(path, getattr(error, "error_string", "its format is not known")) from error
         if first is None:
             raise ValueError(f"{path} holds no samples") from error
-        return first.sample_rate, _mix(_unpack_frames(path, first, frames), path)
-    return file.samplerate, _mix(_read_with_libsndfile(path, file), path)
+        return first.sample_rate, _mix_channels(_unpack_frames(path, first, frames), path)
+    return file.samplerate, _mix_channels(_read_with_libsndfile(path, file), path)
 
 
-def _mix(blocks: Iterator[np.ndarray], path: Path) -> Iterator[np.ndarray]:
+def _mix_channels(blocks: Iterator[np.ndarray], path: Path) -> Iterator[np.ndarray]:
     """Average the channels of blocks [n, C]; from where they cancel each other on, the first one is taken.
 
     Some phones, cables and effects record one side upside down, and the average would be silence.
@@ -247,7 +249,7 @@ def write_blocks(path: Path, blocks: Iterable[np.ndarray], sample_rate: int) -> 
         OSError: the disk is full, say; what stood there stays.
     """
     try:
-        with replacing(path) as partial, _create_sound(partial, path.suffix[1:].upper(), sample_rate) as file:
+        with atomic_write(path) as partial, _create_sound(partial, path.suffix[1:].upper(), sample_rate) as file:
             for block in blocks:
                 file.write(block)
     except (soundfile.LibsndfileError, TypeError) as error:

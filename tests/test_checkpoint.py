@@ -10,10 +10,10 @@ import torch
 import checkpoint as checkpoint_module
 from checkpoint import (
     FORMAT_VERSION,
-    keep_newest,
+    crop_order_changes,
+    delete_old_epochs,
     load_model,
     make_checkpoint,
-    order_changes,
     pretrained_path,
     random_state,
     read_checkpoint,
@@ -24,8 +24,22 @@ from config import architecture_differences, config_to_dict, load_config
 from model import NeuralGuitar, Vox2Trumpet, build_model
 
 KEYS = {
-    "format_version", "config", "preset", "instrument", "epoch", "step", "position_in_epoch", "model", "optimizer",
-    "schedule", "rng", "average", "wandb_id", "run_name", "statistics", "metrics",
+    "format_version",
+    "config",
+    "preset",
+    "instrument",
+    "epoch",
+    "step",
+    "position_in_epoch",
+    "model",
+    "optimizer",
+    "schedule",
+    "rng",
+    "average",
+    "wandb_id",
+    "run_name",
+    "statistics",
+    "metrics",
 }
 
 
@@ -110,8 +124,8 @@ def test_random_generators_go_on_where_they_were(write_checkpoint):
     [((0, 10), {}), ((1, 10), {"seed": "0 -> 1"}), ((0, 12), {"crops an epoch": "10 -> 12"})],
 )
 def test_what_the_order_of_crops_depends_on(now, changes):
-    assert order_changes({"rng": {"seed": 0}, "schedule": {"n_crops": 10}}, *now) == changes
-    assert order_changes({"rng": {}, "schedule": {}}, *now) == {}  # of an earlier version, which did not say
+    assert crop_order_changes({"rng": {"seed": 0}, "schedule": {"n_crops": 10}}, *now) == changes
+    assert crop_order_changes({"rng": {}, "schedule": {}}, *now) == {}  # of an earlier version, which did not say
 
 
 def test_folder_is_made(tmp_path, small_config):
@@ -131,16 +145,16 @@ def test_keep_newest_counts_by_number(tmp_path):
     for epoch in (1, 2, 9, 10, 100):
         (tmp_path / f"model_epoch_{epoch}.pth").touch()
     (tmp_path / "latest.pth").touch()
-    keep_newest(tmp_path, 2)
+    delete_old_epochs(tmp_path, 2)
     assert names(tmp_path) == {"model_epoch_10.pth", "model_epoch_100.pth", "latest.pth"}
-    keep_newest(tmp_path, 5)
+    delete_old_epochs(tmp_path, 5)
     assert len(names(tmp_path)) == 3
 
 
 def test_a_file_that_the_user_named_is_left_alone(tmp_path):
     for name in ("model_epoch_1.pth", "model_epoch_2.pth", "model_epoch_best.pth", "model_epoch_2_backup.pth"):
         (tmp_path / name).touch()
-    keep_newest(tmp_path, 1)
+    delete_old_epochs(tmp_path, 1)
     assert names(tmp_path) == {"model_epoch_2.pth", "model_epoch_best.pth", "model_epoch_2_backup.pth"}
 
 

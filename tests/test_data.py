@@ -14,7 +14,7 @@ from conftest import damaged_pickles, zipped
 from data import find_recordings, load_recording, save_recording
 from recordings.corpus import read_corpus
 from recordings.crops import CropDataset, NeuralGuitarDataset, Span, Vox2TrumpetDataset, build_dataset, load_batches
-from recordings.process_ranks import Ranks
+from recordings.process_ranks import ProcessRanks
 
 HOP = 160
 FRAME_CURVES = ("f0", "loudness", "periodicity")
@@ -66,12 +66,22 @@ def test_measured_recording_fits_the_contract(processed_file, config):
 
 def test_file_needs_no_pickle_to_be_trusted(processed_file):
     assert set(torch.load(processed_file, weights_only=True)) == {
-        "format_version", "instrument", "f0", "loudness", "periodicity", "audio", "source", "extractor",
+        "format_version",
+        "instrument",
+        "f0",
+        "loudness",
+        "periodicity",
+        "audio",
+        "source",
+        "extractor",
     }
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("write failed"),
-                                   KeyboardInterrupt()], ids=["disk full", "as torch says it", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("write failed"), KeyboardInterrupt()],
+    ids=["disk full", "as torch says it", "Ctrl-C"],
+)
 def test_failed_write_leaves_what_was_there(tmp_path, monkeypatch, counting_recording, error):
     path = tmp_path / "take.pt"
     save_recording(path, counting_recording(5))
@@ -123,8 +133,9 @@ def test_any_other_bytes(tmp_path, content, wrap):
         load_recording(tmp_path / "bytes.pt")
 
 
-@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"f0": torch.zeros(1, 3, 1)}],
-                         ids=["list", "tensor", "dict"])
+@pytest.mark.parametrize(
+    "content", [[1, 2], torch.zeros(3), {"f0": torch.zeros(1, 3, 1)}], ids=["list", "tensor", "dict"]
+)
 def test_another_kind_of_file(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other\.pt is not a processed file; preprocess\.py makes them"):
@@ -149,8 +160,18 @@ def test_not_a_float32_tensor(spoilt, name, value):
         load_recording(spoilt(**{name: value}))
 
 
-@pytest.mark.parametrize(("name", "shape"), [("f0", (1, 9, 1)), ("f0", (10,)), ("loudness", (1, 10)), ("f0", (2, 5, 1)),
-                                             ("periodicity", (1, 11, 1)), ("audio", (1, 1599)), ("audio", (1600,))])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("f0", (1, 9, 1)),
+        ("f0", (10,)),
+        ("loudness", (1, 10)),
+        ("f0", (2, 5, 1)),
+        ("periodicity", (1, 11, 1)),
+        ("audio", (1, 1599)),
+        ("audio", (1600,)),
+    ],
+)
 def test_shapes_that_do_not_fit(spoilt, name, shape):
     with pytest.raises(ValueError, match=r"that do not fit together; run preprocess.py again"):
         load_recording(spoilt(**{name: torch.ones(shape)}))
@@ -162,19 +183,34 @@ def test_recording_without_a_frame(spoilt):
         load_recording(spoilt(**empty, audio=torch.zeros(1, 0)))
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("extractor", None), ("extractor", {}), ("extractor", {"audio": {}}), ("extractor", [1]),
-    ("source", None), ("source", {}), ("source", {"sha256": 5}), ("instrument", 5), ("instrument", ["trumpet"]),
-])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("extractor", None),
+        ("extractor", {}),
+        ("extractor", {"audio": {}}),
+        ("extractor", [1]),
+        ("source", None),
+        ("source", {}),
+        ("source", {"sha256": 5}),
+        ("instrument", 5),
+        ("instrument", ["trumpet"]),
+    ],
+)
 def test_descriptions_of_the_wrong_kind(spoilt, config, name, value):
     path = spoilt(**{name: value})
     with pytest.raises(ValueError, match=r"spoilt\.pt"):
         read_corpus(path.parent, config)
 
 
-@pytest.mark.parametrize(("section", "changes"), [
-    ("features", {"crepe_model": "full"}), ("features", {"loudness_window": 512}), ("audio", {"hop_length": 80}),
-])
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("features", {"crepe_model": "full"}),
+        ("features", {"loudness_window": 512}),
+        ("audio", {"hop_length": 80}),
+    ],
+)
 def test_stale_file_is_refused(processed_file, config, section, changes):
     newer = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
     with pytest.raises(ValueError, match=r"was made with other settings, or by an earlier version; run preprocess.py"):
@@ -340,7 +376,7 @@ def test_loads_in_batches(spans, config):
 def test_ranks_share_the_rest_of_an_epoch(spans, config, rank):
     """From the fourth crop on, two at a time; of the last batch one is left, and the second rank repeats it."""
     crops, order = CropDataset(spans, config), np.array([7, 6, 0, 1, 2, 3, 4, 5])
-    batches = list(load_batches(crops, order, 3, 2, Ranks(rank, rank, 2), torch.device("cpu")))
+    batches = list(load_batches(crops, order, 3, 2, ProcessRanks(rank, rank, 2), torch.device("cpu")))
     assert [list(positions) for positions, _, _ in batches] == [[3, 4], [5, 6], [7]]
     wanted = [[3, 5, 7], [4, 6, 7]][rank]
     assert [list(share) for _, share, _ in batches] == [[position] for position in wanted]
@@ -348,8 +384,10 @@ def test_ranks_share_the_rest_of_an_epoch(spans, config, rank):
         assert all(torch.equal(batch[name][0], values) for name, values in crops[order[position]].items())
 
 
-@pytest.mark.parametrize(("instrument", "kind"), [("guitar", NeuralGuitarDataset), ("trumpet", Vox2TrumpetDataset),
-                                                  ("tuba", Vox2TrumpetDataset)])
+@pytest.mark.parametrize(
+    ("instrument", "kind"),
+    [("guitar", NeuralGuitarDataset), ("trumpet", Vox2TrumpetDataset), ("tuba", Vox2TrumpetDataset)],
+)
 def test_instrument_chooses_the_name(spans, config, instrument, kind):
     dataset = build_dataset(spans, instrument, config, seed=4)
     assert type(dataset) is kind and dataset.seed == 4

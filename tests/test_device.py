@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-import gpu as benchmark_gpu
 import train
 from checkpoint import read_checkpoint
 from config import load_config
 from model import Vox2Trumpet
-from playing.block_player import Player
-from recordings.process_ranks import ALONE, Ranks
+from playing.block_player import BlockPlayer
+from recordings.process_ranks import SINGLE_PROCESS, ProcessRanks
 from sound.crepe import load_crepe
-from speed_parts import TextbookBank, build_textbook_loss
+from speed import TextbookBank, build_textbook_loss
 from test_train import arguments, make_recording
 from training.optimization import WeightAverage, build_loss, train_step
-from training.trainer import Stopped
+from training.trainer import TrainingStopped
 
 META = torch.device("meta")
 OPTIONS = {"mel": {"loss": {"mel_loss_weight": 1.0}}, "reverb": {"model": {"reverb_seconds": 0.1}}}
@@ -74,10 +73,10 @@ def test_inference(model):
 
 
 def test_blocks_and_single_frames(model):
-    player, n_played = Player(model.eval()), 0
+    player, n_played = BlockPlayer(model.eval()), 0
     for n_frames in (3, 1, 1, 10):
         f0, loudness = (curve[:1] for curve in list(make_batch(n_frames).values())[:2])
-        sound, _ = player.play(f0, loudness, gate=loudness)
+        sound, _ = player.play_block(f0, loudness, gate=loudness)
         assert sound.audio.device == META
         n_played += sound.audio.shape[1]
     assert n_played == (15 - player.latency) * 160
@@ -114,9 +113,9 @@ def test_losses_read_when_the_next_step_is_on_its_way(tmp_path, caplog):
     plain, late = (arguments(tmp_path / "data", "config.json", tmp_path / name, *flags) for name in ("plain", "late"))
     assert train.main(plain) == 0
     for is_stopped in (True, False):
-        trainer = train.prepare(train.parse_args(late))
-        trainer._n_unread, trainer.stopping = 1, is_stopped
-        with pytest.raises(Stopped) if is_stopped else contextlib.nullcontext():
+        trainer = train.build_trainer(train.parse_args(late))
+        trainer._max_pending, trainer.stop_requested = 1, is_stopped
+        with pytest.raises(TrainingStopped) if is_stopped else contextlib.nullcontext():
             trainer.run(2)
         assert trainer.progress.step == (2 if is_stopped else 6)
     one, other = (read_checkpoint(tmp_path / name / "latest.pth") for name in ("plain", "late"))
@@ -128,18 +127,21 @@ def test_losses_read_when_the_next_step_is_on_its_way(tmp_path, caplog):
 def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    first, last, one_too_many = (Ranks(number, number, 3) for number in range(3))
-    assert (first.own("auto"), last.own("cuda"), one_too_many.own("cpu")) == ("cuda:0", "cuda:1", "cpu")
-    assert [ALONE.own(name) for name in ("auto", "cuda:1")] == ["auto", "cuda:1"]
+    first, last, one_too_many = (ProcessRanks(number, number, 3) for number in range(3))
+    assert (first.device_name("auto"), last.device_name("cuda"), one_too_many.device_name("cpu")) == (
+        "cuda:0",
+        "cuda:1",
+        "cpu",
+    )
+    assert [SINGLE_PROCESS.device_name(name) for name in ("auto", "cuda:1")] == ["auto", "cuda:1"]
     with pytest.raises(ValueError, match="process 3 on this machine finds no GPU of its own, there are 2"):
-        one_too_many.own("auto")
+        one_too_many.device_name("auto")
 
 
-@pytest.mark.parametrize(("script", "flags"), [(train, ["--data_dir", "."]), (benchmark_gpu, [])])
-def test_a_gpu_that_is_too_small_is_no_traceback(script, flags, monkeypatch, caplog):
+def test_a_gpu_that_is_too_small_is_no_traceback(monkeypatch, caplog):
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(script, "prepare" if script is train else "run", fail)
-    assert script.main([*flags, "--device", "cpu"]) == 1
+    monkeypatch.setattr(train, "build_trainer", fail)
+    assert train.main(["--data_dir", ".", "--device", "cpu"]) == 1
     assert [record.getMessage().count("Tried to allocate 2.00 GiB.") for record in caplog.records] == [1]

@@ -19,10 +19,10 @@ import pytest
 import download_data
 from faulty_server import Fault, FaultyServer, random_fault
 from recordings import archives
-from recordings.fetching import DataError, Patience, Source
+from recordings.resumable_download import ArchiveSource, DataError, RetryPolicy
 
 ROOT = Path(download_data.__file__).parent
-FAST = Patience(retries=4, retries_offline=1, backoff=0.0, timeout=(5.0, 0.5))
+FAST = RetryPolicy(retries=4, retries_offline=1, backoff=0.0, timeout=(5.0, 0.5))
 RASH = dataclasses.replace(FAST, timeout=(5.0, 0.08))  # where it does not matter if a busy machine is taken for a fault
 CONTENT = random.Random(0).randbytes(20_000)
 TAKES = ["00_BN1-129-Eb_comp", "00_BN1-129-Eb_solo", "03_Jazz2-187-F#_comp", "03_Jazz2-187-F#_solo"]
@@ -31,17 +31,17 @@ TAKES = ["00_BN1-129-Eb_comp", "00_BN1-129-Eb_solo", "03_Jazz2-187-F#_comp", "03
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
     """No back-off; and no address but that of the test's own server, and no proxy."""
-    monkeypatch.setattr(archives, "PATIENCE", FAST)
+    monkeypatch.setattr(archives, "RETRY_POLICY", FAST)
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
 
 def source(url, content=CONTENT, ratio=1.0):
-    return Source(url, "archive", hashlib.md5(content).hexdigest(), ratio, "By hand: --local_archive PATH.")
+    return ArchiveSource(url, "archive", hashlib.md5(content).hexdigest(), ratio, "By hand: --local_archive PATH.")
 
 
 def obtain(folder, server, content=CONTENT):
-    return archives.obtain(source(server.url, content), folder).read_bytes()
+    return archives.download_archive(source(server.url, content), folder).read_bytes()
 
 
 def audio_files():
@@ -161,7 +161,7 @@ def test_notes_that_are_none(tmp_path, notes):
 def test_a_part_that_is_known_to_be_complete_needs_no_server(tmp_path):
     (tmp_path / "archive.part").write_bytes(CONTENT)
     (tmp_path / "archive.part.json").write_text(json.dumps({"validator": '"first"', "total": len(CONTENT)}))
-    assert archives.obtain(source("http://127.0.0.1:1/"), tmp_path).read_bytes() == CONTENT
+    assert archives.download_archive(source("http://127.0.0.1:1/"), tmp_path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("status, words", [(401, "refused"), (403, "refused"), (404, "no such file"), (418, "418")])
@@ -198,7 +198,7 @@ def test_a_retry_after_of_hours_ends_the_run(tmp_path):
 def test_back_off_doubles(tmp_path, monkeypatch):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
-    monkeypatch.setattr(archives, "PATIENCE", Patience(retries=4, backoff=1.0))
+    monkeypatch.setattr(archives, "RETRY_POLICY", RetryPolicy(retries=4, backoff=1.0))
     with FaultyServer(CONTENT, [Fault(status=500)] * 9) as server, pytest.raises(DataError, match="5 times in a row"):
         obtain(tmp_path, server)
     assert pauses == [1.0, 2.0, 4.0, 8.0]
@@ -239,7 +239,7 @@ def test_a_short_content_length_is_found_by_the_md5(tmp_path):
 def test_offline_is_one_sentence_with_the_url_and_the_way_out(tmp_path):
     url = "http://127.0.0.1:1/audio.zip"
     with pytest.raises(DataError, match="no connection") as caught:
-        archives.obtain(source(url), tmp_path)
+        archives.download_archive(source(url), tmp_path)
     assert url in str(caught.value) and "--local_archive" in str(caught.value)
     assert "2 times in a row" in str(caught.value)  # not the patience that a server gets which once answered
 
@@ -247,7 +247,7 @@ def test_offline_is_one_sentence_with_the_url_and_the_way_out(tmp_path):
 @pytest.mark.parametrize("url", ["nonsense", "ftp://127.0.0.1/x", "http://[/"])
 def test_what_is_no_url(tmp_path, url):
     with pytest.raises(DataError, match="cannot be asked for"):
-        archives.obtain(source(url), tmp_path)
+        archives.download_archive(source(url), tmp_path)
 
 
 def test_free_space_is_asked_for_before_a_byte_is_stored(tmp_path, monkeypatch):
@@ -270,7 +270,7 @@ def test_a_proxy_of_the_environment_is_used(tmp_path, monkeypatch):
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
-        assert archives.obtain(source("http://archive.invalid/x"), tmp_path).read_bytes() == CONTENT
+        assert archives.download_archive(source("http://archive.invalid/x"), tmp_path).read_bytes() == CONTENT
 
 
 # --- archives -------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def test_two_folders_with_the_same_take_are_refused(tmp_path, caplog):
 
 
 def test_a_zip_bomb_is_refused_before_anything_is_written(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(archives, "MIN_ROOM", 10**5)
+    monkeypatch.setattr(archives, "MIN_UNPACKED_BYTES", 10**5)
     content = zip_of(audio_files() | {"unwanted.bin": bytes(10**6)})
     with FaultyServer(content) as server:
         assert run(server, content, tmp_path) == 1
@@ -518,7 +518,7 @@ def test_a_hundred_runs_with_random_faults(tmp_path, monkeypatch):
         faults = [random_fault(rng, len(content)) for _ in range(rng.randrange(1, 8))]
         with FaultyServer(content, faults) as server:
             with monkeypatch.context() as patch:
-                patch.setattr(archives, "PATIENCE", RASH)
+                patch.setattr(archives, "RETRY_POLICY", RASH)
                 codes.append(run(server, content, folder))
             assert wav_names(folder) == (["00_BN1-129-Eb_solo_mic.wav"] if codes[-1] == 0 else []), f"seed {seed}"
             server.faults.clear()

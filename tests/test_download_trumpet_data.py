@@ -17,7 +17,7 @@ import pytest
 import download_trumpet_data
 from faulty_server import Fault, FaultyServer, random_fault
 from recordings import archives
-from recordings.fetching import Patience
+from recordings.resumable_download import RetryPolicy
 
 ROOT = Path(download_trumpet_data.__file__).parent
 NOWHERE = "http://127.0.0.1:1/"
@@ -29,13 +29,13 @@ TRUMPETS = [
     "AuSep_2_tpt_15_Surprise.wav",
 ]
 
-FAST = Patience(retries=4, retries_offline=1, backoff=0.0, timeout=(5.0, 0.5))
+FAST = RetryPolicy(retries=4, retries_offline=1, backoff=0.0, timeout=(5.0, 0.5))
 RASH = dataclasses.replace(FAST, timeout=(5.0, 0.08))  # where it does not matter if a busy machine is taken for a fault
 
 
 @pytest.fixture(autouse=True)
 def loopback_only(monkeypatch):
-    monkeypatch.setattr(archives, "PATIENCE", FAST)
+    monkeypatch.setattr(archives, "RETRY_POLICY", FAST)
     monkeypatch.setattr(download_trumpet_data, "URL", NOWHERE)
     monkeypatch.setattr(download_trumpet_data, "FACTS_URL", NOWHERE)
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
@@ -126,9 +126,9 @@ def test_an_instrument_that_the_archive_does_not_hold(tmp_path, caplog):
 
 def test_one_pass_and_only_the_wanted_members_are_written(tmp_path, monkeypatch):
     written, opened = [], []
-    write, unpack = download_trumpet_data.write_member, download_trumpet_data.opened
+    write, unpack = download_trumpet_data.write_member, download_trumpet_data.open_archive
     monkeypatch.setattr(download_trumpet_data, "write_member", lambda *a: (written.append(a[1].name), write(*a)))
-    monkeypatch.setattr(download_trumpet_data, "opened", lambda *a: (opened.append(a), unpack(*a))[1])
+    monkeypatch.setattr(download_trumpet_data, "open_archive", lambda *a: (opened.append(a), unpack(*a))[1])
     with FaultyServer(tar_of(urmp_files())) as server:
         assert run(server, tmp_path, "--instruments", "trumpet,oboe") == 0
     assert len(opened) == 1 and len(written) == 10
@@ -258,8 +258,8 @@ AUDIO = "AuSep_1_tpt_07_GString.wav"
     ],
 )
 def test_hostile_members_are_refused_by_name(tmp_path, caplog, monkeypatch, member, reason):
-    monkeypatch.setattr(archives, "MIN_ROOM", 10**5)
-    monkeypatch.setattr(archives, "MAX_RATIO", 10)
+    monkeypatch.setattr(archives, "MIN_UNPACKED_BYTES", 10**5)
+    monkeypatch.setattr(archives, "MAX_COMPRESSION_RATIO", 10)
     with FaultyServer(tar_of(urmp_files(), member)) as server:
         assert run(server, tmp_path) == 1
     assert repr(member[0].name) in caplog.text and reason in caplog.text
@@ -275,8 +275,8 @@ def test_a_header_that_is_a_bomb(tmp_path, caplog, monkeypatch):
 
 
 def test_a_tail_that_is_a_bomb(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(archives, "MIN_ROOM", 10**5)
-    monkeypatch.setattr(archives, "MAX_RATIO", 10)
+    monkeypatch.setattr(archives, "MIN_UNPACKED_BYTES", 10**5)
+    monkeypatch.setattr(archives, "MAX_COMPRESSION_RATIO", 10)
     with FaultyServer(gzip.compress(gzip.decompress(tar_of(urmp_files())) + bytes(10**7))) as server:
         assert run(server, tmp_path) == 1
     assert "far too much" in caplog.text and not installed(tmp_path)
@@ -346,7 +346,7 @@ def test_space_that_runs_out_while_unpacking(tmp_path, monkeypatch, caplog):
 def test_space_is_asked_for_before_a_local_archive_is_opened(tmp_path, monkeypatch, caplog):
     mine = tmp_path / "mine.tar.gz"
     mine.write_bytes(tar_of(urmp_files()))
-    monkeypatch.setattr(download_trumpet_data, "opened", None)
+    monkeypatch.setattr(download_trumpet_data, "open_archive", None)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 100))
     assert download_trumpet_data.main(["--local_archive", str(mine), "--output_dir", str(tmp_path)]) == 1
     assert "are missing" in caplog.text
@@ -364,7 +364,7 @@ def test_a_hundred_runs_with_random_faults_and_no_md5(tmp_path, monkeypatch):
         faults = [random_fault(rng, len(content)) for _ in range(rng.randrange(1, 8))]
         with FaultyServer(content, faults) as server:
             with monkeypatch.context() as patch:
-                patch.setattr(archives, "PATIENCE", RASH)
+                patch.setattr(archives, "RETRY_POLICY", RASH)
                 codes.append(run(server, folder))
             assert names(folder / "trumpet_only") == (TRUMPETS if codes[-1] == 0 else []), f"seed {seed}"
             server.faults.clear()

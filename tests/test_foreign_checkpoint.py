@@ -10,16 +10,16 @@ import torch
 import checkpoint as checkpoint_module
 from checkpoint import (
     FORMAT_VERSION,
+    checkpoint_config,
     load_model,
     load_weights,
     make_checkpoint,
     read_checkpoint,
     save_checkpoint,
-    settings_of,
 )
 from conftest import damaged_pickles, zipped
 from model import build_model
-from sound import atomic_files as files
+from sound import atomic_files
 
 
 @pytest.fixture
@@ -46,8 +46,10 @@ def raise_after_some_bytes(error):
     return save
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"),
-                                   RuntimeError("PytorchStreamWriter failed writing file data/0")])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file data/0")],
+)
 def test_full_disk_costs_nothing(write_checkpoint, monkeypatch, small_config, error):
     path = write_checkpoint()
     before = path.read_bytes()
@@ -66,7 +68,7 @@ def test_disk_that_fails_at_the_last_moment(write_checkpoint, monkeypatch, small
     def fail(*args):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(files.os, call, fail)
+    monkeypatch.setattr(atomic_files.os, call, fail)
     with pytest.raises(OSError, match=r"Input/output error.*what was there is untouched"):
         save_checkpoint(path, make_checkpoint(small_config, "trumpet"))
     assert path.read_bytes() == before
@@ -200,13 +202,23 @@ def test_settings_that_are_none(rewrite, section, value):
 
     path = rewrite(change)
     with pytest.raises(ValueError, match=r"model\.pth"):
-        settings_of(read_checkpoint(path), path)
+        checkpoint_config(read_checkpoint(path), path)
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("hidden_size", "32"), ("hidden_size", -1), ("hidden_size", None), ("decoder", "lstm"), ("decoder", ["gru"]),
-    ("num_layers", 0), ("n_harmonics", 1.5), ("initial_gain", 0), ("noise_bias", None),
-])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", "32"),
+        ("hidden_size", -1),
+        ("hidden_size", None),
+        ("decoder", "lstm"),
+        ("decoder", ["gru"]),
+        ("num_layers", 0),
+        ("n_harmonics", 1.5),
+        ("initial_gain", 0),
+        ("noise_bias", None),
+    ],
+)
 def test_settings_that_make_no_model(rewrite, key, value):
     path = rewrite(lambda content: content["config"]["model"].update({key: value}))
     with pytest.raises(ValueError, match=r"model\.pth"):

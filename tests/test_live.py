@@ -71,7 +71,7 @@ def in_a_thread(work):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere sound cards' threads have precedence")
 def test_the_players_threads_go_before_other_programs() -> None:
     def policies():
-        allowed = live.take_precedence()
+        allowed = live.request_realtime_priority()
         return allowed, os.sched_getscheduler(0), in_a_thread(lambda: os.sched_getscheduler(0))
 
     before = os.sched_getscheduler(0)
@@ -94,8 +94,8 @@ def test_without_precedence_it_plays_and_says_so(write_checkpoint, monkeypatch, 
 
 
 def test_the_level_meter() -> None:
-    meter = live.Meter()
-    meter.heard, meter.played = 1.0, 0.0
+    meter = live.LevelMeter()
+    meter.input_peak, meter.output_peak = 1.0, 0.0
     line = meter.draw()
     assert "voice ########################    0 dB" in line and "instrument ........................ -120 dB" in line
     assert "#" not in meter.draw() and "turned down" not in line

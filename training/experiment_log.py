@@ -9,13 +9,9 @@ import html
 import json
 import logging
 import math
-import netrc
-import os
 import secrets
-import shlex
 import time
-import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +23,15 @@ from model import NeuralGuitar
 from recordings.corpus import Corpus
 from recordings.crops import Span
 from sound.atomic_files import write_text
-from sound.figures import THEMES, save_figure
-from training.held_out_phrases import SOUNDS, Phrase, draw_phrase, loudest_passage, play_phrase
+from sound.feature_plots import THEMES, save_figure
+from training import wandb_run
+from training.held_out_phrases import HeldOutPhrase, draw_phrase, load_loudest_passage, play_phrase
 
-MODES = ("online", "offline", "disabled")
-_INIT_SECONDS = 30  # to reach W&B
-_START_SECONDS = 120  # for its own process to start
-_FINISH_SECONDS = 120  # to send it the rest; what it has not got then stays on disk
 _MAX_POINTS = 1000  # of a curve on the page
 _TEMPLATE = Path(__file__).parent / "run_page.html"
 _ADJECTIVES = ("amber", "brisk", "calm", "deep", "early", "fair", "gentle", "keen", "late", "mellow", "quiet", "silver")
 _NOUNS = ("anthem", "ballad", "cadence", "chorale", "echo", "fanfare", "fugue", "minuet", "prelude", "refrain", "waltz")
 log = logging.getLogger("train")
-
-
-def new_run_id() -> str:
-    """Return an id for W&B; not from the seeded generators, else every training would get the same."""
-    return secrets.token_hex(4)
 
 
 def choose_run_name(runs_dir: Path, wanted: str | None = None) -> str:
@@ -58,12 +46,7 @@ def choose_run_name(runs_dir: Path, wanted: str | None = None) -> str:
 # --- the run --------------------------------------------------------------------------------------
 
 
-def _quoted(pattern: Path) -> str:
-    """Return a path for the shell, which is to fill in the star of its name."""
-    return f"{shlex.quote(str(pattern.parent))}/{pattern.name}"
-
-
-class Tracker:
+class ExperimentLog:
     """One training's folder under ``runs/`` and, once started, its W&B run."""
 
     def __init__(
@@ -76,56 +59,31 @@ class Tracker:
         self.folder = folder
         self.config = config
         self.phrases = phrases
-        self._passages: dict[str, Phrase] = {}
+        self._loaded_phrases: dict[str, HeldOutPhrase] = {}
         self._wandb: Any = None
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
         self._last_step: tuple[int, float] | None = None
         about = {
             "instrument": corpus.instrument, "preset": config.preset, "config": config_to_dict(config),
             "training_recordings": len(corpus.training), "validation_recordings": len(corpus.validation),
         }  # fmt: skip
-        self._guarded(self._open, resumed_at)
-        self._guarded(self._append, {"kind": "start", "step": resumed_at, "time": time.time(), **about})
+        self._try_to(self._open, resumed_at)
+        self._try_to(self._append, {"kind": "start", "step": resumed_at, "time": time.time(), **about})
 
     def start_wandb(self, mode: str | None, project: str, run_id: str) -> None:
-        """Start or continue the W&B run with this id; no login is ever asked for."""
-        chosen = mode or os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+        """Start or resume the W&B run with this id; no login is ever asked for."""
+        chosen = wandb_run.choose_mode(mode)
         if chosen == "disabled":
             return
-        self._wandb = self._connect(chosen, project, run_id)
+        self._wandb = self._try_to(wandb_run.start_run, chosen, project, run_id, self.folder, self.config)
         if self._wandb is None and chosen == "online":
             log.info("W&B cannot be reached: this run is kept offline")
-            self._guarded(_stop_wandb)
-            chosen, self._wandb = "offline", self._connect("offline", project, run_id)
+            self._try_to(wandb_run.stop_service)
+            chosen = "offline"
+            self._wandb = self._try_to(wandb_run.start_run, chosen, project, run_id, self.folder, self.config)
         if self._wandb is not None and chosen == "offline":
-            parts = self.folder / "wandb" / f"offline-run-*-{run_id}"
             hint = "" if mode else " (`wandb login` once, and the next run is online)"
-            n_parts = len(list(parts.parent.glob(parts.name)))
-            order = f", its {n_parts} parts in the order of their names" if n_parts > 1 else ""
-            log.info("W&B is offline%s; to upload this run%s: wandb sync %s", hint, order, _quoted(parts))
-
-    def _connect(self, mode: str, project: str, run_id: str) -> Any:
-        def connect() -> Any:
-            import wandb  # slow to import, and not needed to train
-
-            (self.folder / "wandb").mkdir(parents=True, exist_ok=True)  # else wandb takes a temporary folder
-            settings = wandb.Settings(
-                silent=True, console="off", disable_git=True, login_timeout=1,
-                init_timeout=_INIT_SECONDS if mode == "online" else _START_SECONDS, finish_timeout=_FINISH_SECONDS,
-            )  # fmt: skip
-            run = wandb.init(
-                mode=mode, project=project, id=run_id, name=self.folder.name, dir=self.folder, resume="allow",
-                config=config_to_dict(self.config), settings=settings,
-            )  # fmt: skip
-            # Never log(step=...): W&B drops what a resumed run logs for a step that it has seen.
-            for names, axis in ((("train_*", "grad_norm", "learning_rate", "steps_per_second"), "step"),
-                                (("val_*", "epoch_*", "phrase_*"), "epoch")):  # fmt: skip
-                run.define_metric(axis)
-                for name in names:
-                    run.define_metric(name, step_metric=axis)
-            return run
-
-        return self._guarded(connect)
+            log.info("W&B is offline%s; to upload this run%s", hint, wandb_run.describe_upload(self.folder, run_id))
 
     def log_step(self, epoch: int, step: int, values: dict[str, float]) -> None:
         """Record a training step; how fast steps come is added."""
@@ -143,19 +101,21 @@ class Tracker:
             "val_log_magnitude": validation.log_magnitude,
         }  # fmt: skip
         self._record({"kind": "epoch", "step": step, "epoch": epoch, **_finite(values)})
-        self._guarded(write_page, self.folder)
+        self._try_to(write_run_page, self.folder)
 
     def log_phrases(self, epoch: int, step: int, model: NeuralGuitar, corpus: Corpus) -> None:
-        """Let the model play the phrases that are in ``corpus`` by now; keep the sounds and their pictures."""
-        self._guarded(self._log_phrases, epoch, step, model, {*corpus.validation, *corpus.training})
+        """Play the phrases that are in ``corpus`` by now; save the sounds and their pictures."""
+        self._try_to(self._log_phrases, epoch, step, model, {*corpus.validation, *corpus.training})
         self._last_step = None  # the time that this took is not training time
 
-    def _log_phrases(self, epoch: int, step: int, model: NeuralGuitar, here: set[Span]) -> None:
+    def _log_phrases(self, epoch: int, step: int, model: NeuralGuitar, available: set[Span]) -> None:
         shown = []
         for number, (name, span) in enumerate(self.phrases.items(), start=1):
-            if span not in here:
+            if span not in available:
                 continue
-            phrase = self._passages[name] = self._passages.get(name) or loudest_passage(span, self.config)
+            phrase = self._loaded_phrases[name] = self._loaded_phrases.get(name) or load_loudest_passage(
+                span, self.config
+            )
             sounds, gain = play_phrase(model, phrase)
             stem = f"epoch_{epoch:04}_phrase_{number}"
             for sound, samples in sounds.items():
@@ -167,36 +127,24 @@ class Tracker:
                 save_figure(figure, self.folder / "pictures" / f"{stem}_{theme}.png")
             shown.append({"name": phrase.name, "number": number, "stem": stem, "gain": gain})
         self._append({"kind": "phrases", "step": step, "epoch": epoch, "phrases": shown})
-        write_page(self.folder)
+        write_run_page(self.folder)
         if self._wandb is not None:
-            self._send(self._wandb_media(shown) | {"step": step, "epoch": epoch})
-
-    def _wandb_media(self, shown: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        import wandb
-
-        media: dict[str, Any] = {}
-        for phrase in shown:
-            for name in SOUNDS:
-                path = self.folder / "sounds" / f"{phrase['stem']}_{name}.wav"
-                media[f"phrase_{phrase['number']}_{name}"] = wandb.Audio(str(path), caption=f"{phrase['name']}, {name}")
-            picture = self.folder / "pictures" / f"{phrase['stem']}_light.png"
-            media[f"phrase_{phrase['number']}_picture"] = wandb.Image(str(picture), caption=phrase["name"])
-        return media
+            self._send(wandb_run.make_media(self.folder, shown) | {"step": step, "epoch": epoch})
 
     def finish(self, exit_code: int) -> None:
         """Bring the page up to date and close the W&B run."""
-        self._guarded(write_page, self.folder)
+        self._try_to(write_run_page, self.folder)
         if self._wandb is not None:
-            self._guarded(self._wandb.finish, exit_code)
+            self._try_to(self._wandb.finish, exit_code)
 
     def _record(self, record: dict[str, Any]) -> None:
-        self._guarded(self._append, record)
+        self._try_to(self._append, record)
         if self._wandb is not None:
             self._send({name: value for name, value in record.items() if name != "kind" and value is not None})
 
     def _send(self, values: dict[str, Any]) -> None:
         """Give values to W&B; what it does not take stays in the folder alone, and the next are tried again."""
-        self._guarded(self._wandb.log, values)
+        self._try_to(self._wandb.log, values)
 
     def _open(self, resumed_at: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -207,34 +155,16 @@ class Tracker:
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def _guarded(self, act: Callable[..., Any], *arguments: Any) -> Any:
-        """Do something that is not worth a training; return None if it fails, and say why, once."""
+    def _try_to(self, action: Callable[..., Any], *arguments: Any) -> Any:
+        """Call ``action``; if it fails, log the reason once and return None, so that no training stops for it."""
         try:
-            return act(*arguments)
+            return action(*arguments)
         except Exception as error:  # whatever a full disk, a network or W&B's own service may come up with
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            if reason not in self._said:
+            if reason not in self._reported:
                 log.warning("not tracked, training goes on: %s", reason)
-            self._said.add(reason)
+            self._reported.add(reason)
             return None
-
-
-def _stop_wandb() -> None:
-    """End W&B's own process, in which a start that failed still holds the run's id."""
-    import wandb
-
-    wandb.teardown()
-
-
-def _has_key() -> bool:
-    """Say whether a W&B key is configured, by its variable or in the netrc file, as ``wandb login`` leaves it."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:
@@ -256,7 +186,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def write_page(folder: Path) -> None:
+def write_run_page(folder: Path) -> None:
     """Make ``index.html`` of what is in a run's folder."""
     records = read_metrics(folder)
     steps = [record for record in records if record["kind"] == "step"]

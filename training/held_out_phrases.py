@@ -18,7 +18,7 @@ from model import NeuralGuitar
 from recordings.corpus import Corpus
 from recordings.crops import Span
 from sound.audio_files import prepare_audio
-from sound.figures import THEMES, Theme
+from sound.feature_plots import THEMES, Theme
 from sound.plucks import trace_plucks
 
 SOUNDS = ("target", "resynthesis", "harmonic", "noise")
@@ -27,7 +27,7 @@ _PHRASE_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
-class Phrase:
+class HeldOutPhrase:
     """A passage that the model plays again and again, to be compared with the recording."""
 
     name: str
@@ -38,20 +38,20 @@ class Phrase:
     plucks: torch.Tensor | None = None  # [1, T, 2], time since the onset (s) and velocity (dB), if the model needs them
 
 
-def choose_phrases(corpus: Corpus, before: Sequence[str] = ()) -> dict[str, Span | None]:
+def choose_phrases(corpus: Corpus, previous: Sequence[str] = ()) -> dict[str, Span | None]:
     """Choose a few held-out recordings (of the training's own where none is held out), by their names in the folder.
 
     Args:
         corpus: the whole, also what is still to come.
-        before: what a training chose that is resumed, and keeps; one that is gone is None. If all are, others come.
+        previous: the choice of the training that is resumed; a phrase that is gone is None. If all are, others come.
     """
     spans = corpus.validation or corpus.training
     named = {span.path.relative_to(corpus.folder).as_posix(): span for span in spans}
-    kept = [*before] if any(name in named for name in before) else [*named][:: -(-len(named) // _N_PHRASES)]
+    kept = [*previous] if any(name in named for name in previous) else [*named][:: -(-len(named) // _N_PHRASES)]
     return {name: named.get(name) for name in kept}
 
 
-def loudest_passage(span: Span, config: Config) -> Phrase:
+def load_loudest_passage(span: Span, config: Config) -> HeldOutPhrase:
     """Return some seconds of a recording as a phrase."""
     recording = load_recording(span.path)
     n_frames = min(span.n_frames, config.audio.seconds_to_frames(_PHRASE_SECONDS))
@@ -63,7 +63,7 @@ def loudest_passage(span: Span, config: Config) -> Phrase:
         curves = recording.f0[0, :, 0].numpy(), recording.loudness[0, :, 0].numpy()
         traced = trace_plucks(*curves, config.audio.frame_rate, config.features.loudness_floor)
         plucks = torch.from_numpy(traced)[None, frames]
-    return Phrase(
+    return HeldOutPhrase(
         span.path.name.removesuffix(".pt"),
         recording.f0[:, frames].clone(),
         recording.loudness[:, frames].clone(),
@@ -74,8 +74,8 @@ def loudest_passage(span: Span, config: Config) -> Phrase:
 
 
 @torch.no_grad()
-def play_phrase(model: NeuralGuitar, phrase: Phrase) -> tuple[dict[str, np.ndarray], float]:
-    """Let the model play a phrase.
+def play_phrase(model: NeuralGuitar, phrase: HeldOutPhrase) -> tuple[dict[str, np.ndarray], float]:
+    """Play a phrase on the model.
 
     Returns:
         The sounds [N] by the names in ``SOUNDS``, what the model made raised or lowered until the
@@ -100,7 +100,7 @@ def _rms(audio: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))
 
 
-def draw_phrase(phrase: Phrase, sounds: dict[str, np.ndarray], config: Config, theme: str = "light") -> Figure:
+def draw_phrase(phrase: HeldOutPhrase, sounds: dict[str, np.ndarray], config: Config, theme: str = "light") -> Figure:
     """Draw pitch and loudness of a phrase, and the spectrograms of target and resynthesis."""
     colours = THEMES[theme]
     figure = Figure(figsize=(9, 7.6), dpi=110, facecolor=colours.background)
@@ -118,7 +118,7 @@ def draw_phrase(phrase: Phrase, sounds: dict[str, np.ndarray], config: Config, t
         _draw_spectrogram(axis, sounds[name], config.audio.sample_rate, theme)
     titles = ("Pitch, Hz", "Loudness, dB", "Target, kHz", "Resynthesis, kHz")
     for axis, title in zip(axes, titles):
-        _style(axis, title, colours)
+        _style_panel(axis, title, colours)
     axes[0].set_xlim(0, len(phrase.voiced) / config.audio.frame_rate)
     axes[3].xaxis.set_major_formatter(FuncFormatter(lambda second, _: f"{second:g} s"))
     return figure
@@ -141,7 +141,7 @@ def _draw_spectrogram(axis: Axes, audio: np.ndarray, sample_rate: int, theme: st
     )  # fmt: skip
 
 
-def _style(axis: Axes, title: str, colours: Theme) -> None:
+def _style_panel(axis: Axes, title: str, colours: Theme) -> None:
     axis.set_facecolor(colours.background)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0, labelsize=8.5, labelcolor=colours.muted)

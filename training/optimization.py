@@ -37,14 +37,14 @@ def build_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Adam
     return torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
 
 
-def layers_to_compile(model: NeuralGuitar) -> list[nn.Module]:
-    """Return what torch.compile can translate; GRU, synthesis and loss are written for speed as they are."""
+def compilable_layers(model: NeuralGuitar) -> list[nn.Module]:
+    """Return the layers that torch.compile can translate; GRU, synthesis and loss are written for speed as they are."""
     layers = [model.embedding, model.decoder, getattr(model, "projection", None)]
     return [layer for layer in layers if layer is not None and not isinstance(layer, (GruDecoder, nn.Identity))]
 
 
-def failed_to_compile(error: Exception) -> bool:
-    """Say whether an error is torch.compile's own: a compiler is missing, say, or a GPU too old."""
+def is_compile_error(error: Exception) -> bool:
+    """Return True if an error is torch.compile's own: a compiler is missing, say, or a GPU too old."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
@@ -64,9 +64,9 @@ def train_step(
     ``precision`` is that of the decoder's products, all else is done in float32.
     """
     optimizer.zero_grad(set_to_none=True)
-    heard = (batch["heard_f0"], batch["heard_loudness"]) if "heard_f0" in batch else None
+    decoder_inputs = (batch["heard_f0"], batch["heard_loudness"]) if "heard_f0" in batch else None
     with torch.autocast(batch["f0"].device.type, precision, enabled=precision != torch.float32):
-        audio = model(batch["f0"], batch["loudness"], generator, heard, batch.get("plucks"))
+        audio = model(batch["f0"], batch["loudness"], generator, decoder_inputs, batch.get("plucks"))
     loss = loss_function(audio, batch["audio"], batch.get("bandwidth"))
     (weight * loss.total).backward()
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)

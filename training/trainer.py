@@ -16,24 +16,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from checkpoint import BEST, LATEST, keep_newest, save_checkpoint
+from checkpoint import BEST, LATEST, delete_old_epochs, save_checkpoint
 from config import Config
 from loss import StftLoss
 from recordings.corpus import Corpus
 from recordings.crops import CropDataset, load_batches
-from recordings.process_ranks import ALONE, Ranks
-from training.experiment_log import Tracker
+from recordings.process_ranks import SINGLE_PROCESS, ProcessRanks
+from training.experiment_log import ExperimentLog
 from training.optimization import build_loss, learning_rate_at, train_step
 from training.training_state import TrainingState
 
 log = logging.getLogger("train")
 
 
-class Stopped(Exception):
+class TrainingStopped(Exception):
     """Somebody asked for the end (Ctrl-C, SIGTERM); the step in hand is finished first."""
 
 
-class _Step(NamedTuple):
+class _PendingStep(NamedTuple):
     """A step that is done, or on its way on a GPU."""
 
     number: int
@@ -41,19 +41,19 @@ class _Step(NamedTuple):
     read: Callable[[], list[float]]  # the three losses, how many ranks were asked to stop, the gradient norm
 
 
-def _bring(values: Tensor) -> Callable[[], list[float]]:
-    """Return what reads values; those of a CUDA GPU are sent for at once, and nothing after them is waited for.
+def _read_later(values: Tensor) -> Callable[[], list[float]]:
+    """Return a function that reads values; from a CUDA GPU they are copied at once, without waiting.
 
-    If they were sent for only when they are read, they would come after all that the GPU was given meanwhile.
+    If they were copied only when they are read, they would come after all that the GPU was given meanwhile.
     """
     if values.device.type != "cuda":
         return values.tolist
-    here = values.to("cpu", non_blocking=True)
+    host_values = values.to("cpu", non_blocking=True)
     arrived = torch.cuda.current_stream(values.device).record_event()
 
     def read() -> list[float]:
         arrived.synchronize()
-        return here.tolist()
+        return host_values.tolist()
 
     return read
 
@@ -68,23 +68,23 @@ class Trainer(TrainingState):
         checkpoint_dir: Path,
         device: torch.device,
         seed: int,
-        ranks: Ranks = ALONE,
+        ranks: ProcessRanks = SINGLE_PROCESS,
         num_workers: int = 0,
     ) -> None:
         super().__init__(config, corpus, device, seed)
         self.checkpoint_dir = checkpoint_dir
         self.ranks = ranks
         self.num_workers = num_workers
-        self.parallel = ranks.parallel(self.model, device)
+        self.parallel_model = ranks.wrap_model(self.model, device)
         self.loss_function = build_loss(config).to(device)
         self.next_corpus: Callable[[], Corpus] | None = None  # asked before each epoch, where recordings still arrive
-        self.tracker: Tracker | None = None  # of rank 0, if somebody watches
+        self.experiment_log: ExperimentLog | None = None  # of rank 0, if any
         self.precision: torch.dtype = torch.float32  # of the decoder's products, in training
-        self.stopping = False  # asked of this process
+        self.stop_requested = False  # requested of this process
         self.last_loss = float("nan")
         # To read a loss makes a GPU wait for it, so there it is read when the next step is on its way.
-        self._n_unread = 1 if device.type == "cuda" else 0
-        self._unread: deque[_Step] = deque()
+        self._max_pending = 1 if device.type == "cuda" else 0
+        self._pending: deque[_PendingStep] = deque()
         self._stop_after: int | None = None  # the step after which all ranks stop
         self._last_save = time.monotonic()
 
@@ -96,23 +96,23 @@ class Trainer(TrainingState):
             ValueError: the loss is not finite.
         """
         progress, n_crops = self.progress, len(self.training)
-        self.parallel.train()
+        self.parallel_model.train()
         self.training.set_epoch(progress.epoch)
         order = self.training.order()
-        with self._bar(n_crops) as bar:
+        with self._progress_bar(n_crops) as bar:
             for positions, share, batch in self._batches(self.training, order, progress.position_in_epoch):
                 self._step(positions, share, batch)
-                self._settle(self._n_unread)
+                self._read_pending(self._max_pending)
                 bar.set_postfix(loss=f"{self.last_loss:.3f}", refresh=False)
                 bar.update()
                 if progress.position_in_epoch < n_crops:
                     self._stop_or_save()
-        self._settle(0)
+        self._read_pending(0)
         mean = progress.loss_sum / n_crops
         progress.epoch, progress.position_in_epoch, progress.loss_sum = progress.epoch + 1, 0, 0.0
         return mean
 
-    def _bar(self, n_crops: int) -> tqdm:
+    def _progress_bar(self, n_crops: int) -> tqdm:
         size = self.config.train.batch_size
         return tqdm(
             desc=f"epoch {self.progress.epoch + 1}", unit="it", total=-(-n_crops // size),
@@ -127,17 +127,19 @@ class Trainer(TrainingState):
         return load_batches(crops, order, start, size, self.ranks, self.device, self.num_workers)
 
     def _noise_sources(self, *key: int, positions: range) -> list[torch.Generator]:
-        return [torch.Generator(self.device).manual_seed(_mix(self.seed, *key, position)) for position in positions]
+        return [
+            torch.Generator(self.device).manual_seed(_derive_seed(self.seed, *key, position)) for position in positions
+        ]
 
     def _step(self, positions: range, share: range, batch: dict[str, Tensor]) -> None:
         progress, n_ranks = self.progress, self.ranks.size
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(progress.step, self.config.train)
-        torch.manual_seed(_mix(self.seed, progress.step, self.ranks.rank))  # dropout's
+        torch.manual_seed(_derive_seed(self.seed, progress.step, self.ranks.rank))  # dropout's
         noise = self._noise_sources(progress.epoch, 0, positions=share)
-        weight = len(self.ranks.share(positions)) * n_ranks / len(positions)
+        weight = len(self.ranks.shard(positions)) * n_ranks / len(positions)
         max_grad_norm = self.config.train.max_grad_norm
-        model, loss, optimizer = self.parallel, self.loss_function, self.optimizer
+        model, loss, optimizer = self.parallel_model, self.loss_function, self.optimizer
         try:
             losses = train_step(model, loss, optimizer, batch, max_grad_norm, noise, weight, self.precision)
         except RuntimeError as error:  # --debug: autograd names the operation
@@ -145,29 +147,31 @@ class Trainer(TrainingState):
                 raise
             raise ValueError(self._describe_failure(str(error), progress.step + 1, positions)) from error
         grad_norm = losses.pop("grad_norm")
-        asked = torch.full_like(grad_norm, float(self.stopping))
-        values = self.ranks.sum(torch.stack([*(loss * (weight / n_ranks) for loss in losses.values()), asked]))
+        stop_requests = torch.full_like(grad_norm, float(self.stop_requested))
+        values = self.ranks.all_reduce(
+            torch.stack([*(loss * (weight / n_ranks) for loss in losses.values()), stop_requests])
+        )
         progress.step += 1
         if self.average:
             self.average.update(self.model, progress.step)
         progress.position_in_epoch = positions.stop
-        self._unread.append(_Step(progress.step, positions, _bring(torch.cat([values, grad_norm[None]]))))
+        self._pending.append(_PendingStep(progress.step, positions, _read_later(torch.cat([values, grad_norm[None]]))))
 
-    def _settle(self, n_unread: int) -> None:
-        """Read the results of all but the newest ``n_unread`` steps."""
-        while len(self._unread) > n_unread:
-            step = self._unread.popleft()
-            loss, convergence, log_magnitude, asked, grad_norm = step.read()
+    def _read_pending(self, max_pending: int) -> None:
+        """Read the results of all but the newest ``max_pending`` steps."""
+        while len(self._pending) > max_pending:
+            step = self._pending.popleft()
+            loss, convergence, log_magnitude, stop_requests, grad_norm = step.read()
             if not np.isfinite([loss, grad_norm]).all():
                 what = f"the loss is {loss} and the norm of its gradient {grad_norm}"
                 raise ValueError(self._describe_failure(what, step.number, step.positions))
-            if asked and self._stop_after is None:
-                self._stop_after = step.number + self._n_unread  # the same step on every rank
+            if stop_requests and self._stop_after is None:
+                self._stop_after = step.number + self._max_pending  # the same step on every rank
             self.last_loss = loss
             self.progress.loss_sum += loss * len(step.positions)
-            if self.tracker and step.number % self.config.train.log_every_steps == 0:
+            if self.experiment_log and step.number % self.config.train.log_every_steps == 0:
                 learning_rate = learning_rate_at(step.number - 1, self.config.train)
-                self.tracker.log_step(self.progress.epoch, step.number, {
+                self.experiment_log.log_step(self.progress.epoch, step.number, {
                     "train_loss": loss, "train_spectral_convergence": convergence,
                     "train_log_magnitude": log_magnitude, "grad_norm": grad_norm, "learning_rate": learning_rate,
                 })  # fmt: skip
@@ -180,26 +184,26 @@ class Trainer(TrainingState):
         )
 
     def _stop_or_save(self) -> None:
-        """Between two steps of an epoch: leave if that was asked for, save if it is time."""
+        """Between two steps of an epoch: stop if that was requested, save if it is time."""
         stop = self._stop_after is not None and self.progress.step >= self._stop_after
         due = time.monotonic() - self._last_save >= 60 * self.config.train.save_every_minutes
         if stop or (due and self.ranks.is_first):
-            self._settle(0)
+            self._read_pending(0)
             self.save(LATEST)
         if stop:
-            raise Stopped
+            raise TrainingStopped
 
     @torch.no_grad()
     def validate(self) -> StftLoss:
         """Return the mean losses over the held-out recordings as numbers; NaN if there are none."""
-        model = self.judged.eval()
+        model = self.eval_model.eval()
         sums, n_crops = torch.zeros(3, device=self.device), len(self.validation)
         for positions, share, batch in self._batches(self.validation, np.arange(n_crops)):
             noise = self._noise_sources(0, 1, positions=share)
             audio = model(batch["f0"], batch["loudness"], noise, plucks=batch.get("plucks"))
             losses = torch.stack(self.loss_function(audio, batch["audio"], batch.get("bandwidth")))
-            sums += losses * len(self.ranks.share(positions))
-        sums = self.ranks.sum(sums).tolist()
+            sums += losses * len(self.ranks.shard(positions))
+        sums = self.ranks.all_reduce(sums).tolist()
         return StftLoss(*(total / n_crops if n_crops else float("nan") for total in sums))
 
     def save(self, *names: str) -> None:
@@ -225,30 +229,30 @@ class Trainer(TrainingState):
                 log.info("no lower validation loss for %d epochs: training ends here", progress.epochs_since_best)
                 return
             if self.next_corpus and progress.position_in_epoch == 0:
-                self.take_on(self.next_corpus())
+                self.switch_corpus(self.next_corpus())
             self._finish_epoch(self.train_epoch(), self.validate())
-            asked = self.ranks.sum(torch.tensor(float(self.stopping), device=self.device))
-            if asked.item() and progress.epoch < epochs:
-                raise Stopped
+            stop_requests = self.ranks.all_reduce(torch.tensor(float(self.stop_requested), device=self.device))
+            if stop_requests.item() and progress.epoch < epochs:
+                raise TrainingStopped
 
     def _finish_epoch(self, train_loss: float, validation: StftLoss) -> None:
         progress, val_loss = self.progress, validation.total
         is_best = val_loss < progress.best_val_loss
         progress.best_val_loss = min(val_loss, progress.best_val_loss)
         progress.epochs_since_best = 0 if is_best or np.isnan(val_loss) else progress.epochs_since_best + 1
-        if self.tracker:
-            self.tracker.log_epoch(progress.epoch, progress.step, train_loss, validation)
+        if self.experiment_log:
+            self.experiment_log.log_epoch(progress.epoch, progress.step, train_loss, validation)
         self.save(LATEST, f"model_epoch_{progress.epoch}.pth", *([BEST] if is_best else []))
         if self.ranks.is_first:
-            keep_newest(self.checkpoint_dir, self.config.train.keep_checkpoints)
+            delete_old_epochs(self.checkpoint_dir, self.config.train.keep_checkpoints)
         log.info(
             "epoch %d step %d train_loss %.4f val_loss %.4f%s",
             progress.epoch, progress.step, train_loss, val_loss, " (best)" if is_best else "",
         )  # fmt: skip
-        if self.tracker and progress.epoch % self.config.train.phrases_every_epochs == 0:
-            self.tracker.log_phrases(progress.epoch, progress.step, self.judged, self.corpus)
+        if self.experiment_log and progress.epoch % self.config.train.phrases_every_epochs == 0:
+            self.experiment_log.log_phrases(progress.epoch, progress.step, self.eval_model, self.corpus)
 
 
-def _mix(*numbers: int) -> int:
+def _derive_seed(*numbers: int) -> int:
     """Return a seed that differs wherever any of the numbers does."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from checkpoint import (
+    crop_order_changes,
+    inference_weights,
     load_weights,
     make_checkpoint,
-    measures_otherwise,
-    order_changes,
+    makes_losses_incomparable,
     random_state,
     restore_random_state,
-    weights_for_use,
 )
 from config import Config, training_changes
 from model import NeuralGuitar, build_model
@@ -31,7 +31,7 @@ log = logging.getLogger("train")
 
 
 @dataclasses.dataclass
-class Progress:
+class TrainingProgress:
     epoch: int = 0  # complete epochs
     step: int = 0  # optimizer steps in all
     position_in_epoch: int = 0  # crops done in the unfinished epoch
@@ -39,8 +39,8 @@ class Progress:
     best_val_loss: float = float("inf")
     epochs_since_best: int = 0
 
-    def forget_best(self) -> None:
-        """Look for the best validation loss anew: those to come do not compare with it."""
+    def reset_best(self) -> None:
+        """Reset the best validation loss: those to come do not compare with it."""
         self.best_val_loss, self.epochs_since_best = float("inf"), 0
 
 
@@ -55,13 +55,13 @@ class TrainingState:
         self.model: NeuralGuitar = build_model(config, corpus.instrument).to(device)
         self.optimizer = build_optimizer(self.model, config.train)
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay else None
-        self.use(corpus)
-        self.progress = Progress()
+        self.set_corpus(corpus)
+        self.progress = TrainingProgress()
         self.run_name: str | None = None
         self.wandb_id: str | None = None
         self.phrases: dict[str, Span | None] = {}  # that are played now and then, by their names
 
-    def use(self, corpus: Corpus) -> None:
+    def set_corpus(self, corpus: Corpus) -> None:
         """Train on these recordings from the next epoch on."""
         self.corpus = corpus
         self.training: CropDataset = build_dataset(corpus.training, corpus.instrument, self.config, self.seed)
@@ -71,16 +71,16 @@ class TrainingState:
             model.limit_bandwidth(self.statistics.get("bandwidth"))
 
     @property
-    def judged(self) -> NeuralGuitar:
-        """The model that is validated, played and used: that of the averaged weights, if any."""
+    def eval_model(self) -> NeuralGuitar:
+        """The model that is validated, played and exported: that of the averaged weights, if any."""
         return self.average.model if self.average else self.model
 
-    def take_on(self, corpus: Corpus) -> None:
-        """Go on with these recordings, which may be those in use; other held-out ones have another best loss."""
+    def switch_corpus(self, corpus: Corpus) -> None:
+        """Continue with these recordings, which may be those in use; if others are held out, reset the best loss."""
         if corpus.validation != self.corpus.validation:  # losses over other recordings do not compare
-            self.progress.forget_best()
+            self.progress.reset_best()
         if corpus != self.corpus:
-            self.use(corpus)
+            self.set_corpus(corpus)
 
     def resume(self, checkpoint: dict[str, Any], path: Path) -> None:
         """Go on from a checkpoint; what has changed since is said and applied.
@@ -90,25 +90,25 @@ class TrainingState:
         """
         load_weights(self.model, checkpoint["model"], path)
         if self.average:
-            load_weights(self.average.model, weights_for_use(checkpoint), path)
+            load_weights(self.average.model, inference_weights(checkpoint), path)
         for group in checkpoint["optimizer"]["param_groups"]:
             group["fused"] = True  # loading would take over what an earlier version saved
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         restore_random_state(checkpoint["rng"])
         position = min(checkpoint["position_in_epoch"], len(self.training))
-        self.progress = Progress(checkpoint["epoch"], checkpoint["step"], position, **checkpoint["metrics"])
+        self.progress = TrainingProgress(checkpoint["epoch"], checkpoint["step"], position, **checkpoint["metrics"])
         self.run_name, self.wandb_id = checkpoint["run_name"], checkpoint["wandb_id"]
         changes = training_changes(checkpoint["config"], self.config)
-        reordered = order_changes(checkpoint, self.seed, len(self.training))
+        reordered = crop_order_changes(checkpoint, self.seed, len(self.training))
         if changed := ", ".join(f"{name} {change}" for name, change in (changes | reordered).items()):
             log.info("changed since the last save, and applied from here on: %s", changed)
         if reordered and position:
             log.info("the unfinished epoch goes on in another order: some of its crops come twice, some not at all")
-        held_out = self.corpus.identify_validation()
+        held_out = self.corpus.validation_digest()
         regrouped = checkpoint["schedule"].get("validation", held_out) != held_out
-        if regrouped or measures_otherwise(checkpoint, changes, self.average is not None):
-            log.info("validation losses of before do not compare any more: the best one is looked for anew")
-            self.progress.forget_best()
+        if regrouped or makes_losses_incomparable(checkpoint, changes, self.average is not None):
+            log.info("validation losses do not compare with earlier ones any more: the best loss is reset")
+            self.progress.reset_best()
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Return all of it, for ``checkpoint.save_checkpoint``."""
@@ -124,7 +124,7 @@ class TrainingState:
             average=self.average.model.state_dict() if self.average else None,
             schedule={
                 "learning_rate": learning_rate, "n_crops": len(self.training), "boundary": self.corpus.boundary,
-                "validation": self.corpus.identify_validation(), "phrases": list(self.phrases),
+                "validation": self.corpus.validation_digest(), "phrases": list(self.phrases),
             },
             rng={**random_state(), "seed": self.seed},
             wandb_id=self.wandb_id,

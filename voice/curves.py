@@ -14,7 +14,7 @@ from scipy import ndimage
 from config import Config
 from sound.atomic_files import write_text
 
-LONGEST = 4 * 3600.0  # s, of a file of curves or a MIDI file: what is longer was not meant
+MAX_SECONDS = 4 * 3600.0  # s, of a file of curves or a MIDI file: what is longer was not meant
 COLUMNS = ("time", "f0", "loudness", "periodicity", "voiced")
 
 
@@ -58,11 +58,11 @@ def shape_notes(melody: Melody, config: Config) -> Curves:
         loudness=np.maximum(loudness, floor).astype(np.float32),
         periodicity=periodicity,
         voiced=voiced,
-        gate=_fade(voiced | releasing, config.audio.seconds_to_frames(settings.gate_fade_seconds)),
+        gate=_fade_edges(voiced | releasing, config.audio.seconds_to_frames(settings.gate_fade_seconds)),
     )
 
 
-def _fade(sounding: np.ndarray, n_frames: int) -> np.ndarray:
+def _fade_edges(sounding: np.ndarray, n_frames: int) -> np.ndarray:
     """Round the edges of a gate inward over ``n_frames``: float32 [T], still 0 wherever nothing sounds."""
     if n_frames < 1:
         return sounding.astype(np.float32)
@@ -126,8 +126,8 @@ def _check_values(path: Path, values: np.ndarray, config: Config) -> None:
     time, f0, loudness, periodicity, voiced = values.T
     highest = config.audio.sample_rate / 2
     wrong = {
-        f"time should grow from row to row, from 0 to {LONGEST:.0f} s": ~(np.diff(time, prepend=-1e-9) > 0)
-        | ~(time <= LONGEST),
+        f"time should grow from row to row, from 0 to {MAX_SECONDS:.0f} s": ~(np.diff(time, prepend=-1e-9) > 0)
+        | ~(time <= MAX_SECONDS),
         f"f0 should be between 1 and {highest:.0f} Hz": ~((f0 >= 1) & (f0 <= highest)),
         "loudness should be between -200 and 20 dB": ~(np.abs(loudness + 90) <= 110),
         "periodicity should be between 0 and 1": ~((periodicity >= 0) & (periodicity <= 1)),

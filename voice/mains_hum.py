@@ -12,7 +12,7 @@ from scipy import ndimage, signal
 
 from config import Config, TransferConfig
 from features import extract_loudness
-from sound.audio_files import Scratch, slices
+from sound.audio_files import SpooledAudio, block_slices
 
 _SMALLEST = 1e-20
 _BLOCK_FRAMES = 500  # looked at in one go, and
@@ -21,7 +21,7 @@ _LINE_RATE = 50  # values a second of a line's curve
 _LINE_FRAMES = 10  # of them in the window that measures each: 0.2 s, so that bins lie 5 Hz apart
 
 
-class Mains(NamedTuple):
+class MainsHum(NamedTuple):
     """The mains hum of a recording."""
 
     loudness: np.ndarray  # [T] dB, A-weighted; minus infinity where there is none
@@ -29,34 +29,36 @@ class Mains(NamedTuple):
     level: float | None  # RMS of all of it, dBFS; None if there is none
 
 
-def take_out_hum(audio: np.ndarray | Scratch, config: Config) -> tuple[Scratch, Mains]:
+def remove_mains_hum(audio: np.ndarray | SpooledAudio, config: Config) -> tuple[SpooledAudio, MainsHum]:
     """Take mains hum out of a recording, from one stretch of some minutes after the other."""
     hop_length, n_frames = config.audio.feature_hop_length, len(audio) // config.audio.feature_hop_length
     n_stretches = max(1, round(n_frames / config.audio.seconds_to_frames(config.transfer.mains_stretch_seconds)))
-    clean, energy = Scratch(), 0.0
+    clean, energy = SpooledAudio(), 0.0
     loudness, frequency = np.full(n_frames, -np.inf), np.full(n_frames, np.nan)
-    for frames in slices(n_frames, -(-n_frames // n_stretches)):
+    for frames in block_slices(n_frames, -(-n_frames // n_stretches)):
         part = audio[frames.start * hop_length : frames.stop * hop_length]
-        rest, hum = remove_mains_hum(part, config.audio.feature_rate, config.transfer)
+        rest, hum = remove_hum_from_stretch(part, config.audio.feature_rate, config.transfer)
         clean.append(rest)
         if hum:
             loudness[frames] = np.median(extract_loudness(hum.audio, config))
             frequency[frames] = hum.frequency
             energy += float(np.sum(hum.audio**2))
-    return clean, Mains(loudness, frequency, 10 * float(np.log10(energy / len(audio))) if energy else None)
+    return clean, MainsHum(loudness, frequency, 10 * float(np.log10(energy / len(audio))) if energy else None)
 
 
-def is_mains(f0: np.ndarray, frequency: np.ndarray) -> np.ndarray:
-    """Say which f0 [T] are the mains or their double, within a quarter of a semitone."""
+def is_mains_frequency(f0: np.ndarray, frequency: np.ndarray) -> np.ndarray:
+    """Return where f0 [T] is the mains frequency or its double, within a quarter of a semitone: bool [T]."""
     return np.any([np.abs(12 * np.log2(f0 / (number * frequency))) < 0.25 for number in (1, 2)], axis=0)
 
 
-class Hum(NamedTuple):
+class RemovedHum(NamedTuple):
     frequency: float  # Hz, of the mains: near 50 or 60
     audio: np.ndarray  # [N], what was taken out
 
 
-def remove_mains_hum(audio: np.ndarray, rate: int, settings: TransferConfig) -> tuple[np.ndarray, Hum | None]:
+def remove_hum_from_stretch(
+    audio: np.ndarray, rate: int, settings: TransferConfig
+) -> tuple[np.ndarray, RemovedHum | None]:
     """Take steady mains hum out of a recording, so that a pause is a pause and the melody is heard through it.
 
     Args:
@@ -74,8 +76,8 @@ def remove_mains_hum(audio: np.ndarray, rate: int, settings: TransferConfig) -> 
         weight = 1 / (rest / (rest.mean() + _SMALLEST) + 1e-3) ** 2  # of a frame: large in the pauses
         phase = _find_mains_phase(lines, between, weight, settings)
         if phase is not None:
-            hum = _rebuild_hum(len(audio), rate, nominal, lines, weight, phase, settings)
-            return (audio - hum).astype(np.float32), Hum(nominal, hum)
+            hum = _synthesize_hum(len(audio), rate, nominal, lines, weight, phase, settings)
+            return (audio - hum).astype(np.float32), RemovedHum(nominal, hum)
     return audio, None
 
 
@@ -93,11 +95,11 @@ def _measure_lines(audio: np.ndarray, rate: int, nominal: float, count: int) -> 
     )
     window = signal.get_window("hann", size)
     spectra = np.empty((n_frames, 2 * count), complex)
-    for block in slices(n_frames, _BLOCK_FRAMES):
-        turning = np.exp(-2j * np.pi * (bins / size) * starts[block])
+    for block in block_slices(n_frames, _BLOCK_FRAMES):
+        rotation = np.exp(-2j * np.pi * (bins / size) * starts[block])
         # The first and the last windows are partly empty.
         share = (inside[block] @ window)[:, None]
-        spectra[block] = np.fft.rfft(windows[block] * window)[:, bins] / share * turning
+        spectra[block] = np.fft.rfft(windows[block] * window)[:, bins] / share * rotation
     return spectra[:, 1::2].T, spectra[:, ::2].T
 
 
@@ -117,14 +119,14 @@ def _find_mains_phase(
         directions = line / (np.abs(line) + _SMALLEST)
         turn = np.angle(np.sum(weight[1:] * directions[1:] * directions[:-1].conj()))  # a frame
         drift = turn * np.arange(len(line))
-        steady = _steady_part(line * np.exp(-1j * drift), weight, settings.mains_steady_seconds, settings)
+        steady = _steady_component(line * np.exp(-1j * drift), weight, settings.mains_steady_seconds, settings)
         off_frequency = abs(turn) * _LINE_RATE / (2 * np.pi * number)
         if steady is not None and off_frequency < settings.mains_tolerance:
             return (drift + np.unwrap(np.angle(steady))) / number
     return None
 
 
-def _rebuild_hum(
+def _synthesize_hum(
     n_samples: int,
     rate: int,
     nominal: float,
@@ -136,20 +138,22 @@ def _rebuild_hum(
     """Return the hum [N]: every harmonic that follows the phase of the mains."""
     numbers, frames, hum = np.arange(1, len(lines) + 1), np.arange(len(phase)), np.zeros(n_samples)
     unwound = (line * np.exp(-1j * number * phase) for number, line in zip(numbers, lines))
-    steady = [_steady_part(line, weight, 4 * settings.mains_steady_seconds, settings) for line in unwound]
-    for block in slices(n_samples, _BLOCK_SAMPLES):
+    steady = [_steady_component(line, weight, 4 * settings.mains_steady_seconds, settings) for line in unwound]
+    for block in block_slices(n_samples, _BLOCK_SAMPLES):
         samples = np.arange(block.start, block.stop)
         times = samples * (_LINE_RATE / rate)
-        turning = np.exp(1j * (2 * np.pi * nominal / rate * samples + np.interp(times, frames, phase)))
-        turned = np.ones(len(samples), complex)
+        rotation = np.exp(1j * (2 * np.pi * nominal / rate * samples + np.interp(times, frames, phase)))
+        rotated = np.ones(len(samples), complex)
         for amplitudes in steady:
-            turned *= turning
+            rotated *= rotation
             if amplitudes is not None:
-                hum[block] += 2 * (np.interp(times, frames, amplitudes) * turned).real
+                hum[block] += 2 * (np.interp(times, frames, amplitudes) * rotated).real
     return hum
 
 
-def _steady_part(line: np.ndarray, weight: np.ndarray, seconds: float, settings: TransferConfig) -> np.ndarray | None:
+def _steady_component(
+    line: np.ndarray, weight: np.ndarray, seconds: float, settings: TransferConfig
+) -> np.ndarray | None:
     """Return the slowly moving part of a complex curve [T], blind to what passes over it; None if there is none."""
     width = seconds * _LINE_RATE / 4  # a Gaussian's standard deviation
     trusted = weight

@@ -14,10 +14,10 @@ from mido.midifiles.meta import KeySignatureError
 from scipy import ndimage
 
 from config import Config
-from sound.atomic_files import replacing
+from sound.atomic_files import atomic_write
 from sound.note_names import hz_to_midi, midi_to_hz
-from voice.conditioning import follow_notes
-from voice.curves import LONGEST, Curves, Melody
+from voice.curves import MAX_SECONDS, Curves, Melody
+from voice.fitting import track_notes
 
 _TICKS_PER_BEAT = 500  # at 120 beats a minute a tick is a millisecond
 _DRUMS = 9  # the channel that has no pitch
@@ -27,7 +27,7 @@ _UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, ZeroDivisi
 _CHORD_SECONDS = 0.03  # notes that begin within this are one chord
 
 
-class Note(NamedTuple):
+class MidiNote(NamedTuple):
     start: float  # s
     end: float  # s
     key: int  # MIDI number
@@ -38,9 +38,9 @@ class Note(NamedTuple):
 # --- writing --------------------------------------------------------------------------------------
 
 
-def find_played_notes(curves: Curves, config: Config) -> list[tuple[slice, int]]:
+def segment_notes(curves: Curves, config: Config) -> list[tuple[slice, int]]:
     """Return the notes of curves: frames and MIDI number. A note ends with the voice or where another begins."""
-    keys = follow_notes(hz_to_midi(curves.f0), curves.voiced, config.transfer.note_change_cost)
+    keys = track_notes(hz_to_midi(curves.f0), curves.voiced, config.transfer.note_change_cost)
     changes = np.cumsum(np.diff(keys, prepend=keys[:1]) != 0)
     runs = ndimage.label(curves.voiced)[0]
     labels = np.where(curves.voiced, runs + changes, 0)  # grows with every run and every change
@@ -50,7 +50,7 @@ def find_played_notes(curves: Curves, config: Config) -> list[tuple[slice, int]]
 
 def write_midi(path: Path, curves: Curves, config: Config) -> int:
     """Write the notes of curves with bends; return how many there are."""
-    notes = find_played_notes(curves, config)
+    notes = segment_notes(curves, config)
     track = mido.MidiTrack()
     loudest = max((float(curves.loudness[where].max()) for where, _ in notes), default=0.0)
     events = [event for where, key in notes for event in _note_events(where, key, loudest, curves, config)]
@@ -61,7 +61,7 @@ def write_midi(path: Path, curves: Curves, config: Config) -> int:
     for tick, kind, values in sorted(events, key=lambda event: event[0]):  # stable: an end before the next beginning
         track.append(mido.Message(kind, time=tick - now, **values))
         now = tick
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         mido.MidiFile(type=0, ticks_per_beat=_TICKS_PER_BEAT, tracks=[track]).save(partial)
     return len(notes)
 
@@ -85,7 +85,7 @@ def _note_events(
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_midi(path: Path) -> tuple[list[Note], list[tuple[float, int, float]]]:
+def read_midi(path: Path) -> tuple[list[MidiNote], list[tuple[float, int, float]]]:
     """Read a file's notes, drums left out, and its bends as (s, channel, semitones), both in the order of time.
 
     Raises:
@@ -98,15 +98,15 @@ def read_midi(path: Path) -> tuple[list[Note], list[tuple[float, int, float]]]:
         messages = list(mido.MidiFile(path, clip=True))
     except _UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as MIDI ({str(error) or 'it ends too early'})") from error
-    notes, bends = _follow(messages)
+    notes, bends = _collect_notes(messages)
     if not notes:
         raise ValueError(f"{path} holds no notes")
-    if (end := max(note.end for note in notes)) > LONGEST:
-        raise ValueError(f"{path} lasts {end / 3600:.0f} hours, and up to {LONGEST / 3600:.0f} can be played")
+    if (end := max(note.end for note in notes)) > MAX_SECONDS:
+        raise ValueError(f"{path} lasts {end / 3600:.0f} hours, and up to {MAX_SECONDS / 3600:.0f} can be played")
     return notes, bends
 
 
-def _follow(messages: list[mido.Message]) -> tuple[list[Note], list[tuple[float, int, float]]]:
+def _collect_notes(messages: list[mido.Message]) -> tuple[list[MidiNote], list[tuple[float, int, float]]]:
     """Turn messages, each ``time`` seconds after the one before, into notes and bends."""
     now, notes, bends = 0.0, [], []
     held: dict[tuple[int, int], tuple[float, int]] = {}  # (channel, key) -> start, velocity
@@ -120,7 +120,7 @@ def _follow(messages: list[mido.Message]) -> tuple[list[Note], list[tuple[float,
         if message.type in ("note_on", "note_off"):
             begun = held.pop((channel, message.note), None)
             if begun and now > begun[0]:
-                notes.append(Note(begun[0], now, message.note, begun[1], channel))
+                notes.append(MidiNote(begun[0], now, message.note, begun[1], channel))
             if message.type == "note_on" and message.velocity:
                 held[channel, message.note] = (now, message.velocity)
         elif message.type == "pitchwheel":
@@ -131,13 +131,13 @@ def _follow(messages: list[mido.Message]) -> tuple[list[Note], list[tuple[float,
             if message.control == 6 and (chosen.get(101), chosen.get(100)) == (0, 0):
                 wheel_range[channel] = float(message.value)
     # What is never let go ends with the file.
-    notes += [Note(start, now, key, velocity, channel) for (channel, key), (start, velocity) in held.items()]
+    notes += [MidiNote(start, now, key, velocity, channel) for (channel, key), (start, velocity) in held.items()]
     return sorted(note for note in notes if note.end > note.start), bends
 
 
-def play_one_at_a_time(notes: list[Note], gap: float) -> list[Note]:
+def make_monophonic(notes: list[MidiNote], gap: float) -> list[MidiNote]:
     """Keep of each chord the highest note, and end each note where the next begins; ``gap`` s before the same note."""
-    tops: list[Note] = []
+    tops: list[MidiNote] = []
     for note in notes:
         if tops and note.start - tops[-1].start < _CHORD_SECONDS:
             if note.key > tops[-1].key:
@@ -148,7 +148,7 @@ def play_one_at_a_time(notes: list[Note], gap: float) -> list[Note]:
     return [note._replace(end=min(note.end, end)) for note, end in zip(tops, latest)]
 
 
-def share_of_chords(notes: list[Note], frame_rate: float) -> float:
+def chord_fraction(notes: list[MidiNote], frame_rate: float) -> float:
     """Return the share of the sounding frames in which more than one note is held."""
     held = np.zeros(round(max(note.end for note in notes) * frame_rate) + 1, dtype=int)
     for note in notes:
@@ -156,8 +156,8 @@ def share_of_chords(notes: list[Note], frame_rate: float) -> float:
     return float((held > 1).sum() / max((held > 0).sum(), 1))
 
 
-def make_melody(
-    notes: list[Note], bends: list[tuple[float, int, float]], top: float, plucked: bool, config: Config
+def melody_from_notes(
+    notes: list[MidiNote], bends: list[tuple[float, int, float]], top: float, plucked: bool, config: Config
 ) -> Melody:
     """Turn notes into the curves of a melody.
 
@@ -178,11 +178,24 @@ def make_melody(
         loudness[held] = top + _note_loudness(note, (end - begin) / frame_rate, plucked, config)[: end - begin]
         pitch[begin:following] = note.key
         voiced[held] = True
-    pitch += _bend(notes, begins, bends, np.arange(n_frames) / frame_rate)
+    pitch += _bend_curve(notes, begins, bends, np.arange(n_frames) / frame_rate)
     return Melody(midi_to_hz(pitch), np.maximum(loudness, floor), voiced.astype(float), voiced)
 
 
-def _note_loudness(note: Note, seconds: float, plucked: bool, config: Config) -> np.ndarray:
+def read_midi_f0(path: Path, n_frames: int, config: Config) -> np.ndarray:
+    """Return the f0 in Hz that a MIDI file asks for, 0 between notes: [T].
+
+    The pitch wheel moves it, which is all that bends, slides and vibrato are in what ``render_dataset.py`` writes.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it cannot be read.
+    """
+    melody = melody_from_notes(*read_midi(path), top=0.0, plucked=False, config=config)
+    f0 = np.where(melody.voiced, melody.f0, 0.0)[:n_frames]
+    return np.pad(f0, (0, n_frames - len(f0)))
+
+
+def _note_loudness(note: MidiNote, seconds: float, plucked: bool, config: Config) -> np.ndarray:
     """Return a note's loudness in dB below that of the highest velocity: it speaks, then dies away."""
     settings = config.transfer
     times = np.arange(round(seconds * config.audio.frame_rate)) / config.audio.frame_rate
@@ -191,7 +204,9 @@ def _note_loudness(note: Note, seconds: float, plucked: bool, config: Config) ->
     return 40 * np.log10(note.velocity / 127) - attack - decay * times
 
 
-def _bend(notes: list[Note], begins: list[int], bends: list[tuple[float, int, float]], times: np.ndarray) -> np.ndarray:
+def _bend_curve(
+    notes: list[MidiNote], begins: list[int], bends: list[tuple[float, int, float]], times: np.ndarray
+) -> np.ndarray:
     """Return the bend in semitones [T] of the channel whose note is played; each holds until the next."""
     number = np.clip(np.searchsorted(begins, np.arange(len(times)), side="right") - 1, 0, None)
     playing = np.array([note.channel for note in notes])[number]
@@ -200,6 +215,6 @@ def _bend(notes: list[Note], begins: list[int], bends: list[tuple[float, int, fl
         moves = [(time, semitones) for time, of, semitones in bends if of == channel]
         when = np.array([time for time, _ in moves])
         semitones = np.array([0.0, *(value for _, value in moves)])
-        here = playing == channel
-        bend[here] = semitones[np.searchsorted(when, times[here] + 1e-6)]
+        is_played = playing == channel
+        bend[is_played] = semitones[np.searchsorted(when, times[is_played] + 1e-6)]
     return bend

@@ -7,18 +7,28 @@ from pathlib import Path
 
 import gradio as gr
 
-from voice.conditioning import TransferOptions
-from web.transfer_request import Request, Service, explain, work, write_files
+from voice.fitting import TransferOptions
+from web.transfer_request import TransferRequest, TransferService, answer_request, explain_failure, write_result_files
 
 
-def add_endpoints(service: Service) -> None:
+def add_endpoints(service: TransferService) -> None:
     """Offer the page's work to programs."""
     defaults = dataclasses.asdict(TransferOptions())
 
     def transfer_endpoint(
-        recording: str, instrument: str = "", semitones: float | None = None, transpose: float = 0, fit: bool = True,
-        fold: bool = False, autotune: float = 0, key: str = "chromatic", smoothing: float = 0,
-        loudness_offset: float = 0, gate_offset: float = 0, noise_balance: float = 0, output_rate: int | None = None,
+        recording: str,
+        instrument: str = "",
+        semitones: float | None = None,
+        transpose: float = 0,
+        fit: bool = True,
+        fold: bool = False,
+        autotune: float = 0,
+        key: str = "chromatic",
+        smoothing: float = 0,
+        loudness_offset: float = 0,
+        gate_offset: float = 0,
+        noise_balance: float = 0,
+        output_rate: int | None = None,
         seed: int = 0,
     ) -> Iterator[tuple[str, str, str, dict]]:
         """Play a recording; return the sound, its harmonic and noise parts, and the report.
@@ -32,11 +42,11 @@ def add_endpoints(service: Service) -> None:
         with tempfile.TemporaryDirectory(prefix="vox2trumpet-") as folder:
             try:
                 options = TransferOptions(*values)
-                request = Request(recording, instrument, options, seed or 0, Path(folder))
-                *_, outcome = work(service, request)
-                files = write_files(outcome, request)
+                request = TransferRequest(recording, instrument, options, seed or 0, Path(folder))
+                *_, outcome = answer_request(service, request)
+                files = write_result_files(outcome, request)
             except (ValueError, OSError) as error:
-                raise gr.Error(explain(error, recording), print_exception=False) from error
+                raise gr.Error(explain_failure(error, recording), print_exception=False) from error
             # Gradio copies the files before it asks for more, and only then the folder goes.
             yield (*map(str, files), outcome.report)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import gradio as gr
 
 from config import PageConfig
-from sound.figures import THEMES
+from sound.feature_plots import THEMES
 from web.transfer_request import STEPS
 
 EXAMPLES_DIR = Path(__file__).parents[1] / "examples"
@@ -24,7 +24,7 @@ _KEYS = [
 _RATES = [("As the instrument", AUTO), ("44.1 kHz", 44100), ("48 kHz", 48000)]
 
 
-class Controls(NamedTuple):
+class PageControls(NamedTuple):
     """What a person sets."""
 
     recording: gr.Audio
@@ -34,23 +34,24 @@ class Controls(NamedTuple):
     seed: gr.Number
 
 
-class Results(NamedTuple):
+class PageResults(NamedTuple):
     """What a person gets; ``pictures`` holds one for each of THEMES."""
 
     status: gr.HTML
     panel: gr.Column
     warning: gr.HTML
     played: gr.Audio
-    heard: gr.Audio
+    voice: gr.Audio
     report: gr.HTML
     downloads: list[gr.DownloadButton]
     pictures: list[gr.Image]
 
 
-def build_controls(limits: PageConfig) -> Controls:
+def build_controls(limits: PageConfig) -> PageControls:
     recording = gr.Audio(
-        sources=["microphone", "upload"], type="filepath", elem_id="recording", waveform_options=_waveform("waveform"),
+        sources=["microphone", "upload"], type="filepath", elem_id="recording",
         label=f"Your voice: sing, hum or whistle, up to {limits.max_seconds:g} s", buttons=[],
+        waveform_options=_wave_colours("waveform"),
     )  # fmt: skip
     gr.HTML('<p id="microphone" class="say error" role="alert"></p>', elem_id="microphone-place")
     examples = sorted(EXAMPLES_DIR.glob("*.wav"))
@@ -67,7 +68,7 @@ def build_controls(limits: PageConfig) -> Controls:
     with gr.Accordion("Fine tuning", open=False, elem_id="tuning"):
         options = {"semitones": octave, **_build_options()}
         seed = gr.Number(0, label="Seed of the noise", info="Another number, another breath", precision=0)
-    return Controls(recording, instrument, refresh, options, seed)
+    return PageControls(recording, instrument, refresh, options, seed)
 
 
 def _build_options() -> dict[str, gr.components.Component]:
@@ -99,23 +100,23 @@ def _build_options() -> dict[str, gr.components.Component]:
     }  # fmt: skip
 
 
-def build_results() -> Results:
+def build_results() -> PageResults:
     status = gr.HTML(INVITATION, html_template='<div role="status">${value}</div>', elem_id="status")
     with gr.Column(visible=False, elem_id="results") as panel:
         warning = gr.HTML(visible=False, elem_id="warning")
         played = gr.Audio(
             label="The instrument", type="filepath", interactive=False, autoplay=True, elem_id="played", buttons=[],
-            waveform_options=_waveform("pitch"),
+            waveform_options=_wave_colours("pitch"),
         )  # fmt: skip
-        heard = gr.Audio(
+        voice = gr.Audio(
             label="Your voice", type="filepath", interactive=False, elem_id="heard", buttons=[],
-            waveform_options=_waveform("waveform"),
+            waveform_options=_wave_colours("waveform"),
         )  # fmt: skip
         report = gr.HTML(elem_id="report")
         with gr.Row(elem_classes="downloads"):
             names = ("Save it", "Tone alone", "Noise alone")
             downloads = [gr.DownloadButton(name, size="md", min_width=100) for name in names]
-    return Results(status, panel, warning, played, heard, report, downloads, [])
+    return PageResults(status, panel, warning, played, voice, report, downloads, [])
 
 
 def build_pictures() -> list[gr.Image]:
@@ -128,7 +129,7 @@ def build_pictures() -> list[gr.Image]:
     ]  # fmt: skip
 
 
-def _waveform(colour: str) -> gr.WaveformOptions:
+def _wave_colours(colour: str) -> gr.WaveformOptions:
     """Return colours that can be seen on a light page and on a dark one."""
     light, dark = THEMES["light"], THEMES["dark"]
     return gr.WaveformOptions(
@@ -136,12 +137,12 @@ def _waveform(colour: str) -> gr.WaveformOptions:
     )
 
 
-def say(sentence: str, kind: str = "") -> str:
+def message_card(sentence: str, kind: str = "") -> str:
     """Return a sentence as a card; ``kind`` is "error", "warning" or empty."""
     return f'<p class="say {kind}">{html.escape(sentence)}</p>'
 
 
-def say_step(step: int) -> str:
+def step_list(step: int) -> str:
     """Return the list of steps, with the one in hand marked."""
     marks = ["done"] * step + ["now"] + ["later"] * (len(STEPS) - step - 1)
     items = [

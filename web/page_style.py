@@ -8,11 +8,11 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from sound.figures import THEMES
+from sound.feature_plots import THEMES
 
 
-def launch_style(head: str = "") -> dict[str, Any]:
-    """Return what ``launch`` is to be given; ``head`` is put beside the icon."""
+def launch_options(head: str = "") -> dict[str, Any]:
+    """Return the arguments of ``launch`` that style the page; ``head`` is added after the icon."""
     return {"theme": _make_theme(), "css": _make_css(), "head": _ICON + head, "footer_links": ["api", "settings"]}
 
 

@@ -1,7 +1,7 @@
 """One request of the web page: the instruments there are, the limits, and the way from a recording to files.
 
-The page's button and the endpoint ``/transfer`` both answer by ``work``. Nothing here knows of a page (no gradio), so
-that a request is tested without a server.
+The page's button and the endpoint ``/transfer`` both call ``answer_request``. Nothing here knows of a page (no
+gradio), so that a request is tested without a server.
 
 A request runs in a thread of its own and reports the step it is at. Whoever asks looks at it every moment: that is
 where a cancel and the time limit are noticed, and the work stops at its next step.
@@ -27,8 +27,8 @@ from config import PageConfig
 from model import NeuralGuitar
 from playing.offline_transfer import transfer
 from sound.audio_files import load_audio, write_audio
-from sound.figures import THEMES, plot_features, save_figure
-from voice.conditioning import TransferOptions
+from sound.feature_plots import THEMES, plot_features, save_figure
+from voice.fitting import TransferOptions
 
 try:
     from spaces import GPU as borrow_gpu  # a Hugging Face ZeroGPU Space lends its GPU a call at a time
@@ -40,11 +40,11 @@ except ImportError:
 
 STEPS = ("Fetching the instrument", "Listening to your recording", "Playing your melody", "Drawing what was played")
 FETCH, LISTEN, PLAY, DRAW = range(len(STEPS))
-Enter = Callable[[int], None]  # is told each step before it begins
-_HEARD = 0.6  # share of a transfer after which the voice has been listened to
-_LENT = bool(os.environ.get("SPACES_ZERO_GPU"))  # then what a request does on the GPU happens in another process
-_TICK = 0.1  # s, how soon a cancel is noticed
-_FIRST = "trumpet"  # of the shipped instruments
+StepCallback = Callable[[int], None]  # called with each step before it begins
+_LISTENING_SHARE = 0.6  # share of a transfer after which the voice has been listened to
+_ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))  # then what a request does on the GPU happens in another process
+_POLL_SECONDS = 0.1  # s, how soon a cancel is noticed
+_FIRST_INSTRUMENT = "trumpet"  # of the shipped instruments
 log = logging.getLogger("app")
 
 
@@ -52,7 +52,7 @@ log = logging.getLogger("app")
 
 
 @dataclass(frozen=True)
-class Instrument:
+class PlayableModel:
     """A model that can be chosen."""
 
     name: str  # what it is chosen by: "latest", or as shipped
@@ -62,27 +62,27 @@ class Instrument:
 
 
 @dataclass
-class Collection:
+class ModelCollection:
     """The instruments there are. A file is read once, and again when it has changed."""
 
     checkpoint_dir: Path
     device: torch.device
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _models: dict[Path, tuple[int, NeuralGuitar]] = field(default_factory=dict)
-    _described: dict[Path, tuple[int, Instrument]] = field(default_factory=dict)
+    _described: dict[Path, tuple[int, PlayableModel]] = field(default_factory=dict)
 
-    def find(self) -> list[Instrument]:
+    def find(self) -> list[PlayableModel]:
         """Return the newest training, if there is one that can be read, then the shipped models."""
-        shipped = sorted(PRETRAINED_DIR.glob("*.pth"), key=lambda path: (path.stem != _FIRST, path.stem))
-        found = [Instrument(path.stem, path.stem, path.stem.capitalize(), path) for path in shipped]
+        shipped = sorted(PRETRAINED_DIR.glob("*.pth"), key=lambda path: (path.stem != _FIRST_INSTRUMENT, path.stem))
+        found = [PlayableModel(path.stem, path.stem, path.stem.capitalize(), path) for path in shipped]
         try:
-            latest = find_latest(self.checkpoint_dir)
+            latest = find_latest_checkpoint(self.checkpoint_dir)
             return [self._read(self._described, latest, describe_latest), *found] if latest else found
         except (ValueError, OSError) as error:
             log.warning("app.py: %s", error)
             return found
 
-    def choose(self, name: str) -> Instrument:
+    def choose(self, name: str) -> PlayableModel:
         """Return an instrument by name; the first for an empty name.
 
         Raises:
@@ -95,9 +95,9 @@ class Collection:
             raise ValueError(f"there is no instrument '{name}' (there is {names})")
         return chosen
 
-    def load(self, instrument: Instrument) -> NeuralGuitar:
+    def load(self, instrument: PlayableModel) -> NeuralGuitar:
         """Return an instrument's model; it raises what ``checkpoint.load_model`` raises."""
-        device = "cpu" if _LENT else self.device  # a lent GPU is there only while it plays
+        device = "cpu" if _ON_ZERO_GPU else self.device  # a lent GPU is there only while it plays
         return self._read(self._models, instrument.path, lambda path: load_model(path, device))
 
     def _read(self, known: dict[Path, tuple[int, Any]], path: Path, read: Callable[[Path], Any]) -> Any:
@@ -108,20 +108,20 @@ class Collection:
             return known[path][1]
 
 
-def find_latest(checkpoint_dir: Path) -> Path | None:
+def find_latest_checkpoint(checkpoint_dir: Path) -> Path | None:
     """Return the most recently written latest.pth in or under a folder."""
     return max(checkpoint_dir.rglob(LATEST), key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
-def describe_latest(path: Path) -> Instrument:
+def describe_latest(path: Path) -> PlayableModel:
     """Read what a training has reached; raises what ``checkpoint.read_checkpoint`` raises."""
     content = read_checkpoint(path)
     saved = time.strftime("%d %b %Y, %H:%M", time.localtime(path.stat().st_mtime))
     reached = f"epoch {content['epoch']}, step {content['step']}, {saved}"
-    return Instrument("latest", content["instrument"], f"Latest {content['instrument']} ({reached})", path)
+    return PlayableModel("latest", content["instrument"], f"Latest {content['instrument']} ({reached})", path)
 
 
-def read_card(instrument: Instrument) -> str:
+def read_model_card(instrument: PlayableModel) -> str:
     """Return the model card, which lies beside the checkpoint."""
     card = instrument.path.with_suffix(".md")
     return card.read_text() if card.is_file() else f"**{instrument.label}** has no model card."
@@ -130,15 +130,15 @@ def read_card(instrument: Instrument) -> str:
 # --- one request ----------------------------------------------------------------------------------
 
 
-class Service(NamedTuple):
+class TransferService(NamedTuple):
     """What all requests share."""
 
-    collection: Collection
+    collection: ModelCollection
     limits: PageConfig
 
 
 @dataclass(frozen=True)
-class Request:
+class TransferRequest:
     """What is to be played, how, and where the files go."""
 
     recording: str | None
@@ -152,11 +152,11 @@ class Request:
             raise ValueError(f"the seed should be between 0 and {2**31 - 1}, not {self.seed:g}")
 
 
-class Outcome(NamedTuple):
+class TransferOutcome(NamedTuple):
     """What was played, in plain arrays: it may come from another process."""
 
     sound: str  # the instrument's
-    parts: dict[str, np.ndarray]  # audio, harmonic and noise: [N] each
+    stems: dict[str, np.ndarray]  # audio, harmonic and noise: [N] each
     sample_rate: int
     f0: np.ndarray  # Hz [T], as played
     voice_f0: np.ndarray  # Hz [T], as sung
@@ -166,11 +166,11 @@ class Outcome(NamedTuple):
     report: dict[str, Any]
 
 
-class Cancelled(Exception):
+class RequestCancelled(Exception):
     """Raised in a request's own thread, to end it."""
 
 
-def work(service: Service, request: Request) -> Iterator[int | Outcome]:
+def answer_request(service: TransferService, request: TransferRequest) -> Iterator[int | TransferOutcome]:
     """Answer a request; yield the step in hand, again and again while it lasts, and in the end the outcome.
 
     Raises:
@@ -181,23 +181,23 @@ def work(service: Service, request: Request) -> Iterator[int | Outcome]:
 
     def enter(step: int) -> None:
         if cancelled.is_set():
-            raise Cancelled
+            raise RequestCancelled
         at[0] = step
 
     deadline = time.monotonic() + service.limits.max_request_seconds
-    job = _run_aside(lambda: _perform(service, request, enter))
+    job = _run_in_thread(lambda: _perform(service, request, enter))
     try:
         while not job.done():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"over {service.limits.max_request_seconds:g} s")
             yield at[0]
-            wait([job], timeout=_TICK)
+            wait([job], timeout=_POLL_SECONDS)
     finally:
         cancelled.set()
     yield job.result()
 
 
-def _run_aside(function: Callable[[], Outcome]) -> Future:
+def _run_in_thread(function: Callable[[], TransferOutcome]) -> Future:
     """Call a function in a thread that cannot keep the server from stopping."""
     future: Future = Future()
     context = contextvars.copy_context()  # whose request it is: a lent GPU is counted to the visitor
@@ -212,34 +212,34 @@ def _run_aside(function: Callable[[], Outcome]) -> Future:
     return future
 
 
-def _perform(service: Service, request: Request, enter: Enter) -> Outcome:
+def _perform(service: TransferService, request: TransferRequest, enter: StepCallback) -> TransferOutcome:
     if request.recording is None:
         raise ValueError("there is no recording yet; sing into the microphone, or upload a file")
     model = service.collection.load(service.collection.choose(request.instrument))
     enter(LISTEN)
     rate = model.settings.audio.feature_rate
     voice = load_audio(request.recording, rate, service.limits.max_seconds)
-    played = play(voice, rate, model, request.options, request.seed, None if _LENT else enter)
+    played = perform_transfer(voice, rate, model, request.options, request.seed, None if _ON_ZERO_GPU else enter)
     if isinstance(played, Exception):
         raise played
     return played
 
 
 @borrow_gpu
-def play(
-    voice: np.ndarray, rate: int, model: NeuralGuitar, options: TransferOptions, seed: int, enter: Enter | None
-) -> Outcome | ValueError | OSError:
+def perform_transfer(
+    voice: np.ndarray, rate: int, model: NeuralGuitar, options: TransferOptions, seed: int, enter: StepCallback | None
+) -> TransferOutcome | ValueError | OSError:
     """Play a voice [N], or return why not: what goes in and out can be sent to where a lent GPU is, errors cannot."""
-    progress = None if enter is None else lambda _, share: enter(LISTEN if share < _HEARD else PLAY)
-    if _LENT and torch.cuda.is_available():
+    progress = None if enter is None else lambda _, share: enter(LISTEN if share < _LISTENING_SHARE else PLAY)
+    if _ON_ZERO_GPU and torch.cuda.is_available():
         model = model.to("cuda")
     try:
         result = transfer(voice, rate, model, options, seed, progress)
     except (ValueError, OSError) as error:
         return error
-    return Outcome(
+    return TransferOutcome(
         sound=model.instrument,
-        parts={"": result.audio, "_harmonic": result.harmonic, "_noise": result.noise},
+        stems={"": result.audio, "_harmonic": result.harmonic, "_noise": result.noise},
         sample_rate=result.sample_rate,
         f0=result.curves.f0,
         voice_f0=result.features.f0.numpy(),
@@ -253,7 +253,7 @@ def play(
 # --- words ----------------------------------------------------------------------------------------
 
 
-def explain(error: Exception, recording: str | None) -> str:
+def explain_failure(error: Exception, recording: str | None) -> str:
     """Return one friendly sentence for what a person can do something about; no path of the server is in it."""
     known = {
         "is silent": "I hear only silence. Is the right microphone chosen, and is it switched on?",
@@ -277,21 +277,21 @@ def explain(error: Exception, recording: str | None) -> str:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def write_files(outcome: Outcome, request: Request) -> list[Path]:
+def write_result_files(outcome: TransferOutcome, request: TransferRequest) -> list[Path]:
     """Write the sound, its harmonic and its noise part, named after the recording."""
     title = re.sub(r"[^\w-]+", "_", Path(request.recording).stem)[:40] or "recording"
-    paths = [request.folder / f"{title}_{outcome.sound}{part}.wav" for part in outcome.parts]
-    for path, audio in zip(paths, outcome.parts.values()):
+    paths = [request.folder / f"{title}_{outcome.sound}{part}.wav" for part in outcome.stems]
+    for path, audio in zip(paths, outcome.stems.values()):
         write_audio(path, audio, outcome.sample_rate)
     return paths
 
 
-def draw(outcome: Outcome, folder: Path) -> list[Path]:
+def draw_result(outcome: TransferOutcome, folder: Path) -> list[Path]:
     """Draw the result, for a light page and for a dark one."""
     paths = [folder / f"{outcome.sound}_{theme}.png" for theme in THEMES]
     for path, theme in zip(paths, THEMES):
         figure = plot_features(
-            outcome.parts[""], outcome.sample_rate, outcome.f0, outcome.loudness, outcome.frame_rate,
+            outcome.stems[""], outcome.sample_rate, outcome.f0, outcome.loudness, outcome.frame_rate,
             voiced=outcome.played, second_f0=outcome.voice_f0, f0_labels=(outcome.sound, "your voice"), theme=theme,
             title=f"Played on the {outcome.sound}", spectrogram=True,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from checkpoint import load_model, read_checkpoint
 from conftest import melody
 from data import load_recording, save_recording
 from evaluation.judging import BASELINE, MODEL, RECORDING, UNTRAINED, VOICE, read_takes
-from recordings.corpus import ENDS, read_corpus
+from recordings.corpus import RECORDING_ENDS, read_corpus
 
 NOTES = (330.0, 392.0, 440.0, 494.0, 523.3, 587.3)
 
@@ -118,7 +118,7 @@ def test_what_is_judged_is_what_training_held_out(write_checkpoint, takes, tmp_p
     content = read_checkpoint(write_checkpoint())
     trained = content | {"schedule": {"boundary": digests[3]}}
     assert len(read_takes(folder, model, own=True, trained=trained)) == 4
-    trained = content | {"schedule": {"boundary": ENDS}}
+    trained = content | {"schedule": {"boundary": RECORDING_ENDS}}
     assert [len(take.audio) for take in read_takes(folder, model, own=True, trained=trained)] == [12 * 160] * 6
     halved = content["config"] | {"train": content["config"]["train"] | {"val_fraction": 0.5}}
     trained = content | {"schedule": None, "config": halved}  # of an earlier version
@@ -140,7 +140,7 @@ def test_targets_are_listed_and_a_miss_fails(write_checkpoint, voices, capsys, m
     assert evaluate(write_checkpoint(), "--input", voices / "hum.wav", "--targets") == 1
     lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| (OK|MISS) ", line)]
     assert len(lines) == 9 and all("not measured" in line for line in lines if "resynthesis" in line)
-    monkeypatch.setattr(ev, "judge_targets", lambda *_: [])
+    monkeypatch.setattr(ev, "check_targets", lambda *_: [])
     assert evaluate(write_checkpoint(), "--input", voices / "hum.wav", "--targets") == 0
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from evaluation import likeness
-from evaluation.likeness import describe_timbre, judge_likeness
-from evaluation.scorecard import Measured
+from evaluation.likeness import describe_timbre, measure_likeness
+from evaluation.scorecard import MeasuredSound
 
 RATE, HOP = 16000, 160
 
@@ -26,12 +26,12 @@ def play(rolloff, seed, seconds=20.0, gain=0.0):
     partials /= np.sqrt(np.sum(10 ** (-slope.repeat(HOP) * np.log2(order) / 10), axis=0) / 2)
     audio = 10 ** (level.repeat(HOP) / 20) * partials.sum(axis=0)
     audio += 1e-4 * rng.standard_normal(len(audio))
-    return Measured((10 ** (gain / 20) * audio).astype(np.float32), f0, level, np.ones(len(f0)), RATE, HOP)
+    return MeasuredSound((10 ** (gain / 20) * audio).astype(np.float32), f0, level, np.ones(len(f0)), RATE, HOP)
 
 
 @pytest.fixture(scope="module")
 def halves():
-    return likeness.split(describe_timbre(play(6.0, seed=1, seconds=40)))
+    return likeness.split_timbre(describe_timbre(play(6.0, seed=1, seconds=40)))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def other():
 
 def score(sound, halves, other, seed=0):
     timbre = describe_timbre(sound)
-    return judge_likeness((timbre, timbre), halves, other, seed)
+    return measure_likeness((timbre, timbre), halves, other, seed)
 
 
 def test_the_instrument_itself_is_near_zero(halves, other):
@@ -58,7 +58,7 @@ def test_between_the_two_lies_between(halves, other):
 
 
 def test_its_own_halves_are_exactly_zero(halves, other):
-    assert judge_likeness((halves[1], halves[0]), halves, other).scaled == pytest.approx(0, abs=0.05)
+    assert measure_likeness((halves[1], halves[0]), halves, other).scaled == pytest.approx(0, abs=0.05)
 
 
 def test_level_plays_no_part(halves, other):
@@ -75,9 +75,9 @@ def test_same_seed_same_bits(halves, other):
 def test_pitches_that_the_instrument_has_not_cannot_be_compared(halves, other):
     high = play(6.0, seed=3)
     timbre = describe_timbre(high, f0=4 * high.f0)
-    assert judge_likeness((timbre, timbre), halves, other) is None
+    assert measure_likeness((timbre, timbre), halves, other) is None
     timbre = describe_timbre(high, loudness=high.loudness - 60)
-    assert judge_likeness((timbre, timbre), halves, other) is None
+    assert measure_likeness((timbre, timbre), halves, other) is None
 
 
 def test_frames_without_a_sure_pitch_or_sound_are_left_out():
@@ -91,5 +91,5 @@ def test_frames_without_a_sure_pitch_or_sound_are_left_out():
 def test_halves_take_turns_every_two_seconds():
     timbre = describe_timbre(play(6.0, seed=1, seconds=8))
     assert timbre.halves.tolist() == [0] * 200 + [1] * 200 + [0] * 200 + [1] * 200
-    first, second = likeness.split(likeness.join([timbre, timbre]))
+    first, second = likeness.split_timbre(likeness.join_timbres([timbre, timbre]))
     assert len(first.bins) == len(second.bins) == 800

@@ -7,8 +7,8 @@ import pytest
 
 from conftest import harmonic_tone
 from evaluation import scorecard, scorecard_tables
-from evaluation.scorecard import Measured, Wanted
-from evaluation.scorecard_tables import RESYNTHESIS, TRANSFER, Figure
+from evaluation.scorecard import ExpectedCurves, MeasuredSound
+from evaluation.scorecard_tables import RESYNTHESIS, TRANSFER, Column
 
 N_FRAMES = 200
 
@@ -17,7 +17,7 @@ def sound(audio=None, f0=440.0, loudness=-20.0, periodicity=1.0):
     """Return T = 200 frames of given sound and curves; what is not given is constant."""
     audio = np.zeros(N_FRAMES * 160, dtype=np.float32) if audio is None else audio
     curves = (np.broadcast_to(np.asarray(values, dtype=np.float64), N_FRAMES) for values in (f0, loudness, periodicity))
-    return Measured(audio, *curves, sample_rate=16000, hop_length=160)
+    return MeasuredSound(audio, *curves, sample_rate=16000, hop_length=160)
 
 
 def part(first, last, inside, outside):
@@ -56,14 +56,14 @@ def test_rests_leave_out_releases_and_attacks():
 
 def test_a_copy_of_itself_has_no_error():
     recording = sound(tone() + white(-60))
-    figures = scorecard.judge_copies([recording], [recording], -80.0)
+    figures = scorecard.compare_copies([recording], [recording], -80.0)
     assert [figures[key] for key in ("loudness_l1", "loudness_bias", "f0_l1", "f0_outliers", "log_mel")] == [0] * 5
 
 
 def test_loudness_error_counts_frames_that_sound():
     recording = sound(loudness=part(0, 100, -20.0, -61.0))
     copy = sound(loudness=part(0, 50, -18.0, -24.0))  # + 2 dB, - 4 dB; then + 37 dB in a rest
-    figures = scorecard.judge_copies([recording], [copy], -80.0)
+    figures = scorecard.compare_copies([recording], [copy], -80.0)
     assert figures["loudness_l1"] == pytest.approx(3) and figures["loudness_bias"] == pytest.approx(-1)
 
 
@@ -71,34 +71,34 @@ def test_pitch_error_leaves_out_outliers_and_unsure_frames():
     recording = sound(f0=440.0, periodicity=part(0, 100, 0.85, 0.84))
     cents = part(0, 10, 1300.0, -20.0)
     cents[100:] = 600.0
-    figures = scorecard.judge_copies([recording], [sound(f0=440 * 2 ** (cents / 1200))], -80.0)
+    figures = scorecard.compare_copies([recording], [sound(f0=440 * 2 ** (cents / 1200))], -80.0)
     assert figures["f0_l1"] == pytest.approx(20) and figures["f0_outliers"] == pytest.approx(10)
 
 
 def test_pitch_is_not_judged_where_loudness_is_not_known():
     recording = sound(f0=440.0, loudness=part(0, 50, -79.9, -80.0), periodicity=0.95)
     copy = sound(f0=440 * 2 ** (part(0, 50, 5.0, 1200.0) / 1200))
-    assert scorecard.judge_copies([recording], [copy], -80.0)["f0_l1"] == pytest.approx(5)
-    assert scorecard.judge_copies([recording], [copy], -90.0)["f0_l1"] > 100
+    assert scorecard.compare_copies([recording], [copy], -80.0)["f0_l1"] == pytest.approx(5)
+    assert scorecard.compare_copies([recording], [copy], -90.0)["f0_l1"] > 100
 
 
 def test_frames_of_all_recordings_count_alike():
     quiet = sound(loudness=part(0, 20, -20.0, -70.0))
-    figures = scorecard.judge_copies([sound(), quiet], [sound(loudness=-21.0), sound(loudness=-31.0)], -80.0)
+    figures = scorecard.compare_copies([sound(), quiet], [sound(loudness=-21.0), sound(loudness=-31.0)], -80.0)
     assert figures["loudness_l1"] == pytest.approx((200 * 1 + 20 * 11) / 220)
 
 
 def test_noise_floor_is_heard_in_rests_alone():
     recording = sound(loudness=part(0, 100, -20.0, -80.0))
     copy = sound(np.where(np.arange(N_FRAMES * 160) < 108 * 160, tone(0.5), white(-50)).astype(np.float32))
-    assert scorecard.judge_copies([recording], [copy], -80.0)["rest_level"] == pytest.approx(-50, abs=0.3)
+    assert scorecard.compare_copies([recording], [copy], -80.0)["rest_level"] == pytest.approx(-50, abs=0.3)
 
 
 def test_what_does_not_occur_is_not_measured():
     silent = sound(loudness=-80.0, periodicity=0.0)
-    figures = scorecard.judge_copies([silent], [silent], -80.0)
+    figures = scorecard.compare_copies([silent], [silent], -80.0)
     assert figures["loudness_l1"] is figures["f0_l1"] is figures["f0_outliers"] is figures["log_mel"] is None
-    assert scorecard.judge_copies([sound()], [sound()], -80.0)["rest_level"] is None
+    assert scorecard.compare_copies([sound()], [sound()], -80.0)["rest_level"] is None
 
 
 def test_log_mel_is_in_dbfs_and_sees_gain():
@@ -106,20 +106,20 @@ def test_log_mel_is_in_dbfs_and_sees_gain():
     assert bands.shape == (80, N_FRAMES)
     assert -4 < bands.max() < 1  # a sine of full scale lies between two bands
     noise = white(-20)
-    figures = scorecard.judge_copies([sound(noise)], [sound(noise / 2)], -80.0)
+    figures = scorecard.compare_copies([sound(noise)], [sound(noise / 2)], -80.0)
     assert figures["log_mel"] == pytest.approx(6.02, abs=0.02)
 
 
 def wanted(f0=440.0, loudness=-30.0, played=(50, 150)):
     curves = (np.broadcast_to(np.asarray(values, dtype=np.float64), N_FRAMES) for values in (f0, loudness))
-    return Wanted(*curves, part(*played, True, False))
+    return ExpectedCurves(*curves, part(*played, True, False))
 
 
 def test_playing_as_wanted():
     level = part(50, 150, np.linspace(-40, -20, N_FRAMES), -80.0)
     audio = np.where(part(50, 150, True, False).repeat(160), tone(), 0).astype(np.float32)
     output = sound(audio, f0=440 * 2 ** (5 / 1200), loudness=level, periodicity=part(50, 150, 0.9, 0.0))
-    figures = scorecard.judge_playing(wanted(loudness=level - 12), output, 0.5)
+    figures = scorecard.compare_transfer(wanted(loudness=level - 12), output, 0.5)
     assert figures["f0_median"] == pytest.approx(5) and figures["f0_p95"] == pytest.approx(5)
     assert figures["precision"] == figures["recall"] == 100
     assert figures["loudness_correlation"] == pytest.approx(1)
@@ -127,67 +127,67 @@ def test_playing_as_wanted():
 
 
 def test_playing_an_octave_too_high_is_seen():
-    assert scorecard.judge_playing(wanted(), sound(f0=880.0), 0.5)["f0_median"] == pytest.approx(1200)
+    assert scorecard.compare_transfer(wanted(), sound(f0=880.0), 0.5)["f0_median"] == pytest.approx(1200)
 
 
 def test_right_octave_is_the_same_for_all_notes():
     sung = part(20, 120, 220.0, 0.0)
     heard = part(20, 60, 880.0, 880.0 * 1.02)  # two octaves up, here and there a little sharp
-    judge = scorecard.share_in_octave
+    judge = scorecard.percent_in_octave
     assert judge(sung, sound(f0=heard)) == 100
     assert judge(sung, sound(f0=np.where(part(40, 50, True, False), heard / 2, heard))) == pytest.approx(90)
     assert judge(sung[:150], sound(f0=heard, periodicity=part(40, 200, 0.9, 0.2))) == 100
     assert judge(np.zeros(N_FRAMES), sound()) is None and judge(sung, sound(periodicity=0.5)) is None
-    assert scorecard.judge_playing(wanted(), sound(), 0.5)["octave"] is None
+    assert scorecard.compare_transfer(wanted(), sound(), 0.5)["octave"] is None
     annotated = dataclasses.replace(wanted(), sung=sung)
-    assert scorecard.judge_playing(annotated, sound(f0=440.0), 0.5)["octave"] == 100
+    assert scorecard.compare_transfer(annotated, sound(f0=440.0), 0.5)["octave"] == 100
 
 
 def test_precision_and_recall():
     # 80 of 100 wanted frames sound, and 20 in the pause; 10 more ring on in the release, which is allowed.
     periodicity = part(70, 160, 0.9, 0.0)
     periodicity[:20] = 0.9
-    figures = scorecard.judge_playing(wanted(), sound(periodicity=periodicity), 0.5)
+    figures = scorecard.compare_transfer(wanted(), sound(periodicity=periodicity), 0.5)
     assert figures["recall"] == pytest.approx(80) and figures["precision"] == pytest.approx(80)
 
 
 def test_pauses_are_judged_by_their_loud_part():
     audio = white(-65)
     audio[180 * 160 :] *= 10  # a tenth of the recording, a fifth of the pauses
-    assert scorecard.judge_playing(wanted(), sound(audio), 0.5)["pause_level"] == pytest.approx(-45, abs=1)
+    assert scorecard.compare_transfer(wanted(), sound(audio), 0.5)["pause_level"] == pytest.approx(-45, abs=1)
 
 
 def test_levels_under_hearing_do_not_decide_the_correlation():
     level = np.linspace(-50, -20, N_FRAMES)
     notes = wanted(loudness=level)
     lost = [sound(loudness=np.where(level < -40, lowest, level)) for lowest in (-60.0, -80.0)]
-    correlations = [scorecard.judge_playing(notes, each, 0.5)["loudness_correlation"] for each in lost]
+    correlations = [scorecard.compare_transfer(notes, each, 0.5)["loudness_correlation"] for each in lost]
     assert correlations[0] == correlations[1] < 1
 
 
 def test_a_constant_level_has_no_correlation():
-    assert scorecard.judge_playing(wanted(), sound(), 0.5)["loudness_correlation"] is None
+    assert scorecard.compare_transfer(wanted(), sound(), 0.5)["loudness_correlation"] is None
 
 
 def test_a_longer_release_is_cut_off():
     twice = (np.concatenate([values, values]) for values in dataclasses.astuple(sound(tone()))[:4])
-    longer = Measured(*twice, sample_rate=16000, hop_length=160)
-    assert scorecard.judge_playing(wanted(), longer, 0.5) == scorecard.judge_playing(wanted(), sound(tone()), 0.5)
+    longer = MeasuredSound(*twice, sample_rate=16000, hop_length=160)
+    assert scorecard.compare_transfer(wanted(), longer, 0.5) == scorecard.compare_transfer(wanted(), sound(tone()), 0.5)
 
 
 def test_peak_and_clipping():
-    figures = scorecard.judge_level(np.array([0.5, -0.25], dtype=np.float32))
+    figures = scorecard.measure_level(np.array([0.5, -0.25], dtype=np.float32))
     assert figures["peak"] == pytest.approx(-6.02, abs=0.01) and figures["clipped"] == 0
-    assert scorecard.judge_level(np.array([1.2, -1.0, 0.9999], dtype=np.float32))["clipped"] == 3 - 1
-    assert scorecard.judge_level(np.zeros(4))["peak"] == -120
+    assert scorecard.measure_level(np.array([1.2, -1.0, 0.9999], dtype=np.float32))["clipped"] == 3 - 1
+    assert scorecard.measure_level(np.zeros(4))["peak"] == -120
 
 
 def test_out_of_range(config):
     trumpet = config.instrument("trumpet")
     f0 = part(50, 75, trumpet.f0_max * 2 ** (0.6 / 12), trumpet.f0_max * 2 ** (0.4 / 12))
-    assert scorecard.share_out_of_range(wanted(f0), trumpet) == pytest.approx(25)
+    assert scorecard.percent_out_of_range(wanted(f0), trumpet) == pytest.approx(25)
     f0 = part(50, 60, trumpet.f0_min / 2 ** (0.6 / 12), trumpet.f0_min)
-    assert scorecard.share_out_of_range(wanted(f0), trumpet) == pytest.approx(10)
+    assert scorecard.percent_out_of_range(wanted(f0), trumpet) == pytest.approx(10)
 
 
 def test_noise_has_the_level_asked_for():
@@ -200,13 +200,13 @@ def test_noise_has_the_level_asked_for():
 
 
 def test_measure_pads_and_resamples(config):
-    measured = scorecard.measure(harmonic_tone(440.0, 0.5, 44100), 44100, config)
+    measured = scorecard.measure_sound(harmonic_tone(440.0, 0.5, 44100), 44100, config)
     assert len(measured.audio) == 160 * len(measured.f0) == 8000 and measured.frame_rate == 100
     assert 1200 * abs(np.log2(np.median(measured.f0) / 440)) < 15
 
 
 def test_limits():
-    least, most = Figure("a", "a", 1, "", 0.95, at_least=True), Figure("b", "b", 1, "", 10.0)
+    least, most = Column("a", "a", 1, "", 0.95, at_least=True), Column("b", "b", 1, "", 10.0)
     assert least.is_met(0.95) and not least.is_met(0.94) and not least.is_met(None)
     assert most.is_met(10.0) and not most.is_met(10.1) and not most.is_met(None)
 
@@ -224,7 +224,7 @@ def test_the_worst_row_decides():
             rows(TRANSFER, **one, voice="b", octave=100.0, pause_level=-69.0, loudness_correlation=0.96, likeness=0.1),
         ],
     }
-    targets = {target["figure"]: target for target in scorecard_tables.judge_targets(report, "ours")}
+    targets = {target["figure"]: target for target in scorecard_tables.check_targets(report, "ours")}
     assert len(targets) == 10 and targets["octave %"]["met"]  # voice a has no annotation
     assert targets["f0 L1 cents"]["met"] and targets["loudness corr."]["worst"] == 0.96
     assert not targets["pauses dBFS"]["met"] and targets["pauses dBFS"]["worst"] == -69
@@ -232,8 +232,8 @@ def test_the_worst_row_decides():
     listed = scorecard_tables.format_targets(list(targets.values()))
     assert listed.count("MISS") == 2 and "not measured" in listed
     report["transfer"][1]["octave"] = None
-    assert len(scorecard_tables.judge_targets(report, "ours")) == 9
-    assert not any(t["met"] for t in scorecard_tables.judge_targets({"resynthesis": [], "transfer": []}, "ours"))
+    assert len(scorecard_tables.check_targets(report, "ours")) == 9
+    assert not any(t["met"] for t in scorecard_tables.check_targets({"resynthesis": [], "transfer": []}, "ours"))
 
 
 def test_tables_are_markdown():

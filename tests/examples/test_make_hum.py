@@ -8,7 +8,7 @@ import pytest
 import soundfile as sf
 
 import make_hum
-from synthetic_voice import N_FFT, glottal_source, lf_pulse, resonance, solve_lf
+from make_hum import N_FFT, glottal_source, lf_pulse, resonance, solve_lf
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RATE = make_hum.SAMPLE_RATE
@@ -157,7 +157,7 @@ def sing_plainly() -> np.ndarray:
 
 
 def test_pulses_jitter_and_shimmer_like_a_voice(monkeypatch) -> None:
-    monkeypatch.setattr("synthetic_voice.ASPIRATION", 0.0)
+    monkeypatch.setattr("make_hum.ASPIRATION", 0.0)
     period = RATE / 200
     starts = [round((k + 0.2) * period) for k in range(2, 110)]  # modal pulses close 0.6 of a period after their mark
     flow = sing_plainly()
@@ -169,7 +169,7 @@ def test_pulses_jitter_and_shimmer_like_a_voice(monkeypatch) -> None:
 
 def test_aspiration_passes_while_the_glottis_is_open(monkeypatch) -> None:
     voiced = sing_plainly()
-    monkeypatch.setattr("synthetic_voice.ASPIRATION", 0.0)
+    monkeypatch.setattr("make_hum.ASPIRATION", 0.0)
     noise = voiced - sing_plainly()  # drawn last: the pulses are the same
     phase = np.arange(noise.size) * 200 / RATE % 1
     opened, closed = noise[(phase > 0.2) & (phase < 0.4)], noise[(phase > 0.75) & (phase < 0.95)]

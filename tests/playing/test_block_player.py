@@ -1,4 +1,4 @@
-"""player.py: curves played in blocks sound as they do at once."""
+"""playing/block_player.py: curves played in blocks sound as they do at once."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import torch
 
 from config import load_config
 from model import Sound, build_model
-from playing.block_player import Player, play
+from playing.block_player import BlockPlayer, play_curves
 from voice.curves import Curves
 
 
@@ -54,7 +54,7 @@ def test_forty_seconds_in_blocks_are_forty_seconds_at_once(preset: str, config) 
     expected = whole(model, tune, seed=3)
     assert expected.harmonic.std() > 0.01 and expected.noise.std() > 0.001
     for block_frames in (700, 1000, 4000):
-        blocks = [sound for sound, _ in play(model, tune, seed=3, block_frames=block_frames)]
+        blocks = [sound for sound, _ in play_curves(model, tune, seed=3, block_frames=block_frames)]
         for joined, wanted in zip((torch.cat(parts, dim=1) for parts in zip(*blocks)), expected):
             assert joined.shape == wanted.shape and (joined - wanted).abs().max() < 1e-4
 
@@ -66,15 +66,15 @@ def test_forty_seconds_in_blocks_are_forty_seconds_at_once(preset: str, config) 
 def test_blocks_of_any_sizes(preset: str, options: dict, config) -> None:
     """From one frame to a hundred; the player is late by its latency, and holds no more than it needs."""
     model, tune = build(preset, config, **options), curves(3.0)
-    expected, player, parts, start = whole(model, tune, seed=0), Player(model, seed=0), [], 0
+    expected, player, parts, start = whole(model, tune, seed=0), BlockPlayer(model, seed=0), [], 0
     for size in (1, 1, 1, 2, 3, 100, 1, 7, 64, 65, 55):
         here = slice(start, start + size)
         frames = (torch.from_numpy(v[here])[None, :, None] for v in (tune.f0, tune.loudness, tune.gate))
         start += size
-        parts.append(player.play(*frames, is_last=start == 300)[0])
+        parts.append(player.play_block(*frames, is_last=start == 300)[0])
         n_played = sum(part.harmonic.shape[1] for part in parts) // 160
         assert n_played == (300 if start == 300 else max(0, start - player.latency))
-        assert player._held[0].shape[1] <= 2 * player.latency
+        assert player._pending[0].shape[1] <= 2 * player.latency
     assert start == 300
     for joined, wanted in zip((torch.cat(part, dim=1) for part in zip(*parts)), expected):
         assert (joined - wanted).abs().max() < 1e-4
@@ -83,7 +83,7 @@ def test_blocks_of_any_sizes(preset: str, options: dict, config) -> None:
 def test_the_noise_balance_and_the_seed_are_heard(config) -> None:
     model, tune = build("tiny", config), curves(1.0)
     plain, louder, other = (
-        torch.cat([sound.noise for sound, _ in play(model, tune, **flags)], dim=1)
+        torch.cat([sound.noise for sound, _ in play_curves(model, tune, **flags)], dim=1)
         for flags in ({"seed": 1}, {"seed": 1, "noise_balance": 6.0}, {"seed": 2})
     )
     assert torch.allclose(louder, plain * 10 ** (6 / 20), atol=1e-6) and not torch.allclose(plain, other, atol=1e-3)
@@ -95,7 +95,7 @@ def test_the_phase_stays_exact_over_many_blocks(config) -> None:
     n_frames, f0 = 4000, 777.77
     ones = np.ones(n_frames, np.float32)
     tune = Curves(f0 * ones, -20 * ones, ones, ones > 0, ones)
-    harmonic = torch.cat([sound.harmonic for sound, _ in play(model, tune, block_frames=10)], dim=1)[0].numpy()
+    harmonic = torch.cat([sound.harmonic for sound, _ in play_curves(model, tune, block_frames=10)], dim=1)[0].numpy()
     tail = harmonic[-16000:].astype(float) * np.hanning(16000)
     phase = 2 * np.pi * float(np.float32(f0)) / 16000 * np.arange(1, n_frames * 160 + 1)[-16000:]
     assert abs(np.angle(1j * np.sum(tail * np.exp(-1j * phase)))) < 1e-4

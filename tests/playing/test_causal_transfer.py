@@ -1,4 +1,4 @@
-"""causal.py: the same sound however it comes in, from what has been heard so far alone."""
+"""playing/causal_transfer.py: the same sound however it comes in, from what has been heard so far alone."""
 
 import gc
 from collections import deque
@@ -13,10 +13,11 @@ import torch
 from checkpoint import load_model
 from conftest import melody
 from features import Ears, extract_features
-from playing.causal_transfer import CausalFit, Frame, Limiter, StreamingTransfer
+from playing.causal_transfer import CausalFitter, Limiter, PlayedFrame, StreamingTransfer
 from playing.offline_transfer import transfer, transfer_causal
-from playing.transfer_report import describe
-from voice.conditioning import TransferOptions
+from playing.transfer_report import describe_transfer
+from voice.fitting import TransferOptions
+from voice.instrument_profile import InstrumentProfile
 
 RATE = 16000
 
@@ -101,11 +102,11 @@ def test_ears_hear_as_the_features_do(config) -> None:
 
 
 def test_a_gate_with_hysteresis_opens_and_lets_go(model) -> None:
-    settings, fitting = model.settings.transfer, CausalFit(model, TransferOptions())
+    settings, fitter = model.settings.transfer, CausalFitter(InstrumentProfile.of(model), TransferOptions())
     loud, between, low = settings.live_gate + 1, settings.live_gate - 2, settings.live_gate - 6
 
-    def play(loudness: float, periodicity: float = 0.9, n_frames: int = 5) -> Frame:
-        return [fitting.fit((220.0, loudness, periodicity)) for _ in range(n_frames)][-1]
+    def play(loudness: float, periodicity: float = 0.9, n_frames: int = 5) -> PlayedFrame:
+        return [fitter.fit_frame((220.0, loudness, periodicity)) for _ in range(n_frames)][-1]
 
     assert not play(between).voiced and play(between).gate == 0
     assert play(loud).voiced and play(loud).gate == pytest.approx(1)
@@ -117,8 +118,8 @@ def test_a_gate_with_hysteresis_opens_and_lets_go(model) -> None:
 
 
 def test_one_frame_of_another_octave_is_not_heard(model) -> None:
-    fitting = CausalFit(model, TransferOptions(semitones=0.0, transpose=12.0))
-    pitches = [fitting.fit((f0, -20.0, 0.9)).f0 for f0 in (220.0, 220.0, 440.0, 220.0, 220.0)]
+    fitter = CausalFitter(InstrumentProfile.of(model), TransferOptions(semitones=0.0, transpose=12.0))
+    pitches = [fitter.fit_frame((f0, -20.0, 0.9)).f0 for f0 in (220.0, 220.0, 440.0, 220.0, 220.0)]
     assert pitches == [440.0] * 5
 
 
@@ -141,7 +142,7 @@ def test_a_tone_that_is_too_loud_stays_a_tone(config, f0: float) -> None:
     power = np.abs(np.fft.rfft(played * window)) ** 2
     tone = np.abs(np.fft.rfftfreq(len(played), 1 / RATE) - f0) < 5
     assert 10 * np.log10(power[~tone].sum() / power[tone].sum()) < -50  # clipped it would be -7
-    assert 20 * np.log10(limiter.least) == pytest.approx(-20, abs=0.1)
+    assert 20 * np.log10(limiter.min_gain) == pytest.approx(-20, abs=0.1)
 
 
 def test_the_gain_falls_without_a_corner_at_the_peaks_and_comes_back(config) -> None:
@@ -149,7 +150,7 @@ def test_the_gain_falls_without_a_corner_at_the_peaks_and_comes_back(config) -> 
     loud = np.zeros(RATE)
     loud[4010:4800] = 4 * CEILING * np.sin(2 * np.pi * 200 * np.arange(790) / RATE)
     gains, limiter = limit(config, loud)
-    assert gains[:4000].min() == 1 and limiter.least == pytest.approx(0.25, rel=1e-3) == gains.min()
+    assert gains[:4000].min() == 1 and limiter.min_gain == pytest.approx(0.25, rel=1e-3) == gains.min()
     assert np.abs(gains * loud).max() <= CEILING * (1 + 1e-12)
     lowest, end = int(gains.argmin()), 4800 + round(settings.limiter_hold_seconds * RATE)
     assert np.diff(gains[4000:lowest]).std() < 1e-9 and np.ptp(gains[lowest:end]) < 1e-12
@@ -161,7 +162,7 @@ def test_the_gain_falls_without_a_corner_at_the_peaks_and_comes_back(config) -> 
 
 def test_what_is_soft_enough_is_left_alone(config) -> None:
     gains, limiter = limit(config, 0.999 * CEILING * np.sin(np.arange(1600)))
-    assert np.all(gains == 1) and limiter.least == 1
+    assert np.all(gains == 1) and limiter.min_gain == 1
 
 
 def test_it_is_turned_down_and_not_clipped(model) -> None:
@@ -177,7 +178,7 @@ def test_it_is_turned_down_and_not_clipped(model) -> None:
     latency = StreamingTransfer(model).latency
     assert np.array_equal(result.audio[: len(song) - latency], loud[latency:])
     assert result.report["peak_gain"] < -6
-    assert f"turned down by up to {-result.report['peak_gain']:.1f} dB" in describe(result.report)
+    assert f"turned down by up to {-result.report['peak_gain']:.1f} dB" in describe_transfer(result.report)
     faster = transfer_causal([song], model, TransferOptions(output_rate=44100))
     assert np.abs(faster.audio).max() <= CEILING + 1e-6 and faster.report["peak_gain"] <= result.report["peak_gain"]
 

@@ -10,6 +10,7 @@ import export
 from checkpoint import load_model
 from config import load_config
 from conftest import shrink
+from playing import export as model_export
 
 
 def small(preset, **changes):
@@ -46,7 +47,7 @@ def test_blocks_equal_the_model(tmp_path, write_checkpoint, preset, kind, size, 
     assert sorted(found.name for found in tmp_path.iterdir()) == sorted([path.name, "exported.json", checkpoint.name])
     description = json.loads(path.with_suffix(".json").read_text())
     assert description["bytes"] == path.stat().st_size and description["milliseconds_a_block"]["median"] > 0
-    run, late = export._READERS[kind](path), description["latency_samples"]
+    run, late = model_export._READERS[kind](path), description["latency_samples"]
     # By the description alone, as a host would: zeros of the shapes it names.
     shapes = [(entry["shape"], getattr(torch, entry["type"])) for entry in description["state"].values()]
     state = [torch.zeros(shape, dtype=dtype) for shape, dtype in shapes]
@@ -65,8 +66,8 @@ def test_blocks_equal_the_model(tmp_path, write_checkpoint, preset, kind, size, 
 def test_full_size_state_is_that_of_the_preset():
     for preset, layers in (("tiny", 1), ("deep", 3)):
         config = load_config(preset=preset)
-        model = export.BlockModel(export.NeuralGuitar(config.model, config.audio))
-        assert model.start().hidden.shape == (layers, 1, config.model.hidden_size)
+        model = model_export.BlockModel(model_export.NeuralGuitar(config.model, config.audio))
+        assert model.initial_state().hidden.shape == (layers, 1, config.model.hidden_size)
 
 
 def test_transformer_is_refused_with_a_reason(tmp_path, write_checkpoint, caplog):
@@ -87,7 +88,7 @@ def test_a_room_is_refused_with_a_reason(tmp_path, write_checkpoint, caplog):
 def test_a_file_that_differs_never_takes_the_name(tmp_path, write_checkpoint, caplog, monkeypatch):
     target = tmp_path / "model.pt2"
     target.write_text("an earlier one")
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    monkeypatch.setattr(model_export, "TOLERANCE", -1.0)
     arguments = ["--checkpoint", str(write_checkpoint()), "--format", "torch_export", "--output", str(target)]
     assert export.main(arguments) == 1
     assert "from the Python model; nothing was written" in caplog.text

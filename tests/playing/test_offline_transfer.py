@@ -1,4 +1,4 @@
-"""timbre_transfer.py: a voice, notes or curves in, an instrument's sound out."""
+"""playing/offline_transfer.py: a voice, notes or curves in, an instrument's sound out."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ import pytest
 import transfer
 from conftest import pause, sing, write_notes
 from features import extract_features
-from playing import offline_transfer as timbre_transfer
-from playing.offline_transfer import render
-from voice.conditioning import TransferOptions
+from playing import offline_transfer
+from playing.offline_transfer import render_curves
 from voice.curves import Curves, Melody
+from voice.fitting import TransferOptions
 
 ROOT = Path(__file__).parent.parent.parent
 RATE = 16000
@@ -101,7 +101,7 @@ def test_pitches_over_crepes_range_are_said(model) -> None:
     with pytest.raises(ValueError, match="higher than CREPE can hear"):
         transfer.transfer(np.concatenate([pause(0.3), whistle]), RATE, model)
     mixed = transfer.transfer(np.concatenate([sing(300.0), pause(0.3), whistle]), RATE, model)
-    assert mixed.report["share_too_high"] > 0.3 and "too high" in transfer.describe(mixed.report)
+    assert mixed.report["share_too_high"] > 0.3 and "too high" in transfer.describe_transfer(mixed.report)
     assert mixed.curves.gate[150:].max() == 0
     # A low voice with strong overtones is not a whistle.
     assert transfer.transfer(sing(300.0), RATE, model).report["share_too_high"] == 0
@@ -137,7 +137,7 @@ def test_clipped_stereo_192_khz_and_8_channels_work(model) -> None:
 def test_the_output_never_clips(model) -> None:
     frames = np.ones(100, np.float32)
     loud = Curves(300 * frames, 10 * frames, frames, frames > 0, frames)
-    result = render(model, None, loud, TransferOptions(), 0, {}, 0.0)
+    result = render_curves(model, None, loud, TransferOptions(), 0, {}, 0.0)
     assert np.abs(result.audio).max() == pytest.approx(10 ** (-1 / 20)) and result.report["peak_gain"] < -1
 
 
@@ -158,14 +158,15 @@ def test_a_long_recording_is_no_other_than_a_short_one(model, song: np.ndarray, 
     """What is split and kept on disk after minutes is so here after seconds, and nothing changes."""
     expected = transfer.transfer(song, RATE, model, TransferOptions(output_rate=44100))
     monkeypatch.setattr("playing.offline_transfer._BLOCK_SAMPLES", 1000)
-    monkeypatch.setattr("voice.conditioning._BLOCK_SAMPLES", 1000)
-    monkeypatch.setattr("voice.voicing._BLOCK_FRAMES", 30)
+    monkeypatch.setattr("voice.melody._BLOCK_SAMPLES", 1000)
+    monkeypatch.setattr("voice.melody._BLOCK_FRAMES", 30)
     monkeypatch.setattr("voice.mains_hum._BLOCK_FRAMES", 15)
-    monkeypatch.setattr("sound.audio_files._KEPT_BYTES", 1000)
+    monkeypatch.setattr("sound.audio_files._IN_MEMORY_BYTES", 1000)
     result = transfer.transfer(song, RATE, model, TransferOptions(output_rate=44100))
     assert np.array_equal(result.curves.gate, expected.curves.gate)
     assert len(result.audio) == len(expected.audio) and np.abs(result.audio - expected.audio).max() < 1e-5
     assert result.report["share_polyphonic"] == expected.report["share_polyphonic"]
+
 
 def test_options_reach_the_sound(model, song: np.ndarray) -> None:
     plain = transfer.transfer(song, RATE, model, seed=3)
@@ -248,8 +249,8 @@ def test_curves_and_causal_playing_say_what_lies_out_of_range(model) -> None:
     frames = np.ones(100)
     for f0, share in ((300.0, 0.0), (3000.0, 1.0)):
         tune = Melody(f0 * frames, -20 * frames, frames, frames > 0)
-        assert timbre_transfer.transfer_curves(tune, model).report["share_out_of_range"] == share
+        assert offline_transfer.transfer_curves(tune, model).report["share_out_of_range"] == share
     for semitones, share in ((12.0, 0.0), (36.0, 1.0)):
         voice = [sing(220.0, 0.3)]
-        report = timbre_transfer.transfer_causal(voice, model, TransferOptions(semitones=semitones)).report
+        report = offline_transfer.transfer_causal(voice, model, TransferOptions(semitones=semitones)).report
         assert report["share_out_of_range"] == share

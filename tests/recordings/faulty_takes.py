@@ -1,6 +1,6 @@
 """Make two sets that no model should be trained on, to see what ``inspect_dataset.py`` says of them.
 
-    ./venv/bin/python scripts/make_faulty_takes.py --output_dir data/raw/faulty
+    ./venv/bin/python tests/recordings/faulty_takes.py --output_dir data/raw/faulty
 
 ``strummed`` holds six takes of plucked chords. ``broken`` holds clean takes of single notes, one take for each fault
 that a recording can have, and a copy. All are synthetic, and the same for the same ``--seed``.
@@ -26,7 +26,7 @@ CHORDS = (  # MIDI pitches of six strings, or fewer
     (48, 52, 55, 60, 64),  # C
     (40, 47, 52, 55, 59, 64),  # Em
 )
-log = logging.getLogger("make_faulty_takes")
+log = logging.getLogger("faulty_takes")
 
 
 def to_hertz(pitch: float) -> float:
@@ -138,10 +138,10 @@ def main(argv: list[str] | None = None) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(path, take, RATE)
     except (OSError, soundfile.LibsndfileError) as error:
-        log.error("make_faulty_takes.py: %s", error)
+        log.error("faulty_takes.py: %s", error)
         return 1
     except KeyboardInterrupt:
-        log.error("make_faulty_takes.py: stopped; what is written stays")
+        log.error("faulty_takes.py: stopped; what is written stays")
         return 130
     print(f"{len(takes)} takes of {args.notes} notes or chords in {args.output_dir}, strummed and broken")
     return 0

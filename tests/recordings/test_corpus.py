@@ -9,9 +9,9 @@ import pytest
 
 from data import find_recordings, load_recording, save_recording
 from recordings import corpus
-from recordings.corpus import ENDS, boundary_of, measure_statistics, read_corpus
+from recordings.corpus import RECORDING_ENDS, measure_statistics, read_corpus, split_boundary
 from recordings.crops import Span
-from sound import atomic_files as files
+from sound import atomic_files
 from test_data import with_train
 
 # --- split --------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_unusable_index_is_made_again(write_takes, config, content):
 
 def test_index_that_cannot_be_written(write_takes, config, monkeypatch):
     folder = write_takes(["a", "b"])
-    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
+    monkeypatch.setattr(atomic_files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
     assert len(read_corpus(folder, config).training) == 2
     assert sorted(path.name for path in folder.iterdir()) == ["take_00.pt", "take_01.pt"]
 
@@ -140,14 +140,14 @@ def test_few_takes_stay_divided_by_their_ends_when_recordings_are_added(write_ta
     after = read_corpus(write_takes(digests), settings, before.boundary)
     assert frames_of(before.training) <= frames_of(after.training)
     assert not frames_of(before.training) & frames_of(after.validation)
-    assert len(after.validation) == (40 if val_fraction else 0) and after.boundary == before.boundary == ENDS
+    assert len(after.validation) == (40 if val_fraction else 0) and after.boundary == before.boundary == RECORDING_ENDS
 
 
 def test_what_a_checkpoint_says_of_the_division():
-    assert boundary_of({"schedule": {"boundary": "5" * 64}}) == "5" * 64
-    assert boundary_of({"schedule": {"boundary": ""}}) == ""  # nothing is held out
-    assert boundary_of({"schedule": {"boundary": None}}) == ENDS  # as it was written once
-    assert boundary_of({"schedule": {"learning_rate": 0.1}}) is boundary_of({"schedule": None}) is None
+    assert split_boundary({"schedule": {"boundary": "5" * 64}}) == "5" * 64
+    assert split_boundary({"schedule": {"boundary": ""}}) == ""  # nothing is held out
+    assert split_boundary({"schedule": {"boundary": None}}) == RECORDING_ENDS  # as it was written once
+    assert split_boundary({"schedule": {"learning_rate": 0.1}}) is split_boundary({"schedule": None}) is None
 
 
 def test_boundary_of_other_recordings_is_forgotten(write_takes, config):
@@ -160,7 +160,7 @@ def test_boundary_of_other_recordings_is_forgotten(write_takes, config):
 def test_held_out_sound_is_known_by_its_files_and_frames(tmp_path):
     def identity(*spans, folder=tmp_path):
         held_out = tuple(Span(folder / name, first, n_frames) for name, first, n_frames in spans)
-        return corpus.Corpus(folder, "trumpet", (), held_out).identify_validation()
+        return corpus.Corpus(folder, "trumpet", (), held_out).validation_digest()
 
     one, two = ("a.pt", 0, 10), ("b.pt", 0, 10)
     assert identity(one, two) == identity(two, one) == identity(one, two, folder=tmp_path / "moved")

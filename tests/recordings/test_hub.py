@@ -1,4 +1,4 @@
-"""hub.py and streaming.py with the real client, against a Hub on loopback that drops, delays, spoils and refuses."""
+"""hub_client, hub_cache and hub_dataset with the real client and a Hub on loopback that drops, spoils and refuses."""
 
 import dataclasses
 import json
@@ -12,12 +12,20 @@ from huggingface_hub.utils import close_session, get_session
 
 from data import save_recording
 from hub_server import Fault
-from recordings import hub_cache
-from recordings import hub_dataset as streaming
+from recordings import hub_cache, hub_dataset
 from recordings.corpus import read_corpus
-from recordings.hub_client import INDEX, HubError, Index, RefusedError, UnreachableError, ask, check_repo_id, connect
-from recordings.hub_dataset import HubRecordings, build_corpus
-from upload_to_hf import read_folder
+from recordings.hub_client import (
+    INDEX_FILE,
+    HubError,
+    HubIndex,
+    RefusedError,
+    UnreachableError,
+    check_repo_id,
+    connect_to_hub,
+    request_with_retries,
+)
+from recordings.hub_dataset import HubRecordings, corpus_from_index
+from recordings.hub_upload import read_folder
 
 NAME = "user/trumpet"
 N_FILES = 12
@@ -37,7 +45,7 @@ def folder(tmp_path, counting_recording):
 def data_set(hub, folder, config):
     """The same on the Hub."""
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.pt")}
-    return hub.add("dataset", NAME, files | {INDEX: read_folder(folder, config).to_json().encode()})
+    return hub.add("dataset", NAME, files | {INDEX_FILE: read_folder(folder, config).to_json().encode()})
 
 
 @pytest.fixture
@@ -46,8 +54,8 @@ def stream(tmp_path, config):
     opened = []
 
     def make(cache="cache", name=NAME, settings=config, **options):
-        patience = streaming.Patience(retries=float("inf"), backoff=0.01, longest=0.01)
-        opened.append(HubRecordings(name, tmp_path / cache, settings, **{"patience": patience} | options))
+        retry_policy = hub_dataset.HubRetryPolicy(retries=float("inf"), backoff=0.01, longest=0.01)
+        opened.append(HubRecordings(name, tmp_path / cache, settings, **{"retry_policy": retry_policy} | options))
         return opened[-1]
 
     yield make
@@ -77,9 +85,9 @@ def names_in(folder):
 
 def change_index(repo, change):
     """Commit an index that was changed as JSON."""
-    values = json.loads(repo.files[INDEX].content)
+    values = json.loads(repo.files[INDEX_FILE].content)
     change(values)
-    repo.commit(repo.files | {INDEX: type(repo.files[INDEX])(json.dumps(values).encode(), False)}, "change")
+    repo.commit(repo.files | {INDEX_FILE: type(repo.files[INDEX_FILE])(json.dumps(values).encode(), False)}, "change")
 
 
 # --- what arrives -------------------------------------------------------------------------------
@@ -114,7 +122,7 @@ def test_split_is_that_of_the_same_files_on_disk(data_set, folder, config, strea
 def test_with_few_takes_the_end_of_each_is_held_out(config, tmp_path, folder):
     index = read_folder(folder, config)
     few = dataclasses.replace(index, recordings=index.recordings[:3])
-    corpus = build_corpus(few, tmp_path, config, NAME)
+    corpus = corpus_from_index(few, tmp_path, config, NAME)
     assert len(corpus.training) == len(corpus.validation) == 3
 
 
@@ -130,13 +138,13 @@ def test_corpus_so_far_keeps_epochs_long_until_all_is_here(data_set, stream):
     recordings.start()
     finish(recordings)
     whole = recordings.corpus
-    assert recordings.so_far() == whole
+    assert recordings.available_corpus() == whole
     first, *others = (span.path for span in whole.training)
-    little = recordings.so_far([first])
+    little = recordings.available_corpus([first])
     assert little.training == whole.training[:1] * 8 and little.validation == ()
-    more = recordings.so_far([first, others[0], whole.validation[0].path])
+    more = recordings.available_corpus([first, others[0], whole.validation[0].path])
     assert len(more.training) == len(whole.training) and set(more.training) == set(whole.training[:2])
-    assert more.validation == whole.validation and recordings.so_far([]).training == ()
+    assert more.validation == whole.validation and recordings.available_corpus([]).training == ()
 
 
 def test_token_goes_to_the_hub_and_not_to_the_storage(hub, data_set, stream):
@@ -207,7 +215,7 @@ def test_file_that_the_index_describes_falsely_is_left_out(data_set, stream):
 
 
 def test_file_that_is_no_recording_is_left_out(hub, data_set, stream, tmp_path):
-    blob = type(data_set.files[INDEX])(b"no recording", True)
+    blob = type(data_set.files[INDEX_FILE])(b"no recording", True)
     data_set.commit(data_set.files | {"take 1.wav.pt": blob}, "spoil")
     change_index(
         data_set,
@@ -385,7 +393,7 @@ def test_names_that_would_leave_the_folder_are_refused(config, folder, name):
     values = json.loads(read_folder(folder, config).to_json())
     values["recordings"][0]["file"] = name
     with pytest.raises(HubError, match="has an entry that cannot be used"):
-        Index.from_json(json.dumps(values), NAME)
+        HubIndex.from_json(json.dumps(values), NAME)
 
 
 @pytest.mark.parametrize(
@@ -407,38 +415,38 @@ def test_index_that_is_not_one_is_refused(config, folder, change, message):
     values = json.loads(index.to_json())
     change(values)
     with pytest.raises(HubError, match=message):
-        Index.from_json(json.dumps(values), NAME)
+        HubIndex.from_json(json.dumps(values), NAME)
     for text in ("", "[]", "null", "{"):
         with pytest.raises(HubError, match="not the index"):
-            Index.from_json(text, NAME)
+            HubIndex.from_json(text, NAME)
 
 
 def test_index_survives_being_written(config, folder):
     index = read_folder(folder, config)
-    assert json.loads(Index.from_json(index.to_json(), NAME).to_json()) == json.loads(index.to_json())
+    assert json.loads(HubIndex.from_json(index.to_json(), NAME).to_json()) == json.loads(index.to_json())
 
 
 # --- asking -------------------------------------------------------------------------------------
 
 
 def test_token_that_cannot_write_is_refused_in_words(hub, monkeypatch):
-    connect(write=True)
+    connect_to_hub(write=True)
     monkeypatch.setenv("HF_TOKEN", "hf_read")
     with pytest.raises(RefusedError, match="the token 'mine' may only read: make a token with write permission"):
-        connect(write=True)
+        connect_to_hub(write=True)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(RefusedError, match="does not know this token"):
-        connect(write=True)
+        connect_to_hub(write=True)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(RefusedError, match="there is no token for the Hub: make a token"):
-        connect(write=True)
+        connect_to_hub(write=True)
 
 
 def test_saved_login_is_used(hub, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN")
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "token").write_text("hf_write\n")
-    assert connect(write=True).whoami()["name"] == "user"
+    assert connect_to_hub(write=True).whoami()["name"] == "user"
     assert hub.requests[-1][1] == "Bearer hf_write"
 
 
@@ -457,13 +465,13 @@ def test_answers_in_words(hub, status, code, kind, message):
     headers = {"X-Error-Code": code, "X-Error-Message": "Payment needed"}
     hub.faults = [Fault("GET", times=9, status=status, headers=headers)]
     with pytest.raises(HubError, match=message) as caught:
-        ask(lambda: connect().dataset_info(NAME), NAME)
+        request_with_retries(lambda: connect_to_hub().dataset_info(NAME), NAME)
     assert type(caught.value) is kind and len(hub.pauses) == (5 if status == 503 else 0)
 
 
 def test_what_is_not_the_hubs_fault_passes_through(tmp_path):
     with pytest.raises(FileNotFoundError):
-        ask((tmp_path / "none").read_bytes, NAME)
+        request_with_retries((tmp_path / "none").read_bytes, NAME)
 
 
 @pytest.mark.parametrize("name", ["trumpet", "a b/c", "a/b/c", "-a/b", ""])
@@ -477,12 +485,12 @@ def test_client_that_another_thread_has_closed_is_a_passing_fault(hub):
     client = get_session()
     close_session()  # as huggingface_hub does in the thread whose connection fails, though all threads share it
     sessions = iter([client, get_session()])
-    ask(lambda: next(sessions).get(hub.url), NAME, wait=lambda _: None)
+    request_with_retries(lambda: next(sessions).get(hub.url), NAME, wait=lambda _: None)
     assert next(sessions, None) is None
     sessions = iter([None, get_session()])  # the same, a moment earlier
-    ask(lambda: next(sessions).request("GET", hub.url), NAME, wait=lambda _: None)
+    request_with_retries(lambda: next(sessions).request("GET", hub.url), NAME, wait=lambda _: None)
     with pytest.raises(AttributeError):
-        ask(lambda: None.something, NAME, wait=lambda _: None)  # a mistake of our own is not
+        request_with_retries(lambda: None.something, NAME, wait=lambda _: None)  # a mistake of our own is not
 
 
 def test_file_that_was_on_its_way_does_not_end_the_trouble(data_set, stream, caplog):
@@ -513,4 +521,4 @@ def test_file_that_another_process_replaces_meanwhile_is_no_error(data_set, stre
     recordings = finish_started(stream())
     entry = recordings.cache.open_index().recordings[0]
     monkeypatch.setattr(hub_cache, "hash_file", lambda path: path.unlink() or path.read_bytes())
-    assert not recordings.cache.has(entry)
+    assert not recordings.cache.has_file(entry)

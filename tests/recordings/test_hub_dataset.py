@@ -21,8 +21,8 @@ from conftest import harmonic_tone
 from data import Recording, extractor_settings, save_recording
 from recordings.corpus import read_corpus
 from recordings.hub_client import HubError
-from recordings.hub_dataset import HubRecordings, so_far_in_common, wait_in_common
-from recordings.process_ranks import Ranks
+from recordings.hub_dataset import HubRecordings, common_corpus, wait_for_common_recording
+from recordings.process_ranks import ProcessRanks
 from training.held_out_phrases import choose_phrases
 
 NAME = "user/trumpet"
@@ -129,13 +129,13 @@ def with_half_held_out(config):
     return dataclasses.replace(config, train=dataclasses.replace(config.train, val_fraction=0.5))
 
 
-class Machine(Ranks):
+class Machine(ProcessRanks):
     """One of two machines of a training; here they are threads."""
 
     meeting = threading.Barrier(2, timeout=60)
     said: ClassVar = {}
 
-    def sum(self, values):
+    def all_reduce(self, values):
         self.said[self.rank] = values
         self.meeting.wait()
         total = self.said[0] + self.said[1]
@@ -150,8 +150,8 @@ def corpora_of_two_machines(config, **options):
     def live(recordings, rank):
         machine = Machine(rank, 0, 2)
         try:
-            wait_in_common(recordings, machine, torch.device("cpu"), **options)
-            return so_far_in_common(recordings, machine, torch.device("cpu"))
+            wait_for_common_recording(recordings, machine, torch.device("cpu"), **options)
+            return common_corpus(recordings, machine, torch.device("cpu"))
         except HubError as error:
             return error
 

@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-import faulty_takes as make_faulty_takes
+import faulty_takes
 import numpy as np
 import pytest
 import soundfile
@@ -15,7 +15,7 @@ import inspect_dataset
 from conftest import harmonic_tone
 from data import save_recording
 from features import extract_loudness
-from recordings import inspection, inspection_findings, pitch_annotations
+from recordings import inspection, pitch_annotations
 
 RATE = 16000
 NOTES = (220.0, 330.0, 262.0, 440.0, 196.0, 294.0)
@@ -24,23 +24,23 @@ NOTES = (220.0, 330.0, 262.0, 440.0, 196.0, 294.0)
 @pytest.fixture(scope="module")
 def clean():
     """6 s: six notes, each soft or loud, with rests."""
-    return make_faulty_takes.play(list(NOTES), np.random.default_rng(0)).astype(np.float32)
+    return faulty_takes.play(list(NOTES), np.random.default_rng(0)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def inspect_audio(make_recording, config):
     def inspect(audio, name="take.wav"):
-        return inspection.measure(Path(f"{name}.pt"), make_recording(audio.astype(np.float32)), config)
+        return inspection.measure_for_inspection(Path(f"{name}.pt"), make_recording(audio.astype(np.float32)), config)
 
     return inspect
 
 
 def faults(measured, config):
-    return [name for name, (test, _) in inspection_findings.list_faults(config).items() if test(measured)]
+    return [name for name, (test, _) in inspection.list_faults(config).items() if test(measured)]
 
 
 def test_every_fault_is_planted(config):
-    assert list(make_faulty_takes.FAULTS) == list(inspection_findings.list_faults(config))
+    assert list(faulty_takes.FAULTS) == list(inspection.list_faults(config))
 
 
 def test_a_clean_take_is_left_alone(clean, inspect_audio, config):
@@ -49,16 +49,16 @@ def test_a_clean_take_is_left_alone(clean, inspect_audio, config):
     assert measured.seconds == 6 and 2.5 < measured.voiced_seconds < 4.0
 
 
-@pytest.mark.parametrize("fault", make_faulty_takes.FAULTS)
+@pytest.mark.parametrize("fault", faulty_takes.FAULTS)
 def test_a_planted_fault_is_found(fault, clean, inspect_audio, config):
-    found = faults(inspect_audio(make_faulty_takes.FAULTS[fault](clean)), config)
+    found = faults(inspect_audio(faulty_takes.FAULTS[fault](clean)), config)
     assert fault in found
     # A hum is a pitch too, and a chord, a room or a tone in the rests leave no rest to judge the others by.
     assert set(found) - {fault} <= {"several pitches at once", "reverb"}
 
 
 def test_two_faulty_sets_are_written(tmp_path, capsys, caplog):
-    assert make_faulty_takes.main(["--output_dir", str(tmp_path), "--notes", "2"]) == 0
+    assert faulty_takes.main(["--output_dir", str(tmp_path), "--notes", "2"]) == 0
     assert "17 takes of 2 notes or chords" in capsys.readouterr().out
     takes = {path.relative_to(tmp_path).as_posix(): soundfile.read(path)[0] for path in tmp_path.rglob("*.wav")}
     assert sum(name.startswith("strummed/") for name in takes) == 6
@@ -66,19 +66,19 @@ def test_two_faulty_sets_are_written(tmp_path, capsys, caplog):
     assert np.abs(takes["broken/clipped.wav"]).max() > 0.99 > np.abs(takes["broken/clean_0.wav"]).max()
     assert np.allclose(takes["broken/clean_1_softer.wav"], takes["broken/clean_1.wav"] / 2, atol=1e-4)
     (tmp_path / "file").touch()
-    assert make_faulty_takes.main(["--output_dir", str(tmp_path / "file")]) == 1
-    assert "make_faulty_takes.py:" in caplog.text
+    assert faulty_takes.main(["--output_dir", str(tmp_path / "file")]) == 1
+    assert "faulty_takes.py:" in caplog.text
     with pytest.raises(SystemExit):
-        make_faulty_takes.main(["--output_dir", str(tmp_path), "--notes", "1"])
+        faulty_takes.main(["--output_dir", str(tmp_path), "--notes", "1"])
 
 
 def test_what_hums_in_one_quiet_moment_alone_is_no_mains(config):
     excess, noise = config.inspect.hum_excess, np.random.default_rng(0).standard_normal(24 * RATE)
     audio = noise * np.where(np.arange(len(noise)) < 3 * RATE, 1e-4, 1e-2)
     audio[:RATE] += harmonic_tone(60, 1.0, amplitude=2e-4)
-    assert inspection.find_hum(audio, RATE, excess) == (0, 0.0)
+    assert inspection.find_mains_hum(audio, RATE, excess) == (0, 0.0)
     audio[: 3 * RATE] += harmonic_tone(60, 3.0, amplitude=2e-4)
-    assert inspection.find_hum(audio, RATE, excess)[0] == 60
+    assert inspection.find_mains_hum(audio, RATE, excess)[0] == 60
 
 
 def test_soft_notes_are_no_bleed(config):
@@ -96,12 +96,14 @@ def test_copies(clean, inspect_audio):
     one, other = inspect_audio(clean, "one"), inspect_audio(clean, "other")
     softer, another = inspect_audio(0.5 * clean, "softer"), inspect_audio(clean[::-1].copy(), "another")
     assert one.sha256 == other.sha256 != softer.sha256
-    assert [sorted((a.name, b.name)) for a, b in inspection.find_copies([one, another, other])] == [["one", "other"]]
-    assert inspection.sounds_the_same(one, softer) and not inspection.sounds_the_same(one, another)
-    (bytewise,), (audible,) = (inspection_findings.judge_copies(pair) for pair in ([one, other], [one, softer]))
+    assert [sorted((a.name, b.name)) for a, b in inspection.find_duplicates([one, another, other])] == [
+        ["one", "other"]
+    ]
+    assert inspection.is_same_take(one, softer) and not inspection.is_same_take(one, another)
+    (bytewise,), (audible,) = (inspection.judge_duplicates(pair) for pair in ([one, other], [one, softer]))
     assert "byte for byte" in bytewise.text and not bytewise.is_problem
     assert "sound like another" in audible.text and audible.is_problem
-    assert inspection_findings.judge_copies([one, another]) == []
+    assert inspection.judge_duplicates([one, another]) == []
 
 
 # --- the set --------------------------------------------------------------------------------------
@@ -128,8 +130,8 @@ def texts(findings):
 
 def test_a_whole_set_is_left_alone(measured, config):
     take = scale(measured, 52, 84, 20)
-    assert inspection_findings.judge_set([take], config) == []
-    assert inspection_findings.judge_takes([take], config) == []
+    assert inspection.judge_coverage([take], config) == []
+    assert inspection.judge_faulty_takes([take], config) == []
 
 
 @pytest.mark.parametrize(("changes", "is_problem", "text"), [
@@ -143,19 +145,19 @@ def test_a_whole_set_is_left_alone(measured, config):
     ({"spread": 8}, False, "7 dB from soft to loud, 15 advised"),
 ])  # fmt: skip
 def test_a_set_that_lacks_something(measured, config, changes, is_problem, text):
-    findings = inspection_findings.judge_set([scale(measured, **{"low": 52, "high": 84, "seconds_each": 20} | changes)],
+    findings = inspection.judge_coverage([scale(measured, **{"low": 52, "high": 84, "seconds_each": 20} | changes)],
                                          config)  # fmt: skip
     assert len(findings) == 1 and text in findings[0].text and findings[0].is_problem == is_problem
 
 
 def test_a_set_of_rests(measured, config):
     take = dataclasses.replace(scale(measured, 52, 84, 20), seconds=4000)
-    assert "only 16% of the time has a pitch" in texts(inspection_findings.judge_set([take], config))
+    assert "only 16% of the time has a pitch" in texts(inspection.judge_coverage([take], config))
 
 
 def test_a_few_faulty_takes_are_advice_and_many_a_problem(measured, config):
     good, bad = scale(measured, 52, 84, 20), dataclasses.replace(measured, polyphony=0.5, name="strummed")
-    advice, problem = (inspection_findings.judge_takes(takes, config) for takes in ([good, bad], [measured, bad]))
+    advice, problem = (inspection.judge_faulty_takes(takes, config) for takes in ([good, bad], [measured, bad]))
     assert [finding.is_problem for finding in (*advice, *problem)] == [False, True]
     assert advice[0].recordings == ("strummed",) and "1 of 2 recordings" in advice[0].text
 
@@ -201,9 +203,9 @@ def test_strings_that_sound_together_are_not_compared(tmp_path):
 
 @pytest.mark.parametrize("header", ["", "seconds,f0_hz (0 = unvoiced)\n", '\ufeff"time","f0"\n'])
 def test_pitch_beside_a_voice(tmp_path, header):
-    assert pitch_annotations.read_sung(tmp_path / "hum.wav", 4, 0.01) is None
+    assert pitch_annotations.read_voice_annotation(tmp_path / "hum.wav", 4, 0.01) is None
     (tmp_path / "hum_f0.csv").write_text(f"{header}0.0,0\n0.011,220.5\n0.02,221\n")
-    assert pitch_annotations.read_sung(tmp_path / "hum.wav", 4, 0.01).tolist() == [0, 220.5, 221, 221]
+    assert pitch_annotations.read_voice_annotation(tmp_path / "hum.wav", 4, 0.01).tolist() == [0, 220.5, 221, 221]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-import render_dataset as rd
+import render_dataset
+from recordings import soundfont as rd
 
 N_FILES = 30  # the default set, five rounds of the six pairings of register and level
 
@@ -301,7 +302,7 @@ def test_dynamics_span_over_25_db_and_peak_is_3_db_down(name):
 def test_command_writes_skips_and_repeats_to_the_bit(tmp_path, capsys):
     def run(folder, seed="0"):
         where = ["--output_dir", str(tmp_path / folder)]
-        assert rd.main(["--instrument", "trumpet", "--minutes", "0.5", "--seed", seed, *where]) == 0
+        assert render_dataset.main(["--instrument", "trumpet", "--minutes", "0.5", "--seed", seed, *where]) == 0
         return capsys.readouterr().out
 
     assert run("a").startswith("1 written, 0 skipped: 0.5 minutes of trumpet")
@@ -330,13 +331,13 @@ def test_interruption_leaves_no_half_file(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(rd, "measure_gain", lambda *_: 1.0)
     monkeypatch.setattr(rd, "render_midi", lambda *_: np.zeros(round(composition.FILE_SECONDS * rd.SAMPLE_RATE)))
     monkeypatch.setattr(rd.sf, "write", write_half)
-    assert rd.main(["--instrument", "guitar", "--minutes", "1", "--output_dir", str(tmp_path)]) == 130
+    assert render_dataset.main(["--instrument", "guitar", "--minutes", "1", "--output_dir", str(tmp_path)]) == 130
     assert list(tmp_path.iterdir()) == [] and "run again" in caplog.text
 
 
 def test_missing_program_is_said_in_one_sentence(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    assert rd.main(["--instrument", "trumpet", "--output_dir", str(tmp_path / "out")]) == 1
+    assert render_dataset.main(["--instrument", "trumpet", "--output_dir", str(tmp_path / "out")]) == 1
     assert "fluidsynth is missing" in caplog.text and "apt install fluidsynth" in caplog.text
     assert "Traceback" not in caplog.text and not (tmp_path / "out").exists()
 
@@ -345,7 +346,7 @@ def test_missing_program_is_said_in_one_sentence(tmp_path, monkeypatch, caplog):
 def test_missing_soundfont_is_said_in_one_sentence(tmp_path, monkeypatch, caplog, flags):
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(rd, "SOUNDFONT_DIRS", (str(tmp_path),))
-    assert rd.main(["--instrument", "trumpet", "--output_dir", str(tmp_path / "out"), *flags]) == 1
+    assert render_dataset.main(["--instrument", "trumpet", "--output_dir", str(tmp_path / "out"), *flags]) == 1
     assert (flags[-1] if flags else "FluidR3_GM.sf2") in caplog.text
     assert "apt install fluid-soundfont-gm" in caplog.text and "Traceback" not in caplog.text
 
@@ -354,7 +355,8 @@ def test_failing_program_is_named_with_its_sound_font(tmp_path, monkeypatch, cap
     monkeypatch.setattr(shutil, "which", lambda _: "/bin/false")
     font = tmp_path / "my.sf2"
     font.write_bytes(b"RIFF")
-    assert rd.main(["--instrument", "guitar", "--output_dir", str(tmp_path / "out"), "--soundfont", str(font)]) == 1
+    flags = ["--output_dir", str(tmp_path / "out"), "--soundfont", str(font)]
+    assert render_dataset.main(["--instrument", "guitar", *flags]) == 1
     assert "fluidsynth failed with" in caplog.text and str(font) in caplog.text
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -363,12 +365,13 @@ def test_failing_program_is_named_with_its_sound_font(tmp_path, monkeypatch, cap
 def test_file_that_is_no_sound_font_is_refused(tmp_path, caplog):
     font = tmp_path / "junk.sf2"
     font.write_bytes(b"not a sound font")
-    assert rd.main(["--instrument", "guitar", "--output_dir", str(tmp_path / "out"), "--soundfont", str(font)]) == 1
+    flags = ["--output_dir", str(tmp_path / "out"), "--soundfont", str(font)]
+    assert render_dataset.main(["--instrument", "guitar", *flags]) == 1
     assert "makes no sound" in caplog.text
 
 
 @pytest.mark.parametrize("flags", [["--minutes", "0"], ["--minutes", "nan"], ["--seed", "-1"], ["--num_workers", "0"]])
 def test_bad_flags_are_refused(tmp_path, capsys, flags):
     with pytest.raises(SystemExit, match="2"):
-        rd.parse_args(["--instrument", "guitar", "--output_dir", str(tmp_path), *flags])
+        render_dataset.parse_args(["--instrument", "guitar", "--output_dir", str(tmp_path), *flags])
     assert "must be" in capsys.readouterr().err

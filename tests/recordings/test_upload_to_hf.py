@@ -12,7 +12,8 @@ import torch
 import upload_to_hf as up
 from data import save_recording
 from hub_server import Blob, Fault, HubServer
-from recordings.hub_client import Entry, Index
+from recordings import hub_upload
+from recordings.hub_client import HubFile, HubIndex
 
 NAME = "user/trumpet"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
@@ -122,9 +123,9 @@ def test_pause_that_the_hub_asks_for_is_kept(hub, folder):
 
 
 def test_upload_that_was_cut_off_goes_on(hub, folder, monkeypatch, caplog):
-    monkeypatch.setattr(up, "BATCH_FILES", 4)
+    monkeypatch.setattr(hub_upload, "BATCH_FILES", 4)
     names = sorted(local(folder))
-    hub.faults = [Fault(f"PUT /lfs/{up.hash_file(folder / names[6])}", times=999)]
+    hub.faults = [Fault(f"PUT /lfs/{hub_upload.hash_file(folder / names[6])}", times=999)]
     assert upload(folder) == 1
     assert "the Hugging Face Hub cannot be reached" in caplog.text and "Traceback" not in caplog.text
     files = repo_of(hub).files
@@ -136,7 +137,7 @@ def test_upload_that_was_cut_off_goes_on(hub, folder, monkeypatch, caplog):
 
 
 def test_each_commit_describes_itself(hub, folder, monkeypatch):
-    monkeypatch.setattr(up, "BATCH_FILES", 4)
+    monkeypatch.setattr(hub_upload, "BATCH_FILES", 4)
     assert upload(folder) == 0
     assert repo_of(hub).messages[1:] == ["Add 4 recordings", "Add 4 recordings", "Add 3 recordings"]
     for _, files in repo_of(hub).commits[1:]:
@@ -253,15 +254,15 @@ def test_recording_without_a_pitch(hub, tmp_path, counting_recording):
 
 
 def test_batches_are_bounded_and_lose_nothing(monkeypatch):
-    monkeypatch.setattr(up, "BATCH_FILES", 3)
-    monkeypatch.setattr(up, "BATCH_BYTES", 100)
+    monkeypatch.setattr(hub_upload, "BATCH_FILES", 3)
+    monkeypatch.setattr(hub_upload, "BATCH_BYTES", 100)
     sizes = [10, 20, 30, 40, 90, 20, 500, 1, 1, 1, 1]
-    entries = [Entry(f"{i}.pt", "0", size, 1, "0", None) for i, size in enumerate(sizes)]
-    batches = list(up.batched(entries))
+    entries = [HubFile(f"{i}.pt", "0", size, 1, "0", None) for i, size in enumerate(sizes)]
+    batches = list(hub_upload.batched(entries))
     assert [entry for batch in batches for entry in batch] == entries
     batched_sizes = [[entry.n_bytes for entry in batch] for batch in batches]
     assert batched_sizes == [[10, 20, 30], [40], [90], [20], [500], [1, 1, 1], [1]]
-    assert list(up.batched([])) == []
+    assert list(hub_upload.batched([])) == []
 
 
 def test_bad_flags(capsys):
@@ -281,4 +282,4 @@ def test_as_a_user_runs_it(folder, tmp_path):
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"{hub.url}/datasets/{NAME}: 11 recordings uploaded, 0 were there\n"
         assert recordings_of(hub) == local(folder)
-        assert Index.from_json(repo_of(hub).files["index.json"].content.decode(), NAME).instrument == "trumpet"
+        assert HubIndex.from_json(repo_of(hub).files["index.json"].content.decode(), NAME).instrument == "trumpet"

@@ -1,4 +1,4 @@
-"""files.py: what is written is there whole or not at all, whoever else writes it."""
+"""atomic_files.py: what is written is there whole or not at all, whoever else writes it."""
 
 import hashlib
 import os
@@ -6,12 +6,12 @@ import os
 import pytest
 import torch
 
-from sound.atomic_files import hash_file, load_tensors, replacing, save_tensors, write_text
+from sound.atomic_files import atomic_write, hash_file, load_tensors, save_tensors, write_text
 
 
 def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
     path = tmp_path / "new" / "folder" / "a.txt"
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("half")
         assert not path.exists() and partial.parent == path.parent
     assert path.read_text() == "half" and list(path.parent.iterdir()) == [path]
@@ -21,7 +21,7 @@ def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
 def test_what_fails_leaves_what_was_there(tmp_path, error):
     path = tmp_path / "a.txt"
     write_text(path, "♯ before")
-    with pytest.raises(type(error)), replacing(path) as partial:
+    with pytest.raises(type(error)), atomic_write(path) as partial:
         partial.write_text("half")
         raise error
     assert path.read_text(encoding="utf-8") == "♯ before" and list(tmp_path.iterdir()) == [path]
@@ -29,7 +29,7 @@ def test_what_fails_leaves_what_was_there(tmp_path, error):
 
 def test_those_who_write_the_same_file_do_not_meet(tmp_path):
     path = tmp_path / "a.txt"
-    with replacing(path, shared=True) as mine:
+    with atomic_write(path, shared=True) as mine:
         mine.write_text("mine")
         write_text(path, "another's", shared=True)
         assert path.read_text() == "another's" and mine.read_text() == "mine"

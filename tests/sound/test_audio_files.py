@@ -9,7 +9,15 @@ import pytest
 import soundfile
 
 from sound import audio_files
-from sound.audio_files import SUFFIXES, Scratch, load_audio, prepare_audio, read_blocks, resample_blocks, slices
+from sound.audio_files import (
+    SUFFIXES,
+    SpooledAudio,
+    block_slices,
+    load_audio,
+    prepare_audio,
+    read_blocks,
+    resample_blocks,
+)
 
 # What FFmpeg writes here, and how much longer it may come back: an encoder's own frames.
 RECORDED = {"m4a": "aac", "mp4": "aac", "aac": "aac", "webm": "libopus", "3gp": "aac"}
@@ -108,8 +116,11 @@ def test_folder(tmp_path):
         load_audio(tmp_path, 16000)
 
 
-@pytest.mark.parametrize("content", [b"", b"This is not a sound.\n" * 40, b"RIFF\x00\x00\x00\x00WAVE"],
-                         ids=["no bytes", "text", "half a header"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"This is not a sound.\n" * 40, b"RIFF\x00\x00\x00\x00WAVE"],
+    ids=["no bytes", "text", "half a header"],
+)
 def test_not_a_sound_file(tmp_path, content):
     (tmp_path / "song.wav").write_bytes(content)
     with pytest.raises(ValueError, match=r"song\.wav cannot be read as sound"):
@@ -252,8 +263,10 @@ def test_hours_in_a_small_file_are_not_decoded(tmp_path, suffix, monkeypatch):
     else:
         soundfile.write(path, np.zeros(3600 * 8000, np.int16), 8000)
     assert path.stat().st_size < 500_000
-    seen, check = [], audio_files._check
-    monkeypatch.setattr(audio_files, "_check", lambda audio, name: (seen.append(len(audio)), check(audio, name)))
+    seen, check = [], audio_files._check_samples
+    monkeypatch.setattr(
+        audio_files, "_check_samples", lambda audio, name: (seen.append(len(audio)), check(audio, name))
+    )
     with pytest.raises(ValueError, match="limit of 5 s"):
         load_audio(path, 16000, max_seconds=5)
     assert sum(seen) <= 5 * 48000  # nothing beyond the limit was taken in
@@ -301,12 +314,12 @@ def test_a_file_is_read_in_blocks(tmp_path):
 @pytest.mark.parametrize("kept", [10, 10**6])
 def test_scratch_reads_as_an_array_does(kept: int, monkeypatch) -> None:
     """In memory and on disk; what is read can be written to."""
-    monkeypatch.setattr(audio_files, "_KEPT_BYTES", kept)
+    monkeypatch.setattr(audio_files, "_IN_MEMORY_BYTES", kept)
     sound = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
-    scratch = Scratch(np.split(sound, [1, 300, 300]))
+    scratch = SpooledAudio(np.split(sound, [1, 300, 300]))
     for part in (slice(None), slice(0, 1), slice(5, 900), slice(990, 2000), slice(1000, None), slice(-10, -2)):
         assert np.array_equal(scratch[part], sound[part])
     scratch[:10][:] = 0
     scratch.append(np.ones(3))
     assert len(scratch) == 1003 and np.array_equal(scratch[:], [*sound, 1, 1, 1])
-    assert [*slices(7, 3)] == [slice(0, 3), slice(3, 6), slice(6, 7)] and [*slices(0, 3)] == []
+    assert [*block_slices(7, 3)] == [slice(0, 3), slice(3, 6), slice(6, 7)] and [*block_slices(0, 3)] == []

@@ -10,8 +10,7 @@ import torch
 from checkpoint import load_model, pretrained_path
 from conftest import harmonic_tone
 from features import load_audio
-from sound import crepe
-from sound import pitch_decoder as pitch
+from sound import crepe, pitch_decoder
 from sound.pitch_decoder import crepe_activation, decode_blocks, find_peak, frame_activation
 
 HOP = 160
@@ -156,7 +155,7 @@ def test_activation_does_not_depend_on_the_batch(monkeypatch):
     audio = harmonic_tone(330, 0.4)
     whole = crepe_activation(audio, HOP)
     assert np.array_equal(crepe_activation(audio, HOP), whole)
-    monkeypatch.setattr(pitch, "_BATCH", 7)
+    monkeypatch.setattr(pitch_decoder, "_BATCH", 7)
     assert np.abs(crepe_activation(audio, HOP) - whole).max() <= 1e-5  # rounding of other matrix sizes, as above
 
 
@@ -216,7 +215,7 @@ def test_path_is_that_of_a_dense_viterbi_search(sharpness):
     distance = np.abs(np.arange(360)[:, None] - np.arange(360))
     with np.errstate(divide="ignore"):
         log_transition = np.log(np.maximum(12.0 - distance, 0))
-    assert np.array_equal(pitch._best_path(activation), viterbi(activation, log_transition))
+    assert np.array_equal(pitch_decoder._best_path(activation), viterbi(activation, log_transition))
 
 
 def bump(pitch_in_bins, height=0.9):
@@ -257,7 +256,7 @@ def phrases(rng, lengths):
 
 @pytest.mark.parametrize("size", [1, 4, 5, 6, 11, 97, 400])
 def test_decoding_does_not_depend_on_the_blocks(size, monkeypatch):
-    monkeypatch.setattr(pitch, "_LONGEST", 40)
+    monkeypatch.setattr(pitch_decoder, "_LONGEST", 40)
     activation = phrases(np.random.default_rng(0), [0, 30, 3, 20, 10, 20, 11, 95, 130, 41, 12, 1, 5, 5, 30])
     whole, cut = decode(activation), decode(activation, size=size)
     assert len(whole[0]) == len(activation)
@@ -266,16 +265,18 @@ def test_decoding_does_not_depend_on_the_blocks(size, monkeypatch):
 
 @pytest.mark.parametrize(("gap", "n_searches"), [(10, 1), (11, 3)])
 def test_the_search_starts_anew_after_a_gap_of_more_than_100_ms(gap, n_searches, monkeypatch):
-    searches, search = [], pitch._best_path
-    monkeypatch.setattr(pitch, "_best_path", lambda part: (searches.append(len(part)), search(part))[1])
+    searches, search = [], pitch_decoder._best_path
+    monkeypatch.setattr(pitch_decoder, "_best_path", lambda part: (searches.append(len(part)), search(part))[1])
     f0, _ = decode(phrases(np.random.default_rng(1), [0, 50, gap, 50]))
     assert len(searches) == n_searches and sum(searches) == len(f0) == 100 + gap
 
 
 def test_a_drone_is_decoded_in_pieces(monkeypatch):
-    monkeypatch.setattr(pitch, "_LONGEST", 40)
-    seen, search = [], pitch._best_path
-    monkeypatch.setattr(pitch, "_best_path", lambda activation: (seen.append(len(activation)), search(activation))[1])
+    monkeypatch.setattr(pitch_decoder, "_LONGEST", 40)
+    seen, search = [], pitch_decoder._best_path
+    monkeypatch.setattr(
+        pitch_decoder, "_best_path", lambda activation: (seen.append(len(activation)), search(activation))[1]
+    )
     f0, _ = decode(bump(np.full(1000, 100.0)).astype(np.float32), size=10)
     assert max(seen) == 40 and np.abs(cents(f0, f0[0])).max() < 1e-3
 
@@ -283,7 +284,7 @@ def test_a_drone_is_decoded_in_pieces(monkeypatch):
 def test_margins_are_the_neighbours():
     audio = harmonic_tone(330, 0.5)
     whole = crepe_activation(audio, HOP)
-    for margin in (pitch.MARGIN, 2000):
+    for margin in (pitch_decoder.MARGIN, 2000):
         middle = crepe_activation(audio[20 * HOP - margin : 30 * HOP + margin], HOP, margin=margin)
         assert middle.shape == (10, 360)
         assert np.abs(middle - whole[20:30]).max() <= 1e-5  # another batch: rounding, as above

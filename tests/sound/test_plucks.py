@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from conftest import harmonic_tone
 
+from conftest import harmonic_tone
 from features import extract_loudness
 from sound.plucks import (
     KNOTS,

@@ -1,4 +1,4 @@
-"""tracking.py: what a run leaves on disk, in W&B's own files and on its page; nothing of it may stop a training."""
+"""experiment_log: what a run leaves on disk, in W&B's own files and on its page; nothing of it may stop a training."""
 
 import dataclasses
 import json
@@ -17,9 +17,9 @@ from loss import StftLoss
 from model import build_model
 from recordings.corpus import Corpus
 from recordings.crops import Span
-from training import experiment_log as tracking
-from training.experiment_log import Tracker, choose_run_name, read_metrics, write_page
-from training.held_out_phrases import choose_phrases, draw_phrase, loudest_passage, play_phrase
+from training import wandb_run
+from training.experiment_log import ExperimentLog, choose_run_name, read_metrics, write_run_page
+from training.held_out_phrases import SOUNDS, choose_phrases, draw_phrase, load_loudest_passage, play_phrase
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def read_wandb_file(path):
     """Yield the records of W&B's own file: a log in LevelDB's format, behind seven bytes of its own."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    tracking._stop_wandb()  # its process may still be writing
+    wandb_run.stop_service()  # its process may still be writing
     content, position, whole = path.read_bytes(), 7, b""
     assert content[:4] == b":W&B"
     while position + 7 <= len(content):
@@ -69,7 +69,7 @@ def read_wandb_file(path):
 
 
 def watch(folder, config, corpus, resumed_at=0):
-    return Tracker(folder, config, corpus, choose_phrases(corpus), resumed_at)
+    return ExperimentLog(folder, config, corpus, choose_phrases(corpus), resumed_at)
 
 
 def train_a_little(tracker, epochs, first_step=1):
@@ -111,7 +111,7 @@ def test_offline_runs_of_a_resumed_training_are_one_run(tmp_path, corpus, model,
     sounds = [row for row in history if "phrase_1_target/path" in row]
     assert len(sounds) == 2 and all("phrase_1_picture/path" in row for row in sounds)
     files = {path.name for path in folder.glob("wandb/offline-run-*/files/media/audio/*.wav")}
-    assert {name.split("_")[2] for name in files} == set(tracking.SOUNDS)
+    assert {name.split("_")[2] for name in files} == set(SOUNDS)
     assert not (tmp_path / "wandb").exists()
 
 
@@ -143,7 +143,7 @@ def test_without_a_network_the_run_is_kept_offline(tmp_path, corpus, small_confi
     caplog.set_level("INFO")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.setattr(tracking, "_INIT_SECONDS", 2)
+    monkeypatch.setattr(wandb_run, "_INIT_SECONDS", 2)
     tracker = watch(tmp_path / "run", small_config, corpus)
     tracker.start_wandb(None, "p", "abcd1234")
     train_a_little(tracker, [1])
@@ -162,13 +162,13 @@ def test_disabled(tmp_path, corpus, small_config, no_account, monkeypatch, given
 
 
 def test_a_key_is_found_where_wandb_login_leaves_it(tmp_path, no_account, monkeypatch):
-    assert not tracking._has_key()
+    assert not wandb_run.has_key()
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40 + "\n")
-    assert tracking._has_key()
+    assert wandb_run.has_key()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert not tracking._has_key()
+    assert not wandb_run.has_key()
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert tracking._has_key()
+    assert wandb_run.has_key()
 
 
 # --- the folder ---------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_what_is_trained_again_is_recorded_once(tmp_path, corpus, small_config):
 
 def test_phrases_are_level_matched_and_their_parts_add_up(corpus, model, config):
     (span,) = choose_phrases(corpus).values()
-    phrase = loudest_passage(span, config)
+    phrase = load_loudest_passage(span, config)
     assert phrase.name == "held.wav"
     sounds, gain = play_phrase(model, phrase)
     levels = {name: np.sqrt(np.mean(sounds[name] ** 2)) for name in sounds}
@@ -206,7 +206,7 @@ def test_phrases_are_level_matched_and_their_parts_add_up(corpus, model, config)
 def test_a_phrase_is_the_loudest_passage_inside_the_span(tmp_path, config, counting_recording):
     recording = counting_recording(2000)  # 20 s, louder to the end
     save_recording(tmp_path / "take.pt", recording)
-    phrase = loudest_passage(Span(tmp_path / "take.pt", 100, 1000), config)
+    phrase = load_loudest_passage(Span(tmp_path / "take.pt", 100, 1000), config)
     assert phrase.f0.shape == (1, 400, 1) and phrase.f0[0, 0, 0] == 100 + 700 and phrase.f0[0, -1, 0] == 100 + 1099
     assert phrase.target[0] == 700 and len(phrase.target) == 400 * 160
 
@@ -234,7 +234,7 @@ def test_a_resumed_training_keeps_its_phrases(tmp_path):
 def test_a_phrase_that_has_not_arrived_is_left_out_until_it_has(tmp_path, corpus, model, small_config):
     first = Span(corpus.folder / "still to come.pt", 0, 100)
     whole = dataclasses.replace(corpus, validation=(first, *corpus.validation))
-    tracker = Tracker(tmp_path / "run", small_config, corpus, choose_phrases(whole))
+    tracker = ExperimentLog(tmp_path / "run", small_config, corpus, choose_phrases(whole))
     tracker.log_phrases(5, 50, model, corpus)
     save_recording(first.path, load_recording(corpus.validation[0].path))
     tracker.log_phrases(10, 100, model, whole)
@@ -250,7 +250,7 @@ def test_sounds_and_pictures_are_on_disk(tmp_path, corpus, model, small_config):
     tracker = watch(folder, small_config, corpus)
     tracker.log_phrases(5, 50, model, corpus)
     target, sample_rate = soundfile.read(folder / "sounds" / "epoch_0005_phrase_1_target.wav", dtype="float32")
-    sounds, _ = play_phrase(model, loudest_passage(corpus.validation[0], small_config))
+    sounds, _ = play_phrase(model, load_loudest_passage(corpus.validation[0], small_config))
     assert sample_rate == 16000 and target == pytest.approx(sounds["target"], abs=1 / 32000)  # 16 bits
     assert len(list((folder / "sounds").iterdir())) == 4
     assert {path.name for path in (folder / "pictures").iterdir()} == {
@@ -259,7 +259,7 @@ def test_sounds_and_pictures_are_on_disk(tmp_path, corpus, model, small_config):
 
 
 def test_a_picture_shows_where_the_sound_is(corpus, model, config):
-    phrase = loudest_passage(corpus.validation[0], config)
+    phrase = load_loudest_passage(corpus.validation[0], config)
     sounds, _ = play_phrase(model, phrase)
     figure = draw_phrase(phrase, sounds, config)
     image = figure.axes[2].images[0].get_array()  # (513, frames) of the target
@@ -308,13 +308,13 @@ def test_page_shows_and_plays_everything(tmp_path, corpus, model, small_config):
     assert "<h1>&lt;b&gt;run &amp; more</h1>" in page
     for title in ("Loss, by epoch", "Training loss, by step", "Gradient norm, by step", "Learning rate, by step"):
         assert title in page
-    assert page.count("<audio") == 4 and all(f"phrase_1_{name}.wav" in page for name in tracking.SOUNDS)
+    assert page.count("<audio") == 4 and all(f"phrase_1_{name}.wav" in page for name in SOUNDS)
     assert "epoch_0002_phrase_1_dark.png" in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")  # nothing from elsewhere
 
 
 def test_page_of_an_empty_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
-    write_page(tmp_path)
+    write_run_page(tmp_path)
     data = (tmp_path / "index.html").read_text().split('id="data">')[1].split("</script>")[0]
     assert json.loads(data)["steps"] == []

@@ -12,6 +12,7 @@ import export_checkpoint as ex
 import transfer
 from checkpoint import load_model, read_checkpoint
 from config import config_to_dict
+from evaluation import model_card
 from evaluation.scorecard_tables import RESYNTHESIS, TRANSFER
 from model import build_model
 
@@ -143,7 +144,7 @@ def test_card_without_what_is_unknown(write_checkpoint, tmp_path):
 @pytest.mark.parametrize("shipped", [True, False])
 def test_card_says_how_to_use_it(trained, tmp_path, monkeypatch, shipped):
     target = tmp_path / "out" / "trumpet.pth"
-    monkeypatch.setattr(ex, "PRETRAINED_DIR", target.parent if shipped else tmp_path)
+    monkeypatch.setattr(model_card, "PRETRAINED_DIR", target.parent if shipped else tmp_path)
     assert export(trained, target) == 0
     usage = re.search(r"transfer\.py (.*)", target.with_suffix(".md").read_text()).group(1)
     args = transfer.parse_args(shlex.split(usage))

@@ -134,7 +134,7 @@ def test_what_is_used_is_the_average(run, tmp_path):
 
 
 def test_what_is_validated_is_the_average(flags):
-    trainer = train.prepare(train.parse_args(flags("out", 1, 0.9)))
+    trainer = train.build_trainer(train.parse_args(flags("out", 1, 0.9)))
     before = trainer.validate().total
     with torch.no_grad():
         trainer.model.noise_head.bias.fill_(-1.0)
@@ -146,7 +146,7 @@ def test_what_is_validated_is_the_average(flags):
 def test_an_average_may_begin_later_and_end_earlier(run, flags, caplog):
     caplog.set_level("INFO")
     path = run("out", 1, 0.0)
-    trainer = train.prepare(train.parse_args(flags("out", 2, 0.9)))
+    trainer = train.build_trainer(train.parse_args(flags("out", 2, 0.9)))
     assert torch.equal(trainer.average.model.noise_head.weight, read_checkpoint(path)["model"]["noise_head.weight"])
     run("out", 2, 0.9)
     assert "train.ema_decay 0.0 -> 0.9" in caplog.text and read_checkpoint(path)["average"] is not None

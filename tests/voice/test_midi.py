@@ -7,12 +7,12 @@ import pytest
 from config import load_config
 from voice.curves import Melody, shape_notes
 from voice.midi import (
-    Note,
-    find_played_notes,
-    make_melody,
-    play_one_at_a_time,
+    MidiNote,
+    chord_fraction,
+    make_monophonic,
+    melody_from_notes,
     read_midi,
-    share_of_chords,
+    segment_notes,
     write_midi,
 )
 
@@ -45,7 +45,7 @@ def test_what_is_written_is_what_was_sung(tmp_path) -> None:
     assert [note.start for note in notes] == pytest.approx([0, 0.5, 1.2, 1.9], abs=0.02)
     assert [note.end for note in notes] == pytest.approx([0.5, 1.0, 1.7, 2.4], abs=0.02)
     assert notes[0].velocity == 127 and notes[3].velocity == pytest.approx(127 * 10 ** (-9 / 40), abs=1)
-    again = make_melody(notes, bends, -20.0, False, CONFIG)
+    again = melody_from_notes(notes, bends, -20.0, False, CONFIG)
     both = curves.voiced & again.voiced[: len(curves.voiced)]
     assert both.sum() > 190
     cents = 1200 * np.log2(again.f0[: len(both)][both] / curves.f0[both])
@@ -55,7 +55,7 @@ def test_what_is_written_is_what_was_sung(tmp_path) -> None:
 def test_a_short_glide_makes_no_note() -> None:
     tune = sung([60, 64])
     tune.f0[45:55] = np.geomspace(tune.f0[44], tune.f0[55], 10)
-    assert [key for _, key in find_played_notes(shape_notes(tune, CONFIG), CONFIG)] == [60, 64]
+    assert [key for _, key in segment_notes(shape_notes(tune, CONFIG), CONFIG)] == [60, 64]
 
 
 def test_a_bend_beyond_the_wheels_reach_stays_at_its_end(tmp_path) -> None:
@@ -67,9 +67,9 @@ def test_a_bend_beyond_the_wheels_reach_stays_at_its_end(tmp_path) -> None:
 
 
 def test_each_note_is_bent_by_its_own_channel_from_the_frame_on() -> None:
-    notes = [Note(0.0, 0.5, 60, 100, channel=0), Note(0.5, 1.0, 60, 100, channel=1)]
+    notes = [MidiNote(0.0, 0.5, 60, 100, channel=0), MidiNote(0.5, 1.0, 60, 100, channel=1)]
     bends = [(0.1, 0, 1.0), (0.2, 1, -1.5), (0.6, 0, 2.0), (0.8, 1, 0.5)]
-    tune = make_melody(notes, bends, -15.0, False, CONFIG)
+    tune = melody_from_notes(notes, bends, -15.0, False, CONFIG)
     pitch = np.repeat([60.0, 61.0, 58.5, 60.5], [10, 40, 30, 20])
     assert 12 * np.log2(tune.f0[:100] / 440) + 69 == pytest.approx(pitch)
 
@@ -87,30 +87,35 @@ def test_tempo_bend_range_and_drums_of_other_programs(tmp_path) -> None:
         mido.MetaMessage("end_of_track", time=500),
     ])  # fmt: skip
     notes, bends = read_midi(path)
-    assert notes == [Note(1.0, 2.0, 60, 100), Note(2.0, 3.0, 64, 50)]
+    assert notes == [MidiNote(1.0, 2.0, 60, 100), MidiNote(2.0, 3.0, 64, 50)]
     assert bends == [(1.5, 0, 6.0)]
-    tune = make_melody(notes, bends, -15.0, False, CONFIG)
+    tune = melody_from_notes(notes, bends, -15.0, False, CONFIG)
     pitch = 12 * np.log2(tune.f0 / 440) + 69
     assert pitch[120] == pytest.approx(60) and pitch[180] == pytest.approx(66) and pitch[250] == pytest.approx(70)
     assert not tune.voiced[:100].any() and tune.voiced[100:300].all() and not tune.voiced[300:].any()
 
 
 def test_chords_and_overlaps_become_one_line() -> None:
-    notes = [Note(0.0, 1.0, 60, 80), Note(0.01, 1.0, 67, 80), Note(0.02, 1.0, 64, 80), Note(0.8, 2.0, 65, 80)]
-    line = play_one_at_a_time(notes, 0.03)
-    assert line == [Note(0.0, 0.8, 67, 80), Note(0.8, 2.0, 65, 80)]
-    assert share_of_chords(notes, 100.0) == pytest.approx(0.5, abs=0.02)
-    assert share_of_chords(line, 100.0) == 0
+    notes = [
+        MidiNote(0.0, 1.0, 60, 80),
+        MidiNote(0.01, 1.0, 67, 80),
+        MidiNote(0.02, 1.0, 64, 80),
+        MidiNote(0.8, 2.0, 65, 80),
+    ]
+    line = make_monophonic(notes, 0.03)
+    assert line == [MidiNote(0.0, 0.8, 67, 80), MidiNote(0.8, 2.0, 65, 80)]
+    assert chord_fraction(notes, 100.0) == pytest.approx(0.5, abs=0.02)
+    assert chord_fraction(line, 100.0) == 0
 
 
 def test_the_same_note_twice_is_struck_twice() -> None:
-    line = play_one_at_a_time([Note(0.0, 1.0, 60, 80), Note(1.0, 2.0, 60, 80), Note(2.0, 3.0, 62, 80)], 0.03)
+    line = make_monophonic([MidiNote(0.0, 1.0, 60, 80), MidiNote(1.0, 2.0, 60, 80), MidiNote(2.0, 3.0, 62, 80)], 0.03)
     assert [note.end for note in line] == [0.97, 2.0, 3.0]
 
 
 def test_velocity_and_decay_make_the_loudness() -> None:
-    notes = [Note(0.0, 1.0, 60, 127), Note(1.5, 2.5, 60, 64)]
-    held, plucked = (make_melody(notes, [], -15.0, plucked, CONFIG).loudness for plucked in (False, True))
+    notes = [MidiNote(0.0, 1.0, 60, 127), MidiNote(1.5, 2.5, 60, 64)]
+    held, plucked = (melody_from_notes(notes, [], -15.0, plucked, CONFIG).loudness for plucked in (False, True))
     assert held[3] == pytest.approx(-15, abs=0.1) and held[0] < held[1] < held[3]  # it speaks within 30 ms
     assert held[3] - held[153] == pytest.approx(40 * np.log10(127 / 64), abs=0.01)
     assert held[10] - held[60] == pytest.approx(0.5 * CONFIG.transfer.midi_held_decay)

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import harmonic_tone
 
+from conftest import harmonic_tone
 from features import extract_loudness
 from sound.plucks import (
     KNOTS,

@@ -23,7 +23,7 @@ from PIL import Image
 import app
 from config import load_config
 from page import ROOT, cents, free_port, hear, save_untrained, sing
-from web import transfer_request as service_module
+from web import transfer_request
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.common.exceptions import StaleElementReferenceException, TimeoutException  # noqa: E402
@@ -35,9 +35,7 @@ from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio"),
-    pytest.mark.skipif(
-        not (CHROMIUM and CHROMEDRIVER), reason="no browser: apt install chromium chromium-driver"
-    ),
+    pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="no browser: apt install chromium chromium-driver"),
 ]
 VOICE = 220.0  # Hz, of the microphone
 LIMITS = dataclasses.replace(load_config().page, max_seconds=20.0, max_waiting=1)
@@ -57,7 +55,7 @@ def server(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         shutil.copy(ROOT / "checkpoints" / "pretrained" / f"trumpet{suffix}", shipped)
     save_untrained(checkpoints / "latest.pth", "oboe", epoch=7)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service_module, "PRETRAINED_DIR", shipped)
+        patch.setattr(transfer_request, "PRETRAINED_DIR", shipped)
         patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         page = app.build_ui(checkpoints, "cpu", LIMITS)
@@ -272,7 +270,7 @@ def test_a_text_file_is_one_friendly_sentence(browser: Browser, tmp_path: Path) 
 
 def test_cancel_stops_and_the_next_request_works(browser: Browser, tmp_path: Path, monkeypatch) -> None:
     release = threading.Event()
-    transfer = service_module.transfer
+    transfer = transfer_request.transfer
 
     def slow_transfer(*arguments):
         release.wait(30)
@@ -282,7 +280,7 @@ def test_cancel_stops_and_the_next_request_works(browser: Browser, tmp_path: Pat
     browser.click("#examples button")
     browser.choose("trumpet")
     with monkeypatch.context() as patch:
-        patch.setattr(service_module, "transfer", slow_transfer)
+        patch.setattr(transfer_request, "transfer", slow_transfer)
         browser.click("#play")
         browser.wait(lambda: "Playing your melody" in browser.text("#status .now, #status [aria-current=step]")
                      or "Listening" in browser.text("#status [aria-current=step]"))  # fmt: skip
@@ -312,8 +310,8 @@ def test_the_phone_page_is_no_wider_than_the_phone(browser: Browser) -> None:
 
 def test_place_in_line_and_a_polite_refusal(server: str, browser: Browser, tmp_path: Path, monkeypatch) -> None:
     release = threading.Event()
-    transfer = service_module.transfer
-    monkeypatch.setattr(service_module, "transfer", lambda *a: (release.wait(60), transfer(*a))[1])
+    transfer = transfer_request.transfer
+    monkeypatch.setattr(transfer_request, "transfer", lambda *a: (release.wait(60), transfer(*a))[1])
     voice = sing(tmp_path / "voice.wav", VOICE)
     tabs = [browser.driver.current_window_handle]
     try:

@@ -11,17 +11,17 @@ from test_transfer_request import outcome_of, request
 
 from config import load_config
 from page import RATE, ROOT, save_untrained, sing
-from web import transfer_request as service_module
-from web.transfer_request import Collection, Service
+from web import transfer_request
+from web.transfer_request import ModelCollection, TransferService
 
 
 @pytest.fixture
 def service(tmp_path, monkeypatch):
     save_untrained(tmp_path / "guitar.pth", "guitar")
-    monkeypatch.setattr(service_module, "PRETRAINED_DIR", tmp_path)
-    monkeypatch.setattr(service_module, "_LENT", True)
-    monkeypatch.setattr(service_module, "play", lend(service_module.play))
-    return Service(Collection(tmp_path / "checkpoints", torch.device("cpu")), load_config().page)
+    monkeypatch.setattr(transfer_request, "PRETRAINED_DIR", tmp_path)
+    monkeypatch.setattr(transfer_request, "_ON_ZERO_GPU", True)
+    monkeypatch.setattr(transfer_request, "perform_transfer", lend(transfer_request.perform_transfer))
+    return TransferService(ModelCollection(tmp_path / "checkpoints", torch.device("cpu")), load_config().page)
 
 
 def lend(function):
@@ -51,4 +51,4 @@ def test_the_gpu_is_borrowed_where_it_is_lent(monkeypatch):
     monkeypatch.setitem(sys.modules, "spaces", type("spaces", (), {"GPU": staticmethod(borrowed.append)}))
     monkeypatch.setitem(sys.modules, "service_again", module := type(sys)("service_again"))
     exec(compile((ROOT / "web" / "transfer_request.py").read_text(), "transfer_request.py", "exec"), module.__dict__)
-    assert [function.__name__ for function in borrowed] == ["play"]
+    assert [function.__name__ for function in borrowed] == ["perform_transfer"]

@@ -1,4 +1,4 @@
-"""service.py: the instruments there are, and one request from a recording to files, without a page."""
+"""transfer_request.py: the instruments there are, and one request from a recording to files, without a page."""
 
 import dataclasses
 import os
@@ -14,20 +14,20 @@ from PIL import Image
 
 from config import load_config
 from page import RATE, cents, hear, save_untrained, sing
-from sound.figures import THEMES
-from voice.conditioning import TransferOptions
-from web import transfer_request as service_module
+from sound.feature_plots import THEMES
+from voice.fitting import TransferOptions
+from web import transfer_request
 from web.transfer_request import (
     STEPS,
-    Collection,
-    Outcome,
-    Request,
-    Service,
-    draw,
-    explain,
-    read_card,
-    work,
-    write_files,
+    ModelCollection,
+    TransferOutcome,
+    TransferRequest,
+    TransferService,
+    answer_request,
+    draw_result,
+    explain_failure,
+    read_model_card,
+    write_result_files,
 )
 
 
@@ -39,33 +39,33 @@ def shipped(tmp_path_factory: pytest.TempPathFactory):
     save_untrained(folder / "trumpet.pth", "trumpet")
     (folder / "guitar.md").write_text("# The card of the guitar")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service_module, "PRETRAINED_DIR", folder)
+        patch.setattr(transfer_request, "PRETRAINED_DIR", folder)
         yield folder
 
 
 @pytest.fixture
-def collection(shipped: Path, tmp_path: Path) -> Collection:
-    return Collection(tmp_path, torch.device("cpu"))
+def collection(shipped: Path, tmp_path: Path) -> ModelCollection:
+    return ModelCollection(tmp_path, torch.device("cpu"))
 
 
 @pytest.fixture
-def service(collection: Collection) -> Service:
-    return Service(collection, dataclasses.replace(load_config().page, max_seconds=3.0))
+def service(collection: ModelCollection) -> TransferService:
+    return TransferService(collection, dataclasses.replace(load_config().page, max_seconds=3.0))
 
 
-def request(voice: Path | None, folder: Path, instrument: str = "guitar", seed: int = 0, **options) -> Request:
-    return Request(str(voice) if voice else None, instrument, TransferOptions(**options), seed, folder)
+def request(voice: Path | None, folder: Path, instrument: str = "guitar", seed: int = 0, **options) -> TransferRequest:
+    return TransferRequest(str(voice) if voice else None, instrument, TransferOptions(**options), seed, folder)
 
 
-def outcome_of(service: Service, asked: Request) -> Outcome:
-    *_, outcome = work(service, asked)
+def outcome_of(service: TransferService, asked: TransferRequest) -> TransferOutcome:
+    *_, outcome = answer_request(service, asked)
     return outcome
 
 
 # --- instruments ----------------------------------------------------------------------------------
 
 
-def test_the_newest_latest_comes_first_and_the_trumpet_before_the_others(collection: Collection) -> None:
+def test_the_newest_latest_comes_first_and_the_trumpet_before_the_others(collection: ModelCollection) -> None:
     assert [one.name for one in collection.find()] == ["trumpet", "guitar"]
     save_untrained(collection.checkpoint_dir / "a" / "latest.pth", "oboe", epoch=3, when=2e9)
     save_untrained(collection.checkpoint_dir / "latest.pth", "tuba", epoch=4, when=1e9)
@@ -78,13 +78,13 @@ def test_the_newest_latest_comes_first_and_the_trumpet_before_the_others(collect
     assert collection.choose("").sound == "oboe" and collection.choose("guitar").sound == "guitar"
 
 
-def test_a_damaged_training_hides_no_other_instrument(collection: Collection, caplog) -> None:
+def test_a_damaged_training_hides_no_other_instrument(collection: ModelCollection, caplog) -> None:
     (collection.checkpoint_dir / "latest.pth").write_bytes(b"half")
     assert [one.name for one in collection.find()] == ["trumpet", "guitar"]
     assert "is damaged" in caplog.text
 
 
-def test_a_model_is_loaded_once_until_its_file_changes(collection: Collection) -> None:
+def test_a_model_is_loaded_once_until_its_file_changes(collection: ModelCollection) -> None:
     path = save_untrained(collection.checkpoint_dir / "latest.pth", when=1e9)
     first = collection.load(collection.choose("latest"))
     assert collection.load(collection.choose("latest")) is first
@@ -92,47 +92,51 @@ def test_a_model_is_loaded_once_until_its_file_changes(collection: Collection) -
     assert collection.load(collection.choose("latest")) is not first
 
 
-def test_an_unknown_instrument_is_named_with_those_there_are(collection: Collection) -> None:
+def test_an_unknown_instrument_is_named_with_those_there_are(collection: ModelCollection) -> None:
     with pytest.raises(ValueError, match=r"no instrument 'kazoo' \(there is trumpet, guitar\)"):
         collection.choose("kazoo")
 
 
-def test_the_card_lies_beside_the_model(collection: Collection) -> None:
-    assert read_card(collection.choose("guitar")) == "# The card of the guitar"
+def test_the_card_lies_beside_the_model(collection: ModelCollection) -> None:
+    assert read_model_card(collection.choose("guitar")) == "# The card of the guitar"
     save_untrained(collection.checkpoint_dir / "latest.pth")
-    assert "has no model card" in read_card(collection.choose("latest"))
+    assert "has no model card" in read_model_card(collection.choose("latest"))
 
 
 # --- one request ----------------------------------------------------------------------------------
 
 
-def test_the_steps_come_in_order_and_the_outcome_last(service: Service, tmp_path: Path) -> None:
-    *steps, outcome = work(service, request(sing(tmp_path / "a.wav", 220.0), tmp_path))
+def test_the_steps_come_in_order_and_the_outcome_last(service: TransferService, tmp_path: Path) -> None:
+    *steps, outcome = answer_request(service, request(sing(tmp_path / "a.wav", 220.0), tmp_path))
     assert steps == sorted(steps) and set(steps) <= set(range(len(STEPS) - 1))
     assert outcome.sound == "guitar" and outcome.report["instrument"] == "guitar"
     assert len({len(curve) for curve in (outcome.f0, outcome.voice_f0, outcome.loudness, outcome.played)}) == 1
 
 
-def test_each_step_is_told_while_it_lasts(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {step: threading.Event() for step in (service_module.LISTEN, service_module.PLAY)}
+def test_each_step_is_told_while_it_lasts(
+    service: TransferService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {step: threading.Event() for step in (transfer_request.LISTEN, transfer_request.PLAY)}
 
     def transfer(*arguments: object) -> None:
-        for share, step in ((0.0, service_module.LISTEN), (0.65, service_module.PLAY)):
+        for share, step in ((0.0, transfer_request.LISTEN), (0.65, transfer_request.PLAY)):
             arguments[-1]("", share)
             assert seen[step].wait(30)
         raise ValueError("the recording is silent")
 
-    monkeypatch.setattr(service_module, "transfer", transfer)
+    monkeypatch.setattr(transfer_request, "transfer", transfer)
     with pytest.raises(ValueError, match="is silent"):
-        for step in work(service, request(sing(tmp_path / "a.wav", 220.0), tmp_path)):
+        for step in answer_request(service, request(sing(tmp_path / "a.wav", 220.0), tmp_path)):
             seen.get(step, threading.Event()).set()
 
 
-def test_the_files_are_named_after_the_recording_and_add_up(service: Service, tmp_path: Path) -> None:
+def test_the_files_are_named_after_the_recording_and_add_up(service: TransferService, tmp_path: Path) -> None:
     asked = request(sing(tmp_path / "My song!.wav", 220.0), tmp_path)
-    files = write_files(outcome_of(service, asked), asked)
+    files = write_result_files(outcome_of(service, asked), asked)
     assert [path.name for path in files] == [
-        "My_song__guitar.wav", "My_song__guitar_harmonic.wav", "My_song__guitar_noise.wav"
+        "My_song__guitar.wav",
+        "My_song__guitar_harmonic.wav",
+        "My_song__guitar_noise.wav",
     ]
     sound, harmonic, noise = (soundfile.read(path)[0] for path in files)
     assert np.abs(harmonic + noise - sound).max() < 1e-4  # 16 bits each
@@ -140,33 +144,33 @@ def test_the_files_are_named_after_the_recording_and_add_up(service: Service, tm
 
 
 @pytest.mark.parametrize("name", ["../../evil", "-rf", "a\nb", "'; rm -rf ~", "é" * 100, "…", "x" * 200, "%2e%2e"])
-def test_no_name_of_a_recording_leads_out_of_the_folder(service: Service, tmp_path: Path, name: str) -> None:
-    outcome = Outcome("guitar", {"": np.zeros(160)}, RATE, *[np.zeros(1)] * 4, 100.0, {})
-    (path,) = write_files(outcome, request(Path(f"/somewhere/{name}.wav"), tmp_path))
+def test_no_name_of_a_recording_leads_out_of_the_folder(service: TransferService, tmp_path: Path, name: str) -> None:
+    outcome = TransferOutcome("guitar", {"": np.zeros(160)}, RATE, *[np.zeros(1)] * 4, 100.0, {})
+    (path,) = write_result_files(outcome, request(Path(f"/somewhere/{name}.wav"), tmp_path))
     assert path.parent == tmp_path and path.is_file()
     assert not set(path.name) & set("/\\ ;'\n%…") and len(path.name.encode()) < 200
 
 
-def test_what_a_person_sets_reaches_the_sound(service: Service, tmp_path: Path) -> None:
+def test_what_a_person_sets_reaches_the_sound(service: TransferService, tmp_path: Path) -> None:
     voice = sing(tmp_path / "a.wav", 220.0)
     plain, shifted = (outcome_of(service, request(voice, tmp_path, transpose=step)) for step in (0, 7))
     assert shifted.f0[shifted.played] == pytest.approx(plain.f0[plain.played] * 2 ** (7 / 12))
     louder = outcome_of(service, request(voice, tmp_path, noise_balance=12.0))
-    noise = [20 * np.log10(one.parts["_noise"].std()) - one.report["peak_gain"] for one in (plain, louder)]
+    noise = [20 * np.log10(one.stems["_noise"].std()) - one.report["peak_gain"] for one in (plain, louder)]
     assert noise[1] - noise[0] == pytest.approx(12, abs=0.5)
     faster = outcome_of(service, request(voice, tmp_path, output_rate=48000))
-    assert faster.sample_rate == 48000 and len(faster.parts[""]) == 3 * len(plain.parts[""])
+    assert faster.sample_rate == 48000 and len(faster.stems[""]) == 3 * len(plain.stems[""])
 
 
-def test_the_picture_has_the_pages_colours(service: Service, tmp_path: Path) -> None:
+def test_the_picture_has_the_pages_colours(service: TransferService, tmp_path: Path) -> None:
     outcome = outcome_of(service, request(sing(tmp_path / "a.wav", 220.0, 0.5), tmp_path))
-    pictures = [Image.open(path).convert("RGB") for path in draw(outcome, tmp_path)]
+    pictures = [Image.open(path).convert("RGB") for path in draw_result(outcome, tmp_path)]
     corners = ["#{:02x}{:02x}{:02x}".format(*picture.getpixel((0, 0))) for picture in pictures]
     assert corners == [theme.background for theme in THEMES.values()]
 
 
 def test_a_cancelled_request_stops_at_its_next_step(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: TransferService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, release, left = threading.Event(), threading.Event(), threading.Event()
 
@@ -175,12 +179,12 @@ def test_a_cancelled_request_stops_at_its_next_step(
         release.wait(30)
         try:
             arguments[-1](2)
-        except service_module.Cancelled:
+        except transfer_request.RequestCancelled:
             left.set()
             raise
 
-    monkeypatch.setattr(service_module, "play", slow_play)
-    steps = work(service, request(sing(tmp_path / "a.wav", 220.0), tmp_path))
+    monkeypatch.setattr(transfer_request, "perform_transfer", slow_play)
+    steps = answer_request(service, request(sing(tmp_path / "a.wav", 220.0), tmp_path))
     while not begun.is_set():
         next(steps)
     steps.close()
@@ -188,12 +192,14 @@ def test_a_cancelled_request_stops_at_its_next_step(
     assert left.wait(30)
 
 
-def test_a_request_may_not_take_for_ever(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "play", lambda *_: threading.Event().wait())
+def test_a_request_may_not_take_for_ever(
+    service: TransferService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer_request, "perform_transfer", lambda *_: threading.Event().wait())
     impatient = service._replace(limits=dataclasses.replace(service.limits, max_request_seconds=0.3))
     with pytest.raises(TimeoutError) as raised:
-        list(work(impatient, request(sing(tmp_path / "a.wav", 220.0), tmp_path)))
-    assert explain(raised.value, None) == "This took too long, so I stopped. Try a shorter recording."
+        list(answer_request(impatient, request(sing(tmp_path / "a.wav", 220.0), tmp_path)))
+    assert explain_failure(raised.value, None) == "This took too long, so I stopped. Try a shorter recording."
 
 
 # --- what cannot be played ------------------------------------------------------------------------
@@ -212,53 +218,55 @@ def test_a_request_may_not_take_for_ever(service: Service, tmp_path: Path, monke
     ids=["silence", "noise", "too long", "too high", "empty", "not finite"],
 )
 def test_what_cannot_be_played_is_one_friendly_sentence(
-    service: Service, tmp_path: Path, sound: np.ndarray, sentence: str
+    service: TransferService, tmp_path: Path, sound: np.ndarray, sentence: str
 ) -> None:
     path = tmp_path / "voice.wav"
     soundfile.write(path, sound, RATE, subtype="FLOAT")
     with pytest.raises(ValueError) as raised:
-        list(work(service, request(path, tmp_path)))
-    said = explain(raised.value, str(path))
+        list(answer_request(service, request(path, tmp_path)))
+    said = explain_failure(raised.value, str(path))
     assert sentence in said and said[0].isupper() and said.endswith((".", "?")) and str(tmp_path) not in said
 
 
-def test_text_and_nothing_are_refused(service: Service, tmp_path: Path) -> None:
+def test_text_and_nothing_are_refused(service: TransferService, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_text("no sound")
     for voice, sentence in ((tmp_path / "a.wav", "not a sound file"), (None, "There is no recording yet")):
         with pytest.raises(ValueError) as raised:
-            list(work(service, request(voice, tmp_path)))
-        assert sentence in explain(raised.value, voice and str(voice))
+            list(answer_request(service, request(voice, tmp_path)))
+        assert sentence in explain_failure(raised.value, voice and str(voice))
 
 
-def test_a_small_file_of_many_hours_is_refused_at_once(service: Service, tmp_path: Path) -> None:
+def test_a_small_file_of_many_hours_is_refused_at_once(service: TransferService, tmp_path: Path) -> None:
     with soundfile.SoundFile(tmp_path / "hours.flac", "w", 8000, 8, "PCM_16") as file:
         for _ in range(60):
             file.write(np.zeros((8000 * 60, 8), dtype=np.int16))
     assert (tmp_path / "hours.flac").stat().st_size < 1e6
     with pytest.raises(ValueError, match="lasts longer"):
-        list(work(service, request(tmp_path / "hours.flac", tmp_path)))
+        list(answer_request(service, request(tmp_path / "hours.flac", tmp_path)))
 
 
 @pytest.mark.parametrize("claimed", [0xFFFFFFFF, 0x7FFFFFFF, 10])
-def test_a_wav_header_that_lies_about_its_length_is_survived(service: Service, tmp_path: Path, claimed: int) -> None:
+def test_a_wav_header_that_lies_about_its_length_is_survived(
+    service: TransferService, tmp_path: Path, claimed: int
+) -> None:
     content = bytearray(sing(tmp_path / "a.wav", 220.0).read_bytes())
     content[40:44] = claimed.to_bytes(4, "little")
     (tmp_path / "lie.wav").write_bytes(content)
     try:
         outcome = outcome_of(service, request(tmp_path / "lie.wav", tmp_path))
     except ValueError as error:
-        assert explain(error, str(tmp_path / "lie.wav"))
+        assert explain_failure(error, str(tmp_path / "lie.wav"))
     else:
-        assert len(outcome.parts[""]) <= 3 * RATE
+        assert len(outcome.stems[""]) <= 3 * RATE
 
 
 @pytest.mark.parametrize("rate", [1, 0x7FFFFFFF])
-def test_a_wav_header_that_lies_about_its_rate_is_refused(service: Service, tmp_path: Path, rate: int) -> None:
+def test_a_wav_header_that_lies_about_its_rate_is_refused(service: TransferService, tmp_path: Path, rate: int) -> None:
     content = bytearray(sing(tmp_path / "a.wav", 220.0).read_bytes())
     content[24:28] = rate.to_bytes(4, "little")
     (tmp_path / "lie.wav").write_bytes(content)
     with pytest.raises(ValueError):
-        list(work(service, request(tmp_path / "lie.wav", tmp_path)))
+        list(answer_request(service, request(tmp_path / "lie.wav", tmp_path)))
 
 
 def test_a_seed_out_of_bounds_is_refused(tmp_path: Path) -> None:
@@ -273,17 +281,17 @@ def test_no_path_of_the_server_is_in_an_error(caplog) -> None:
         OSError(28, "No space left on device", "/secret/b.wav"),
         ValueError("/secret/place/latest.pth holds weights of another architecture"),
     ):
-        sentence = explain(error, "/secret/a.wav")
+        sentence = explain_failure(error, "/secret/a.wav")
         assert "secret" not in sentence and sentence[0].isupper() and sentence.endswith(".")
     assert "/secret/b.wav" in caplog.text  # who runs the server is told
 
 
 def test_a_recordings_name_is_not_taken_for_what_went_wrong() -> None:
     error = ValueError("/a/no melody.wav cannot be read as sound (its format is not known)")
-    assert explain(error, "/a/no melody.wav").startswith("This is not a sound file")
+    assert explain_failure(error, "/a/no melody.wav").startswith("This is not a sound file")
 
 
-def test_a_melody_is_played_in_tune(service: Service, tmp_path: Path) -> None:
+def test_a_melody_is_played_in_tune(service: TransferService, tmp_path: Path) -> None:
     asked = request(sing(tmp_path / "a.wav", 233.1, 0.6), tmp_path, semitones=5)
-    sound, *_ = write_files(outcome_of(service, asked), asked)
+    sound, *_ = write_result_files(outcome_of(service, asked), asked)
     assert cents(hear(sound), 233.1 * 2 ** (5 / 12)) < 10

@@ -49,7 +49,7 @@ def _is_address(text: Any) -> bool:
 
 
 def _is_json(scope: Scope) -> bool:
-    """Say whether the body is JSON, as Gradio's own requests are; what is not said to be another kind may be."""
+    """Return True if the body is JSON, as Gradio's own requests are; what is not said to be another kind may be."""
     kinds = [value for name, value in scope["headers"] if name == b"content-type"]
     # Said twice, the first would count for Gradio, and here perhaps the second.
     return len(kinds) != 1 or not kinds[0].strip().lower().startswith(b"multipart/")

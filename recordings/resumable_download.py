@@ -31,7 +31,7 @@ class DataError(Exception):
     """What keeps a data set from being installed; its text is the sentence for the user."""
 
 
-class DamagedError(DataError):
+class DamagedDownloadError(DataError):
     """A file that arrived incomplete or altered."""
 
 
@@ -44,7 +44,7 @@ class RetryError(Exception):
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     retries: int = 8  # fruitless attempts in a row; one that brought new bytes is not fruitless
     retries_offline: int = 2  # the same while no server has answered at all
     backoff: float = 1.0  # s, doubled at each fruitless attempt up to a minute
@@ -53,12 +53,12 @@ class Patience:
 
 
 @dataclass(frozen=True)
-class Source:
+class ArchiveSource:
     url: str
     name: str  # file name of the archive
     md5: str | None  # None: unknown
     ratio: float  # rough number of unpacked bytes per byte of the archive
-    by_hand: str  # what to do where the download does not work
+    manual_hint: str  # what to do where the download does not work
 
 
 # --- one file over HTTP ---------------------------------------------------------------------------
@@ -91,11 +91,11 @@ class PartialFile:
         self.path.unlink(missing_ok=True)
         self.notes = {}
 
-    def note(self, **facts: str | int | None) -> None:
+    def save_notes(self, **facts: str | int | None) -> None:
         self.notes |= facts
         write_json(self.notes_path, self.notes)
 
-    def headers(self) -> dict[str, str]:
+    def request_headers(self) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity"}  # lengths must be those of the file itself
         if self.size:
             headers["Range"] = f"bytes={self.size}-"
@@ -103,28 +103,30 @@ class PartialFile:
             headers["If-Range"] = self.notes["validator"]
         return headers
 
-    def accept(self, response: requests.Response) -> None:
+    def accept_response(self, response: requests.Response) -> None:
         """Make the file fit an answer of status 200, 206 or 416, or raise RetryError."""
         start, total = content_range(response.headers.get("Content-Range"))
-        known = (validator(response) or self.notes.get("validator"), total or self.total)
+        known = (range_validator(response) or self.notes.get("validator"), total or self.total)
         if response.status_code == 200 or (response.status_code == 206 and start == 0 == self.size):
             length = response.headers.get("Content-Length", "")
             self.start_over()
-            self.note(validator=validator(response), total=total or (int(length) if length.isdecimal() else None))
+            self.save_notes(
+                validator=range_validator(response), total=total or (int(length) if length.isdecimal() else None)
+            )
             self.path.touch()
         elif response.status_code == 416 and self.size and total == self.size:  # more was announced than there is
-            self.note(total=total)
+            self.save_notes(total=total)
         elif response.status_code == 416 or start != self.size or known != (self.notes["validator"], self.total):
             self.start_over()
             raise RetryError("the file on the server is not the one that this download began with")
 
     def append(self, body: BinaryIO) -> None:
-        with self.path.open("ab") as file, progress(self.path.stem, self.total, self.size) as bar:
+        with self.path.open("ab") as file, progress_bar(self.path.stem, self.total, self.size) as bar:
             while chunk := body.read1(CHUNK, decode_content=False):
                 file.write(chunk)
                 bar.update(len(chunk))
         if self.total is None:
-            self.note(total=self.size)
+            self.save_notes(total=self.size)
         if self.size < self.total:
             raise RetryError(f"the server stopped after {self.size} of {self.total} bytes")
         if self.size > self.total:
@@ -132,7 +134,7 @@ class PartialFile:
             raise RetryError("the server sent more bytes than it had announced")
 
 
-def validator(response: requests.Response) -> str | None:
+def range_validator(response: requests.Response) -> str | None:
     """What If-Range may be asked with: a strong ETag, else the date of the last change."""
     etag = response.headers.get("ETag", "W/")
     return response.headers.get("Last-Modified") if etag.startswith("W/") else etag
@@ -144,35 +146,39 @@ def content_range(value: str | None) -> tuple[int | None, int | None]:
     return tuple(group and int(group) for group in match.groups()) if match else (None, None)
 
 
-def fetch(source: Source, target: Path, patience: Patience) -> PartialFile:
+def download_resumable(source: ArchiveSource, target: Path, policy: RetryPolicy) -> PartialFile:
     """Download to `<target>.part`, going on from whatever is there, until it is complete.
 
     Raises:
-        DataError: the server refuses, the disk is too small, or `patience` is at its end.
+        DataError: the server refuses, the disk is too small, or `policy` allows no more attempts.
     """
     part = PartialFile(target)
     best, fruitless, online = part.size, 0, False
     with requests.Session() as session:
         while not part.complete:
             try:
-                attempt(session, source, part, patience)
+                request_missing_bytes(session, source, part, policy)
             except RetryError as error:
                 fruitless = 1 if part.size > best else fruitless + 1
                 best, online = max(best, part.size), online or not error.offline
-                if fruitless > (patience.retries if online else patience.retries_offline):
-                    raise DataError(f"{source.url}: {error}, {fruitless} times in a row. {source.by_hand}") from error
-                pause = max(error.wait, min(patience.backoff * 2 ** (fruitless - 1), 60.0))
+                if fruitless > (policy.retries if online else policy.retries_offline):
+                    raise DataError(
+                        f"{source.url}: {error}, {fruitless} times in a row. {source.manual_hint}"
+                    ) from error
+                pause = max(error.wait, min(policy.backoff * 2 ** (fruitless - 1), 60.0))
                 log.info("%s; trying again in %.0f s", error, pause)
                 time.sleep(pause)
     return part
 
 
-def attempt(session: requests.Session, source: Source, part: PartialFile, patience: Patience) -> None:
+def request_missing_bytes(
+    session: requests.Session, source: ArchiveSource, part: PartialFile, policy: RetryPolicy
+) -> None:
     """Ask once for the bytes that are missing and append what comes."""
     try:
-        with session.get(source.url, headers=part.headers(), stream=True, timeout=patience.timeout) as response:
-            check_status(response, source, patience)
-            part.accept(response)
+        with session.get(source.url, headers=part.request_headers(), stream=True, timeout=policy.timeout) as response:
+            check_status(response, source, policy)
+            part.accept_response(response)
             if not part.complete:
                 require_space(part.path.parent, (part.total or 0) * (1 + source.ratio) - part.size)
                 part.append(response.raw)
@@ -184,22 +190,26 @@ def attempt(session: requests.Session, source: Source, part: PartialFile, patien
     except HTTPError as error:
         raise RetryError("the connection broke") from error
     except requests.RequestException as error:
-        raise DataError(f"{source.url} cannot be asked for: {error}. {source.by_hand}") from error
+        raise DataError(f"{source.url} cannot be asked for: {error}. {source.manual_hint}") from error
 
 
-def check_status(response: requests.Response, source: Source, patience: Patience) -> None:
+def check_status(response: requests.Response, source: ArchiveSource, policy: RetryPolicy) -> None:
     """Let an answer pass that has bytes or news of the file; a RetryError or a DataError for every other."""
     status = response.status_code
     if status in (408, 425, 429) or status >= 500:
         wait = retry_after(response.headers.get("Retry-After"))
-        if wait > patience.max_retry_after:
+        if wait > policy.max_retry_after:
             raise DataError(f"{source.url}: the server (HTTP {status}) asks to wait {wait:.0f} s; try again then")
         raise RetryError(f"the server answered HTTP {status}", wait)
     if status not in (200, 206, 416):
         reasons = {401: "refused by the server", 403: "refused by the server", 404: "no such file", 410: "no such file"}
-        raise DataError(f"{source.url}: {reasons.get(status, 'unexpected answer')} (HTTP {status}). {source.by_hand}")
+        raise DataError(
+            f"{source.url}: {reasons.get(status, 'unexpected answer')} (HTTP {status}). {source.manual_hint}"
+        )
     if status != 416 and response.headers.get("Content-Type", "").startswith("text/html"):
-        raise DataError(f"{source.url}: a web page came (a login or browser check), not the archive. {source.by_hand}")
+        raise DataError(
+            f"{source.url}: a web page came (a login or browser check), not the archive. {source.manual_hint}"
+        )
 
 
 def retry_after(value: str | None) -> float:
@@ -210,7 +220,7 @@ def retry_after(value: str | None) -> float:
         return 0.0
 
 
-def progress(label: str, total: int | None, done: int = 0) -> tqdm:
+def progress_bar(label: str, total: int | None, done: int = 0) -> tqdm:
     """A bar with rate and time left; silent unless the command line has turned logging on."""
     quiet = not log.isEnabledFor(logging.INFO)
     pause = 0.5 if sys.stderr.isatty() else 30.0  # s; a log file needs no more
@@ -248,9 +258,11 @@ def check_md5(path: Path, expected: str | None) -> None:
     if expected is None:
         return
     digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file, progress(f"checking {path.name}", path.stat().st_size) as bar:
+    with path.open("rb") as file, progress_bar(f"checking {path.name}", path.stat().st_size) as bar:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             bar.update(len(chunk))
     if digest.hexdigest() != expected.lower():
-        raise DamagedError(f"{path} has the md5 {digest.hexdigest()}, {expected} was expected (--md5 names another)")
+        raise DamagedDownloadError(
+            f"{path} has the md5 {digest.hexdigest()}, {expected} was expected (--md5 names another)"
+        )

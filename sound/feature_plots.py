@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
 
-from sound.atomic_files import replacing
+from sound.atomic_files import atomic_write
 from sound.note_names import hz_to_midi, midi_to_hz, note_name
 
 SMALL, NORMAL = 8.5, 9.5  # points
@@ -120,8 +120,8 @@ def draw_pitch(
     axis.set_yscale("log", base=2)
     styles = ((colours.pitch, 2.2), (colours.second, 1.4))
     for order, (pitch, label, (colour, width)) in enumerate(zip(pitches, labels, styles)):
-        alone = np.where(_stands_alone(pitch), pitch, np.nan)  # a line of one point would draw nothing
-        axis.plot(seconds, alone, "o", color=colour, markersize=width, markeredgewidth=0, zorder=3 - order)
+        isolated = np.where(_is_isolated(pitch), pitch, np.nan)  # a line of one point would draw nothing
+        axis.plot(seconds, isolated, "o", color=colour, markersize=width, markeredgewidth=0, zorder=3 - order)
         axis.plot(
             seconds, pitch, color=colour, linewidth=width, solid_capstyle="round", solid_joinstyle="round",
             zorder=3 - order, label=label,
@@ -139,7 +139,7 @@ def draw_pitch(
         axis.text(0.5, 0.5, "no pitch found", transform=axis.transAxes, ha="center", va="center", color=colours.muted)
 
 
-def _stands_alone(pitch: np.ndarray) -> np.ndarray:
+def _is_isolated(pitch: np.ndarray) -> np.ndarray:
     gap = np.pad(np.isnan(pitch), 1, constant_values=True)
     return ~gap[1:-1] & gap[:-2] & gap[2:]
 
@@ -323,7 +323,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         OSError: it cannot be written (a full disk, say); what stood there stays.
     """
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png", dpi=DPI)
 
 

@@ -1,0 +1,82 @@
+"""The house: imports point one way, the root and scripts stay small, and each name has one import path."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODEL = {"features", "data", "model", "synth", "loss", "checkpoint"}
+BASE = {"config", "sound", "model"}  # what every package may import, and "model" stands for all of MODEL
+MAY_IMPORT = {
+    "config": set(),
+    "sound": {"config"},
+    "model": {"config", "sound"},
+    "voice": BASE,
+    "playing": BASE | {"voice"},
+    "recordings": BASE,
+    "training": BASE | {"recordings"},
+    "evaluation": BASE | {"voice", "playing", "recordings"},
+    "web": BASE | {"voice", "playing"},
+}
+TOOLS = {"scripts", "benchmarks", "examples", "tests"}
+
+
+def group(module: str) -> str:
+    """Return the layer of a module: its package, "model", "config" or "commands"."""
+    top = module.partition(".")[0]
+    if top in MODEL:
+        return "model"
+    return top if top in MAY_IMPORT or top in TOOLS else "commands"
+
+
+def own_imports(path: Path) -> Iterator[str]:
+    """Yield the modules of this project that a file imports, at its top or in a function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names = [node.module or "."] if isinstance(node, ast.ImportFrom) else names
+        for name in names:
+            top = name.partition(".")[0]
+            if (ROOT / top).is_dir() or (ROOT / f"{top}.py").is_file() or any(tool_files(top)):
+                yield name
+
+
+def tool_files(name: str) -> Iterator[Path]:
+    return (path for tool in TOOLS for path in (ROOT / tool).glob(f"{name}.py"))
+
+
+@pytest.mark.parametrize("layer", MAY_IMPORT)
+def test_imports_point_one_way(layer: str) -> None:
+    if layer in ("config", "model"):
+        paths = [ROOT / f"{name}.py" for name in (MODEL if layer == "model" else ["config"])]
+    else:
+        paths = sorted((ROOT / layer).rglob("*.py"))
+    assert paths
+    arrows = {(path.relative_to(ROOT).as_posix(), name) for path in paths for name in own_imports(path)}
+    upward = [
+        f"{path} imports {name}" for path, name in sorted(arrows) if group(name) not in MAY_IMPORT[layer] | {layer}
+    ]
+    assert not upward
+
+
+def test_a_voice_is_fitted_to_values_not_to_a_network() -> None:
+    assert not [path.name for path in (ROOT / "voice").glob("*.py") if "model" in own_imports(path)]
+
+
+def test_nothing_imports_a_command_but_tools_and_tests() -> None:
+    commands = [path for path in ROOT.glob("*.py") if group(path.stem) == "commands"]
+    imported = {name for path in commands for name in own_imports(path)}
+    assert not [name for name in imported if group(name) in TOOLS]
+    assert not imported & {path.stem for path in commands} - {"transfer"}  # test_e2e.py calls it as a program would
+
+
+def test_the_root_and_the_scripts_stay_small() -> None:
+    assert len([*ROOT.glob("*.py")]) <= 20
+    assert len([*(ROOT / "scripts").glob("*.py")]) <= 14
+
+
+def test_a_package_exports_nothing() -> None:
+    for path in ROOT.glob("*/__init__.py"):
+        (docstring,) = ast.parse(path.read_text()).body
+        assert isinstance(docstring, ast.Expr), f"{path} should hold a docstring and nothing else"

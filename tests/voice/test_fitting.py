@@ -1,0 +1,207 @@
+"""voice/fitting.py: what a person can choose, and what it does to a melody."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from checkpoint import load_model
+from voice.curves import Melody
+from voice.fitting import (
+    TransferOptions,
+    fit_loudness,
+    fit_melody,
+    fit_register,
+    key_pitch_classes,
+    smooth_within_notes,
+    track_notes,
+)
+from voice.instrument_profile import InstrumentProfile
+
+FRAMES = np.arange(300)
+VIBRATO = 0.4 * np.sin(2 * np.pi * 5.5 * FRAMES / 100)  # semitones
+
+
+@pytest.fixture
+def profile(write_checkpoint):
+    """A small trumpet whose training data lie between 200 and 800 Hz, and -45 and -15 dB."""
+    return InstrumentProfile.of(load_model(write_checkpoint()))
+
+
+def melody(pitch: np.ndarray | float, loudness: np.ndarray | float = -25.0, voiced: np.ndarray | None = None) -> Melody:
+    """Return a melody of 3 s from MIDI numbers; its first and last 20 frames are silent."""
+    if voiced is None:
+        voiced = (FRAMES >= 20) & (FRAMES < 280)
+    f0 = 440 * 2 ** ((np.broadcast_to(pitch, 300) - 69) / 12)
+    return Melody(f0, np.broadcast_to(loudness, 300).astype(float), voiced.astype(float), voiced)
+
+
+def play(tune: Melody, profile, **options) -> tuple[np.ndarray, np.ndarray, dict]:
+    """Return the pitch (MIDI numbers) and the loudness of the voiced frames as they are played, and the report."""
+    curves, report = fit_melody(tune, profile, TransferOptions(**{"semitones": 0.0, **options}))
+    pitch = 12 * np.log2(curves.f0.astype(float) / 440) + 69
+    return pitch[curves.voiced], curves.loudness[curves.voiced], report
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("semitones", 61), ("transpose", -61), ("autotune", 1.1), ("autotune", -0.1), ("smoothing", -1),
+        ("smoothing", 9), ("loudness_offset", 100), ("gate_offset", float("nan")), ("noise_balance", float("inf")),
+        ("output_rate", 96000), ("transpose", None), ("autotune", None),
+    ],
+)  # fmt: skip
+def test_options_out_of_their_limits_are_named(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} should be between"):
+        TransferOptions(**{name: value})
+
+
+def test_a_rate_is_a_whole_number() -> None:
+    with pytest.raises(ValueError, match="output_rate should be a whole number"):
+        TransferOptions(output_rate=44100.5)
+
+
+@pytest.mark.parametrize("key", ["H major", "C", "C dorian", "", "major", "C  major"])
+def test_unknown_keys_are_named(key: str) -> None:
+    with pytest.raises(ValueError, match="there is no key"):
+        TransferOptions(key=key)
+
+
+def test_keys() -> None:
+    assert key_pitch_classes("C major") == (0, 2, 4, 5, 7, 9, 11) == key_pitch_classes("a minor")
+    assert key_pitch_classes("F# minor") == key_pitch_classes("A major") == key_pitch_classes("G♭ minor")
+    assert key_pitch_classes("Bb major") == (0, 2, 3, 5, 7, 9, 10)
+    assert key_pitch_classes("chromatic") == tuple(range(12))
+
+
+# --- register, tuning, folding --------------------------------------------------------------------
+
+
+def test_transpose_comes_on_top_of_the_register(profile) -> None:
+    low = melody(45.0)  # 110 Hz
+    register = fit_melody(low, profile, TransferOptions())[1]["semitones"]
+    assert register in (12, 24)
+    assert fit_melody(low, profile, TransferOptions(transpose=-2.0))[1]["semitones"] == register - 2
+    assert fit_melody(low, profile, TransferOptions(fit=False, transpose=3.0))[1]["semitones"] == 3
+    assert fit_melody(low, profile, TransferOptions(semitones=5.0, transpose=3.0))[1]["semitones"] == 8
+
+
+def test_the_register_is_that_of_most_notes(profile) -> None:
+    """A tenth of stray frames, four octaves up, does not move the melody."""
+    steady = np.full(100, 220.0)
+    stray = steady.copy()
+    stray[:10] = 3520.0
+    assert fit_register(stray, profile) == fit_register(steady, profile)
+
+
+@pytest.mark.parametrize(
+    ("f0", "octaves"),
+    [
+        ((400.0,), 0), ((220.0,), 1), ((900.0,), -1), ((50.0,), 3), ((3200.0,), -3), ((12.5,), 5), ((10.0,), 5),
+        ((400.0, 400.0, 1100.0), -1), ((400.0, 400.0, 150.0), 1),  # most lie in the middle, but some outside
+    ],
+)  # fmt: skip
+def test_the_register_lies_in_the_range_and_near_its_middle(profile, f0: tuple[float, ...], octaves: int) -> None:
+    """A trumpet plays 165 to 1047 Hz, and the middle of what this one was trained on is 400 Hz."""
+    assert fit_register(np.array(f0), profile) == 12 * octaves
+
+
+@pytest.mark.parametrize("offset", [-0.4, 0.3, 0.45])
+def test_autotune_moves_a_note_and_keeps_its_vibrato(profile, offset: float) -> None:
+    sung = 64 + offset + VIBRATO
+    full, half, none = (play(melody(sung), profile, autotune=amount)[0] for amount in (1.0, 0.5, 0.0))
+    inner = slice(20, -20)
+    assert np.abs(np.mean(full[inner]) - 64) < 0.02
+    assert np.abs(np.mean(half[inner]) - 64 - offset / 2) < 0.02
+    assert np.allclose(none, sung[20:280], atol=1e-4)
+    assert np.std(full[inner]) == pytest.approx(np.std(VIBRATO), rel=0.25)
+
+
+def test_autotune_to_a_key(profile) -> None:
+    """F sharp, a little flat: in C major that is F; chromatic it is F sharp."""
+    assert np.mean(play(melody(65.9), profile, autotune=1.0)[0]) == pytest.approx(66, abs=0.01)
+    assert np.mean(play(melody(65.9), profile, autotune=1.0, key="C major")[0]) == pytest.approx(65, abs=0.01)
+
+
+def test_notes_are_followed_through_vibrato_and_glides() -> None:
+    pitch = np.where(FRAMES < 150, 60.0, 64.0) + VIBRATO
+    pitch[145:155] = np.linspace(60, 64, 10)
+    notes = track_notes(pitch, np.ones(300, bool), 7.0)
+    assert set(notes) == {60.0, 64.0} and abs(np.flatnonzero(notes == 64)[0] - 150) <= 2
+
+
+def test_fold_moves_whole_notes_by_octaves(profile) -> None:
+    """A trumpet plays 52 to 84: 45 comes up an octave, 98 down two; 60 stays."""
+    sung = np.select([FRAMES < 100, FRAMES < 200], [45.0, 60.0], 98.0) + VIBRATO
+    pitch, _, report = play(melody(sung), profile, fold=True)
+    moved = np.select([FRAMES < 100, FRAMES < 200], [12.0, 0.0], -24.0)
+    assert np.allclose(pitch - sung[20:280], moved[20:280], atol=1e-4)
+    assert report["share_out_of_range"] == 0
+    assert play(melody(sung), profile)[2]["share_out_of_range"] == pytest.approx(160 / 260, abs=0.01)
+
+
+@pytest.mark.parametrize(("sung", "played"), [(52.0, 52.0), (51.0, 63.0), (84.0, 84.0), (85.0, 73.0), (109.0, 73.0)])
+def test_fold_keeps_what_the_instrument_has(profile, sung: float, played: float) -> None:
+    assert np.allclose(play(melody(sung), profile, fold=True)[0], played, atol=1e-4)
+
+
+def test_a_pitch_in_a_pause_says_nothing_of_the_notes() -> None:
+    pitch, voiced = np.full(300, 60.0), np.zeros(300, bool)
+    pitch[140:144], voiced[140:144] = 62.0, True
+    assert set(track_notes(pitch, voiced, 7.0)[voiced]) == {62.0}
+
+
+# --- smoothing and loudness -----------------------------------------------------------------------
+
+
+def test_smoothing_keeps_notes_apart() -> None:
+    voiced = (FRAMES < 100) | (FRAMES >= 150)
+    values = np.where(FRAMES < 120, 0.0, 1.0)
+    assert np.allclose(smooth_within_notes(values, voiced, 50.0)[voiced], values[voiced])
+    rough = np.random.default_rng(0).standard_normal(300)
+    assert np.std(smooth_within_notes(rough, voiced, 10.0)[voiced]) < 0.5 * np.std(rough[voiced])
+    assert smooth_within_notes(rough, voiced, 0.0) is rough
+
+
+def test_smoothing_takes_the_vibrato_out(profile) -> None:
+    tremolo = melody(64 + VIBRATO, -30 + VIBRATO)
+    for plain, smoothed in zip(play(tremolo, profile)[:2], play(tremolo, profile, smoothing=0.3)[:2]):
+        assert np.std(smoothed[30:-30]) < 0.1 * np.std(plain[30:-30])
+
+
+def test_loudness_offset_is_in_decibels(profile) -> None:
+    swell = melody(64.0, -35 + 10 * np.sin(np.pi * FRAMES / 300))
+    softer, plain = play(swell, profile, loudness_offset=-6.0), play(swell, profile)
+    assert np.allclose(plain[1] - softer[1], 6.0, atol=1e-4)
+    assert softer[2]["loudness_gain"] == pytest.approx(plain[2]["loudness_gain"] - 6)
+
+
+def test_loudness_fit_keeps_the_order(profile) -> None:
+    loudness = np.random.default_rng(0).uniform(-70, -30, 500).astype(np.float32)
+    fitted = fit_loudness(loudness, np.ones(500, bool), profile)
+    assert (np.diff(fitted[np.argsort(loudness)]) >= 0).all()
+    assert np.corrcoef(fitted, loudness)[0, 1] > 0.99
+    assert np.quantile(fitted, 0.75) == pytest.approx(profile.loudness_quantiles[75], abs=0.5)
+
+
+@pytest.mark.parametrize(("spread", "slope"), [(0.1, 1.3), (30.0, 1.0), (100.0, 1 / 1.3)])
+def test_loudness_is_stretched_but_not_torn(profile, spread: float, slope: float) -> None:
+    """The training data spread evenly over 30 dB."""
+    loudness = np.linspace(-60, -60 + spread, 1001)
+    fitted = fit_loudness(loudness, np.ones(1001, bool), profile)
+    inside = (fitted > profile.config.features.loudness_floor) & (fitted < -15)
+    assert np.polyfit(loudness[inside], fitted[inside], 1)[0] == pytest.approx(slope, rel=1e-3)
+    assert inside.sum() > 700 and fitted.max() <= -15  # the loudest of the training data
+
+
+def test_a_voice_is_raised_by_no_more_than_the_limit(profile) -> None:
+    fitted = fit_loudness(np.full(100, -110.0), np.ones(100, bool), profile)
+    assert np.allclose(fitted, -110 + profile.config.transfer.max_loudness_gain)
+
+
+def test_options_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TransferOptions().fit = False

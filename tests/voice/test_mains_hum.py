@@ -1,0 +1,69 @@
+"""voice/mains_hum.py: hum is taken out, and neither a tune nor a held tone is."""
+
+import numpy as np
+import pytest
+
+from config import load_config
+from conftest import harmonic_tone
+from voice.mains_hum import remove_hum_from_stretch
+
+SETTINGS = load_config().transfer
+RATE = 16000
+
+
+def mains(seconds: float, frequency: float, level: float) -> np.ndarray:
+    """Return hum [N] of an RMS level in dBFS, with odd harmonics stronger than even ones."""
+    times = np.arange(round(seconds * RATE)) / RATE
+    partials = ((1, 1), (2, 0.3), (3, 0.7), (5, 0.4), (9, 0.1))
+    hum = sum(a * np.sin(2 * np.pi * k * frequency * times + k) for k, a in partials)
+    return (hum / np.sqrt(np.mean(hum**2)) * 10 ** (level / 20)).astype(np.float32)
+
+
+def tune(seconds: float = 6.0) -> np.ndarray:
+    """Return notes of 0.8 s with vibrato and rests of 0.4 s over faint noise; one lies at 150 Hz."""
+    rest = np.zeros(round(0.4 * RATE), np.float32)
+    times = np.arange(round(0.8 * RATE)) / RATE
+    vibrato = 1 + 0.01 * np.sin(2 * np.pi * 5.5 * times)
+    notes = [harmonic_tone(f0 * vibrato, 0.8, amplitude=0.1) for f0 in (150, 196, 131, 175, 147)]
+    song = np.concatenate([part for note in notes for part in (note, rest)])
+    return (song + 1e-4 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
+
+
+def power(audio: np.ndarray) -> float:
+    return 10 * np.log10(np.mean(np.asarray(audio, dtype=np.float64) ** 2))
+
+
+@pytest.mark.parametrize("frequency", [50.0, 49.93, 60.0, 60.08])
+def test_mains_hum_is_taken_out_and_the_tune_stays(frequency: float) -> None:
+    song = tune()
+    cleaned, hum = remove_hum_from_stretch(song + mains(6.0, frequency, -14), RATE, SETTINGS)
+    assert hum is not None and hum.frequency == round(frequency / 10) * 10
+    assert power(hum.audio) == pytest.approx(-14, abs=0.5)
+    assert power(cleaned - song) < -50  # 36 dB under the hum, and 30 under the tune
+
+
+def test_hum_of_a_rectifier_has_no_fundamental() -> None:
+    song, times = tune(), np.arange(6 * RATE) / RATE
+    hum = sum(a * np.sin(2 * np.pi * 100 * k * times + k) for k, a in ((1, 0.2), (2, 0.1), (3, 0.05)))
+    cleaned, found = remove_hum_from_stretch(song + hum.astype(np.float32), RATE, SETTINGS)
+    assert found is not None and found.frequency == 50.0
+    assert power(cleaned - song) < power(hum) - 35
+
+
+def test_without_hum_not_a_sample_changes() -> None:
+    song = tune()
+    cleaned, hum = remove_hum_from_stretch(song, RATE, SETTINGS)
+    assert hum is None and cleaned is song
+    short = mains(1.0, 50.0, -20)
+    assert remove_hum_from_stretch(short, RATE, SETTINGS)[1] is None
+
+
+@pytest.mark.parametrize("f0", [300.0, 98.0, 103.0])
+def test_a_held_tone_is_no_hum(f0: float) -> None:
+    """300 Hz is a multiple of both mains, but without their fundamental; a low note near 100 Hz is off by more."""
+    assert remove_hum_from_stretch(harmonic_tone(f0, 4.0), RATE, SETTINGS)[1] is None
+
+
+def test_a_note_at_100_hz_between_rests_is_no_hum() -> None:
+    note, rest = harmonic_tone(100.0, 1.0), np.zeros(RATE // 2, np.float32)
+    assert remove_hum_from_stretch(np.concatenate([note, rest] * 4), RATE, SETTINGS)[1] is None

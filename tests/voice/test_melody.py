@@ -1,0 +1,172 @@
+"""voice/melody.py: a melody is found through hum and noise, and the pitch tracker's errors are repaired."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from config import load_config
+from conftest import harmonic_tone
+from voice.melody import (
+    NoMelodyError,
+    SilentError,
+    _find_input_gain,
+    _subtract_noise,
+    estimate_polyphony,
+    extract_melody,
+    find_above_crepe_range,
+    repair_f0,
+)
+
+CONFIG = load_config()
+RATE = 16000
+
+
+def test_loudness_is_that_of_the_recording_however_soft() -> None:
+    config, rest = load_config(), np.zeros(4800, np.float32)
+    song = np.concatenate([rest, harmonic_tone(220.0, 0.6, amplitude=0.1), rest])
+    song += (1e-4 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
+    (loud, melody, _), (soft, softer, _) = extract_melody(song, config), extract_melody(0.1 * song, config)
+    held = melody.voiced & softer.voiced
+    assert held.sum() > 50
+    assert np.allclose(softer.loudness[held], melody.loudness[held] - 20, atol=0.01)
+    assert np.allclose(soft.loudness[held], loud.loudness[held] - 20, atol=0.01)
+    assert np.allclose(melody.loudness[held], loud.loudness[held], atol=0.1)  # 40 dB over the noise
+
+
+def test_the_gate_offset_leaves_soft_notes_out() -> None:
+    config, rest = load_config(), np.zeros(4800, np.float32)
+    song = np.concatenate([part for a in (0.1, 0.005) for part in (rest, harmonic_tone(220.0, 0.6, amplitude=a))])
+    song += (1e-5 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
+    both, loud = (extract_melody(song, config, gate_offset=offset)[1].voiced for offset in (0.0, 25.0))
+    assert both[140:170].all() and not loud[125:].any() and loud[45:80].all()
+
+
+def test_silence_and_noise_have_errors_of_their_own() -> None:
+    config = load_config()
+    with pytest.raises(SilentError, match="the recording is silent"):
+        extract_melody(np.zeros(16000, np.float32), config)
+    noise = 0.03 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    with pytest.raises(NoMelodyError, match="no melody can be heard"):
+        extract_melody(noise, config)
+    assert issubclass(SilentError, ValueError) and issubclass(NoMelodyError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("partials", "swell"), [((1, 0, 0.5), 0.0), ((1, 0.5, 0.5), 0.2), ((0.5, 0, 1), 0.02)]
+)  # steady; what is left of it has the pitch of the mains; of a partial, and is soft
+def test_a_melody_is_heard_through_mains_hum_and_the_pauses_stay_silent(partials, swell: float) -> None:
+    config = load_config()
+    rng, rest = np.random.default_rng(0), np.zeros(9600, np.float32)
+    notes = [harmonic_tone(f0, 0.6, amplitude=0.1) for f0 in (196.0, 220.0, 175.0)]
+    song = np.concatenate([part for note in notes for part in (rest, note)] + [rest])
+    song += (1e-4 * rng.standard_normal(len(song))).astype(np.float32)
+    times = np.arange(len(song)) / 16000
+    hum = sum(a * np.sin(2 * np.pi * 50 * k * times + k) for k, a in enumerate(partials, start=1))
+    hum = (0.25 * (1 + swell * np.sin(2 * np.pi * 0.9 * times)) * hum).astype(np.float32)
+    features, heard, report = extract_melody(song + hum, config)
+    assert report["mains_hum"] == pytest.approx(20 * np.log10(np.sqrt(np.mean(hum**2))), abs=1.0)
+    sung = np.repeat([0, 1, 0, 1, 0, 1, 0], 60)[: len(heard.voiced)].astype(bool)
+    assert (heard.voiced == sung).mean() > 0.96
+    clean = extract_melody(song, config)
+    both = heard.voiced & clean[1].voiced
+    assert np.median(np.abs(1200 * np.log2(heard.f0[both] / clean[1].f0[both]))) < 2
+    assert clean[2]["mains_hum"] is None and clean[2]["share_polyphonic"] < 0.02
+    assert features.f0.shape == torch.Size([len(heard.f0)])
+
+
+def test_mains_hum_of_a_long_recording_is_taken_out_stretch_by_stretch() -> None:
+    config, rest = load_config(), np.zeros(9600, np.float32)
+    notes = [harmonic_tone(f0, 0.6, amplitude=0.1) for f0 in (196.0, 220.0, 175.0)] * 4
+    song = np.concatenate([part for note in notes for part in (rest, note)])
+    song += (1e-4 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
+    buzz = np.sin(2 * np.pi * 50 * np.arange(len(song)) / 16000).astype(np.float32)
+    buzz[len(buzz) // 2 :] = 0  # it is switched off midway
+    whole = extract_melody(song, config)
+    often = dataclasses.replace(config, transfer=dataclasses.replace(config.transfer, mains_stretch_seconds=3.6))
+    _, heard, report = extract_melody(song + 0.2 * buzz, often)
+    assert report["mains_hum"] == pytest.approx(20 * np.log10(0.2 / 2), abs=0.5)
+    assert (heard.voiced == whole[1].voiced).mean() > 0.97
+
+
+@pytest.mark.parametrize(("peak", "gain"), [(0.5, 6.02), (1.0, 0), (2.0, 0), (1e-2, 40), (1e-4, 60), (0.0, 0)])
+def test_a_quiet_recording_is_raised_to_full_scale_but_not_without_end(peak: float, gain: float) -> None:
+    assert _find_input_gain(np.array([0.0, -peak, peak / 2]), 60.0) == pytest.approx(gain, abs=0.01)
+
+
+def test_noise_is_taken_off_the_loudness() -> None:
+    """At 6 dB over the noise, a note's own level is 4.7 dB over it."""
+    assert _subtract_noise(np.array([-44.0]), -50.0)[0] == pytest.approx(-50 + 10 * np.log10(10**0.6 - 1))
+    assert _subtract_noise(np.array([-50.0, -60.0]), -50.0).tolist() == [-60.0, -70.0]
+
+
+@pytest.mark.parametrize(("hertz", "is_too_high"), [(1000, False), (2000, False), (2050, True), (5000, True)])
+def test_a_tone_over_the_trackers_range_is_too_high(hertz: float, is_too_high: bool) -> None:
+    whistle = 0.3 * np.sin(2 * np.pi * hertz * np.arange(RATE // 4) / RATE).astype(np.float32)
+    found = find_above_crepe_range(whistle, CONFIG)
+    assert found.shape == (25,) and (found == is_too_high).all()
+    others = sum(0.2 * np.sin(2 * np.pi * f0 * np.arange(RATE // 4) / RATE) for f0 in (200, 400, 600, 800))
+    with_overtones = whistle + others.astype(np.float32)
+    assert not find_above_crepe_range(with_overtones, CONFIG)[2:-2].any()  # the overtone of a voice
+
+
+# --- the pitch ------------------------------------------------------------------------------------
+
+
+def repair(f0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return repair_f0(f0.astype(np.float32), np.ones(len(f0), bool), CONFIG)
+
+
+def wobble(n_frames: int = 200) -> np.ndarray:
+    return 220 * 2 ** (0.5 / 12 * np.sin(2 * np.pi * 5.5 * np.arange(n_frames) / 100))
+
+
+@pytest.mark.parametrize("octaves", [-2, -1, 1])
+@pytest.mark.parametrize("where", [slice(80, 92), slice(0, 10), slice(190, 200)])
+def test_a_short_octave_error_is_moved_back(octaves: int, where: slice) -> None:
+    f0 = wobble()
+    wrong = f0.copy()
+    wrong[where] *= 2.0**octaves
+    repaired, usable = repair(wrong)
+    assert usable.all() and np.allclose(repaired, f0, rtol=1e-4)
+
+
+def test_a_spike_is_left_out() -> None:
+    wrong = wobble()
+    wrong[80:83] *= 1.5
+    usable = repair(wrong)[1]
+    assert np.flatnonzero(~usable).tolist() == [80, 81, 82]
+
+
+def test_what_is_meant_stays() -> None:
+    """Vibrato of a semitone, a glide of an octave in 0.3 s, an octave held for 0.2 s, a fourth for 0.1 s."""
+    octave, fourth = wobble(), wobble()
+    octave[80:100] *= 2
+    fourth[80:90] *= 4 / 3
+    wide = 220 * 2 ** (1 / 12 * np.sin(2 * np.pi * 6 * np.arange(200) / 100))
+    glide = 220 * 2 ** np.clip((np.arange(200) - 80) / 30, 0, 1)
+    for f0 in (octave, fourth, wide, glide):
+        repaired, usable = repair(f0)
+        assert usable.all() and np.allclose(repaired, f0, rtol=1e-5)
+
+
+# --- several pitches ------------------------------------------------------------------------------
+
+
+def polyphony(audio: np.ndarray, f0: float) -> float:
+    n_frames = len(audio) // 160
+    return estimate_polyphony(audio, np.full(n_frames, f0, np.float32), np.ones(n_frames, bool), CONFIG)
+
+
+def test_a_chord_is_noticed_and_one_voice_is_not() -> None:
+    noise = 0.01 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+    root, third, fifth = (harmonic_tone(f0, 1.0) for f0 in (220.0, 277.2, 329.6))
+    assert polyphony(root + third + fifth, 220.0) > 0.9
+    assert polyphony(root + noise, 220.0) < 0.05  # 20 dB of white noise under it
+    assert polyphony(root + 60 * noise, 220.0) < 0.05  # louder than it
+    glide = 220 * 2.0 ** np.linspace(0, 4, RATE)
+    slide = harmonic_tone(glide, 1.0)  # as it slides, partials are as wide as the gaps between them
+    assert estimate_polyphony(slide, glide[::160].astype(np.float32), np.ones(100, bool), CONFIG) == 0
+    assert polyphony(root, 440.0) < 0.05  # the tracker an octave too high
+    assert estimate_polyphony(root, np.full(100, 220.0), np.zeros(100, bool), CONFIG) == 0

@@ -1,0 +1,105 @@
+"""The run of a training on Weights & Biases: started, resumed under its id, offline where the network fails.
+
+Nothing here asks for a login. ``experiment_log.py`` calls it so that no failure stops a training.
+"""
+
+import netrc
+import os
+import secrets
+import shlex
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from config import Config, config_to_dict
+from training.held_out_phrases import SOUNDS
+
+MODES = ("online", "offline", "disabled")
+_INIT_SECONDS = 30  # to reach W&B
+_START_SECONDS = 120  # for its own process to start
+_FINISH_SECONDS = 120  # to send it the rest; what it has not got then stays on disk
+
+
+def new_run_id() -> str:
+    """Return an id for W&B; not from the seeded generators, else every training would get the same."""
+    return secrets.token_hex(4)
+
+
+def choose_mode(wanted: str | None) -> str:
+    """Return the wanted mode; None takes ``WANDB_MODE``, else online where a key is configured, else offline."""
+    return wanted or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+
+
+def has_key() -> bool:
+    """Return True if a W&B key is configured, by its variable or in the netrc file, as ``wandb login`` leaves it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def start_run(mode: str, project: str, run_id: str, folder: Path, config: Config) -> Any:
+    """Start the W&B run with this id, or resume it where it is known; its files lie in ``folder / "wandb"``."""
+    import wandb  # slow to import, and not needed to train
+
+    (folder / "wandb").mkdir(parents=True, exist_ok=True)  # else wandb takes a temporary folder
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        disable_git=True,
+        login_timeout=1,
+        init_timeout=_INIT_SECONDS if mode == "online" else _START_SECONDS,
+        finish_timeout=_FINISH_SECONDS,
+    )
+    run = wandb.init(
+        mode=mode,
+        project=project,
+        id=run_id,
+        name=folder.name,
+        dir=folder,
+        resume="allow",
+        config=config_to_dict(config),
+        settings=settings,
+    )
+    # Never log(step=...): W&B drops what a resumed run logs for a step that it has seen.
+    for names, axis in (
+        (("train_*", "grad_norm", "learning_rate", "steps_per_second"), "step"),
+        (("val_*", "epoch_*", "phrase_*"), "epoch"),
+    ):
+        run.define_metric(axis)
+        for name in names:
+            run.define_metric(name, step_metric=axis)
+    return run
+
+
+def stop_service() -> None:
+    """End W&B's own process, in which a start that failed still holds the run's id."""
+    import wandb
+
+    wandb.teardown()
+
+
+def describe_upload(folder: Path, run_id: str) -> str:
+    """Return how to upload an offline run later: ": wandb sync ..."."""
+    parts = folder / "wandb" / f"offline-run-*-{run_id}"
+    n_parts = len(list(parts.parent.glob(parts.name)))
+    order = f", its {n_parts} parts in the order of their names" if n_parts > 1 else ""
+    return f"{order}: wandb sync {shlex.quote(str(parts.parent))}/{parts.name}"  # the shell fills in the star
+
+
+def make_media(folder: Path, shown: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the sounds and pictures of phrases as W&B shows them, by their names there."""
+    import wandb
+
+    media: dict[str, Any] = {}
+    for phrase in shown:
+        for name in SOUNDS:
+            path = folder / "sounds" / f"{phrase['stem']}_{name}.wav"
+            media[f"phrase_{phrase['number']}_{name}"] = wandb.Audio(str(path), caption=f"{phrase['name']}, {name}")
+        picture = folder / "pictures" / f"{phrase['stem']}_light.png"
+        media[f"phrase_{phrase['number']}_picture"] = wandb.Image(str(picture), caption=phrase["name"])
+    return media

@@ -1,0 +1,196 @@
+"""A melody is fitted to an instrument: register, key and tuning, range, smoothing and loudness.
+
+``TransferOptions`` holds what a person can choose; ``fit_melody`` turns a melody into the curves that are played.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from sound.note_names import hz_to_midi, midi_to_hz
+from voice.curves import Curves, Melody, shape_notes
+from voice.instrument_profile import InstrumentProfile
+
+_OPTION_LIMITS = {
+    "semitones": (-60, 60),
+    "transpose": (-60, 60),
+    "autotune": (0, 1),
+    "smoothing": (0, 2),
+    "loudness_offset": (-60, 60),
+    "gate_offset": (-60, 60),
+    "noise_balance": (-60, 60),
+    "output_rate": (8000, 48000),
+}
+_OPTIONAL = ("semitones", "output_rate")
+
+
+@dataclass(frozen=True)
+class TransferOptions:
+    """What a person can choose about a transfer."""
+
+    semitones: float | None = None  # the register; None fits it by whole octaves
+    transpose: float = 0.0  # semitones on top of the register
+    fit: bool = True  # False plays pitch and loudness as measured
+    fold: bool = False  # move notes outside the instrument's range into it, by octaves
+    autotune: float = 0.0  # 0..1, how far a note is moved onto the nearest note of the key
+    key: str = "chromatic"  # or a major or minor key, as "F# minor"; of what is played
+    smoothing: float = 0.0  # s, over which the curves are smoothed inside a note
+    loudness_offset: float = 0.0  # dB
+    gate_offset: float = 0.0  # dB on the level under which nothing is played
+    noise_balance: float = 0.0  # dB on the noise part: positive gives more breath
+    output_rate: int | None = None  # Hz of the result; None is the model's own
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _OPTION_LIMITS.items():
+            value = getattr(self, name)
+            if not (name in _OPTIONAL if value is None else least <= value <= most):
+                raise ValueError(f"{name} should be between {least} and {most}, not {value}")
+        if not isinstance(self.output_rate, int | None):
+            raise ValueError(f"output_rate should be a whole number, not {self.output_rate}")
+        key_pitch_classes(self.key)
+
+
+def key_pitch_classes(key: str) -> tuple[int, ...]:
+    """Return the pitch classes of a key, 0 for C: "chromatic", "C major", "f# minor", "Bb major".
+
+    Raises:
+        ValueError: there is no such key.
+    """
+    if key.strip().lower() == "chromatic":
+        return tuple(range(12))
+    found = re.fullmatch(r"([A-G])([#b♯♭]?) (major|minor)", key.strip()[:1].upper() + key.strip()[1:].lower())
+    if not found:
+        raise ValueError(f"there is no key '{key}'; give chromatic, or a major or minor key such as C major, F# minor")
+    letter, sign, mode = found.groups()
+    tonic = "C D EF G A B".index(letter) + {"": 0, "#": 1, "♯": 1, "b": -1, "♭": -1}[sign]
+    steps = (0, 2, 4, 5, 7, 9, 11) if mode == "major" else (0, 2, 3, 5, 7, 8, 10)
+    return tuple(sorted((tonic + step) % 12 for step in steps))
+
+
+def fit_melody(melody: Melody, profile: InstrumentProfile, options: TransferOptions) -> tuple[Curves, dict[str, float]]:
+    """Fit a melody to an instrument; return the curves and what was done, for the report."""
+    config, voiced = profile.config, melody.voiced
+    semitones = options.semitones
+    if semitones is None:
+        semitones = fit_register(melody.f0[voiced], profile) if options.fit else 0.0
+    semitones += options.transpose
+    pitch = hz_to_midi(melody.f0) + semitones
+    pitch, out_of_range = correct_pitch(pitch, voiced, profile, options)
+    loudness = fit_loudness(melody.loudness, voiced, profile) if options.fit else melody.loudness
+    loudness_gain = float(np.median((loudness - melody.loudness)[voiced]))
+    n_frames = options.smoothing * config.audio.frame_rate
+    pitch, loudness = smooth_within_notes(pitch, voiced, n_frames), smooth_within_notes(loudness, voiced, n_frames)
+    loudness = np.clip(loudness + options.loudness_offset, config.features.loudness_floor, 0.0)
+    fitted = melody._replace(f0=midi_to_hz(pitch), loudness=loudness)
+    return shape_notes(fitted, config), {
+        "semitones": float(semitones),
+        "share_out_of_range": out_of_range,
+        "loudness_gain": loudness_gain + options.loudness_offset,
+    }
+
+
+def fit_register(f0: np.ndarray, profile: InstrumentProfile) -> float:
+    """Return the whole octaves, in semitones, that bring a melody into the instrument's range.
+
+    Frames outside count, and so, a little, does the distance of the melody's median from the middle of the
+    training data: it decides among octaves that leave equally few outside.
+    """
+    settings = profile.config.transfer
+
+    def cost(octaves: int) -> float:
+        shifted = f0 * 2.0**octaves
+        outside = np.mean((shifted < profile.f0_min) | (shifted > profile.f0_max))
+        return float(outside + settings.octave_distance_cost * abs(np.log2(np.median(shifted) / profile.median_f0)))
+
+    return 12.0 * min(range(-settings.max_octaves, settings.max_octaves + 1), key=cost)
+
+
+def correct_pitch(
+    pitch: np.ndarray, voiced: np.ndarray, profile: InstrumentProfile, options: TransferOptions
+) -> tuple[np.ndarray, float]:
+    """Correct the tuning and fold what lies out of range, as far as the options say.
+
+    Returns:
+        Pitch in MIDI numbers [T], and the share of the sung frames left out of range.
+    """
+    settings = profile.config.transfer
+    low, high = (hz_to_midi(f0) for f0 in (profile.f0_min, profile.f0_max))
+    low, high = low - settings.range_tolerance, high + settings.range_tolerance
+    if options.autotune:
+        notes = track_notes(pitch, voiced, settings.note_change_cost, key_pitch_classes(options.key))
+        # The vibrato is averaged over, so that it stays in a note that is moved.
+        centre = smooth_within_notes(pitch, voiced, settings.vibrato_seconds * profile.config.audio.frame_rate)
+        pitch = pitch + options.autotune * (notes - centre)
+    if options.fold:
+        notes = track_notes(pitch, voiced, settings.note_change_cost)
+        pitch = pitch + 12 * (np.ceil(np.maximum(low - notes, 0) / 12) - np.ceil(np.maximum(notes - high, 0) / 12))
+    return pitch, fraction_out_of_range(midi_to_hz(pitch[voiced]), profile)
+
+
+def fraction_out_of_range(f0: np.ndarray, profile: InstrumentProfile) -> float:
+    """Return the fraction of the pitches [T] in Hz that lie outside the instrument's range; 0 if there are none."""
+    tolerance = 2 ** (profile.config.transfer.range_tolerance / 12)
+    outside = (f0 < profile.f0_min / tolerance) | (f0 > profile.f0_max * tolerance)
+    return float(outside.mean()) if len(f0) else 0.0
+
+
+def track_notes(
+    pitch: np.ndarray, voiced: np.ndarray, change_cost: float, pitches: tuple[int, ...] = tuple(range(12))
+) -> np.ndarray:
+    """Return the note that is meant in every frame: the path with the least distance and the fewest changes.
+
+    Vibrato and a glide between two notes make no notes of their own, for a change costs as much as
+    ``change_cost`` frames a semitone away.
+
+    Args:
+        pitch: [T] in MIDI numbers, fractional.
+        voiced: bool [T]; elsewhere any note will do.
+        pitches: the pitch classes that are allowed, 0 for C.
+
+    Returns:
+        float [T], whole MIDI numbers.
+    """
+    notes = np.array([note for note in range(128) if note % 12 in pitches])
+    back = np.zeros((len(pitch), len(notes)), dtype=np.int8)
+    total = np.abs(pitch[0] - notes) * voiced[0]
+    for t in range(1, len(pitch)):
+        best = int(total.argmin())
+        stays = total <= total[best] + change_cost
+        back[t] = np.where(stays, np.arange(len(notes)), best)
+        total = np.where(stays, total, total[best] + change_cost) + np.abs(pitch[t] - notes) * voiced[t]
+    path = np.empty(len(pitch), dtype=np.int64)
+    path[-1] = total.argmin()
+    for t in range(len(pitch) - 1, 0, -1):
+        path[t - 1] = back[t, path[t]]
+    return notes[path].astype(float)
+
+
+def smooth_within_notes(values: np.ndarray, voiced: np.ndarray, n_frames: float) -> np.ndarray:
+    """Smooth a curve [T] inside each note by a Gaussian about ``n_frames`` wide; nothing leaks across a pause."""
+    if n_frames <= 0:
+        return values
+    smoothed = values.copy()
+    for (run,) in ndimage.find_objects(ndimage.label(voiced)[0]):
+        smoothed[run] = ndimage.gaussian_filter1d(values[run], n_frames / 2, mode="nearest")
+    return smoothed
+
+
+def fit_loudness(loudness: np.ndarray, voiced: np.ndarray, profile: InstrumentProfile) -> np.ndarray:
+    """Map loudness in dB [T] so that the quantiles of the sung frames match those of the training data.
+
+    A straight line through the quantiles: it keeps the order and the shape of the dynamics, which a
+    full quantile match would bend. Its slope stays near one, so that a steady hum is not torn apart.
+    """
+    settings = profile.config.transfer
+    wanted = np.asarray(profile.loudness_quantiles)  # at 0, 1, ... 100 %
+    percent = np.arange(settings.loudness_from, settings.loudness_to + 1, 5)
+    found = np.quantile(loudness[voiced], percent / 100)
+    slope = np.std(wanted[percent]) / max(np.std(found), 1e-3)
+    slope = np.clip(slope, 1 / settings.max_loudness_slope, settings.max_loudness_slope)
+    # Anchored in the upper half: notes, not their fading ends, decide how loud a player seems.
+    anchor = np.quantile(loudness[voiced], settings.loudness_anchor / 100)
+    gain = min(wanted[settings.loudness_anchor] - anchor, settings.max_loudness_gain)
+    fitted = anchor + gain + slope * (loudness - anchor)
+    return np.clip(fitted, profile.config.features.loudness_floor, wanted[-1])

@@ -1,0 +1,212 @@
+"""A recording becomes a melody: pitch, loudness and where notes are, without mains hum, noise and tracking errors.
+
+Everything works on audio [N], which may be a ``Scratch``, and on curves of one value a frame, [T].
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy import ndimage, signal
+
+from config import Config
+from features import Features, bridge_f0, extract_feature_blocks
+from sound.audio_files import SpooledAudio, block_slices
+from voice.curves import Melody
+from voice.mains_hum import is_mains_frequency, remove_mains_hum
+from voice.note_gate import find_voiced, noise_floor
+
+_BLOCK_SAMPLES = 2**20  # of a recording in memory at once: a minute
+_BLOCK_FRAMES = 1000  # whose spectra are in memory at once
+_SMALLEST = 1e-20
+
+
+class SilentError(ValueError):
+    """The recording is silent."""
+
+
+class NoMelodyError(ValueError):
+    """No melody can be heard in the recording."""
+
+
+def extract_melody(
+    audio: np.ndarray | SpooledAudio,
+    config: Config,
+    device: torch.device | str = "cpu",
+    gate_offset: float = 0.0,
+    report_progress: Callable[[float], None] | None = None,
+) -> tuple[Features, Melody, dict[str, Any]]:
+    """Measure a voice and find what is sung.
+
+    Args:
+        audio: [N] at the features' rate, N a multiple of their hop; of any length, if it is a Scratch.
+        gate_offset: dB on the level under which nothing is heard.
+        report_progress: called with the share that is measured, now and then; it may raise to cancel.
+
+    Returns:
+        What was measured, what is sung, and entries of the report.
+
+    Raises:
+        SilentError, NoMelodyError: there is nothing to play.
+    """
+    audio, mains_hum = remove_mains_hum(audio, config)
+    gain = _find_input_gain(audio, config.transfer.max_loudness_gain)
+    parts = extract_feature_blocks(_amplified_blocks(audio, 10 ** (gain / 20), config, report_progress), config, device)
+    lifted = Features(*map(torch.cat, zip(*parts)))
+    f0, loudness, periodicity = (values.numpy() for values in lifted)
+    if loudness.max() <= config.features.loudness_floor:
+        raise SilentError("the recording is silent")
+    too_high = find_above_crepe_range(audio, config)
+    # A hum is not taken out to its last bit, and CREPE hears a pitch in what is left, however soft.
+    is_hum = loudness - gain <= mains_hum.loudness - config.transfer.mains_left
+    is_hum |= is_mains_frequency(f0, mains_hum.frequency)
+    voiced = find_voiced(loudness, periodicity, ~(too_high | is_hum), config, gate_offset)
+    if not voiced.any():
+        raise NoMelodyError(_explain_no_melody(too_high, config))
+    f0, usable = repair_f0(f0, voiced, config)
+    noise = noise_floor(loudness, periodicity >= config.transfer.sustained_periodicity, config)
+    melody = Melody(bridge_f0(f0, usable), _subtract_noise(loudness, noise) - gain, periodicity, voiced)
+    report = {
+        "share_too_high": float(too_high.mean()),
+        "share_polyphonic": estimate_polyphony(audio, melody.f0, voiced, config),
+        "mains_hum": mains_hum.level,
+    }
+    return lifted._replace(loudness=lifted.loudness - gain), melody, report
+
+
+def _amplified_blocks(
+    audio: SpooledAudio, gain: float, config: Config, report_progress: Callable[[float], None] | None
+) -> Iterator[np.ndarray]:
+    """Yield a recording in blocks, louder by ``gain``."""
+    for part in block_slices(len(audio), _BLOCK_SAMPLES):
+        if report_progress and part.start:
+            report_progress(part.start / len(audio))
+        yield audio[part] * gain
+
+
+def _find_input_gain(audio: SpooledAudio, most: float) -> float:
+    """Return the gain in dB that brings a quiet recording to full scale, so that the loudness floor hides no note."""
+    peak = max((float(np.abs(audio[part]).max()) for part in block_slices(len(audio), _BLOCK_SAMPLES)), default=0.0)
+    return float(np.clip(-20 * np.log10(peak), 0.0, most)) if peak > 0 else 0.0
+
+
+def _subtract_noise(loudness: np.ndarray, noise: float) -> np.ndarray:
+    """Take the power of the recording's noise off loudness, both in dB; at most 10 dB: what is left is uncertain."""
+    share = 1 - 10 ** ((noise - loudness) / 10)
+    return loudness + 10 * np.log10(np.clip(share, 0.1, 1.0))
+
+
+def _explain_no_melody(too_high: np.ndarray, config: Config) -> str:
+    if too_high.mean() > config.transfer.too_high_reported:
+        highest = f"{config.features.f0_max:.0f} Hz"
+        return f"the melody lies over {highest}, higher than CREPE can hear; sing or whistle lower"
+    return "no melody can be heard in the recording; sing or hum closer to the microphone"
+
+
+# --- errors of the pitch tracker -------------------------------------------------------------------
+
+
+def find_above_crepe_range(audio: np.ndarray | SpooledAudio, config: Config) -> np.ndarray:
+    """Find frames that are one tone above CREPE's range, as high whistling is: bool [T].
+
+    CREPE would answer with some lower pitch, sure of itself.
+    """
+    settings, rate, n_fft = config.transfer, config.audio.feature_rate, config.transfer.too_high_n_fft
+    lowest = config.features.f0_max * settings.too_high_margin
+    too_high = [np.empty(0, bool)]
+    for _, power in _power_spectra(audio, np.arange(len(audio) // config.audio.feature_hop_length), n_fft, config):
+        peak = power.argmax(axis=1)
+        around = np.clip(peak[:, None] + np.arange(-3, 4), 0, n_fft // 2)
+        share = np.take_along_axis(power, around, axis=1).sum(axis=1) / (power.sum(axis=1) + _SMALLEST)
+        too_high.append((peak * rate / n_fft > lowest) & (share > settings.too_high_share))
+    return np.concatenate(too_high)
+
+
+def repair_f0(f0: np.ndarray, voiced: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Mend what a pitch tracker gets wrong: a short stretch an octave off is moved back, a spike is left out.
+
+    No voice moves by ``max_glide`` semitones in a frame, so a faster step is the tracker's. Between two
+    such steps lies a stretch; a short one is compared with the longer ones around it.
+
+    Args:
+        f0: [T] Hz.
+        voiced: bool [T].
+
+    Returns:
+        f0 [T], and bool [T]: the voiced frames whose f0 can be used; the others are to be bridged.
+    """
+    settings, audio = config.transfer, config.audio
+    pitch, usable = 12 * np.log2(f0), voiced.copy()
+    longest, spike = (audio.seconds_to_frames(s) for s in (settings.max_glitch_seconds, settings.max_gap_seconds))
+    reach = audio.seconds_to_frames(settings.glitch_context_seconds)
+    stretches = _find_stretches(pitch, voiced, settings.max_glide)
+    is_sure = np.zeros(len(f0), dtype=bool)
+    for stretch in stretches:
+        is_sure[stretch] = stretch.stop - stretch.start > longest
+    for stretch in stretches:
+        around = slice(max(0, stretch.start - reach), stretch.stop + reach)
+        context = pitch[around][is_sure[around]]
+        if is_sure[stretch.start] or len(context) == 0:
+            continue
+        off = np.median(pitch[stretch]) - np.median(context)
+        octaves = 12 * np.round(off / 12)
+        if octaves and abs(off - octaves) <= settings.octave_tolerance:
+            pitch[stretch] -= octaves
+        elif abs(off) > settings.max_leap and stretch.stop - stretch.start <= spike:
+            usable[stretch] = False
+    return (2 ** (pitch / 12)).astype(np.float32), usable
+
+
+def _find_stretches(pitch: np.ndarray, voiced: np.ndarray, max_glide: float) -> list[slice]:
+    """Return the runs of voiced frames between steps of more than ``max_glide`` semitones."""
+    steps = np.abs(np.diff(pitch, prepend=pitch[:1])) > max_glide
+    begins = voiced & (steps | ~np.concatenate([[False], voiced[:-1]]))
+    found = ndimage.find_objects(np.where(voiced, np.cumsum(begins), 0))
+    return [where for (where,) in found]
+
+
+# --- several pitches at once -----------------------------------------------------------------------
+
+
+def estimate_polyphony(audio: np.ndarray | SpooledAudio, f0: np.ndarray, voiced: np.ndarray, config: Config) -> float:
+    """Estimate the share of the sung frames in which other pitches sound too: a chord, a backing track.
+
+    Measured where f0 holds still: what is tonal and lies between the harmonics of f0 (and of the
+    octave below it, which a tracker may have missed) is another pitch. 0 for one voice.
+    """
+    settings = config.transfer
+    steady = voiced & (ndimage.maximum_filter1d(f0, 13) < 2 ** (1 / 24) * ndimage.minimum_filter1d(f0, 13))
+    frames = np.flatnonzero(ndimage.binary_erosion(steady, iterations=3))[::4]
+    hertz = np.fft.rfftfreq(settings.polyphony_n_fft, 1 / config.audio.feature_rate)
+    band = (hertz > 70) & (hertz < settings.polyphony_max_frequency)
+    hertz, n_found = hertz[band], 0
+    for here, spectra in _power_spectra(audio, frames, settings.polyphony_n_fft, config):
+        power = spectra[:, band]
+        strays = np.min([_inharmonic_power(power, hertz, f0[here, None] / divisor) for divisor in (1, 2)], axis=0)
+        n_found += np.count_nonzero(strays > settings.polyphony_share * power.sum(axis=1))
+    return float(n_found / max(1, len(frames)))
+
+
+def _inharmonic_power(power: np.ndarray, hertz: np.ndarray, f0: np.ndarray) -> np.ndarray:
+    """Return the tonal power [n] of spectra [n, F] that lies between the harmonics of f0 [n, 1]."""
+    away = np.abs(hertz - f0 * np.maximum(1, np.round(hertz / f0)))
+    between = away > 3 * (hertz[1] - hertz[0]) + 0.015 * hertz
+    noise = np.ma.median(np.ma.array(power, mask=~between), axis=1).filled(0.0)[:, None]
+    return np.where(between & (power > 16 * noise), power, 0.0).sum(axis=1)
+
+
+def _power_spectra(
+    audio: np.ndarray | SpooledAudio, frames: np.ndarray, n_fft: int, config: Config
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield some of the rising frames, [n], and the power [n, n_fft / 2 + 1] under a Hann window centred on each."""
+    hop_length, reach = config.audio.feature_hop_length, n_fft // 2
+    window = signal.get_window("hann", n_fft).astype(np.float32)
+    cuts = range(_BLOCK_FRAMES, frames.max(initial=0) + 1, _BLOCK_FRAMES)
+    for here in np.split(frames, np.searchsorted(frames, cuts)):
+        if len(here):
+            first, end = here[0] * hop_length - reach, here[-1] * hop_length + reach
+            padding = (max(0, -first), max(0, end - len(audio)))
+            windows = sliding_window_view(np.pad(audio[max(0, first) : end], padding), n_fft)
+            yield here, np.abs(np.fft.rfft(windows[(here - here[0]) * hop_length] * window)) ** 2
