@@ -144,6 +144,6 @@ def test_a_gpu_that_is_too_small_is_no_traceback(script, flags, monkeypatch, cap
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(script, "prepare" if script is train else "run", fail)
+    monkeypatch.setattr(script, "build_trainer" if script is train else "run", fail)
     assert script.main([*flags, "--device", "cpu"]) == 1
     assert [record.getMessage().count("Tried to allocate 2.00 GiB.") for record in caplog.records] == [1]

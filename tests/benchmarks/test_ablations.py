@@ -43,7 +43,7 @@ def test_rows_are_trained_judged_and_taken_up_again(flags, tmp_path, capsys, mon
     assert content["config"]["train"]["learning_rate_half_life"] == 7 and content["rng"]["seed"] == 1
     judged, before = [], path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(ablate.judging, "judge_takes", lambda *_, **__: judged.append(1))
+        patch.setattr(ablate.judging, "evaluate_takes", lambda *_, **__: judged.append(1))
         assert ablate.main(wanted) == 0  # nothing is trained or judged again
     assert capsys.readouterr().out == table and not judged and path.read_bytes() == before
     noted = path.with_name("recordings.sha256").read_text()
@@ -56,7 +56,9 @@ def test_rows_are_trained_judged_and_taken_up_again(flags, tmp_path, capsys, mon
 def test_what_was_changed_is_judged_anew_or_refused(flags, tmp_path, make_recording, config, caplog, monkeypatch):
     wanted = [*flags, "--epochs", "1", "--half_life", "7", "--rows", "tiny"]
     latest, judged, judge = tmp_path / "out" / "tiny_0" / "latest.pth", [], ablate.judging.evaluate_voice
-    monkeypatch.setattr(ablate.judging, "judge_voice", lambda *given, **more: judged.append(1) or judge(*given, **more))
+    monkeypatch.setattr(
+        ablate.judging, "evaluate_voice", lambda *given, **more: judged.append(1) or judge(*given, **more)
+    )
 
     def judges():
         judged.clear()
