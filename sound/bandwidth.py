@@ -21,7 +21,7 @@ def measure_bandwidth(audio: np.ndarray, sample_rate: int, lowest: float) -> flo
     """Return the highest frequency at which the long-term spectrum rises clearly above its floor.
 
     It is looked for over ``lowest``: the first edge, after which the spectrum stays far below (a codec's low-pass,
-    above which it leaves a trace), or else the last place that is over the lowest level. A spectrum without either
+    above which it leaves a trace), or else the place where it comes down to its lowest level. A spectrum without either
     has no end, so its band is the whole.
 
     Args:
@@ -40,11 +40,11 @@ def measure_bandwidth(audio: np.ndarray, sample_rate: int, lowest: float) -> flo
     level, frequencies = (values[frequencies >= lowest - 2 * _SMOOTHING] for values in (level, frequencies))
     to_come = np.maximum.accumulate(level[::-1])[::-1]  # the most from each frequency on
     edges = np.flatnonzero(level[:-width] - to_come[width:] > _EDGE)
-    clear = np.flatnonzero(level > level.min() + _CLEARLY)
+    clear = np.flatnonzero(level[: level.argmin()] > level.min() + _CLEARLY)  # what rises again after it is noise
     if len(edges):
         return max(lowest, float(frequencies[edges[0] + width // 2]))
     if len(clear):
-        return max(lowest, float(frequencies[min(clear[-1] + 1, len(level) - 1)]))
+        return max(lowest, float(frequencies[clear[-1] + 1]))
     return sample_rate / 2 if level.max() > _QUIETEST + _CLEARLY else lowest
 
 
