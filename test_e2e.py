@@ -17,20 +17,20 @@ import soundfile
 
 from checkpoint import load_model, pretrained_path, read_checkpoint
 from features import extract_features, load_audio
-from transfer import Transfer, transfer
+from transfer import TransferResult, transfer
 
 ROOT = Path(__file__).parent
 HUM = ROOT / "examples" / "hum.wav"
 
 
 @pytest.fixture(scope="module")
-def hum() -> Transfer:
+def hum() -> TransferResult:
     model = load_model(pretrained_path("trumpet"))
     rate = model.settings.audio.feature_rate
     return transfer(load_audio(HUM, rate), rate, model)
 
 
-def heard(result: Transfer):
+def heard(result: TransferResult):
     """Measure the result as if it were a recording."""
     return extract_features(result.audio, load_model(pretrained_path("trumpet")).settings)
 
@@ -44,7 +44,7 @@ def test_a_shipped_model_is_small_and_describes_itself(instrument: str) -> None:
     assert checkpoint["optimizer"] is None and checkpoint["preset"] == "solo"
 
 
-def test_the_trumpet_follows_the_tune(hum: Transfer) -> None:
+def test_the_trumpet_follows_the_tune(hum: TransferResult) -> None:
     played = hum.curves.gate == 1
     measured = heard(hum)
     sure = played & (measured.periodicity.numpy() > 0.5)
@@ -54,21 +54,21 @@ def test_the_trumpet_follows_the_tune(hum: Transfer) -> None:
     assert np.median(cents) < 10 and np.percentile(cents, 95) < 50
 
 
-def test_the_trumpet_follows_the_dynamics(hum: Transfer) -> None:
+def test_the_trumpet_follows_the_dynamics(hum: TransferResult) -> None:
     played = hum.curves.gate == 1
     loudness = heard(hum).loudness.numpy()
     assert np.corrcoef(loudness[played], hum.features.loudness.numpy()[played])[0, 1] > 0.9
     assert np.corrcoef(loudness, hum.features.loudness.numpy())[0, 1] > 0.9
 
 
-def test_the_pauses_are_silent_and_nothing_clips(hum: Transfer) -> None:
+def test_the_pauses_are_silent_and_nothing_clips(hum: TransferResult) -> None:
     level = 10 * np.log10(np.mean(hum.audio.reshape(-1, 160) ** 2, axis=1) + 1e-20)
     pauses = level[hum.curves.gate == 0]
     assert len(pauses) > 100 and np.percentile(pauses, 95) < -60
     assert 0.05 < np.abs(hum.audio).max() <= 10 ** (-1 / 20) + 1e-6
 
 
-def test_the_register_fits_and_the_bits_repeat(hum: Transfer) -> None:
+def test_the_register_fits_and_the_bits_repeat(hum: TransferResult) -> None:
     assert hum.report["semitones"] % 12 == 0 and hum.report["share_out_of_range"] < 0.02
     model = load_model(pretrained_path("trumpet"))
     again = transfer(load_audio(HUM, 16000), 16000, model)

@@ -13,10 +13,10 @@ from checkpoint import load_model
 from config import DEFAULT_CONFIG_PATH, load_config
 from conftest import melody
 from data import save_recording
-from evaluation.judging import copy_take, read_takes
+from evaluation.judging import read_takes, resynthesize_take
 from model import build_model, scale_since_onset
 from playing.block_model import BlockModel
-from playing.block_player import play
+from playing.block_player import play_curves
 from playing.causal_transfer import StreamingTransfer
 from recordings.crops import CropDataset, Span
 from sound.plucks import LONGEST_RING, trace_plucks
@@ -129,7 +129,8 @@ def test_blocks_do_not_change_what_is_heard(trained: Path):
     ones = np.ones(300, np.float32)
     curves, model = Curves(f0, loudness, ones, ones > 0, ones), load_model(trained)
     whole, parts = (
-        torch.cat([sound.audio for sound, _ in play(model, curves, block_frames=size)], dim=1) for size in (300, 70)
+        torch.cat([sound.audio for sound, _ in play_curves(model, curves, block_frames=size)], dim=1)
+        for size in (300, 70)
     )
     assert torch.allclose(whole, parts, atol=1e-5)
     plucks = torch.from_numpy(trace_plucks(f0, loudness, 100.0))[None]
@@ -137,14 +138,14 @@ def test_blocks_do_not_change_what_is_heard(trained: Path):
     controls = model.controls(
         torch.from_numpy(f0)[None, :, None], torch.from_numpy(loudness)[None, :, None], plucks=plucks
     )
-    played = torch.cat([controls.harmonic_amplitudes for _, controls in play(model, curves)], dim=1)
+    played = torch.cat([controls.harmonic_amplitudes for _, controls in play_curves(model, curves)], dim=1)
     assert torch.allclose(controls.harmonic_amplitudes, played, atol=1e-6)
 
 
 def test_a_take_is_copied_with_its_plucks(trained: Path):
     model = load_model(trained)
     take = read_takes(trained.parent / "data", model, own=True)[0]
-    assert np.isfinite(copy_take(take, model, 0)).all()
+    assert np.isfinite(resynthesize_take(take, model, 0)).all()
 
 
 def test_hosts_and_live_refuse_it(trained: Path):

@@ -67,7 +67,7 @@ class TrainingState:
         self.training: CropDataset = build_dataset(corpus.training, corpus.instrument, self.config, self.seed)
         self.validation: CropDataset = build_dataset(corpus.validation, corpus.instrument, self.config)
         self.statistics = measure_statistics(corpus.training, self.config)
-        for model in (self.model, self.judged):
+        for model in (self.model, self.eval_model):
             model.limit_bandwidth(self.statistics.get("bandwidth"))
 
     @property
