@@ -20,6 +20,7 @@ import torch
 from config import Config, adopt_instrument, adopt_settings, config_to_dict, load_config
 from model import NeuralGuitar, build_model
 from sound.atomic_files import load_tensors, save_tensors
+from sound.plucks import PluckTable
 
 FORMAT_VERSION = 2  # 1, which is still read, counted steps in position_in_epoch, and kept the losses one by one
 LATEST = "latest.pth"
@@ -222,6 +223,11 @@ def _checked_statistics(statistics: Any, path: Path) -> dict[str, Any]:
     bandwidth = statistics.get("bandwidth", 1.0)  # checkpoints of sound at the features' rate have none
     if not (isinstance(bandwidth, float) and 0 < bandwidth < math.inf):
         raise ValueError(f"{path} holds a bandwidth of {bandwidth!r}; it should be a number of Hz over 0")
+    if "plucks" in statistics:
+        try:
+            PluckTable.from_dict(statistics["plucks"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     return statistics
 
 

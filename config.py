@@ -252,11 +252,16 @@ class PageConfig:
 @dataclass(frozen=True)
 class InstrumentConfig:
     model: str  # class in model.py
+    articulation: str  # "sustained": loudness follows the voice; "plucked": each sung note is one pluck
     f0_min: float  # Hz, lowest note
     f0_max: float  # Hz, highest note
     file_patterns: tuple[str, ...]  # names of the data set's own files
     licence: str  # of the training data
     crepe_model: str | None  # which CREPE measures its recordings; null: the one of ``features``
+
+    def __post_init__(self) -> None:
+        if self.articulation not in ARTICULATIONS:
+            raise ValueError(f"articulation is '{self.articulation}', it must be {' or '.join(ARTICULATIONS)}")
 
 
 @dataclass(frozen=True)
@@ -295,6 +300,7 @@ class Config:
 
 DEFAULT_CONFIG_PATH = Path(__file__).parent / "config.json"
 DEFAULT_PRESET = "tiny"
+ARTICULATIONS = ("sustained", "plucked")
 ARCHITECTURE = ("audio", "features", "model")  # the sections that trained weights depend on
 _SECTIONS = {
     "audio": AudioConfig,
@@ -372,7 +378,7 @@ def adopt_instrument(saved: dict[str, Any], name: str, current: Config) -> Confi
     if name not in entries:
         current.instrument(name)
         return current
-    entry = {"crepe_model": None, **entries[name]}  # earlier versions had none
+    entry = {"crepe_model": None, "articulation": "sustained", **entries[name]}  # earlier versions had neither
     known = current.instruments.get(name) or _build(InstrumentConfig, f"instruments.{name}", entry)
     known = dataclasses.replace(known, crepe_model=entry["crepe_model"] or saved["features"]["crepe_model"])
     return dataclasses.replace(current, instruments={**current.instruments, name: known})

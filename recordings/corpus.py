@@ -17,6 +17,7 @@ from config import Config
 from data import FORMAT_VERSION, extractor_settings, find_recordings, load_recording
 from recordings.crops import Span
 from sound.atomic_files import write_text
+from sound.plucks import measure_plucks, melody_plucks
 
 RECORDING_ENDS = "ends"  # a way to divide takes: of each recording the end is held out
 MIN_WHOLE_TAKES = 5  # with fewer, no whole one can be spared
@@ -158,12 +159,13 @@ def measure_statistics(spans: Sequence[Span], config: Config) -> dict[str, Any]:
     Returns:
         ``f0_quantiles`` in Hz and ``loudness_quantiles`` in dB, each at 0, 1, ... 100 % of the frames
         that have a pitch; where the recordings say so, ``bandwidth`` in Hz, which a tenth of the time reaches:
-        from so much can be learned what sounds up there.
+        from so much can be learned what sounds up there; of a plucked instrument ``plucks``, a ``PluckTable``.
 
     Raises:
         ValueError: no frame has a pitch.
     """
-    f0, loudness, bandwidths = [], [], []
+    f0, loudness, bandwidths, plucks = [], [], [], []
+    frame_rate, window = config.audio.frame_rate, config.features.loudness_window / config.audio.feature_rate
     chosen = spans[:: -(-len(spans) // _STATISTICS_RECORDINGS)]
     every = -(-sum(span.n_frames for span in chosen) // _STATISTICS_FRAMES)
     for span in chosen:
@@ -175,6 +177,10 @@ def measure_statistics(spans: Sequence[Span], config: Config) -> dict[str, Any]:
         voiced &= recording.loudness[0, frames, 0] > config.features.loudness_floor
         f0.append(recording.f0[0, frames, 0][voiced])
         loudness.append(recording.loudness[0, frames, 0][voiced])
+        if config.instrument(recording.instrument).articulation == "plucked":
+            here = slice(span.first_frame, span.first_frame + span.n_frames)
+            curves = (values[0, here, 0].numpy() for values in (recording.f0, recording.loudness))
+            plucks += melody_plucks(*curves, frame_rate, window)
     if sum(map(len, f0)) == 0:
         raise ValueError("no frame of the training data has a pitch; is it an instrument playing single notes?")
     steps = np.linspace(0, 1, 101)
@@ -182,6 +188,7 @@ def measure_statistics(spans: Sequence[Span], config: Config) -> dict[str, Any]:
         "f0_quantiles": np.quantile(torch.cat(f0).numpy(), steps).tolist(),
         "loudness_quantiles": np.quantile(torch.cat(loudness).numpy(), steps).tolist(),
         **({"bandwidth": _reached(bandwidths, _BANDWIDTH_SHARE)} if bandwidths else {}),
+        **({"plucks": measure_plucks(plucks, frame_rate, window).to_dict()} if plucks else {}),
     }
 
 

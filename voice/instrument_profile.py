@@ -1,9 +1,10 @@
 """What a melody is fitted to: the range, the loudness and the settings of one instrument, as plain values."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from config import Config
+from sound.plucks import PluckTable, typical_plucks
 
 
 class TrainedModel(Protocol):
@@ -11,7 +12,7 @@ class TrainedModel(Protocol):
 
     settings: Config | None
     instrument: str | None
-    statistics: dict[str, list[float]] | None
+    statistics: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class InstrumentProfile:
     f0_max: float  # Hz
     f0_quantiles: tuple[float, ...]  # Hz, of the training data at 0, 1, ... 100 %
     loudness_quantiles: tuple[float, ...]  # dB, likewise
+    articulation: str  # "sustained" or "plucked"
+    plucks: PluckTable  # how its strings decay, if it is plucked
     config: Config  # settings of features, frames and transfer
 
     @classmethod
@@ -37,7 +40,7 @@ class InstrumentProfile:
         return cls.from_statistics(model.instrument, model.settings, model.statistics)
 
     @classmethod
-    def from_statistics(cls, name: str, config: Config, statistics: dict[str, list[float]]) -> "InstrumentProfile":
+    def from_statistics(cls, name: str, config: Config, statistics: dict[str, Any]) -> "InstrumentProfile":
         """Return the profile of an instrument from the statistics in a checkpoint.
 
         Raises:
@@ -50,6 +53,12 @@ class InstrumentProfile:
             f0_max=instrument.f0_max,
             f0_quantiles=tuple(statistics["f0_quantiles"]),
             loudness_quantiles=tuple(statistics["loudness_quantiles"]),
+            articulation=instrument.articulation,
+            plucks=(
+                PluckTable.from_dict(statistics["plucks"])
+                if "plucks" in statistics
+                else typical_plucks(statistics["loudness_quantiles"][99])
+            ),
             config=config,
         )
 
