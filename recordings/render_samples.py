@@ -30,7 +30,9 @@ PEAK = -3.0  # dBFS, of the loudest recording at its full level
 def render_samples(
     samples_dir: Path, instrument: str, minutes: float, output_dir: Path, seed: int = 0
 ) -> tuple[int, int]:
-    """Render `minutes` of an instrument from the recordings in `samples_dir`, in files of 30 s; go on where it stopped.
+    """Render `minutes` of an instrument from the recordings in `samples_dir`, in files of up to 30 s.
+
+    Files that are there from the same settings stay, so a run that was stopped can be run again.
 
     Args:
         samples_dir: a folder of recordings that ``recordings/samples.py`` knows; only the role model is used.
@@ -217,9 +219,7 @@ def write_file(path: Path, audio: np.ndarray, truth: Truth, settings: str) -> No
     """Write audio [N] and its truth under temporary names, then rename them; the JSON last, it vouches for the FLAC."""
     peak = float(np.abs(audio).max(initial=0.0))
     if peak >= 1:
-        raise ValueError(
-            f"{path} would clip ({20 * math.log10(peak):+.1f} dBFS); this is a defect of the sampler's levels"
-        )
+        raise ValueError(f"{path} would clip by {20 * math.log10(peak):.1f} dB, a defect of the sampler's levels")
     content = {
         "settings": settings,
         "sample_rate": SAMPLE_RATE,

@@ -24,16 +24,29 @@ from files import write_text
 SAMPLE_RATE = 48_000  # Hz, of everything that is loaded
 SUFFIXES = {".mp3", ".flac", ".wav", ".ogg"}
 DYNAMICS = {  # dB from the loudest, a player's range; a file's own level says nothing in most collections
-    "pianissimo": -30.0, "piano": -24.0, "mezzo-piano": -18.0, "mezzo-forte": -12.0, "forte": -6.0, "fortissimo": 0.0,
-    "crescendo": -6.0, "decrescendo": -6.0, "cresc-decresc": -6.0}  # fmt: skip
+    "pianissimo": -30.0,
+    "piano": -24.0,
+    "mezzo-piano": -18.0,
+    "mezzo-forte": -12.0,
+    "forte": -6.0,
+    "fortissimo": 0.0,
+    "crescendo": -6.0,
+    "decrescendo": -6.0,
+    "cresc-decresc": -6.0,
+}
 PLAIN = {"normal", "arco-normal", "non-vibrato", "molto-vibrato", "arco-tenuto", "tenuto"}  # one steady pitch
-ODD = {"slap-tongue", "pizz-quasi-guitar", "fluttertonguing", "harmonic", "harmonic-glissando", "natural-harmonic",
-       "subtone"}  # not the instrument's plain tone  # fmt: skip
+ODD = {
+    "slap-tongue",
+    "pizz-quasi-guitar",
+    "fluttertonguing",
+    "harmonic",
+    "harmonic-glissando",
+    "natural-harmonic",
+    "subtone",
+}  # not the instrument's plain tone
 TOLERANCE = 50.0  # cents between a note and its name
 SILENCE = 2.0**-15  # amplitude, one step of 16 bits
-COPY_RESIDUAL = (
-    0.004  # share of energy left after one file is subtracted from another; takes of a player leave 0.0075 and more
-)
+COPY_RESIDUAL = 0.004  # energy left after one file is subtracted from another; two takes leave 0.0075 and more
 VERSION = 3  # of the index
 
 _STEPS = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
@@ -266,7 +279,7 @@ def find_copies(sounds: Sequence[np.ndarray], rate: int) -> list[tuple[int, int]
 
 
 def _subtract(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the share of energy that is left of the shorter sound's loud part after the other, aligned, is subtracted."""
+    """Return the share of the shorter sound's energy that is left after the other, aligned, is subtracted."""
     a, b = (a, b) if len(a) <= len(b) else (b, a)
     n_fft = 1 << (len(a) + len(b)).bit_length()
     shift = int(np.argmax(np.fft.irfft(np.fft.rfft(b, n_fft) * np.fft.rfft(a, n_fft).conj(), n_fft)))

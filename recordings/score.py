@@ -7,7 +7,7 @@ mixed, long, runs or repeated notes, with rests between them. ``recordings/sampl
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,18 +17,32 @@ GRID = 0.002  # s, of the curves of pitch and level
 GAP = 0.004  # s, a detached note ends at least so long before the next
 
 SCALES = (
-    (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 3, 5, 7, 9, 10), (0, 2, 4, 5, 7, 9, 10),
-    (0, 2, 3, 5, 7, 8, 11), (0, 3, 5, 6, 7, 10), (0, 2, 4, 7, 9), tuple(range(12)),
-)  # semitones over the key  # fmt: skip
+    (0, 2, 4, 5, 7, 9, 11),
+    (0, 2, 3, 5, 7, 8, 10),
+    (0, 2, 3, 5, 7, 9, 10),
+    (0, 2, 4, 5, 7, 9, 10),
+    (0, 2, 3, 5, 7, 8, 11),
+    (0, 3, 5, 6, 7, 10),
+    (0, 2, 4, 7, 9),
+    tuple(range(12)),
+)  # semitones over the key
 RHYTHMS = ((1,), (1,), (2,), (3,), (0.5, 0.5), (1.5, 0.5), (0.5, 1, 0.5), (0.75, 0.25), (1 / 3,) * 3, (0.25,) * 4)
 ARCS = (lambda u: math.sin(math.pi * u), lambda u: 1 - math.sin(math.pi * u), lambda u: u, lambda u: 1 - u)
 SWELLS = (  # (share of the note, dB): swell in, swell out, both, forte-piano, dying away
-    ((0.0, -16.0), (0.9, 0.0)), ((0.1, 0.0), (1.0, -16.0)), ((0.0, -14.0), (0.5, 0.0), (1.0, -14.0)),
-    ((0.0, 0.0), (0.1, 0.0), (0.3, -12.0), (1.0, -3.0)), ((0.2, 0.0), (1.0, -24.0)),
-)  # fmt: skip
+    ((0.0, -16.0), (0.9, 0.0)),
+    ((0.1, 0.0), (1.0, -16.0)),
+    ((0.0, -14.0), (0.5, 0.0), (1.0, -14.0)),
+    ((0.0, 0.0), (0.1, 0.0), (0.3, -12.0), (1.0, -3.0)),
+    ((0.2, 0.0), (1.0, -24.0)),
+)
 STYLES = {  # share of notes joined to the one before (sustained instruments), and of notes cut short
-    "legato": (0.8, 0.0), "detached": (0.0, 0.9), "mixed": (0.4, 0.35), "long": (0.3, 0.2), "runs": (0.5, 0.1),
-    "repeated": (0.0, 0.4)}  # fmt: skip
+    "legato": (0.8, 0.0),
+    "detached": (0.0, 0.9),
+    "mixed": (0.4, 0.35),
+    "long": (0.3, 0.2),
+    "runs": (0.5, 0.1),
+    "repeated": (0.0, 0.4),
+}
 FILE_STYLES = tuple(STYLES)  # of the phrases of a file, in any order
 
 Rng = np.random.Generator
@@ -59,17 +73,102 @@ class Playing:
 
 
 PLAYING = {
-    "guitar": Playing(40, 84, True, -20.0, 0.0, (0.0, 0.0), (0.04, 0.14), 0.07, (0.04, 0.08),
-                      0.35, (0.08, 0.25), 1.0, 0.0, 0.03, 0.0, 0.1, 0.5),
-    "trumpet": Playing(52, 86, False, -30.0, 1.0, (0.02, 0.045), (0.1, 0.22), 0.08, (0.03, 0.09),
-                       0.5, (0.08, 0.35), 0.0, 0.6, 0.08, 0.12, 0.0, 0.0),
-    "saxophone": Playing(50, 88, False, -30.0, 1.0, (0.015, 0.04), (0.08, 0.2), 0.1, (0.03, 0.1),
-                         0.6, (0.08, 0.4), 0.0, 0.6, 0.15, 0.15, 0.03, 0.0),
-    "violin": Playing(55, 100, False, -30.0, 1.0, (0.015, 0.05), (0.08, 0.22), 0.2, (0.05, 0.16),
-                      0.8, (0.1, 0.45), -0.5, 0.6, 0.05, 0.0, 0.0, 0.0),
-    "flute": Playing(60, 96, False, -30.0, 1.0, (0.012, 0.035), (0.08, 0.2), 0.04, (0.03, 0.1),
-                     0.6, (0.06, 0.25), 0.0, 0.6, 0.05, 0.05, 0.0, 0.0),
-}  # fmt: skip
+    "guitar": Playing(
+        40,
+        84,
+        True,
+        -20.0,
+        0.0,
+        (0.0, 0.0),
+        (0.04, 0.14),
+        0.07,
+        (0.04, 0.08),
+        0.35,
+        (0.08, 0.25),
+        1.0,
+        0.0,
+        0.03,
+        0.0,
+        0.1,
+        0.5,
+    ),
+    "trumpet": Playing(
+        52,
+        86,
+        False,
+        -30.0,
+        1.0,
+        (0.02, 0.045),
+        (0.1, 0.22),
+        0.08,
+        (0.03, 0.09),
+        0.5,
+        (0.08, 0.35),
+        0.0,
+        0.6,
+        0.08,
+        0.12,
+        0.0,
+        0.0,
+    ),
+    "saxophone": Playing(
+        50,
+        88,
+        False,
+        -30.0,
+        1.0,
+        (0.015, 0.04),
+        (0.08, 0.2),
+        0.1,
+        (0.03, 0.1),
+        0.6,
+        (0.08, 0.4),
+        0.0,
+        0.6,
+        0.15,
+        0.15,
+        0.03,
+        0.0,
+    ),
+    "violin": Playing(
+        55,
+        100,
+        False,
+        -30.0,
+        1.0,
+        (0.015, 0.05),
+        (0.08, 0.22),
+        0.2,
+        (0.05, 0.16),
+        0.8,
+        (0.1, 0.45),
+        -0.5,
+        0.6,
+        0.05,
+        0.0,
+        0.0,
+        0.0,
+    ),
+    "flute": Playing(
+        60,
+        96,
+        False,
+        -30.0,
+        1.0,
+        (0.012, 0.035),
+        (0.08, 0.2),
+        0.04,
+        (0.03, 0.1),
+        0.6,
+        (0.06, 0.25),
+        0.0,
+        0.6,
+        0.05,
+        0.05,
+        0.0,
+        0.0,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -153,8 +252,6 @@ def compose_phrase(
 
 def _settle(notes: Sequence[Note]) -> list[Note]:
     """Return the notes with those that the next is joined to held until then, all others faded before it."""
-    from dataclasses import replace
-
     settled = []
     for note, after in zip(notes, [*notes[1:], None], strict=True):
         if after is not None and after.joined:
