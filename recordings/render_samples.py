@@ -20,10 +20,11 @@ from recordings import sampler as sampler_module
 from recordings import samples as samples_module
 from recordings import score as score_module
 from recordings.sampler import LAYERS, Sampler, Truth, loudest_peak
-from recordings.samples import DYNAMICS, SAMPLE_RATE, Index, Sample, build_index, load_sample
+from recordings.samples import DYNAMICS, SAMPLE_RATE, Index, Sample, build_index, load_sample, measure_envelope
 from recordings.score import FILE_SECONDS, PLAYING, compose_file
 
 REAL_SHARE = 0.25  # of the files, at most, are recordings as they are
+NOISE = -40.0  # dB under a recording's peak; before and after the note there is only the room
 PEAK = -3.0  # dBFS, of the loudest recording at its full level
 
 
@@ -116,7 +117,7 @@ def play_whole(index: Index, part: Sequence[Whole], gain: float) -> tuple[np.nda
     audio = np.zeros(round((part[-1].onset + part[-1].seconds + 0.1) * 100) * SAMPLE_RATE // 100, np.float32)
     notes = []
     for item in part:
-        sound = load_sample(index.folder / item.sample.path)[: round(item.seconds * SAMPLE_RATE)]
+        sound = trim_noise(load_sample(index.folder / item.sample.path))[: round(item.seconds * SAMPLE_RATE)]
         ramp = np.minimum(np.arange(len(sound)) / 240, np.arange(len(sound))[::-1] / 2400)
         sound = sound * (item.gain * np.clip(ramp, 0, 1)).astype(np.float32)
         at = round(item.onset * SAMPLE_RATE)
@@ -124,7 +125,7 @@ def play_whole(index: Index, part: Sequence[Whole], gain: float) -> tuple[np.nda
         notes.append(
             {
                 "onset": round(item.onset, 4),
-                "end": round(item.onset + item.seconds, 4),
+                "end": round(item.onset + len(sound) / SAMPLE_RATE, 4),
                 "midi": item.sample.midi,
                 "f0": round(item.sample.f0, 3),
                 "kind": item.sample.kind,
@@ -133,6 +134,13 @@ def play_whole(index: Index, part: Sequence[Whole], gain: float) -> tuple[np.nda
             }
         )
     return audio, Truth(np.zeros(0), notes)
+
+
+def trim_noise(sound: np.ndarray) -> np.ndarray:
+    """Return a recording [N] without what is softer than NOISE before its beginning and after its end."""
+    envelope = measure_envelope(sound, 240, 960)
+    loud = np.flatnonzero(envelope > envelope.max() * 10 ** (NOISE / 20))
+    return sound[max(240 * int(loud[0]) - 1200, 0) : 240 * int(loud[-1]) + 2400]
 
 
 def render_held_out(

@@ -59,7 +59,7 @@ def read_at(padded: np.ndarray, positions: np.ndarray) -> np.ndarray:
     windows = np.lib.stride_tricks.sliding_window_view(padded, _TAPS)
     last = len(padded) - 2 * MARGIN
     for start in range(0, len(positions), 1 << 15):
-        at = np.clip(positions[start : start + (1 << 15)], -8, last + 7)
+        at = np.clip(positions[start : start + (1 << 15)], -_TAPS // 2, last + _TAPS // 2)
         whole = np.floor(at).astype(np.int64)
         phase = np.rint((at - whole) * _PHASES).astype(np.int64)
         taps = windows[whole + MARGIN - (_TAPS // 2 - 1)]
