@@ -47,7 +47,7 @@ ODD = {
 TOLERANCE = 50.0  # cents between a note and its name
 SILENCE = 2.0**-15  # amplitude, one step of 16 bits
 COPY_RESIDUAL = 0.004  # energy left after one file is subtracted from another; two takes leave 0.0075 and more
-VERSION = 3  # of the index
+VERSION = 4  # of the index
 
 _STEPS = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
 _PHILHARMONIA = re.compile(r"([a-z-]+)_([A-G]s?\d)_([^_]+)_([^_]+)_([^_]+)")
@@ -383,18 +383,27 @@ def find_offsets(cents: np.ndarray) -> list[float]:
 
 
 def find_wrong_dynamics(samples: Iterable[Sample]) -> list[tuple[str, str]]:
-    """Return (path, reason) of the soft notes that are brighter than the loud ones near their pitch.
+    """Return (path, reason) of the soft notes that are too bright: they are muted, or belong to another dynamic.
 
-    They are muted, or belong to another dynamic: brightness rises with loudness on every instrument.
+    Brightness rises with loudness on every instrument. So a soft note is left out that is brighter than the loud ones
+    near its pitch, or half as bright again as the soft ones, and a whole series - of one length and dynamic - of which
+    a third is.
     """
     notes = [s for s in samples if s.kind == "note" and s.dynamic in DYNAMICS]
     loud = [s for s in notes if DYNAMICS[s.dynamic] >= DYNAMICS["forte"]]
-    wrong = []
-    for s in (s for s in notes if DYNAMICS[s.dynamic] < DYNAMICS["mezzo-forte"]):
-        near = [n.brightness for n in loud if abs(n.midi - s.midi) <= 2]
-        if near and s.brightness > 1.2 * np.median(near):
-            wrong.append((s.path, f"{s.dynamic}, but brighter than forte ({s.brightness:.0f} Hz)"))
-    return wrong
+    soft = [s for s in notes if DYNAMICS[s.dynamic] < DYNAMICS["mezzo-forte"]]
+    wrong, series = {}, {}
+    for s in soft:
+        series.setdefault((s.length, s.dynamic), []).append(s.path)
+        for others, factor, name in ((loud, 1.2, "forte"), (soft, 1.5, "other soft notes")):
+            near = [n.brightness / n.f0 for n in others if n is not s and abs(n.midi - s.midi) <= 2]
+            if near and s.brightness / s.f0 > factor * np.median(near):
+                wrong[s.path] = f"{s.dynamic}, but brighter than {name} ({s.brightness:.0f} Hz)"
+    for (length, dynamic), paths in series.items():
+        if len(paths) >= 5 and sum(path in wrong for path in paths) > len(paths) / 3:
+            for path in paths:
+                wrong.setdefault(path, f"{dynamic} of length {length}, most of which are too bright")
+    return list(wrong.items())
 
 
 def _group(n: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
