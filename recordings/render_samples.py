@@ -6,6 +6,7 @@ Each file is 48 kHz mono FLAC with a JSON beside it: its notes (onset, end, pitc
 
 import hashlib
 import json
+import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,10 @@ from recordings.sampler import LAYERS, Sampler, Truth, loudest_peak
 from recordings.samples import DYNAMICS, SAMPLE_RATE, Index, Sample, build_index, load_sample, measure_envelope
 from recordings.score import FILE_SECONDS, PLAYING, compose_file
 
-REAL_SHARE = 0.25  # of the files, at most, are recordings as they are
+log = logging.getLogger(__name__)
+
+REAL_SHARE = 0.4  # of the files, at most, are recordings as they are
+LONG = 2.5  # s, a note of more goes in as it is
 NOISE = -40.0  # dB under a recording's peak; before and after the note there is only the room
 PEAK = -3.0  # dBFS, of the loudest recording at its full level
 
@@ -52,6 +56,8 @@ def render_samples(
     if instrument not in PLAYING:
         raise ValueError(f"{instrument!r} cannot be rendered from samples; choose one of {', '.join(sorted(PLAYING))}")
     index = build_index(samples_dir, instrument, output_dir / "index.json")
+    n_all = len(index.samples) + len(index.left_out)
+    log.info("%d of %d recordings are left out; %s says why", len(index.left_out), n_all, output_dir / "index.json")
     playing, sampler = PLAYING[instrument], Sampler(index, PLAYING[instrument])
     gain = 10 ** (PEAK / 20) / loudest_peak(sampler)
     settings = describe_settings(index, gain, seed)
@@ -85,8 +91,8 @@ class Whole:
 
 
 def list_whole(index: Index, role: str, notes: bool = False) -> list[Sample]:
-    """Return the phrases of a role and its notes of a second and more; with `notes` all of them."""
-    held = [s for s in index.select(role, "note") if notes or s.seconds > 1.2]
+    """Return the phrases of a role and its long notes; with `notes` all of its notes."""
+    held = [s for s in index.select(role, "note") if notes or s.seconds > LONG]
     return [*index.select(role, "phrase"), *held]
 
 

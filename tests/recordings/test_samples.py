@@ -120,10 +120,11 @@ def test_takes_of_one_note_are_no_copies() -> None:
 
 
 def test_soft_notes_brighter_than_forte_are_left_out() -> None:
-    note = Sample("a", "trumpet", "note", 69, "forte", "1", "normal", 1, "model", brightness=1500.0)
+    note = Sample("a", "trumpet", "note", 69, "forte", "1", "normal", 1, "model", f0=440.0, brightness=1500.0)
     soft = replace(note, path="b", dynamic="piano", brightness=700.0)
-    muted = replace(soft, path="c", brightness=2500.0)
-    assert [path for path, _ in find_wrong_dynamics([note, soft, muted])] == ["c"]
+    muted = replace(soft, path="c", length="long", brightness=2500.0)
+    soft_notes = [replace(soft, path=str(midi), midi=midi) for midi in range(65, 74)]
+    assert [path for path, _ in find_wrong_dynamics([note, *soft_notes, muted])] == ["c"]
 
 
 def test_index_is_read_from_its_cache_until_the_files_change(tmp_path) -> None:
