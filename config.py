@@ -201,7 +201,6 @@ class TransferConfig:
     midi_attack_seconds: float  # a note of a MIDI file takes so long to its full loudness
     midi_attack_depth: float  # dB, from so far below
     midi_held_decay: float  # dB a second that a held note loses on a wind instrument
-    midi_plucked_decay: float  # dB a second on a plucked one
     midi_gap_seconds: float  # between two notes of the same pitch
     max_peak: float  # dBFS of the result
     limiter_hold_seconds: float  # live, what was turned down stays so: over half a cycle of the lowest note, or it hums

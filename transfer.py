@@ -39,7 +39,7 @@ from playing.transfer_report import describe_transfer
 from sound.atomic_files import write_text
 from sound.audio_files import SUFFIXES, read_blocks, write_blocks
 from voice.curves import read_curves, write_curves
-from voice.fitting import TransferOptions
+from voice.fitting import ARTICULATIONS, TransferOptions
 from voice.midi import write_midi
 
 _STEMS = ("harmonic", "noise")
@@ -72,7 +72,7 @@ def transfer_file(
     if args.export_controls:
         write_curves(args.export_controls, result.curves, model.settings.audio.frame_rate)
     if args.midi:
-        write_midi(args.midi, result.curves, model.settings)
+        write_midi(args.midi, result.notes, result.curves, model.settings)
     return result
 
 
@@ -249,6 +249,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("gate_offset", float, "dB: higher leaves more silent, lower plays softer notes")
     add("noise_balance", float, "dB: more breath, or less, against the tone")
     add("output_rate", int, "Hz of the result, up to 48000")
+    parser.add_argument(
+        "--articulation", choices=ARTICULATIONS, help="follow the voice's loudness, or pluck each note (by instrument)"
+    )
+    add("pluck_repeat", float, "seconds after which a held note is plucked again (default: never)")
 
 
 def main(argv: list[str] | None = None) -> int:

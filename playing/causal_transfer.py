@@ -18,6 +18,7 @@ from config import Config
 from features import Ears
 from model import NeuralGuitar, Sound
 from playing.block_player import BlockPlayer
+from voice.causal_plucks import CausalPlucker
 from voice.curves import Curves
 from voice.fitting import TransferOptions
 from voice.instrument_profile import InstrumentProfile
@@ -64,6 +65,16 @@ class CausalFitter:
         self._recent_f0 = deque(maxlen=3)  # f0 of the note's newest frames
         self._f0, self._note_loudness = middle, self._floor
         self._voiced, self._frames_since_note, self._gate_position = False, self._n_release, 0.0
+        self._plucker = None
+        if options.plucks(profile):
+            self._plucker = CausalPlucker(
+                profile.plucks,
+                config.audio.frame_rate,
+                config.features.loudness_window / config.audio.feature_rate,
+                settings.live_loudness - options.loudness_offset,
+                self._floor,
+                options.pluck_repeat,
+            )
 
     def fit_frame(self, measured: tuple[float, float, float]) -> PlayedFrame:
         """Fit the next frame."""
@@ -78,11 +89,15 @@ class CausalFitter:
             self._frames_since_note += 1
             self._recent_f0.clear()
         fallen = self._settings.release_fall * self._frames_since_note / max(1, self._n_release)
+        played = self._note_loudness - fallen
         # The gate closes over the last frames of the release, so that nothing is cut off.
         sounds = self._frames_since_note <= self._n_release - self._n_fade
+        if self._plucker:
+            plucked = self._plucker.step(self._f0, loudness, self._voiced)
+            played, sounds = plucked.loudness, plucked.ringing
         self._gate_position += max(-1 / self._n_fade, min(float(sounds) - self._gate_position, 1 / self._n_fade))
         gate = math.sin(self._gate_position * math.pi / 2) ** 2
-        return PlayedFrame(measured, self._f0, max(self._note_loudness - fallen, self._floor), self._voiced, gate)
+        return PlayedFrame(measured, self._f0, max(played, self._floor), self._voiced, gate)
 
     def require_melody(self, frames: list[PlayedFrame]) -> None:
         """Raise SilentError or NoMelodyError if there is no note in the frames."""

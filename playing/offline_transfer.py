@@ -22,10 +22,11 @@ from playing.causal_transfer import StreamingTransfer, frames_to_curves
 from playing.transfer_report import NO_VOICE, make_report
 from sound.audio_files import SpooledAudio, block_slices, prepare_audio, resample_blocks
 from voice.curves import Curves, Melody, shape_notes
-from voice.fitting import TransferOptions, fit_melody, fit_register, fraction_out_of_range
+from voice.fitting import TransferOptions, fit_melody, fit_register, fraction_out_of_range, pluck_curves
 from voice.instrument_profile import InstrumentProfile
 from voice.melody import extract_melody
 from voice.midi import chord_fraction, make_monophonic, melody_from_notes, read_midi
+from voice.note_finder import SungNote, find_notes
 
 _BLOCK_SAMPLES = 2**20  # in memory at once, of either part
 _DEFAULTS = TransferOptions()
@@ -45,6 +46,7 @@ class TransferResult:
     sample_rate: int
     features: Features  # measured in the input
     curves: Curves  # fitted to the instrument
+    notes: list[SungNote]  # that are played
     report: dict[str, Any]
 
     @property
@@ -119,9 +121,10 @@ def transfer_blocks(
         audio, config, device, options.gate_offset, lambda share: report_progress(step, 0.6 * share)
     )
     report_progress(f"Fitting the melody to the {profile.name}", 0.6)
-    curves, fit_report = fit_melody(melody, profile, options)
+    fitted = fit_melody(melody, profile, options)
+    entries = {**fitted.report, **voice_report}
     result = render_curves(
-        model, features, curves, options, seed, {**fit_report, **voice_report}, started, report_progress
+        model, features, fitted.curves, fitted.notes, options, seed, entries, started, report_progress
     )
     report_progress("Done", 1.0)
     return result
@@ -166,7 +169,8 @@ def transfer_causal(
     peak_gain = stream.peak_gain + 20 * float(np.log10(gain))
     report = make_report(model.instrument, len(stems[0]) / sample_rate, entries, curves, peak_gain, started)
     features = Features(*map(torch.tensor, zip(*(frame.measured for frame in frames[:n_frames]))))
-    return TransferResult(stems, gain, sample_rate, features, curves, report)
+    notes = find_notes(curves.f0, features.loudness.numpy(), curves.voiced, model.audio.frame_rate)
+    return TransferResult(stems, gain, sample_rate, features, curves, notes, report)
 
 
 def _ignore_progress(step: str, share: float) -> None:
@@ -185,13 +189,20 @@ def transfer_midi(
     config = profile.config
     notes, bends = read_midi(path)
     played = make_monophonic(notes, config.transfer.midi_gap_seconds)
-    plucked = config.instrument(profile.name).model == "NeuralGuitar"
-    melody = melody_from_notes(played, bends, profile.loudness_quantiles[95], plucked, config)
+    melody, written = melody_from_notes(played, bends, profile.loudness_quantiles[95], config)
     if options.semitones is None:
         options = dataclasses.replace(options, semitones=_choose_register(melody, profile))
-    curves, fit_report = fit_melody(melody, profile, dataclasses.replace(options, fit=False))
-    entries = {**NO_VOICE, **fit_report, "share_polyphonic": chord_fraction(notes, config.audio.frame_rate)}
-    return render_curves(model, _melody_as_features(melody), curves, options, seed, entries, started)
+    fitted = fit_melody(melody, profile, dataclasses.replace(options, fit=False, articulation="follow"))
+    curves, semitones = fitted.curves, fitted.report["semitones"]
+    moved = [note._replace(pitch=note.pitch + semitones) for note in written]
+    if options.plucks(profile):
+        moved = [
+            note._replace(level=float(profile.plucks.level(note.pitch, each.velocity / 127)) + options.loudness_offset)
+            for note, each in zip(moved, played)
+        ]
+        curves = pluck_curves(melody._replace(f0=curves.f0), moved, profile, options.pluck_repeat)
+    entries = {**NO_VOICE, **fitted.report, "share_polyphonic": chord_fraction(notes, config.audio.frame_rate)}
+    return render_curves(model, _melody_as_features(melody), curves, moved, options, seed, entries, started)
 
 
 def _choose_register(melody: Melody, profile: InstrumentProfile) -> float:
@@ -212,7 +223,8 @@ def transfer_curves(
     started = time.perf_counter()
     outside = fraction_out_of_range(melody.f0[melody.voiced], InstrumentProfile.of(model))
     entries, curves = {**NO_VOICE, "share_out_of_range": outside}, shape_notes(melody, model.settings)
-    return render_curves(model, _melody_as_features(melody), curves, options, seed, entries, started)
+    notes = find_notes(melody.f0, melody.loudness, melody.voiced, model.audio.frame_rate)
+    return render_curves(model, _melody_as_features(melody), curves, notes, options, seed, entries, started)
 
 
 def _melody_as_features(melody: Melody) -> Features:
@@ -227,6 +239,7 @@ def render_curves(
     model: NeuralGuitar,
     features: Features,
     curves: Curves,
+    notes: list[SungNote],
     options: TransferOptions,
     seed: int,
     entries: dict[str, Any],
@@ -240,7 +253,7 @@ def render_curves(
     report = make_report(
         model.instrument, len(stems[0]) / sample_rate, entries, curves, 20 * float(np.log10(gain)), started
     )
-    return TransferResult(stems, gain, sample_rate, features, curves, report)
+    return TransferResult(stems, gain, sample_rate, features, curves, notes, report)
 
 
 def play_with_progress(

@@ -4,14 +4,19 @@
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
 from sound.note_names import hz_to_midi, midi_to_hz
+from sound.plucks import window_reach
 from voice.curves import Curves, Melody, shape_notes
 from voice.instrument_profile import InstrumentProfile
+from voice.note_finder import SungNote, find_notes
+from voice.plucked_notes import checked_repeat, fit_levels_to_plucks, hold_pitch, pluck_notes
 
 _OPTION_LIMITS = {
     "semitones": (-60, 60),
@@ -23,6 +28,7 @@ _OPTION_LIMITS = {
     "noise_balance": (-60, 60),
     "output_rate": (8000, 48000),
 }
+ARTICULATIONS = ("follow", "pluck")
 _OPTIONAL = ("semitones", "output_rate")
 
 
@@ -41,6 +47,8 @@ class TransferOptions:
     gate_offset: float = 0.0  # dB on the level under which nothing is played
     noise_balance: float = 0.0  # dB on the noise part: positive gives more breath
     output_rate: int | None = None  # Hz of the result; None is the model's own
+    articulation: str | None = None  # "follow" the voice's loudness, or "pluck" each note; None: by instrument
+    pluck_repeat: float | None = None  # s after which a held note is plucked again; None never does
 
     def __post_init__(self) -> None:
         for name, (least, most) in _OPTION_LIMITS.items():
@@ -49,7 +57,14 @@ class TransferOptions:
                 raise ValueError(f"{name} should be between {least} and {most}, not {value}")
         if not isinstance(self.output_rate, int | None):
             raise ValueError(f"output_rate should be a whole number, not {self.output_rate}")
+        if self.articulation not in (None, *ARTICULATIONS):
+            raise ValueError(f"articulation should be {' or '.join(ARTICULATIONS)}, not {self.articulation}")
+        checked_repeat(self.pluck_repeat)
         key_pitch_classes(self.key)
+
+    def plucks(self, profile: InstrumentProfile) -> bool:
+        """Return True if an instrument's notes are to be plucked."""
+        return profile.articulation == "plucked" if self.articulation is None else self.articulation == "pluck"
 
 
 def key_pitch_classes(key: str) -> tuple[int, ...]:
@@ -69,8 +84,16 @@ def key_pitch_classes(key: str) -> tuple[int, ...]:
     return tuple(sorted((tonic + step) % 12 for step in steps))
 
 
-def fit_melody(melody: Melody, profile: InstrumentProfile, options: TransferOptions) -> tuple[Curves, dict[str, float]]:
-    """Fit a melody to an instrument; return the curves and what was done, for the report."""
+class FittedMelody(NamedTuple):
+    """What an instrument plays of a melody."""
+
+    curves: Curves
+    notes: list[SungNote]  # as they are played
+    report: dict[str, float]  # what was done
+
+
+def fit_melody(melody: Melody, profile: InstrumentProfile, options: TransferOptions) -> FittedMelody:
+    """Fit a melody to an instrument: its register, tuning and loudness, and how its notes are articulated."""
     config, voiced = profile.config, melody.voiced
     semitones = options.semitones
     if semitones is None:
@@ -84,11 +107,34 @@ def fit_melody(melody: Melody, profile: InstrumentProfile, options: TransferOpti
     pitch, loudness = smooth_within_notes(pitch, voiced, n_frames), smooth_within_notes(loudness, voiced, n_frames)
     loudness = np.clip(loudness + options.loudness_offset, config.features.loudness_floor, 0.0)
     fitted = melody._replace(f0=midi_to_hz(pitch), loudness=loudness)
-    return shape_notes(fitted, config), {
+    report = {
         "semitones": float(semitones),
         "share_out_of_range": out_of_range,
         "loudness_gain": loudness_gain + options.loudness_offset,
     }
+    # Measured loudness: a fitted one is stretched, and so are the dips between syllables.
+    plucked = options.plucks(profile)
+    notes = find_notes(fitted.f0, melody.loudness, voiced, config.audio.frame_rate, cut_slides=not plucked)
+    if plucked:
+        notes = fit_levels_to_plucks(notes, profile.plucks, options.loudness_offset)
+        return FittedMelody(pluck_curves(fitted, notes, profile, options.pluck_repeat), notes, report)
+    return FittedMelody(shape_notes(fitted, config), notes, report)
+
+
+def pluck_curves(
+    melody: Melody, notes: Sequence[SungNote], profile: InstrumentProfile, repeat_seconds: float | None = None
+) -> Curves:
+    """Return the curves of an instrument that plucks notes; f0 follows the melody inside them.
+
+    Where a string rings counts as voiced, from the 30 ms before an onset in which the loudness window sees it already.
+    """
+    audio, features = profile.config.audio, profile.config.features
+    window, n_frames = features.loudness_window / audio.feature_rate, len(melody.f0)
+    plucks = pluck_notes(
+        notes, profile.plucks, n_frames, audio.frame_rate, window, features.loudness_floor, repeat_seconds
+    )
+    f0 = hold_pitch(melody.f0, notes, window_reach(window, audio.frame_rate))
+    return shape_notes(Melody(f0, plucks.loudness, melody.periodicity, plucks.ringing), profile.config)
 
 
 def fit_register(f0: np.ndarray, profile: InstrumentProfile) -> float:

@@ -4,6 +4,7 @@ A voice slides and swings; the notes written follow it with the pitch wheel. Rea
 as the instrument does: a new note ends the one before, and of a chord the highest is heard.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +12,12 @@ from typing import NamedTuple
 import mido
 import numpy as np
 from mido.midifiles.meta import KeySignatureError
-from scipy import ndimage
 
 from config import Config
 from sound.atomic_files import atomic_write
 from sound.note_names import hz_to_midi, midi_to_hz
 from voice.curves import MAX_SECONDS, Curves, Melody
-from voice.fitting import track_notes
+from voice.note_finder import SungNote
 
 _TICKS_PER_BEAT = 500  # at 120 beats a minute a tick is a millisecond
 _DRUMS = 9  # the channel that has no pitch
@@ -38,22 +38,11 @@ class MidiNote(NamedTuple):
 # --- writing --------------------------------------------------------------------------------------
 
 
-def segment_notes(curves: Curves, config: Config) -> list[tuple[slice, int]]:
-    """Return the notes of curves: frames and MIDI number. A note ends with the voice or where another begins."""
-    keys = track_notes(hz_to_midi(curves.f0), curves.voiced, config.transfer.note_change_cost)
-    changes = np.cumsum(np.diff(keys, prepend=keys[:1]) != 0)
-    runs = ndimage.label(curves.voiced)[0]
-    labels = np.where(curves.voiced, runs + changes, 0)  # grows with every run and every change
-    found = [where for where in ndimage.find_objects(labels) if where]
-    return [(where[0], int(keys[where[0].start])) for where in found]
-
-
-def write_midi(path: Path, curves: Curves, config: Config) -> int:
-    """Write the notes of curves with bends; return how many there are."""
-    notes = segment_notes(curves, config)
+def write_midi(path: Path, notes: Sequence[SungNote], curves: Curves, config: Config) -> int:
+    """Write notes, with bends that follow the f0 of the curves; return how many there are."""
     track = mido.MidiTrack()
-    loudest = max((float(curves.loudness[where].max()) for where, _ in notes), default=0.0)
-    events = [event for where, key in notes for event in _note_events(where, key, loudest, curves, config)]
+    loudest = max((note.level for note in notes), default=0.0)
+    events = [event for note in notes for event in _note_events(note, loudest, curves, config)]
     setup = [("control_change", {"control": control, "value": value}) for control, value in
              ((101, 0), (100, 0), (6, int(_WHEEL_RANGE)), (38, 0))]  # fmt: skip
     track.extend(mido.Message(kind, time=0, **values) for kind, values in setup)
@@ -67,13 +56,13 @@ def write_midi(path: Path, curves: Curves, config: Config) -> int:
 
 
 def _note_events(
-    where: slice, key: int, loudest: float, curves: Curves, config: Config
+    note: SungNote, loudest: float, curves: Curves, config: Config
 ) -> list[tuple[int, str, dict[str, int]]]:
-    """Return a note's messages as (tick, kind, values): wheel, strike, the wheel's moves, end."""
-    tick = 1000 / config.audio.frame_rate
+    """Return a note's messages as (tick, kind, values): wheel, note on, moves of the wheel, note off."""
+    tick, where, key = 1000 / config.audio.frame_rate, slice(note.onset, note.end), round(note.pitch)
     bends = np.clip((hz_to_midi(curves.f0[where]) - key) / _WHEEL_RANGE, -1, 1) * _WHEEL
     bends = np.clip(np.round(bends), -_WHEEL, _WHEEL - 1).astype(int)
-    velocity = round(127 * 10 ** ((float(curves.loudness[where].max()) - loudest) / 40))
+    velocity = round(127 * 10 ** ((note.level - loudest) / 40))
     start = round(where.start * tick)
     events = [(start, "pitchwheel", {"pitch": int(bends[0])})]
     events.append((start, "note_on", {"note": key, "velocity": max(1, velocity)}))
@@ -157,29 +146,29 @@ def chord_fraction(notes: list[MidiNote], frame_rate: float) -> float:
 
 
 def melody_from_notes(
-    notes: list[MidiNote], bends: list[tuple[float, int, float]], top: float, plucked: bool, config: Config
-) -> Melody:
-    """Turn notes into the curves of a melody.
+    notes: list[MidiNote], bends: list[tuple[float, int, float]], top: float, config: Config
+) -> tuple[Melody, list[SungNote]]:
+    """Turn notes into the curves of a melody, and into its notes in frames.
 
     Args:
         notes: one at a time, in their order.
         bends: (s, channel, semitones).
         top: dB, the loudness of the highest velocity; half the velocity is 12 dB less.
-        plucked: a held note dies away.
     """
     settings, frame_rate, floor = config.transfer, config.audio.frame_rate, config.features.loudness_floor
     n_frames = round((notes[-1].end + 2 * settings.release_seconds) * frame_rate) + 1
     begins = [round(note.start * frame_rate) for note in notes]
     pitch, loudness = np.full(n_frames, float(notes[0].key)), np.full(n_frames, floor)
-    voiced = np.zeros(n_frames, dtype=bool)
+    voiced, written = np.zeros(n_frames, dtype=bool), []
     for note, begin, following in zip(notes, begins, [*begins[1:], n_frames]):
         end = max(begin + 1, min(round(note.end * frame_rate), following))
         held = slice(begin, end)
-        loudness[held] = top + _note_loudness(note, (end - begin) / frame_rate, plucked, config)[: end - begin]
+        loudness[held] = top + _note_loudness(note, (end - begin) / frame_rate, config)[: end - begin]
         pitch[begin:following] = note.key
         voiced[held] = True
+        written.append(SungNote(begin, end, float(note.key), float(loudness[held].max())))
     pitch += _bend_curve(notes, begins, bends, np.arange(n_frames) / frame_rate)
-    return Melody(midi_to_hz(pitch), np.maximum(loudness, floor), voiced.astype(float), voiced)
+    return Melody(midi_to_hz(pitch), np.maximum(loudness, floor), voiced.astype(float), voiced), written
 
 
 def read_midi_f0(path: Path, n_frames: int, config: Config) -> np.ndarray:
@@ -190,18 +179,17 @@ def read_midi_f0(path: Path, n_frames: int, config: Config) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it cannot be read.
     """
-    melody = melody_from_notes(*read_midi(path), top=0.0, plucked=False, config=config)
+    melody, _ = melody_from_notes(*read_midi(path), top=0.0, config=config)
     f0 = np.where(melody.voiced, melody.f0, 0.0)[:n_frames]
     return np.pad(f0, (0, n_frames - len(f0)))
 
 
-def _note_loudness(note: MidiNote, seconds: float, plucked: bool, config: Config) -> np.ndarray:
+def _note_loudness(note: MidiNote, seconds: float, config: Config) -> np.ndarray:
     """Return a note's loudness in dB below that of the highest velocity: it speaks, then dies away."""
     settings = config.transfer
     times = np.arange(round(seconds * config.audio.frame_rate)) / config.audio.frame_rate
     attack = settings.midi_attack_depth * np.clip(1 - times / settings.midi_attack_seconds, 0, 1)
-    decay = settings.midi_plucked_decay if plucked else settings.midi_held_decay
-    return 40 * np.log10(note.velocity / 127) - attack - decay * times
+    return 40 * np.log10(note.velocity / 127) - attack - settings.midi_held_decay * times
 
 
 def _bend_curve(

@@ -38,7 +38,7 @@ def melody(pitch: np.ndarray | float, loudness: np.ndarray | float = -25.0, voic
 
 def play(tune: Melody, profile, **options) -> tuple[np.ndarray, np.ndarray, dict]:
     """Return the pitch (MIDI numbers) and the loudness of the voiced frames as they are played, and the report."""
-    curves, report = fit_melody(tune, profile, TransferOptions(**{"semitones": 0.0, **options}))
+    curves, _, report = fit_melody(tune, profile, TransferOptions(**{"semitones": 0.0, **options}))
     pitch = 12 * np.log2(curves.f0.astype(float) / 440) + 69
     return pitch[curves.voiced], curves.loudness[curves.voiced], report
 
@@ -82,11 +82,11 @@ def test_keys() -> None:
 
 def test_transpose_comes_on_top_of_the_register(profile) -> None:
     low = melody(45.0)  # 110 Hz
-    register = fit_melody(low, profile, TransferOptions())[1]["semitones"]
+    register = fit_melody(low, profile, TransferOptions()).report["semitones"]
     assert register in (12, 24)
-    assert fit_melody(low, profile, TransferOptions(transpose=-2.0))[1]["semitones"] == register - 2
-    assert fit_melody(low, profile, TransferOptions(fit=False, transpose=3.0))[1]["semitones"] == 3
-    assert fit_melody(low, profile, TransferOptions(semitones=5.0, transpose=3.0))[1]["semitones"] == 8
+    assert fit_melody(low, profile, TransferOptions(transpose=-2.0)).report["semitones"] == register - 2
+    assert fit_melody(low, profile, TransferOptions(fit=False, transpose=3.0)).report["semitones"] == 3
+    assert fit_melody(low, profile, TransferOptions(semitones=5.0, transpose=3.0)).report["semitones"] == 8
 
 
 def test_the_register_is_that_of_most_notes(profile) -> None:

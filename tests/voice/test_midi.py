@@ -12,9 +12,9 @@ from voice.midi import (
     make_monophonic,
     melody_from_notes,
     read_midi,
-    segment_notes,
     write_midi,
 )
+from voice.note_finder import find_notes
 
 CONFIG = load_config()
 
@@ -31,6 +31,10 @@ def sung(keys: list[int], n_frames: int = 50, rest: int = 20) -> Melody:
     return Melody(440 * 2 ** ((pitch - 69) / 12), loudness, voiced.astype(float), voiced)
 
 
+def notes_of(tune: Melody):
+    return find_notes(tune.f0, tune.loudness, tune.voiced, CONFIG.audio.frame_rate)
+
+
 def save(path, messages: list[mido.Message], **settings):
     track = mido.MidiTrack(messages)
     mido.MidiFile(tracks=[track], ticks_per_beat=500, **settings).save(path)
@@ -38,14 +42,16 @@ def save(path, messages: list[mido.Message], **settings):
 
 
 def test_what_is_written_is_what_was_sung(tmp_path) -> None:
-    curves = shape_notes(sung([60, 62, 67, 59]), CONFIG)
-    assert write_midi(tmp_path / "tune.mid", curves, CONFIG) == 4
+    tune = sung([60, 62, 67, 59])
+    curves = shape_notes(tune, CONFIG)
+    assert write_midi(tmp_path / "tune.mid", notes_of(tune), curves, CONFIG) == 4
     notes, bends = read_midi(tmp_path / "tune.mid")
     assert [note.key for note in notes] == [60, 62, 67, 59]
     assert [note.start for note in notes] == pytest.approx([0, 0.5, 1.2, 1.9], abs=0.02)
     assert [note.end for note in notes] == pytest.approx([0.5, 1.0, 1.7, 2.4], abs=0.02)
     assert notes[0].velocity == 127 and notes[3].velocity == pytest.approx(127 * 10 ** (-9 / 40), abs=1)
-    again = melody_from_notes(notes, bends, -20.0, False, CONFIG)
+    again, written = melody_from_notes(notes, bends, -20.0, CONFIG)
+    assert [note.pitch for note in written] == [60, 62, 67, 59]
     both = curves.voiced & again.voiced[: len(curves.voiced)]
     assert both.sum() > 190
     cents = 1200 * np.log2(again.f0[: len(both)][both] / curves.f0[both])
@@ -55,13 +61,13 @@ def test_what_is_written_is_what_was_sung(tmp_path) -> None:
 def test_a_short_glide_makes_no_note() -> None:
     tune = sung([60, 64])
     tune.f0[45:55] = np.geomspace(tune.f0[44], tune.f0[55], 10)
-    assert [key for _, key in segment_notes(shape_notes(tune, CONFIG), CONFIG)] == [60, 64]
+    assert [round(note.pitch) for note in notes_of(tune)] == [60, 64]
 
 
 def test_a_bend_beyond_the_wheels_reach_stays_at_its_end(tmp_path) -> None:
     tune = sung([60])
     tune.f0[20], tune.f0[30] = 440.0, 220.0  # too short for notes; nine semitones up, and three down
-    assert write_midi(tmp_path / "tune.mid", shape_notes(tune, CONFIG), CONFIG) == 1
+    assert write_midi(tmp_path / "tune.mid", notes_of(tune), shape_notes(tune, CONFIG), CONFIG) == 1
     bends = [semitones for _, _, semitones in read_midi(tmp_path / "tune.mid")[1]]
     assert max(bends) == pytest.approx(2.0, abs=1e-3) and min(bends) == -2.0
 
@@ -69,7 +75,7 @@ def test_a_bend_beyond_the_wheels_reach_stays_at_its_end(tmp_path) -> None:
 def test_each_note_is_bent_by_its_own_channel_from_the_frame_on() -> None:
     notes = [MidiNote(0.0, 0.5, 60, 100, channel=0), MidiNote(0.5, 1.0, 60, 100, channel=1)]
     bends = [(0.1, 0, 1.0), (0.2, 1, -1.5), (0.6, 0, 2.0), (0.8, 1, 0.5)]
-    tune = melody_from_notes(notes, bends, -15.0, False, CONFIG)
+    tune, _ = melody_from_notes(notes, bends, -15.0, CONFIG)
     pitch = np.repeat([60.0, 61.0, 58.5, 60.5], [10, 40, 30, 20])
     assert 12 * np.log2(tune.f0[:100] / 440) + 69 == pytest.approx(pitch)
 
@@ -89,7 +95,7 @@ def test_tempo_bend_range_and_drums_of_other_programs(tmp_path) -> None:
     notes, bends = read_midi(path)
     assert notes == [MidiNote(1.0, 2.0, 60, 100), MidiNote(2.0, 3.0, 64, 50)]
     assert bends == [(1.5, 0, 6.0)]
-    tune = melody_from_notes(notes, bends, -15.0, False, CONFIG)
+    tune, _ = melody_from_notes(notes, bends, -15.0, CONFIG)
     pitch = 12 * np.log2(tune.f0 / 440) + 69
     assert pitch[120] == pytest.approx(60) and pitch[180] == pytest.approx(66) and pitch[250] == pytest.approx(70)
     assert not tune.voiced[:100].any() and tune.voiced[100:300].all() and not tune.voiced[300:].any()
@@ -115,11 +121,10 @@ def test_the_same_note_twice_is_struck_twice() -> None:
 
 def test_velocity_and_decay_make_the_loudness() -> None:
     notes = [MidiNote(0.0, 1.0, 60, 127), MidiNote(1.5, 2.5, 60, 64)]
-    held, plucked = (melody_from_notes(notes, [], -15.0, plucked, CONFIG).loudness for plucked in (False, True))
+    held = melody_from_notes(notes, [], -15.0, CONFIG)[0].loudness
     assert held[3] == pytest.approx(-15, abs=0.1) and held[0] < held[1] < held[3]  # it speaks within 30 ms
     assert held[3] - held[153] == pytest.approx(40 * np.log10(127 / 64), abs=0.01)
     assert held[10] - held[60] == pytest.approx(0.5 * CONFIG.transfer.midi_held_decay)
-    assert plucked[10] - plucked[60] == pytest.approx(0.5 * CONFIG.transfer.midi_plucked_decay)
 
 
 def test_what_is_no_midi_is_one_sentence(tmp_path) -> None:
