@@ -18,9 +18,16 @@ from urllib.parse import quote
 import soundfile as sf
 from tqdm import tqdm
 
-from archives import discarding
-from fetching import DamagedError, DataError, Patience, Source, fetch, require_space
-from files import replacing
+from recordings.archives import deleting_damaged
+from recordings.resumable_download import (
+    ArchiveSource,
+    DamagedDownloadError,
+    DataError,
+    RetryPolicy,
+    download_resumable,
+    require_space,
+)
+from sound.atomic_files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +95,7 @@ def download_samples(
     output_dir: Path,
     local_archives: tuple[Path, ...] = (),
     local_dir: Path | None = None,
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
 ) -> dict[str, int]:
     """Bring the recordings of an instrument to ``output_dir/<instrument>/<collection>``; go on where it stopped.
 
@@ -116,11 +123,11 @@ def download_samples(
         if local_dir and missing:
             missing = _take(_read_folder(local_dir), folder, missing, collection.exact)
         if missing and collection.archive:
-            archive = _fetch_archive(collection.archive, output_dir / "archives", patience or Patience())
-            with discarding(archive):
+            archive = _fetch_archive(collection.archive, output_dir / "archives", patience or RetryPolicy())
+            with deleting_damaged(archive):
                 missing = _take(read_archive(archive), folder, missing, collection.exact)
         elif missing:
-            missing = _fetch_files(collection, folder, missing, patience or Patience())
+            missing = _fetch_files(collection, folder, missing, patience or RetryPolicy())
         if missing:
             raise DataError(
                 f"{folder} lacks {len(missing)} of {len(expected)} files, {min(missing)} for one; {_by_hand()}"
@@ -147,7 +154,7 @@ def hash_recording(data: bytes, name: str, exact: bool) -> str:
         try:
             data = sf.read(io.BytesIO(data), dtype="int16")[0].tobytes()
         except sf.LibsndfileError as error:
-            raise DamagedError(f"{name} cannot be read as sound ({error.error_string.strip()})") from error
+            raise DamagedDownloadError(f"{name} cannot be read as sound ({error.error_string.strip()})") from error
     return hashlib.sha256(data).hexdigest()[:32]
 
 
@@ -166,7 +173,7 @@ def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
         with zipfile.ZipFile(path) as archive:
             yield from _read_members(archive, path, is_inner=False)
     except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise DamagedError(f"{path} cannot be unpacked: {error}") from error
+        raise DamagedDownloadError(f"{path} cannot be unpacked: {error}") from error
 
 
 def _read_members(archive: zipfile.ZipFile, path: Path, is_inner: bool) -> Iterator[tuple[str, bytes]]:
@@ -207,14 +214,14 @@ def _check(data: bytes, name: str, expected: str, exact: bool) -> None:
     if hash_recording(data, name, exact) == expected:
         return
     if exact:
-        raise DamagedError(f"{name} is damaged: its sha256 does not begin with {expected}; {_by_hand()}")
+        raise DamagedDownloadError(f"{name} is damaged: its sha256 does not begin with {expected}; {_by_hand()}")
     log.warning("%s is not the recording that this project was made with, but will do", name)
 
 
 def _write(path: Path, data: bytes) -> None:
     require_space(path.parent, len(data))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(data)
 
 
@@ -237,26 +244,30 @@ def published_name(collection: Collection, name: str) -> str:
     return f"Sum_SHTrumpet_sus_{note[0].upper()}{note[1:].replace('sharp', '#')}_{layer}_rr1.wav"
 
 
-def _fetch_archive(name: str, folder: Path, patience: Patience) -> Path:
+def _fetch_archive(name: str, folder: Path, patience: RetryPolicy) -> Path:
     path = folder / name
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        part = fetch(Source(f"{ORCHESTRA}/{name}", name, None, 1.0, _by_hand()), path, patience)
+        part = download_resumable(ArchiveSource(f"{ORCHESTRA}/{name}", name, None, 1.0, _by_hand()), path, patience)
         part.path.replace(path)
         part.notes_path.unlink(missing_ok=True)
         log.info("%s stays for the other instruments in it; delete it when you have all", path)
     return path
 
 
-def _fetch_files(collection: Collection, folder: Path, missing: dict[str, str], patience: Patience) -> dict[str, str]:
+def _fetch_files(
+    collection: Collection, folder: Path, missing: dict[str, str], patience: RetryPolicy
+) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, digest in tqdm(sorted(missing.items()), unit="file", disable=None):
         published = published_name(collection, name)
         path = folder / f"{Path(name).stem}{Path(published).suffix}"
-        part = fetch(Source(f"{collection.base}/{quote(published)}", path.name, None, 0.0, _by_hand()), path, patience)
+        part = download_resumable(
+            ArchiveSource(f"{collection.base}/{quote(published)}", path.name, None, 0.0, _by_hand()), path, patience
+        )
         try:
             _check(part.path.read_bytes(), published, digest, collection.exact)
-        except DamagedError:
+        except DamagedDownloadError:
             part.start_over()
             part.notes_path.unlink(missing_ok=True)
             raise

@@ -67,8 +67,8 @@ def render_samples(
         rng = np.random.default_rng((seed, i))
         return sampler.play(compose_file(rng, playing, i), FILE_SECONDS, rng)
 
-    real = [] if playing.plucked else string_together(list_whole(index, "model"), np.random.default_rng(seed), gain)
-    real = real[: int(n_files * REAL_SHARE)]
+    whole = [] if playing.plucked else list_whole(index, "model", playing.high)
+    real = string_together(whole, np.random.default_rng(seed), gain)[: int(n_files * REAL_SHARE)]
     jobs = [(f"rendered_{instrument}_{i:03d}", lambda i=i: compose(i)) for i in range(n_files - len(real))]
     jobs += [
         (f"rendered_{instrument}_real_{i:03d}", lambda part=part: play_whole(index, part, gain))
@@ -90,10 +90,10 @@ class Whole:
     gain: float  # before the common gain
 
 
-def list_whole(index: Index, role: str, notes: bool = False) -> list[Sample]:
-    """Return the phrases of a role and its long notes; with `notes` all of its notes."""
+def list_whole(index: Index, role: str, high: int, notes: bool = False) -> list[Sample]:
+    """Return the phrases of a role and its long notes, with `notes` all of its notes, named at most `high` (MIDI)."""
     held = [s for s in index.select(role, "note") if notes or s.seconds > LONG]
-    return [*index.select(role, "phrase"), *held]
+    return [s for s in (*index.select(role, "phrase"), *held) if s.midi <= high]
 
 
 def string_together(
@@ -166,7 +166,7 @@ def render_held_out(
     for folder in samples_dirs:
         index = build_index(folder, instrument, output_dir / f"index_{folder.name}.json")
         rng = np.random.default_rng(seed)
-        samples = list_whole(index, "held_out", notes=True)
+        samples = list_whole(index, "held_out", PLAYING[instrument].high, notes=True)
         longest = 4.0 if PLAYING[instrument].plucked else 15.0
         parts = string_together(samples, rng, gain, longest)[: max(1, round(minutes * 60 / FILE_SECONDS))]
         jobs = [

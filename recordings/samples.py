@@ -19,7 +19,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from files import write_text
+from sound.atomic_files import write_text
 
 SAMPLE_RATE = 48_000  # Hz, of everything that is loaded
 SUFFIXES = {".mp3", ".flac", ".wav", ".ogg"}

@@ -54,7 +54,7 @@ class Playing:
     """How one instrument is played; pairs are ranges to draw from."""
 
     low: int  # MIDI pitch
-    high: int
+    high: int  # 94 at most: CREPE hears up to 1975.5 Hz
     plucked: bool
     softest: float  # dB, the lowest of the dynamic levels; the highest is 0
     slurs: float  # factor on a style's share of joined notes
@@ -132,7 +132,7 @@ PLAYING = {
     ),
     "violin": Playing(
         55,
-        100,
+        93,
         False,
         -30.0,
         1.0,
@@ -151,7 +151,7 @@ PLAYING = {
     ),
     "flute": Playing(
         60,
-        96,
+        94,
         False,
         -30.0,
         1.0,

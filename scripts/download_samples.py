@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from archives import run_command
+from recordings.archives import run_command
 from recordings.download_samples import INSTRUMENTS, download_samples
 
 

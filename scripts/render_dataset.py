@@ -1,13 +1,13 @@
-"""Compose melodies and render them dry with FluidSynth: training sound of a real, sampled instrument, no download.
+"""Compose melodies and render them dry as training sound: on recordings of a real instrument, or with FluidSynth.
 
-Range and dynamics are covered by construction: a file of 30 s holds one phrase in each of six registers and one at
-each of six dynamic levels, and six files in a row pair every register with every level. A slur, hammer-on, slide,
-bend, scoop, fall or vibrato is the pitch wheel moving under one struck note; a swell, a palm-muted or ringing note and
-every note's end is the expression controller. So one pitch sounds at a time, and a rest is digital silence. timbre.py
-then makes the tone as bright as it is loud, which a sound font is not. The MIDI file stays beside each wav: it tells
-what was played, and of which settings.
-
+    ./venv/bin/python scripts/render_dataset.py --instrument guitar --samples data/raw/samples/guitar_shiny \\
+        --minutes 40 --output_dir data/raw/rendered/guitar
     ./venv/bin/python scripts/render_dataset.py --instrument trumpet --minutes 15 --output_dir data/raw/rendered/trumpet
+
+With ``--samples`` a sampler (``recordings/sampler.py``) plays the recordings that ``scripts/download_samples.py``
+fetches; a JSON file beside each take holds its notes and f0. Without, a sound font is the fallback that needs no
+download; its tone is made as bright as it is loud (``recordings/brightness.py``), and a MIDI file stays beside each
+take. Either way the whole range and all dynamics are played, one note at a time, and rests are digital silence.
 """
 
 import argparse
@@ -16,13 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recordings.composition import FILE_SECONDS, INSTRUMENTS
+from recordings.render_samples import render_samples
+from recordings.score import PLAYING
 from recordings.soundfont import SOUNDFONT, write_set
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--instrument", choices=sorted(INSTRUMENTS), required=True)
+    parser.add_argument("--instrument", choices=sorted({*INSTRUMENTS, *PLAYING}), required=True)
+    parser.add_argument("--samples", type=Path, help="folder of recordings of the instrument (default: a sound font)")
     parser.add_argument("--minutes", type=float, default=15.0, help="how much, in files of 30 s (%(default)g)")
     parser.add_argument("--output_dir", type=Path, required=True, help="such as data/raw/rendered/trumpet")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other melodies (%(default)s)")
@@ -31,6 +34,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 < args.minutes <= 500 or args.seed < 0 or args.num_workers < 1:
         parser.error("--minutes must be over 0 and up to 500, --seed at least 0, --num_workers at least 1")
+    if args.samples is None and args.instrument not in INSTRUMENTS:
+        parser.error(f"the sound font plays {', '.join(sorted(INSTRUMENTS))}; for {args.instrument} give --samples")
     return args
 
 
@@ -39,10 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="render_dataset.py: %(message)s")
     args = parse_args(argv)
     try:
-        written, skipped = write_set(
-            args.instrument, args.minutes, args.output_dir, args.seed, args.soundfont, args.num_workers
-        )
-    except OSError as error:
+        if args.samples:
+            written, skipped = render_samples(args.samples, args.instrument, args.minutes, args.output_dir, args.seed)
+        else:
+            logging.info("without --samples a sound font plays, which sounds less like the instrument than recordings")
+            written, skipped = write_set(
+                args.instrument, args.minutes, args.output_dir, args.seed, args.soundfont, args.num_workers
+            )
+    except (OSError, ValueError) as error:
         logging.error(error)
         return 1
     except KeyboardInterrupt:

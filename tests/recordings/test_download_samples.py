@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-from faulty_server import Fault, FaultyServer
 
-from fetching import DataError, Patience
+from faulty_server import Fault, FaultyServer
 from recordings import download_samples as module
 from recordings.download_samples import (
     COLLECTIONS,
@@ -21,9 +20,10 @@ from recordings.download_samples import (
     published_name,
     read_checksums,
 )
+from recordings.resumable_download import DataError, RetryPolicy
 from recordings.samples import parse_name
 
-PATIENCE = Patience(retries=3, backoff=0.001, timeout=(2.0, 2.0))
+PATIENCE = RetryPolicy(retries=3, backoff=0.001, timeout=(2.0, 2.0))
 
 
 def make_wav(seed: int) -> bytes:
