@@ -262,7 +262,7 @@ def test_every_instrument_lies_in_the_range_of_the_pitch_tracker(config):
     ("AuSep_4_tbn_30_Fugue.wav", "trombone"),
     ("AuSep_3_hn_32_Fugue.wav", "horn"),
     ("AuSep_5_tba_33_Elise.wav", "tuba"),
-    ("AuSep_1_vn_01_Jupiter.wav", None),  # a violin: URMP has it, the project does not
+    ("AuSep_1_vn_01_Jupiter.wav", "violin"),
     ("AuMix_08_Spring_fl_vn.wav", None),  # the mixture of all players
     ("my_trumpet.wav", None),
     ("solo.wav", None),

@@ -232,7 +232,7 @@ def test_user_errors_are_one_sentence(small_config: Path, tmp_path: Path, caplog
     assert train.main(arguments(tmp_path, small_config, tmp_path / "out")) == 1
     assert "holds no .pt files; run preprocess.py first" in caplog.text
     assert train.main(["--data_dir", str(tmp_path), "--config_name", "huge"]) == 1
-    assert "unknown preset 'huge'; config.json has tiny, solo, standard, deep, transformer" in caplog.text
+    assert "unknown preset 'huge'; config.json has tiny, solo, wide, standard, deep, transformer" in caplog.text
     assert train.main(["--data_dir", str(tmp_path), "--config", str(tmp_path / "none.json")]) == 1
     assert "none.json" in caplog.text
 
