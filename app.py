@@ -132,9 +132,14 @@ def _connect_play(
     clicked = play.click(wait_in_line, outputs=shown, queue=False, api_visibility="private", show_progress="hidden")
     clicked.then(None, js=_FOCUS_SCRIPT)
     started = clicked.then(
-        run, asked, shown,
-        api_visibility="private", concurrency_id="transfer", show_progress="minimal", show_progress_on=results.status,
-    )  # fmt: skip
+        run,
+        asked,
+        shown,
+        api_visibility="private",
+        concurrency_id="transfer",
+        show_progress="minimal",
+        show_progress_on=results.status,
+    )
     _connect_cancel(started, play, cancel, results.status)
 
 
@@ -225,10 +230,18 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
     """
     try:
         _, address, _ = page.launch(
-            server_name=host, server_port=port, share=share, prevent_thread_lock=True, run_history=False, pwa=False,
-            max_file_size=f"{limits.max_upload_megabytes}mb", ssr_mode=False, enable_monitoring=False,
-            app_kwargs={"middleware": [Middleware(OwnFilesOnly)]}, **launch_options(page_layout.HEAD),
-        )  # fmt: skip
+            server_name=host,
+            server_port=port,
+            share=share,
+            prevent_thread_lock=True,
+            run_history=False,
+            pwa=False,
+            max_file_size=f"{limits.max_upload_megabytes}mb",
+            ssr_mode=False,
+            enable_monitoring=False,
+            app_kwargs={"middleware": [Middleware(OwnFilesOnly)]},
+            **launch_options(page_layout.HEAD),
+        )
     except OSError as error:
         message = f"port {port} is in use; stop what runs there, or choose another with --port"
         raise OSError(message if host is None else f"{message} (or {host} is no address of this machine)") from error

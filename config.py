@@ -147,9 +147,16 @@ class TrainConfig:
         _require_range(self, "learning_rate", "f0_jitter", "loudness_jitter", "jitter_seconds", "input_smoothing")
         _require_range(self, "ema_decay", "val_fraction", below=1)
         _require_positive(
-            self, "batch_size", "epochs", "learning_rate_half_life", "max_grad_norm", "crop_seconds",
-            "keep_checkpoints", "log_every_steps", "phrases_every_epochs",
-        )  # fmt: skip
+            self,
+            "batch_size",
+            "epochs",
+            "learning_rate_half_life",
+            "max_grad_norm",
+            "crop_seconds",
+            "keep_checkpoints",
+            "log_every_steps",
+            "phrases_every_epochs",
+        )
 
 
 @dataclass(frozen=True)

@@ -92,9 +92,14 @@ def play_live(stream: StreamingTransfer, rate: int, args: argparse.Namespace) ->
     block = round(args.block_ms * rate / 1000)
     try:
         with sounddevice.Stream(
-            samplerate=rate, blocksize=block, device=devices, channels=1, dtype="float32", latency="low",
+            samplerate=rate,
+            blocksize=block,
+            device=devices,
+            channels=1,
+            dtype="float32",
+            latency="low",
             callback=process,
-        ) as opened:  # fmt: skip
+        ) as opened:
             cards = 1000 * sum(opened.latency)
             own = 1000 * stream.latency / rate
             log.info("latency: %.0f ms here, %.0f ms a block, %.0f ms in the sound card", own, args.block_ms, cards)

@@ -1,6 +1,6 @@
 """End to end, as a user does it: the shipped trumpet plays the example; the pipeline from rendered sound to transfer.
 
-    ./venv/bin/python test_e2e.py
+./venv/bin/python test_e2e.py
 """
 
 import os

@@ -135,8 +135,10 @@ def build_trainer(
             "the end of each recording stays held out, as when this training began with fewer than %d", MIN_WHOLE_TAKES
         )
     if config.train.patience is not None and not corpus.validation:
-        raise ValueError("--patience watches the validation loss, but nothing is held out; give --val_fraction, or "
-                         "--no_resume too where a training has begun without")  # fmt: skip
+        raise ValueError(
+            "--patience watches the validation loss, but nothing is held out; give --val_fraction, or "
+            "--no_resume too where a training has begun without"
+        )
     trainer = Trainer(config, corpus, args.checkpoint_dir, device, args.seed, ranks, args.num_workers)
     trainer.next_corpus = next_corpus
     trainer.phrases = choose_phrases(whole, checkpoint["schedule"].get("phrases", ()) if checkpoint else ())
@@ -150,8 +152,13 @@ def build_trainer(
     n_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     log.info(
         "%s, preset %s, %d parameters, %d + %d crops (training + validation), on %s",
-        corpus.instrument, config.preset, n_parameters, len(trainer.training), len(trainer.validation), trainer.device,
-    )  # fmt: skip
+        corpus.instrument,
+        config.preset,
+        n_parameters,
+        len(trainer.training),
+        len(trainer.validation),
+        trainer.device,
+    )
     if checkpoint:
         trainer.resume(checkpoint, latest)
         log.info("resumed %s: epoch %d, step %d", latest, trainer.progress.epoch, trainer.progress.step)

@@ -108,8 +108,16 @@ def trace_journey(name: str, folder: Path) -> set[str]:
 
 
 def _preprocessing_flags(folder: Path) -> list[str]:
-    return ["--input_dir", f"{folder}/raw", "--output_dir", f"{folder}/pt", "--instrument", "trumpet",
-            "--num_workers", "1"]  # fmt: skip
+    return [
+        "--input_dir",
+        f"{folder}/raw",
+        "--output_dir",
+        f"{folder}/pt",
+        "--instrument",
+        "trumpet",
+        "--num_workers",
+        "1",
+    ]
 
 
 def trace_call(function: Callable[[], Any]) -> set[str]:

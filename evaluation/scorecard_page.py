@@ -50,9 +50,12 @@ def build_scorecard_page(report: dict[str, Any], exhibits: list[Exhibit]) -> str
         ("Targets", "The worst figure of this model, over all voices.", _targets(report["targets"])),
         ("Figures", "The bold rows are the model that is judged; a dot marks a missed target.", _tables(report)),
         ("Voices", "What was sung, and what the instrument makes of it.", "".join(voices)),
-        ("Copies", f"Held-out recordings, and what is made of their pitch and loudness: the first {_EXCERPT:g} s.",
-         "".join(copies)),
-    ]  # fmt: skip
+        (
+            "Copies",
+            f"Held-out recordings, and what is made of their pitch and loudness: the first {_EXCERPT:g} s.",
+            "".join(copies),
+        ),
+    ]
     body = "".join(
         f'<section><h2>{title}</h2><p class="lead">{lead}</p>{content}</section>'
         for title, lead, content in sections
@@ -96,10 +99,17 @@ def _voice(exhibit: Exhibit) -> str:
     pictures = {}
     for theme in THEMES:
         figure = plot_features(
-            sound.audio, sound.sample_rate, sound.f0[:n_frames], sound.loudness[:n_frames], sound.frame_rate,
-            voiced=expected.played[:n_frames], second_f0=expected.f0[:n_frames], f0_labels=("heard", "wanted"),
-            title=f"What {name} plays", theme=theme,
-        )  # fmt: skip
+            sound.audio,
+            sound.sample_rate,
+            sound.f0[:n_frames],
+            sound.loudness[:n_frames],
+            sound.frame_rate,
+            voiced=expected.played[:n_frames],
+            second_f0=expected.f0[:n_frames],
+            f0_labels=("heard", "wanted"),
+            title=f"What {name} plays",
+            theme=theme,
+        )
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=_DPI)
         pictures[theme] = _data(file, "image/png")

@@ -7,8 +7,12 @@ from voice.curves import Curves
 
 _POLYPHONY_WARNING = 0.3  # share of the sounding frames from which a person should be told
 NO_VOICE = {  # what a report says where no voice was measured
-    "semitones": 0.0, "loudness_gain": 0.0, "share_too_high": 0.0, "share_polyphonic": 0.0, "mains_hum": None,
-}  # fmt: skip
+    "semitones": 0.0,
+    "loudness_gain": 0.0,
+    "share_too_high": 0.0,
+    "share_polyphonic": 0.0,
+    "mains_hum": None,
+}
 
 
 def make_report(

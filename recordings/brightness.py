@@ -61,8 +61,9 @@ def choose_slopes(level: np.ndarray, shares: np.ndarray, pitch: float, brightnes
     return np.interp(loudest - asked, min(loudest, shares[0]) - shares, SLOPES)
 
 
-def shape_tone(audio: np.ndarray, level: np.ndarray, pitch: float, brightness: Brightness, sample_rate: int
-               ) -> np.ndarray:
+def shape_tone(
+    audio: np.ndarray, level: np.ndarray, pitch: float, brightness: Brightness, sample_rate: int
+) -> np.ndarray:
     """Tilt a tone's spectrum by its level from moment to moment.
 
     Args:

@@ -26,15 +26,31 @@ RING = 2.0  # s, a last note that rings is at least so long
 VIBRATO_LEVEL = 4.0  # dB a semitone: a vibrato's high side is the loud and bright one
 SLUR_SPAN = 6  # semitones that one struck note may be moved over before its timbre suffers
 
-SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 3, 5, 7, 9, 10), (0, 2, 4, 5, 7, 9, 10),
-          (0, 2, 3, 5, 7, 8, 11), (0, 3, 5, 6, 7, 10), (0, 2, 4, 7, 9), tuple(range(12)))  # semitones over the key
+SCALES = (
+    (0, 2, 4, 5, 7, 9, 11),
+    (0, 2, 3, 5, 7, 8, 10),
+    (0, 2, 3, 5, 7, 9, 10),
+    (0, 2, 4, 5, 7, 9, 10),
+    (0, 2, 3, 5, 7, 8, 11),
+    (0, 3, 5, 6, 7, 10),
+    (0, 2, 4, 7, 9),
+    tuple(range(12)),
+)  # semitones over the key
 RHYTHMS = ((1,), (1,), (2,), (3,), (0.5, 0.5), (1.5, 0.5), (0.5, 1, 0.5), (0.75, 0.25), (1 / 3,) * 3, (0.25,) * 4)
 ARCS = (lambda u: math.sin(math.pi * u), lambda u: 1 - math.sin(math.pi * u), lambda u: u, lambda u: 1 - u)
 SHAPES = (  # (share of the note, dB): swell in, swell out, both, forte-piano, dying away
-    ((0, -16), (0.9, 0)), ((0.1, 0), (1, -18)), ((0, -14), (0.5, 0), (1, -14)),
-    ((0, 0), (0.1, 0), (0.25, -12), (1, -3)), ((0.2, 0), (1, -36)))
+    ((0, -16), (0.9, 0)),
+    ((0.1, 0), (1, -18)),
+    ((0, -14), (0.5, 0), (1, -14)),
+    ((0, 0), (0.1, 0), (0.25, -12), (1, -3)),
+    ((0.2, 0), (1, -36)),
+)
 STYLES = {  # share of notes joined to the one before, and of notes cut short
-    "legato": (0.75, 0.0), "detached": (0.1, 0.9), "mixed": (0.4, 0.4), "long": (0.3, 0.2)}
+    "legato": (0.75, 0.0),
+    "detached": (0.1, 0.9),
+    "mixed": (0.4, 0.4),
+    "long": (0.3, 0.2),
+}
 FILE_STYLES = ("legato", "legato", "detached", "mixed", "mixed", "long")  # of the phrases of a file, in any order
 
 Rng = np.random.Generator
@@ -70,12 +86,52 @@ class Instrument:
 
 
 INSTRUMENTS = {
-    "trumpet": Instrument(56, 52, 84, 1.0, (0.02, 0.045), (0.1, 0.25), 0.08, 3.0, (0.08, 0.3), (0.08, 0.4), 0.0,
-                          2.0, 0.7, 0.1, 0.2, 0.0, 0.0, 0.0, -36.0, False,
-                          timbre.Brightness((-60, -30, -9, 0), (-60, -47, -40, -29))),
-    "guitar": Instrument(25, 40, 79, 0.5, (0.006, 0.012), (0.05, 0.16), 0.35, 0.0, (0.03, 0.12), (0.05, 0.14), 1.0,
-                         0.0, 0.0, 0.06, 0.0, 0.2, 0.2, 0.6, -36.0, True,
-                         timbre.Brightness((-60, -30, 0), (-54, -40, -17))),
+    "trumpet": Instrument(
+        56,
+        52,
+        84,
+        1.0,
+        (0.02, 0.045),
+        (0.1, 0.25),
+        0.08,
+        3.0,
+        (0.08, 0.3),
+        (0.08, 0.4),
+        0.0,
+        2.0,
+        0.7,
+        0.1,
+        0.2,
+        0.0,
+        0.0,
+        0.0,
+        -36.0,
+        False,
+        timbre.Brightness((-60, -30, -9, 0), (-60, -47, -40, -29)),
+    ),
+    "guitar": Instrument(
+        25,
+        40,
+        79,
+        0.5,
+        (0.006, 0.012),
+        (0.05, 0.16),
+        0.35,
+        0.0,
+        (0.03, 0.12),
+        (0.05, 0.14),
+        1.0,
+        0.0,
+        0.0,
+        0.06,
+        0.0,
+        0.2,
+        0.2,
+        0.6,
+        -36.0,
+        True,
+        timbre.Brightness((-60, -30, 0), (-54, -40, -17)),
+    ),
 }
 
 
@@ -166,8 +222,9 @@ def draw_decay(rng: Rng, ins: Instrument, seconds: float, last: bool, muted: boo
     return rng.uniform(45, 60) if last and seconds > 1 and rng.random() < ins.rings else 0.0
 
 
-def draw_noise(rng: Rng, ins: Instrument, held: float, release: float, parted: bool
-               ) -> tuple[float, float, float] | None:
+def draw_noise(
+    rng: Rng, ins: Instrument, held: float, release: float, parted: bool
+) -> tuple[float, float, float] | None:
     """Return breath noise at the start of a blown tone, a finger's at the end of a stopped string, or none."""
     level = ins.noise + rng.uniform(-6, 3)
     if ins.noise_at_end:
@@ -195,8 +252,17 @@ def draw_joins(rng: Rng, ins: Instrument, pitches: Sequence[int], joins: Sequenc
     return [(t, pitches[i + 1] - pitches[i], min(glides[i], room[i])) for i, t in enumerate(joins)]
 
 
-def play_run(rng: Rng, ins: Instrument, pitches: Sequence[int], durations: Sequence[float], start: float,
-             level: float, short: float, last: bool, muted: bool) -> Tone:
+def play_run(
+    rng: Rng,
+    ins: Instrument,
+    pitches: Sequence[int],
+    durations: Sequence[float],
+    start: float,
+    level: float,
+    short: float,
+    last: bool,
+    muted: bool,
+) -> Tone:
     """Return the tone that plays `pitches` with one stroke, `level` dB from the loudest; a share `short` is cut."""
     joins, total = np.cumsum(durations)[:-1].tolist(), float(sum(durations)) - GAP
     onset = joins[-1] if joins else 0.0
@@ -220,8 +286,9 @@ def play_run(rng: Rng, ins: Instrument, pitches: Sequence[int], durations: Seque
     return Tone(start, held + release, key, velocity, offset, moves, vibrato, levels, dark, noise)
 
 
-def compose_phrase(rng: Rng, ins: Instrument, style: str, register: int, level: float, start: float, seconds: float
-                   ) -> list[Tone]:
+def compose_phrase(
+    rng: Rng, ins: Instrument, style: str, register: int, level: float, start: float, seconds: float
+) -> list[Tone]:
     """Compose a phrase in one of the registers 0 to 5 that sounds from `start` for at most `seconds`."""
     edges = np.linspace(ins.low, ins.high, N_LEVELS + 1)
     low, high = max(edges[register] - 3, ins.low), min(edges[register + 1] + 3, ins.high)
@@ -264,8 +331,12 @@ def list_messages(tone: Tone) -> list[tuple[float, mido.Message]]:
             messages.append((t, mido.Message("control_change", control=11, value=expression[i])))
     messages.insert(2, (tone.start, mido.Message("note_on", note=tone.key, velocity=tone.velocity)))
     end, off = tone.start + tone.seconds, tone.start + tone.seconds + GAP / 2
-    return [*messages, (end, mido.Message("control_change", control=11, value=0)),
-            (off, mido.Message("note_off", note=tone.key)), (off, mido.Message("control_change", control=120))]
+    return [
+        *messages,
+        (end, mido.Message("control_change", control=11, value=0)),
+        (off, mido.Message("note_off", note=tone.key)),
+        (off, mido.Message("control_change", control=120)),
+    ]
 
 
 def write_midi(tones: Sequence[Tone], program: int, seconds: float, settings: str) -> bytes:

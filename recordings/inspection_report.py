@@ -114,8 +114,12 @@ def _finding(finding: Any) -> str:
 
 def _row(each: RecordingMeasurement, marks: list[str]) -> str:
     tags = " ".join(f'<span class="tag warn">{html.escape(mark)}</span>' for mark in marks)
-    numbers = (f"{each.seconds:.1f}", f"{each.voiced_seconds / each.seconds:.0%}", f"{each.loudest:.0f} dB",
-               f"{each.polyphony:.0%}")  # fmt: skip
+    numbers = (
+        f"{each.seconds:.1f}",
+        f"{each.voiced_seconds / each.seconds:.0%}",
+        f"{each.loudest:.0f} dB",
+        f"{each.polyphony:.0%}",
+    )
     cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
     return f"<tr><td>{html.escape(each.name)}</td>{cells}<td>{tags}</td></tr>"
 
@@ -159,8 +163,13 @@ def plot_coverage(recordings: list[RecordingMeasurement], config: Config, theme:
     _draw_bars(bars, notes, seconds.sum(axis=1), (low, high), config.inspect.min_seconds_per_note, colours)
     _draw_heat(heat, notes, seconds, colours)
     heat.set_xlim(first - 0.5, last + 0.5)
-    ticks = sorted({low, high, *(note for note in range(first, last + 1) if note % 12 == 0
-                                 and min(abs(note - low), abs(note - high)) > 1)})  # fmt: skip
+    ticks = sorted(
+        {
+            low,
+            high,
+            *(note for note in range(first, last + 1) if note % 12 == 0 and min(abs(note - low), abs(note - high)) > 1),
+        }
+    )
     heat.set_xticks(ticks, [note_name(midi_to_hz(note)) for note in ticks])
     return figure
 
@@ -173,8 +182,9 @@ def _style_axis(axis: Any, colours: Theme) -> None:
     axis.yaxis.label.set_color(colours.muted)
 
 
-def _draw_bars(axis: Any, notes: np.ndarray, seconds: np.ndarray, span: tuple[int, int], least: float,
-               colours: Theme) -> None:  # fmt: skip
+def _draw_bars(
+    axis: Any, notes: np.ndarray, seconds: np.ndarray, span: tuple[int, int], least: float, colours: Theme
+) -> None:
     axis.bar(notes, seconds, width=0.8, color=colours.loudness)
     missing = notes[(notes >= span[0]) & (notes <= span[1]) & (seconds < least)]
     axis.plot(missing, np.zeros(len(missing)), "v", color="#d6453d", markersize=5, clip_on=False)

@@ -37,16 +37,23 @@ SAMPLE_RATE = 44_100  # Hz, that of the samples in the usual sound fonts
 PEAK = -3.0  # dBFS of the loudest note of a set
 SOUNDFONT = "FluidR3_GM.sf2"
 SOUNDFONT_DIRS = (  # Debian, Fedora and Arch, Homebrew, NixOS, one's own
-    "/usr/share/sounds/sf2", "/usr/share/soundfonts", "/opt/homebrew/share/soundfonts", "/usr/local/share/soundfonts",
-    "/run/current-system/sw/share/soundfonts", "~/.local/share/soundfonts", "~/Library/Audio/Sounds/Banks")
+    "/usr/share/sounds/sf2",
+    "/usr/share/soundfonts",
+    "/opt/homebrew/share/soundfonts",
+    "/usr/local/share/soundfonts",
+    "/run/current-system/sw/share/soundfonts",
+    "~/.local/share/soundfonts",
+    "~/Library/Audio/Sounds/Banks",
+)
 
 
 def find_program() -> str:
     """Return the path of FluidSynth."""
     if program := shutil.which("fluidsynth"):
         return program
-    raise FileNotFoundError("the program fluidsynth is missing; install it with: apt install fluidsynth "
-                            "(macOS: brew install fluid-synth)")
+    raise FileNotFoundError(
+        "the program fluidsynth is missing; install it with: apt install fluidsynth (macOS: brew install fluid-synth)"
+    )
 
 
 def find_soundfont(path: Path | None) -> Path:
@@ -54,8 +61,10 @@ def find_soundfont(path: Path | None) -> Path:
     candidates = [path] if path else [Path(folder).expanduser() / SOUNDFONT for folder in SOUNDFONT_DIRS]
     if found := [candidate for candidate in candidates if candidate.is_file()]:
         return found[0]
-    raise FileNotFoundError(f"the sound font {path or SOUNDFONT} is missing; install one with: apt install "
-                            "fluid-soundfont-gm (elsewhere: download FluidR3_GM.sf2 and name it with --soundfont)")
+    raise FileNotFoundError(
+        f"the sound font {path or SOUNDFONT} is missing; install one with: apt install "
+        "fluid-soundfont-gm (elsewhere: download FluidR3_GM.sf2 and name it with --soundfont)"
+    )
 
 
 def render_midi(midi: bytes, seconds: float, program: str, soundfont: Path) -> np.ndarray:
@@ -64,8 +73,30 @@ def render_midi(midi: bytes, seconds: float, program: str, soundfont: Path) -> n
         song, wav, shell = (Path(folder, name) for name in ("song.mid", "song.wav", "shell"))
         song.write_bytes(midi)
         shell.write_text("interp 7\n")  # the best interpolation; its being there shuts out the user's own settings
-        command = [program, "-niq", "-f", shell, "-R", "0", "-C", "0", "-g", "0.5", "-r", str(SAMPLE_RATE),
-                   "-o", "synth.default-soundfont=", "-T", "wav", "-O", "float", "-F", wav, soundfont, song]
+        command = [
+            program,
+            "-niq",
+            "-f",
+            shell,
+            "-R",
+            "0",
+            "-C",
+            "0",
+            "-g",
+            "0.5",
+            "-r",
+            str(SAMPLE_RATE),
+            "-o",
+            "synth.default-soundfont=",
+            "-T",
+            "wav",
+            "-O",
+            "float",
+            "-F",
+            wav,
+            soundfont,
+            song,
+        ]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode or not wav.is_file():
             raise OSError(f"fluidsynth failed with {soundfont}: {' '.join(done.stderr.split()) or done.returncode}")
@@ -94,8 +125,10 @@ def shape_tones(audio: np.ndarray, tones: Sequence[Tone], ins: Instrument, rng: 
 def measure_gain(ins: Instrument, program: str, soundfont: Path) -> float:
     """Return the gain that puts the loudest note of the range at PEAK: one for all sets of an instrument."""
     held = [(0.0, 0.0), (0.4, 0.0), (0.44, SILENT)]
-    tones = [Tone(0.5 * i, 0.44, ins.low + i, 127, 0.0, [], (0.0, 5.0, 0.0, 0.0), held)
-             for i in range(ins.high - ins.low + 1)]
+    tones = [
+        Tone(0.5 * i, 0.44, ins.low + i, 127, 0.0, [], (0.0, 5.0, 0.0, 0.0), held)
+        for i in range(ins.high - ins.low + 1)
+    ]
     seconds = 0.5 * len(tones)
     audio = render_midi(write_midi(tones, ins.program, seconds, ""), seconds, program, soundfont)
     peak = np.abs(shape_tones(audio, tones, ins, np.random.default_rng(0))).max()
@@ -136,16 +169,21 @@ def write_set(
     gain, digest = measure_gain(ins, program, soundfont), hashlib.sha256(soundfont.read_bytes()).hexdigest()
     files = (__file__, composition.__file__, timbre.__file__)
     code = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
-    settings = (f"seed {seed}, {soundfont.name} sha256 {digest[:16]}, gain {gain:.6f}, {SAMPLE_RATE} Hz, "
-                f"scripts sha256 {code[:16]}")  # the MIDI vouches for the wav, but does not say how it was shaped
+    settings = (
+        f"seed {seed}, {soundfont.name} sha256 {digest[:16]}, gain {gain:.6f}, {SAMPLE_RATE} Hz, "
+        f"scripts sha256 {code[:16]}"
+    )  # the MIDI vouches for the wav, but does not say how it was shaped
 
     def write(index: int) -> bool:
         rng = np.random.default_rng((seed, index))
         tones = compose_file(rng, ins, index)
         midi = write_midi(tones, ins.program, FILE_SECONDS, settings)
         path = output_dir / f"rendered_{instrument}_{index:03d}.wav"
-        return write_file(path, midi, lambda midi: gain * shape_tones(
-            render_midi(midi, FILE_SECONDS, program, soundfont), tones, ins, rng))
+        return write_file(
+            path,
+            midi,
+            lambda midi: gain * shape_tones(render_midi(midi, FILE_SECONDS, program, soundfont), tones, ins, rng),
+        )
 
     pool = ThreadPoolExecutor(num_workers)  # each thread waits for a FluidSynth of its own
     try:

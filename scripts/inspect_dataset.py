@@ -115,14 +115,20 @@ def summarise(found: Inspection, config: Config) -> list[tuple[str, str]]:
     recordings = found.recordings
     instrument = config.instrument(recordings[0].instrument)
     seconds, voiced = (sum(getattr(each, name) for each in recordings) for name in ("seconds", "voiced_seconds"))
-    rows = [("recordings", f"{len(recordings)} of {recordings[0].instrument}"),
-            ("in all", f"{seconds / 60:.1f} min"), ("voiced", f"{voiced / 60:.1f} min")]  # fmt: skip
+    rows = [
+        ("recordings", f"{len(recordings)} of {recordings[0].instrument}"),
+        ("in all", f"{seconds / 60:.1f} min"),
+        ("voiced", f"{voiced / 60:.1f} min"),
+    ]
     if voiced:
         least = config.inspect.min_seconds_per_note
         inside, covered, _ = measure_coverage(recordings, instrument, least, config.audio.frame_rate)
         span = f"{note_name(instrument.f0_min)} to {note_name(instrument.f0_max)}"
-        rows += [("inside " + span, f"{inside:.0%}"), ("notes of it heard", f"{covered.sum()} of {len(covered)}"),
-                 ("soft to loud", f"{measure_dynamics(recordings):.0f} dB")]  # fmt: skip
+        rows += [
+            ("inside " + span, f"{inside:.0%}"),
+            ("notes of it heard", f"{covered.sum()} of {len(covered)}"),
+            ("soft to loud", f"{measure_dynamics(recordings):.0f} dB"),
+        ]
     if found.octave_errors[1]:
         rows.append(("octave errors", f"{found.octave_errors[0] / found.octave_errors[1]:.1%}"))
     return rows

@@ -12,9 +12,16 @@ from typing import Any
 
 # What torch's unpickler raises on bytes that it did not write.
 _UNREADABLE = (
-    RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
     struct.error,
-)  # fmt: skip
+)
 
 
 @contextlib.contextmanager

@@ -19,9 +19,23 @@ import soxr
 
 from sound.atomic_files import atomic_write
 
-SUFFIXES = frozenset({
-    ".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".caf", ".m4a", ".mp4", ".aac", ".webm", ".3gp",
-})  # fmt: skip
+SUFFIXES = frozenset(
+    {
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".opus",
+        ".mp3",
+        ".aif",
+        ".aiff",
+        ".caf",
+        ".m4a",
+        ".mp4",
+        ".aac",
+        ".webm",
+        ".3gp",
+    }
+)
 _CONTAINERS = "mov,matroska,aac,ogg,mp3,wav,flac,aiff,caf,amr"
 _BLOCK_SAMPLES = 2**18  # at most, all channels together
 _IN_MEMORY_BYTES = 2**23  # of a Scratch: two minutes at 16 kHz

@@ -50,14 +50,28 @@ class Theme:
 
 THEMES = {
     "light": Theme(
-        background="#ffffff", text="#1b1f27", muted="#6a7280", grid="#eef0f3", octave="#d5d9e0",
-        waveform="#8592a6", pitch="#c2570c", second="#7b8698", loudness="#0e7c86",
+        background="#ffffff",
+        text="#1b1f27",
+        muted="#6a7280",
+        grid="#eef0f3",
+        octave="#d5d9e0",
+        waveform="#8592a6",
+        pitch="#c2570c",
+        second="#7b8698",
+        loudness="#0e7c86",
     ),
     "dark": Theme(
-        background="#14171d", text="#eceef2", muted="#929baa", grid="#21262f", octave="#39414e",
-        waveform="#66738a", pitch="#f6a83c", second="#7d8aa0", loudness="#45b8c2",
+        background="#14171d",
+        text="#eceef2",
+        muted="#929baa",
+        grid="#21262f",
+        octave="#39414e",
+        waveform="#66738a",
+        pitch="#f6a83c",
+        second="#7d8aa0",
+        loudness="#45b8c2",
     ),
-}  # fmt: skip
+}
 
 
 # --- panels ---------------------------------------------------------------------------------------
@@ -75,13 +89,27 @@ def style_axis(axis: Axes, colours: Theme) -> None:
 def _label_panel(axis: Axes, name: str, note: str, colours: Theme) -> None:
     """Write the panel's name over its left corner, and a unit or a figure behind it."""
     name_text = axis.annotate(
-        name, (0, 1), (0, 5), "axes fraction", "offset points",
-        fontsize=NORMAL, fontweight="bold", color=colours.text, parse_math=False,
-    )  # fmt: skip
+        name,
+        (0, 1),
+        (0, 5),
+        "axes fraction",
+        "offset points",
+        fontsize=NORMAL,
+        fontweight="bold",
+        color=colours.text,
+        parse_math=False,
+    )
     axis.annotate(
-        note, (1, 0), (7, 0), name_text, "offset points",
-        fontsize=SMALL, va="bottom", color=colours.muted, parse_math=False,
-    )  # fmt: skip
+        note,
+        (1, 0),
+        (7, 0),
+        name_text,
+        "offset points",
+        fontsize=SMALL,
+        va="bottom",
+        color=colours.muted,
+        parse_math=False,
+    )
 
 
 def draw_waveform(axis: Axes, audio: np.ndarray, sample_rate: int, colours: Theme) -> None:
@@ -123,16 +151,30 @@ def draw_pitch(
         isolated = np.where(_is_isolated(pitch), pitch, np.nan)  # a line of one point would draw nothing
         axis.plot(seconds, isolated, "o", color=colour, markersize=width, markeredgewidth=0, zorder=3 - order)
         axis.plot(
-            seconds, pitch, color=colour, linewidth=width, solid_capstyle="round", solid_joinstyle="round",
-            zorder=3 - order, label=label,
-        )  # fmt: skip
+            seconds,
+            pitch,
+            color=colour,
+            linewidth=width,
+            solid_capstyle="round",
+            solid_joinstyle="round",
+            zorder=3 - order,
+            label=label,
+        )
     _set_note_axis(axis, np.concatenate(pitches), colours)
     _label_panel(axis, "Pitch", "f0, logarithmic, Hz at the right", colours)
     if len(pitches) > 1:
         legend = axis.legend(
-            loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, borderaxespad=0.35, ncols=2, frameon=False,
-            fontsize=SMALL, labelcolor=colours.text, handlelength=1.6, columnspacing=1.6,
-        )  # fmt: skip
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            borderpad=0,
+            borderaxespad=0.35,
+            ncols=2,
+            frameon=False,
+            fontsize=SMALL,
+            labelcolor=colours.text,
+            handlelength=1.6,
+            columnspacing=1.6,
+        )
         for text in legend.get_texts():
             text.set_parse_math(False)
     if np.isnan(pitches[0]).all():
@@ -210,9 +252,15 @@ def draw_spectrogram(axis: Axes, audio: np.ndarray, sample_rate: int, colours: T
     level = 20 * np.log10(np.maximum(magnitudes / max(magnitudes.max(), 1e-9), 10 ** (-_SPECTRUM_RANGE / 20)))
     shades = LinearSegmentedColormap.from_list("spectrum", [colours.background, colours.pitch, colours.text])
     axis.imshow(
-        level, cmap=shades, vmin=-_SPECTRUM_RANGE, vmax=0, aspect="auto", origin="lower", interpolation="bilinear",
+        level,
+        cmap=shades,
+        vmin=-_SPECTRUM_RANGE,
+        vmax=0,
+        aspect="auto",
+        origin="lower",
+        interpolation="bilinear",
         extent=transform.extent(len(samples), center_bins=True),
-    )  # fmt: skip
+    )
     axis.grid(False)
     sounding = transform.f[(level > -_SPECTRUM_RANGE).any(axis=1)]
     top = min(max(_SPECTRUM_TOP, sounding.max(initial=0.0)), sample_rate / 2)
@@ -333,9 +381,15 @@ def _make_panels(names: list[str], colours: Theme) -> tuple[Figure, dict[str, Ax
     figure = Figure(figsize=(_WIDTH, height), dpi=DPI, facecolor=colours.background)
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
-        len(names), 1, height_ratios=heights, hspace=_GAP * len(names) / sum(heights),
-        left=_LEFT, right=_RIGHT, top=1 - _HEAD / height, bottom=_FOOT / height,
-    )  # fmt: skip
+        len(names),
+        1,
+        height_ratios=heights,
+        hspace=_GAP * len(names) / sum(heights),
+        left=_LEFT,
+        right=_RIGHT,
+        top=1 - _HEAD / height,
+        bottom=_FOOT / height,
+    )
     axes = {name: figure.add_subplot(grid[row]) for row, name in enumerate(names)}
     for axis in axes.values():
         style_axis(axis, colours)

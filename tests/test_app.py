@@ -142,8 +142,9 @@ def test_the_button_obeys_the_choice_of_the_sample_rate(run, tmp_path: Path, cho
     files = [
         soundfile.info(change)  # while it is there
         for step in run(sing(tmp_path / "a.wav", 220.0, 0.3), "guitar", "auto", output_rate=chosen)
-        for change in step.values() if isinstance(change, str) and "_guitar" in Path(change).name
-    ]  # fmt: skip
+        for change in step.values()
+        if isinstance(change, str) and "_guitar" in Path(change).name
+    ]
     assert len(files) == 3 and {(file.samplerate, file.frames) for file in files} == {(rate, round(0.7 * rate))}
 
 
@@ -305,13 +306,30 @@ def bait() -> Iterator[str]:
 @pytest.mark.parametrize(
     "wanted",
     [
-        "{secret}", "/etc/passwd", "../../../../../../etc/passwd", "..%2f..%2f..%2f..%2f..%2fetc%2fpasswd",
-        "%2e%2e/%2e%2e/%2e%2e/etc/passwd", "app.py", "config.json", "{root}/app.py", "{root}/checkpoints",
-        "file:///etc/passwd", "file://{secret}", "{scratch}", "{scratch}/gradio", "{scratch}/gradio/../../..{secret}",
-        "{bait}/x.wav", "https://example.com/x.wav", "HTTP://example.com", "ftp://example.com/x", "/proc/self/environ",
-        "//example.com/x", "\\\\example.com\\x", "{link}",
+        "{secret}",
+        "/etc/passwd",
+        "../../../../../../etc/passwd",
+        "..%2f..%2f..%2f..%2f..%2fetc%2fpasswd",
+        "%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+        "app.py",
+        "config.json",
+        "{root}/app.py",
+        "{root}/checkpoints",
+        "file:///etc/passwd",
+        "file://{secret}",
+        "{scratch}",
+        "{scratch}/gradio",
+        "{scratch}/gradio/../../..{secret}",
+        "{bait}/x.wav",
+        "https://example.com/x.wav",
+        "HTTP://example.com",
+        "ftp://example.com/x",
+        "/proc/self/environ",
+        "//example.com/x",
+        "\\\\example.com\\x",
+        "{link}",
     ],
-)  # fmt: skip
+)
 def test_nothing_but_the_pages_own_files_is_served(
     server: str, scratch: Path, secret: Path, bait: str, wanted: str, tmp_path: Path
 ) -> None:
@@ -327,8 +345,20 @@ def test_nothing_but_the_pages_own_files_is_served(
     assert Bait.visits == []
 
 
-@pytest.mark.parametrize("wanted", ["{secret}", "/etc/passwd", "examples/hum.wav", "../x", "{bait}/x.wav", "{link}",
-                                    "file://{secret}", "HTTPS://127.0.0.1/x.wav", ""])  # fmt: skip
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "{secret}",
+        "/etc/passwd",
+        "examples/hum.wav",
+        "../x",
+        "{bait}/x.wav",
+        "{link}",
+        "file://{secret}",
+        "HTTPS://127.0.0.1/x.wav",
+        "",
+    ],
+)
 def test_only_an_upload_can_be_played(server: str, secret: Path, bait: str, wanted: str, tmp_path: Path) -> None:
     (link := tmp_path / "link.wav").symlink_to(secret)
     wanted = wanted.format(secret=secret, bait=bait, link=link)
@@ -480,10 +510,15 @@ def test_it_comes_up_as_a_space_without_network_in_two_gigabytes(tmp_path: Path)
     (tmp_path / "sitecustomize.py").write_text(_WALL)
     port = free_port()
     space = {
-        "GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port), "SPACE_ID": "user/space", "SYSTEM": "spaces",
-        "PYTHONPATH": str(tmp_path), "WALL": str(tmp_path / "wall"), "CUDA_VISIBLE_DEVICES": "",
+        "GRADIO_SERVER_NAME": "0.0.0.0",
+        "GRADIO_SERVER_PORT": str(port),
+        "SPACE_ID": "user/space",
+        "SYSTEM": "spaces",
+        "PYTHONPATH": str(tmp_path),
+        "WALL": str(tmp_path / "wall"),
+        "CUDA_VISIBLE_DEVICES": "",
         "GRADIO_TEMP_DIR": str(tmp_path / "gradio"),
-    }  # fmt: skip
+    }
     # A shell's background jobs, and so their children, ignore Ctrl-C.
     hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
     process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env={**os.environ, **space}, **hears)

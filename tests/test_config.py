@@ -68,7 +68,10 @@ def test_a_preset_changes_only_what_it_names():
     differences = ["model.hidden_size 512 -> 1024", "model.n_noise_bands 65 -> 129"]
     assert architecture_differences(tiny, standard) == differences
     assert (tiny.audio, tiny.features, tiny.loss, tiny.train) == (
-        standard.audio, standard.features, standard.loss, standard.train,
+        standard.audio,
+        standard.features,
+        standard.loss,
+        standard.train,
     )
 
 
@@ -147,8 +150,18 @@ def test_unknown_key_of_an_instrument(load_spoilt, content):
         load_spoilt(content)
 
 
-@pytest.mark.parametrize("place", [("base",), ("presets",), ("instruments",), ("base", "model"), ("presets", "tiny"),
-                                   ("presets", "standard", "model"), ("instruments", "trumpet")])
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("base",),
+        ("presets",),
+        ("instruments",),
+        ("base", "model"),
+        ("presets", "tiny"),
+        ("presets", "standard", "model"),
+        ("instruments", "trumpet"),
+    ],
+)
 @pytest.mark.parametrize("value", [None, 5, "text", []], ids=repr)
 def test_something_else_where_an_object_belongs(load_spoilt, content, place, value):
     inside = content
@@ -159,26 +172,43 @@ def test_something_else_where_an_object_belongs(load_spoilt, content, place, val
         load_spoilt(content, preset="standard" if "standard" in place else "tiny")
 
 
-@pytest.mark.parametrize(("section", "key", "value"), [
-    ("model", "hidden_size", "512"), ("model", "hidden_size", None), ("audio", "hop_length", "160"),
-    ("loss", "fft_sizes", 512), ("train", "learning_rate", "fast"), ("loss", "fft_sizes", ["512"]),
-])
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "hidden_size", "512"),
+        ("model", "hidden_size", None),
+        ("audio", "hop_length", "160"),
+        ("loss", "fft_sizes", 512),
+        ("train", "learning_rate", "fast"),
+        ("loss", "fft_sizes", ["512"]),
+    ],
+)
 def test_a_value_of_the_wrong_type_is_named(load_spoilt, content, section, key, value):
     content["base"][section][key] = value
     with pytest.raises(ValueError, match=key):
         load_spoilt(content)
 
 
-@pytest.mark.parametrize(("section", "key", "value", "limit"), [
-    ("train", "batch_size", 0, "over 0"), ("train", "phrases_every_epochs", 0, "over 0"),
-    ("train", "crop_seconds", float("nan"), "over 0"), ("train", "val_fraction", 1.0, "at least 0 and less than 1"),
-    ("train", "ema_decay", 1.0, "at least 0 and less than 1"), ("train", "ema_decay", -0.1, "at least 0"),
-    ("train", "f0_jitter", -1.0, "at least 0"), ("train", "loudness_jitter", -1.0, "at least 0"),
-    ("train", "jitter_seconds", -1.0, "at least 0"), ("train", "input_smoothing", float("nan"), "at least 0"),
-    ("model", "attack_frames", -1, "at least 0"), ("model", "reverb_seconds", -1.0, "at least 0"),
-    ("loss", "mel_loss_weight", -1.0, "at least 0"), ("transfer", "limiter_hold_seconds", -1.0, "at least 0"),
-    ("transfer", "limiter_release_seconds", 0.0, "over 0"),
-])
+@pytest.mark.parametrize(
+    ("section", "key", "value", "limit"),
+    [
+        ("train", "batch_size", 0, "over 0"),
+        ("train", "phrases_every_epochs", 0, "over 0"),
+        ("train", "crop_seconds", float("nan"), "over 0"),
+        ("train", "val_fraction", 1.0, "at least 0 and less than 1"),
+        ("train", "ema_decay", 1.0, "at least 0 and less than 1"),
+        ("train", "ema_decay", -0.1, "at least 0"),
+        ("train", "f0_jitter", -1.0, "at least 0"),
+        ("train", "loudness_jitter", -1.0, "at least 0"),
+        ("train", "jitter_seconds", -1.0, "at least 0"),
+        ("train", "input_smoothing", float("nan"), "at least 0"),
+        ("model", "attack_frames", -1, "at least 0"),
+        ("model", "reverb_seconds", -1.0, "at least 0"),
+        ("loss", "mel_loss_weight", -1.0, "at least 0"),
+        ("transfer", "limiter_hold_seconds", -1.0, "at least 0"),
+        ("transfer", "limiter_release_seconds", 0.0, "over 0"),
+    ],
+)
 def test_a_value_that_means_nothing_is_named(load_spoilt, content, section, key, value, limit):
     content["base"][section][key] = value
     with pytest.raises(ValueError, match=rf"^{key} is {value}, it must be {limit}"):
@@ -249,24 +279,27 @@ def test_every_instrument_lies_in_the_range_of_the_pitch_tracker(config):
         assert instrument.model in ("NeuralGuitar", "Vox2Trumpet")
 
 
-@pytest.mark.parametrize(("file_name", "instrument"), [
-    ("00_BN1-129-Eb_solo_mic.wav", "guitar"),  # GuitarSet
-    ("00_BN1-129-Eb_comp_mic.wav", "guitar"),
-    ("05_Rock2-142-D_solo_mic.wav", "guitar"),
-    ("03_Jazz2-187-F#_solo_mic.wav", "guitar"),
-    ("AuSep_2_tpt_08_Spring.wav", "trumpet"),  # URMP
-    ("AuSep_1_tpt_16_Surprise.wav", "trumpet"),
-    ("AuSep_2_ob_13_Hark.wav", "oboe"),
-    ("AuSep_1_sax_20_Pavane.wav", "saxophone"),
-    ("AuSep_3_bn_40_Miserere.wav", "bassoon"),
-    ("AuSep_4_tbn_30_Fugue.wav", "trombone"),
-    ("AuSep_3_hn_32_Fugue.wav", "horn"),
-    ("AuSep_5_tba_33_Elise.wav", "tuba"),
-    ("AuSep_1_vn_01_Jupiter.wav", "violin"),
-    ("AuMix_08_Spring_fl_vn.wav", None),  # the mixture of all players
-    ("my_trumpet.wav", None),
-    ("solo.wav", None),
-])
+@pytest.mark.parametrize(
+    ("file_name", "instrument"),
+    [
+        ("00_BN1-129-Eb_solo_mic.wav", "guitar"),  # GuitarSet
+        ("00_BN1-129-Eb_comp_mic.wav", "guitar"),
+        ("05_Rock2-142-D_solo_mic.wav", "guitar"),
+        ("03_Jazz2-187-F#_solo_mic.wav", "guitar"),
+        ("AuSep_2_tpt_08_Spring.wav", "trumpet"),  # URMP
+        ("AuSep_1_tpt_16_Surprise.wav", "trumpet"),
+        ("AuSep_2_ob_13_Hark.wav", "oboe"),
+        ("AuSep_1_sax_20_Pavane.wav", "saxophone"),
+        ("AuSep_3_bn_40_Miserere.wav", "bassoon"),
+        ("AuSep_4_tbn_30_Fugue.wav", "trombone"),
+        ("AuSep_3_hn_32_Fugue.wav", "horn"),
+        ("AuSep_5_tba_33_Elise.wav", "tuba"),
+        ("AuSep_1_vn_01_Jupiter.wav", "violin"),
+        ("AuMix_08_Spring_fl_vn.wav", None),  # the mixture of all players
+        ("my_trumpet.wav", None),
+        ("solo.wav", None),
+    ],
+)
 def test_instrument_guessed_from_the_data_sets_own_names(config, file_name, instrument):
     assert config.guess_instrument(file_name) == instrument
 
@@ -277,7 +310,9 @@ def test_instrument_guessed_from_the_data_sets_own_names(config, file_name, inst
 def test_adopted_settings_are_the_saved_ones_where_weights_depend_on_them(config, small_config):
     adopted = adopt_settings(config_to_dict(small_config), config)
     assert (adopted.audio, adopted.features, adopted.model) == (
-        small_config.audio, small_config.features, small_config.model,
+        small_config.audio,
+        small_config.features,
+        small_config.model,
     )
     assert adopted.train == config.train != small_config.train
 
@@ -288,8 +323,10 @@ def test_a_voice_is_heard_by_todays_crepe_whoever_heard_the_recordings(config):
     assert adopt_settings(saved, config).features.crepe_model == "tiny"
 
 
-@pytest.mark.parametrize(("base", "own", "heard_by"), [("full", None, "full"), ("tiny", "full", "full"),
-                                                      ("full", "tiny", "tiny"), ("full", ..., "full")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("base", "own", "heard_by"),
+    [("full", None, "full"), ("tiny", "full", "full"), ("full", "tiny", "tiny"), ("full", ..., "full")],
+)
 def test_recordings_of_a_trained_instrument_are_heard_by_the_crepe_that_heard_them(config, base, own, heard_by):
     saved = config_to_dict(config)
     saved["features"]["crepe_model"], saved["instruments"]["trumpet"]["crepe_model"] = base, own

@@ -23,8 +23,32 @@ from sound import crepe
 
 HOP = 160
 # The nominal third-octave frequencies of IEC 61672-1 from 31.5 Hz to 6.3 kHz.
-THIRD_OCTAVES = [31.5, 40, 50, 63, 80, 100, 125, 160, 200, 250, 315, 400, 500, 630, 800, 1000, 1250, 1600, 2000, 2500,
-                 3150, 4000, 5000, 6300]
+THIRD_OCTAVES = [
+    31.5,
+    40,
+    50,
+    63,
+    80,
+    100,
+    125,
+    160,
+    200,
+    250,
+    315,
+    400,
+    500,
+    630,
+    800,
+    1000,
+    1250,
+    1600,
+    2000,
+    2500,
+    3150,
+    4000,
+    5000,
+    6300,
+]
 
 
 def cents(f0, reference):
@@ -57,10 +81,14 @@ def a_weighting_by_the_standard(frequency):
 
     def response(f):
         square = np.square(f)
-        return 12194.217**2 * square**2 / (
-            (square + 20.598997**2)
-            * np.sqrt((square + 107.65265**2) * (square + 737.86223**2))
-            * (square + 12194.217**2)
+        return (
+            12194.217**2
+            * square**2
+            / (
+                (square + 20.598997**2)
+                * np.sqrt((square + 107.65265**2) * (square + 737.86223**2))
+                * (square + 12194.217**2)
+            )
         )
 
     return 20 * np.log10(response(np.asarray(frequency, dtype=np.float64)) / response(1000.0))
@@ -246,9 +274,18 @@ def test_same_file_same_bits(config, tmp_path):
 def long_sound():
     """9 s: notes, rests shorter and longer than the search bridges, digital silence, noise, an odd end."""
     rng = np.random.default_rng(0)
-    pieces = [np.zeros(7000), harmonic_tone(220, 1.0), np.zeros(1000), harmonic_tone(330, 0.7), np.zeros(20000),
-              0.01 * rng.standard_normal(16000), harmonic_tone(440, 1.5), np.zeros(30000), harmonic_tone(110, 0.5),
-              0.01 * rng.standard_normal(9001)]  # fmt: skip
+    pieces = [
+        np.zeros(7000),
+        harmonic_tone(220, 1.0),
+        np.zeros(1000),
+        harmonic_tone(330, 0.7),
+        np.zeros(20000),
+        0.01 * rng.standard_normal(16000),
+        harmonic_tone(440, 1.5),
+        np.zeros(30000),
+        harmonic_tone(110, 0.5),
+        0.01 * rng.standard_normal(9001),
+    ]
     return np.concatenate(pieces).astype(np.float32)
 
 

@@ -228,11 +228,14 @@ def test_target_gets_no_gradient():
     assert target.grad is None and predicted.grad is not None
 
 
-@pytest.mark.parametrize(("sizes", "counts"), [
-    (((512, 1024), (128,), (512, 1024)), "2, 1 and 2"),
-    (((512,), (128,), ()), "1, 1 and 0"),
-    (((), (), ()), "0, 0 and 0"),
-])
+@pytest.mark.parametrize(
+    ("sizes", "counts"),
+    [
+        (((512, 1024), (128,), (512, 1024)), "2, 1 and 2"),
+        (((512,), (128,), ()), "1, 1 and 0"),
+        (((), (), ()), "0, 0 and 0"),
+    ],
+)
 def test_lists_of_different_length_are_refused(sizes, counts):
     with pytest.raises(ValueError, match=f"one entry a resolution, but have {counts}"):
         MultiResolutionSTFTLoss(*sizes)

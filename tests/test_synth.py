@@ -136,7 +136,8 @@ def test_a_weighting_is_the_standards():
 def test_weighted_level_of_a_sine_and_of_noise():
     f0, silence = torch.full((1, 1, 1), 1000.0), torch.zeros(1, 1, 3)
     assert synth.weighted_level(f0, torch.tensor([[[0.0, 1.0]]]), silence, SAMPLE_RATE).item() == pytest.approx(
-        10 ** (1.2 / 20) / math.sqrt(2), rel=1e-3  # a sine of 2 kHz, weighted by 1.2 dB
+        10 ** (1.2 / 20) / math.sqrt(2),
+        rel=1e-3,  # a sine of 2 kHz, weighted by 1.2 dB
     )
     flat = torch.ones(1, 1, 501)
     weighted = synth.a_weighting(torch.linspace(0, 8000, 501)).square().mean().sqrt() / math.sqrt(3)

@@ -435,9 +435,9 @@ def test_a_checkpoint_of_format_1_goes_on(corpus: Path, small_config: Path, tmp_
 
 
 def test_saves_by_the_clock(corpus: Path, small_config: Path, tmp_path: Path, monkeypatch) -> None:
-    trainer = train.build_trainer(train.parse_args(
-        arguments(corpus, small_config, tmp_path / "out", "--epochs", 1, "--save_every_minutes", 1e-9)
-    ))  # fmt: skip
+    trainer = train.build_trainer(
+        train.parse_args(arguments(corpus, small_config, tmp_path / "out", "--epochs", 1, "--save_every_minutes", 1e-9))
+    )
     save, saved = trainer.save, []
     monkeypatch.setattr(trainer, "save", lambda *names: (saved.append((trainer.progress.step, names)), save(*names)))
     trainer.run(1)

@@ -29,7 +29,9 @@ def test_a_file_with_stems_and_report(checkpoint_path: Path, song: np.ndarray, t
     flags = ("--input", tmp_path / "in.wav", "--checkpoint", checkpoint_path, "--output", out)
     assert run(*flags, "--stems", "--report", report) == 0
     assert sorted(path.name for path in out.parent.iterdir()) == [
-        "result.wav", "result_harmonic.wav", "result_noise.wav"
+        "result.wav",
+        "result_harmonic.wav",
+        "result_noise.wav",
     ]
     line = capsys.readouterr().out
     assert "shifted +" in line and "% gated" in line and "x faster than real time" in line
@@ -115,7 +117,11 @@ def test_a_failing_write_leaves_what_was_there(checkpoint_path: Path, tmp_path: 
     out.write_bytes(b"precious")
     flags = ["--input", tmp_path / "in.wav", "--checkpoint", checkpoint_path, "--output", out, "--device", "cpu"]
     done = subprocess.run(
-        [sys.executable, "transfer.py", *map(str, flags)], cwd=ROOT, capture_output=True, text=True, check=False,
+        [sys.executable, "transfer.py", *map(str, flags)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
@@ -145,12 +151,36 @@ def test_curves_and_notes_go_out_and_come_back(checkpoint_path: Path, song: np.n
     soundfile.write(tmp_path / "in.wav", song, RATE)
     files = {name: tmp_path / name for name in ("a.wav", "b.wav", "c.wav", "a.csv", "a.mid", "c.mid", "c.json")}
     flags = ("--checkpoint", checkpoint_path)
-    assert run("--input", tmp_path / "in.wav", "--output", files["a.wav"], "--export_controls", files["a.csv"],
-               "--midi", files["a.mid"], *flags) == 0  # fmt: skip
+    assert (
+        run(
+            "--input",
+            tmp_path / "in.wav",
+            "--output",
+            files["a.wav"],
+            "--export_controls",
+            files["a.csv"],
+            "--midi",
+            files["a.mid"],
+            *flags,
+        )
+        == 0
+    )
     assert run("--controls", files["a.csv"], "--output", files["b.wav"], *flags) == 0
     assert files["a.wav"].read_bytes() == files["b.wav"].read_bytes()
-    assert run("--input", files["a.mid"], "--output", files["c.wav"], "--midi", files["c.mid"], *flags,
-               "--report", files["c.json"]) == 0  # fmt: skip
+    assert (
+        run(
+            "--input",
+            files["a.mid"],
+            "--output",
+            files["c.wav"],
+            "--midi",
+            files["c.mid"],
+            *flags,
+            "--report",
+            files["c.json"],
+        )
+        == 0
+    )
     (one, _), (other, _) = read_midi(files["a.mid"]), read_midi(files["c.mid"])
     assert len(one) == 3 and [note.key for note in one] == [note.key for note in other]
     (report,) = json.loads(files["c.json"].read_text())

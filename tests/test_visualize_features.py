@@ -183,9 +183,15 @@ def test_the_spectrogram_is_strong_where_and_when_the_tone_is(theme):
     assert to_hex(image.cmap(0.0)) == THEMES[theme].background  # silence is the page
 
 
-@pytest.mark.parametrize(("rate", "highest", "top"), [
-    (48000, 2000, 8000), (48000, 15000, 15000), (44100, 20000, 20000), (11025, 2000, 5512.5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rate", "highest", "top"),
+    [
+        (48000, 2000, 8000),
+        (48000, 15000, 15000),
+        (44100, 20000, 20000),
+        (11025, 2000, 5512.5),
+    ],
+)
 def test_the_spectrogram_goes_no_higher_than_the_sound(rate: int, highest: float, top: float):
     tone = sum(np.sin(2 * np.pi * f * np.arange(rate) / rate) for f in (500, highest)) * np.hanning(rate)
     axis = panel(plot_features(**sound(100, audio=tone, sample_rate=rate, spectrogram=True)), "Spectrogram")

@@ -64,9 +64,12 @@ class ExperimentLog:
         self._reported: set[str] = set()
         self._last_step: tuple[int, float] | None = None
         about = {
-            "instrument": corpus.instrument, "preset": config.preset, "config": config_to_dict(config),
-            "training_recordings": len(corpus.training), "validation_recordings": len(corpus.validation),
-        }  # fmt: skip
+            "instrument": corpus.instrument,
+            "preset": config.preset,
+            "config": config_to_dict(config),
+            "training_recordings": len(corpus.training),
+            "validation_recordings": len(corpus.validation),
+        }
         self._try_to(self._open, resumed_at)
         self._try_to(self._append, {"kind": "start", "step": resumed_at, "time": time.time(), **about})
 
@@ -96,10 +99,11 @@ class ExperimentLog:
     def log_epoch(self, epoch: int, step: int, train_loss: float, validation: StftLoss) -> None:
         """Record a complete epoch, and bring the page up to date."""
         values = {
-            "epoch_train_loss": train_loss, "val_loss": validation.total,
+            "epoch_train_loss": train_loss,
+            "val_loss": validation.total,
             "val_spectral_convergence": validation.spectral_convergence,
             "val_log_magnitude": validation.log_magnitude,
-        }  # fmt: skip
+        }
         self._record({"kind": "epoch", "step": step, "epoch": epoch, **_finite(values)})
         self._try_to(write_run_page, self.folder)
 

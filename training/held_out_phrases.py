@@ -112,8 +112,15 @@ def draw_phrase(phrase: HeldOutPhrase, sounds: dict[str, np.ndarray], config: Co
     for name, colour, width in (("target", colours.second, 2.4), ("resynthesis", colours.loudness, 1.3)):
         loudness = extract_loudness(_at_feature_rate(sounds[name], config), config)[: len(seconds)]
         axes[1].plot(seconds[: len(loudness)], loudness, color=colour, linewidth=width, label=name)
-    axes[1].legend(frameon=False, ncols=2, fontsize=8.5, labelcolor=colours.text, loc="lower right",
-                   bbox_to_anchor=(1, 0.98), borderaxespad=0)  # fmt: skip
+    axes[1].legend(
+        frameon=False,
+        ncols=2,
+        fontsize=8.5,
+        labelcolor=colours.text,
+        loc="lower right",
+        bbox_to_anchor=(1, 0.98),
+        borderaxespad=0,
+    )
     for axis, name in ((axes[2], "target"), (axes[3], "resynthesis")):
         _draw_spectrogram(axis, sounds[name], config.audio.sample_rate, theme)
     titles = ("Pitch, Hz", "Loudness, dB", "Target, kHz", "Resynthesis, kHz")
@@ -136,9 +143,15 @@ def _draw_spectrogram(axis: Axes, audio: np.ndarray, sample_rate: int, theme: st
     spectrum = torch.stft(samples, n_fft, hop_length, window=window, return_complex=True)
     level = 20 * torch.log10(spectrum.abs() / window.sum() + 1e-6)
     axis.imshow(
-        level.numpy(), origin="lower", aspect="auto", interpolation="bilinear", vmin=-100, vmax=-20,
-        extent=(0, len(audio) / sample_rate, 0, sample_rate / 2000), cmap="magma" if theme == "dark" else "Blues",
-    )  # fmt: skip
+        level.numpy(),
+        origin="lower",
+        aspect="auto",
+        interpolation="bilinear",
+        vmin=-100,
+        vmax=-20,
+        extent=(0, len(audio) / sample_rate, 0, sample_rate / 2000),
+        cmap="magma" if theme == "dark" else "Blues",
+    )
 
 
 def _style_panel(axis: Axes, title: str, colours: Theme) -> None:

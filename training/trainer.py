@@ -115,10 +115,12 @@ class Trainer(TrainingState):
     def _progress_bar(self, n_crops: int) -> tqdm:
         size = self.config.train.batch_size
         return tqdm(
-            desc=f"epoch {self.progress.epoch + 1}", unit="it", total=-(-n_crops // size),
+            desc=f"epoch {self.progress.epoch + 1}",
+            unit="it",
+            total=-(-n_crops // size),
             initial=self.progress.position_in_epoch // size,
             disable=None if self.ranks.is_first else True,  # None: quiet where nobody watches
-        )  # fmt: skip
+        )
 
     def _batches(
         self, crops: CropDataset, order: np.ndarray, start: int = 0
@@ -171,10 +173,17 @@ class Trainer(TrainingState):
             self.progress.loss_sum += loss * len(step.positions)
             if self.experiment_log and step.number % self.config.train.log_every_steps == 0:
                 learning_rate = learning_rate_at(step.number - 1, self.config.train)
-                self.experiment_log.log_step(self.progress.epoch, step.number, {
-                    "train_loss": loss, "train_spectral_convergence": convergence,
-                    "train_log_magnitude": log_magnitude, "grad_norm": grad_norm, "learning_rate": learning_rate,
-                })  # fmt: skip
+                self.experiment_log.log_step(
+                    self.progress.epoch,
+                    step.number,
+                    {
+                        "train_loss": loss,
+                        "train_spectral_convergence": convergence,
+                        "train_log_magnitude": log_magnitude,
+                        "grad_norm": grad_norm,
+                        "learning_rate": learning_rate,
+                    },
+                )
 
     def _describe_failure(self, what: str, step: int, positions: range) -> str:
         names = sorted({self.training.path_of(index).name for index in self.training.order()[list(positions)]})
@@ -247,8 +256,12 @@ class Trainer(TrainingState):
             delete_old_epochs(self.checkpoint_dir, self.config.train.keep_checkpoints)
         log.info(
             "epoch %d step %d train_loss %.4f val_loss %.4f%s",
-            progress.epoch, progress.step, train_loss, val_loss, " (best)" if is_best else "",
-        )  # fmt: skip
+            progress.epoch,
+            progress.step,
+            train_loss,
+            val_loss,
+            " (best)" if is_best else "",
+        )
         if self.experiment_log and progress.epoch % self.config.train.phrases_every_epochs == 0:
             self.experiment_log.log_phrases(progress.epoch, progress.step, self.eval_model, self.corpus)
 

@@ -123,15 +123,18 @@ class TrainingState:
             optimizer=self.optimizer.state_dict(),
             average=self.average.model.state_dict() if self.average else None,
             schedule={
-                "learning_rate": learning_rate, "n_crops": len(self.training), "boundary": self.corpus.boundary,
-                "validation": self.corpus.validation_digest(), "phrases": list(self.phrases),
+                "learning_rate": learning_rate,
+                "n_crops": len(self.training),
+                "boundary": self.corpus.boundary,
+                "validation": self.corpus.validation_digest(),
+                "phrases": list(self.phrases),
             },
             rng={**random_state(), "seed": self.seed},
             wandb_id=self.wandb_id,
             run_name=self.run_name,
             statistics=self.statistics,
             metrics=progress,
-        )  # fmt: skip
+        )
 
 
 def _seed_everything(seed: int) -> None:

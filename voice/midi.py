@@ -43,8 +43,10 @@ def write_midi(path: Path, notes: Sequence[SungNote], curves: Curves, config: Co
     track = mido.MidiTrack()
     loudest = max((note.level for note in notes), default=0.0)
     events = [event for note in notes for event in _note_events(note, loudest, curves, config)]
-    setup = [("control_change", {"control": control, "value": value}) for control, value in
-             ((101, 0), (100, 0), (6, int(_WHEEL_RANGE)), (38, 0))]  # fmt: skip
+    setup = [
+        ("control_change", {"control": control, "value": value})
+        for control, value in ((101, 0), (100, 0), (6, int(_WHEEL_RANGE)), (38, 0))
+    ]
     track.extend(mido.Message(kind, time=0, **values) for kind, values in setup)
     now = 0
     for tick, kind, values in sorted(events, key=lambda event: event[0]):  # stable: an end before the next beginning

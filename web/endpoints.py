@@ -36,9 +36,18 @@ def add_endpoints(service: TransferService) -> None:
         No instrument takes the first of /instruments, and no semitones fit the register by whole octaves.
         """
         values = (
-            semitones, transpose, fit, fold, autotune, key, smoothing, loudness_offset, gate_offset, noise_balance,
+            semitones,
+            transpose,
+            fit,
+            fold,
+            autotune,
+            key,
+            smoothing,
+            loudness_offset,
+            gate_offset,
+            noise_balance,
             output_rate,
-        )  # fmt: skip
+        )
         with tempfile.TemporaryDirectory(prefix="vox2trumpet-") as folder:
             try:
                 options = TransferOptions(*values)
@@ -63,9 +72,12 @@ def add_endpoints(service: TransferService) -> None:
     ]
     outputs = [gr.File(visible=False, label=label) for label in ("sound", "harmonic", "noise")]
     hidden.click(
-        transfer_endpoint, [recording, *settings], [*outputs, gr.JSON(visible=False, label="report")],
-        api_name="transfer", concurrency_id="transfer",
-    )  # fmt: skip
+        transfer_endpoint,
+        [recording, *settings],
+        [*outputs, gr.JSON(visible=False, label="report")],
+        api_name="transfer",
+        concurrency_id="transfer",
+    )
     gr.api(instruments, api_name="instruments", queue=False)
 
 

@@ -49,22 +49,32 @@ class PageResults(NamedTuple):
 
 def build_controls(limits: PageConfig) -> PageControls:
     recording = gr.Audio(
-        sources=["microphone", "upload"], type="filepath", elem_id="recording",
-        label=f"Your voice: sing, hum or whistle, up to {limits.max_seconds:g} s", buttons=[],
+        sources=["microphone", "upload"],
+        type="filepath",
+        elem_id="recording",
+        label=f"Your voice: sing, hum or whistle, up to {limits.max_seconds:g} s",
+        buttons=[],
         waveform_options=_wave_colours("waveform"),
-    )  # fmt: skip
+    )
     gr.HTML('<p id="microphone" class="say error" role="alert"></p>', elem_id="microphone-place")
     examples = sorted(EXAMPLES_DIR.glob("*.wav"))
     gr.Examples(
-        [[str(path)] for path in examples], recording, label="Or try an example", api_visibility="private",
-        example_labels=[path.stem.replace("_", " ").capitalize() for path in examples], elem_id="examples",
-    )  # fmt: skip
+        [[str(path)] for path in examples],
+        recording,
+        label="Or try an example",
+        api_visibility="private",
+        example_labels=[path.stem.replace("_", " ").capitalize() for path in examples],
+        elem_id="examples",
+    )
     refresh = gr.Button("Refresh", size="sm", render=False)
     instrument = gr.Radio(label="Instrument", elem_id="instrument", buttons=[refresh])
     octave = gr.Radio(
-        _OCTAVES, value=AUTO, label="Octave", info="Auto moves your voice into the instrument's range",
+        _OCTAVES,
+        value=AUTO,
+        label="Octave",
+        info="Auto moves your voice into the instrument's range",
         elem_id="octave",
-    )  # fmt: skip
+    )
     with gr.Accordion("Fine tuning", open=False, elem_id="tuning"):
         options = {"semitones": octave, **_build_options()}
         seed = gr.Number(0, label="Seed of the noise", info="Another number, another breath", precision=0)
@@ -89,15 +99,27 @@ def _build_options() -> dict[str, gr.components.Component]:
     with gr.Row():
         smoothing = gr.Slider(0, 0.5, 0, step=0.01, label="Smoothing, s", info="Evens out a trembling voice")
         rate = gr.Dropdown(
-            _RATES, value=AUTO, label="Sample rate", info="Shipped models play at 16 kHz",
-            filterable=False, elem_id="rate",
-        )  # fmt: skip
+            _RATES,
+            value=AUTO,
+            label="Sample rate",
+            info="Shipped models play at 16 kHz",
+            filterable=False,
+            elem_id="rate",
+        )
     fold = gr.Checkbox(False, label="Fold what is too high or too low into the instrument's range")
     fit = gr.Checkbox(True, label="Fit register and loudness to the instrument")
     return {
-        "transpose": transpose, "loudness_offset": loudness, "noise_balance": breath, "gate_offset": gate,
-        "autotune": autotune, "key": key, "smoothing": smoothing, "output_rate": rate, "fold": fold, "fit": fit,
-    }  # fmt: skip
+        "transpose": transpose,
+        "loudness_offset": loudness,
+        "noise_balance": breath,
+        "gate_offset": gate,
+        "autotune": autotune,
+        "key": key,
+        "smoothing": smoothing,
+        "output_rate": rate,
+        "fold": fold,
+        "fit": fit,
+    }
 
 
 def build_results() -> PageResults:
@@ -105,13 +127,22 @@ def build_results() -> PageResults:
     with gr.Column(visible=False, elem_id="results") as panel:
         warning = gr.HTML(visible=False, elem_id="warning")
         played = gr.Audio(
-            label="The instrument", type="filepath", interactive=False, autoplay=True, elem_id="played", buttons=[],
+            label="The instrument",
+            type="filepath",
+            interactive=False,
+            autoplay=True,
+            elem_id="played",
+            buttons=[],
             waveform_options=_wave_colours("pitch"),
-        )  # fmt: skip
+        )
         voice = gr.Audio(
-            label="Your voice", type="filepath", interactive=False, elem_id="heard", buttons=[],
+            label="Your voice",
+            type="filepath",
+            interactive=False,
+            elem_id="heard",
+            buttons=[],
             waveform_options=_wave_colours("waveform"),
-        )  # fmt: skip
+        )
         report = gr.HTML(elem_id="report")
         with gr.Row(elem_classes="downloads"):
             names = ("Save it", "Tone alone", "Noise alone")
@@ -122,11 +153,16 @@ def build_results() -> PageResults:
 def build_pictures() -> list[gr.Image]:
     return [
         gr.Image(
-            type="filepath", label="Waveform, pitch and loudness of what was played", interactive=False, visible=False,
-            show_label=False, buttons=["fullscreen"], elem_classes=["picture", f"in-{theme}"],
+            type="filepath",
+            label="Waveform, pitch and loudness of what was played",
+            interactive=False,
+            visible=False,
+            show_label=False,
+            buttons=["fullscreen"],
+            elem_classes=["picture", f"in-{theme}"],
         )
         for theme in THEMES
-    ]  # fmt: skip
+    ]
 
 
 def _wave_colours(colour: str) -> gr.WaveformOptions:

@@ -33,18 +33,41 @@ def _draw(path: str) -> str:
 def _make_theme() -> gr.themes.Base:
     light, dark = THEMES["light"], THEMES["dark"]
     orange = gr.themes.Color(
-        "#fff6ed", "#ffe9d2", "#fdd0a5", "#fbb06d", dark.pitch, "#e07a1f", light.pitch, "#a1460d", "#82390f", "#6b3110",
-        "#2b1c10", name="brass",
-    )  # fmt: skip
+        "#fff6ed",
+        "#ffe9d2",
+        "#fdd0a5",
+        "#fbb06d",
+        dark.pitch,
+        "#e07a1f",
+        light.pitch,
+        "#a1460d",
+        "#82390f",
+        "#6b3110",
+        "#2b1c10",
+        name="brass",
+    )
     grey = gr.themes.Color(
-        "#f6f7f9", light.grid, "#e2e5ea", light.octave, dark.muted, light.muted, "#4b5260", dark.octave, dark.grid,
-        dark.background, "#0d0f13", name="slate",
-    )  # fmt: skip
+        "#f6f7f9",
+        light.grid,
+        "#e2e5ea",
+        light.octave,
+        dark.muted,
+        light.muted,
+        "#4b5260",
+        dark.octave,
+        dark.grid,
+        dark.background,
+        "#0d0f13",
+        name="slate",
+    )
     theme = gr.themes.Base(
-        primary_hue=orange, secondary_hue=orange, neutral_hue=grey, radius_size=gr.themes.sizes.radius_lg,
+        primary_hue=orange,
+        secondary_hue=orange,
+        neutral_hue=grey,
+        radius_size=gr.themes.sizes.radius_lg,
         font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"),
         font_mono=("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"),
-    )  # fmt: skip
+    )
     return theme.set(
         body_background_fill="linear-gradient(180deg, #fff1e3 0, #f6f7f9 380px)",
         body_background_fill_dark="linear-gradient(180deg, #21170f 0, #0d0f13 380px)",

@@ -291,9 +291,17 @@ def draw_result(outcome: TransferOutcome, folder: Path) -> list[Path]:
     paths = [folder / f"{outcome.sound}_{theme}.png" for theme in THEMES]
     for path, theme in zip(paths, THEMES):
         figure = plot_features(
-            outcome.stems[""], outcome.sample_rate, outcome.f0, outcome.loudness, outcome.frame_rate,
-            voiced=outcome.played, second_f0=outcome.voice_f0, f0_labels=(outcome.sound, "your voice"), theme=theme,
-            title=f"Played on the {outcome.sound}", spectrogram=True,
-        )  # fmt: skip
+            outcome.stems[""],
+            outcome.sample_rate,
+            outcome.f0,
+            outcome.loudness,
+            outcome.frame_rate,
+            voiced=outcome.played,
+            second_f0=outcome.voice_f0,
+            f0_labels=(outcome.sound, "your voice"),
+            theme=theme,
+            title=f"Played on the {outcome.sound}",
+            spectrogram=True,
+        )
         save_figure(figure, path)
     return paths

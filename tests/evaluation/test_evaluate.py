@@ -132,8 +132,11 @@ def test_few_takes_are_held_out_by_their_ends(write_checkpoint, takes, tmp_path)
     assert [len(take.audio) for take in read] == [12 * 160] * 2  # a tenth of 1.2 s
     assert [len(take.sound.f0) for take in read] == [12] * 2
     assert [len(take.sound.f0) for take in read_takes(takes(tmp_path / "o", "guitar", 2), model, own=False)] == [
-        108, 108, 12, 12
-    ]  # fmt: skip
+        108,
+        108,
+        12,
+        12,
+    ]
 
 
 def test_targets_are_listed_and_a_miss_fails(write_checkpoint, voices, capsys, monkeypatch):
@@ -158,13 +161,17 @@ def test_refused_files_are_one_sentence(write_checkpoint, takes, voices, tmp_pat
         (["--data_dir", own, "--other_dir", own], "another instrument than trumpet is wanted"),
         (["--data_dir", own, "--baseline", write_checkpoint("g.pth", "guitar")], "--baseline plays guitar"),
         (
-            ["--data_dir", own, "--baseline",
-             write_checkpoint("f.pth", config=dataclasses.replace(config, features=features))],
+            [
+                "--data_dir",
+                own,
+                "--baseline",
+                write_checkpoint("f.pth", config=dataclasses.replace(config, features=features)),
+            ],
             "other features settings",
         ),
         (["--data_dir", own, "--baseline", tmp_path / "nowhere.pth"], "there is no checkpoint"),
         (["--input", voices, "--device", "cuda:99"], "cannot be used here"),
-    ]  # fmt: skip
+    ]
     for flags, message in cases:
         caplog.clear()
         assert evaluate(checkpoint, *flags) == 1, flags

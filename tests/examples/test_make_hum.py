@@ -65,8 +65,9 @@ def test_committed_file_is_what_the_script_makes(samples: np.ndarray) -> None:
 
 def test_committed_pitch_is_what_is_sung(tmp_path: Path, audio: np.ndarray) -> None:
     make_hum.save_pitch(tmp_path / "f0.csv", make_hum.sung_pitch(seed=0))
-    written, committed = (np.loadtxt(path, delimiter=",", skiprows=1) for path in
-                          (tmp_path / "f0.csv", ROOT / "examples" / "hum_f0.csv"))  # fmt: skip
+    written, committed = (
+        np.loadtxt(path, delimiter=",", skiprows=1) for path in (tmp_path / "f0.csv", ROOT / "examples" / "hum_f0.csv")
+    )
     assert np.allclose(written, committed, atol=0.002)
     seconds, f0 = committed.T
     heard = measure_f0(audio)[: len(f0)]  # of a window that begins at the frame, not one centred on it

@@ -194,10 +194,15 @@ def test_the_finished_stream_is_resampled(model, rate: int) -> None:
     assert abs(result.report["seconds"] - plain.report["seconds"]) < 1e-3
 
 
-@pytest.mark.parametrize(("voice", "message"), [
-    (np.zeros(0, np.float32), "is silent"), (np.zeros(RATE // 4, np.float32), "is silent"),
-    (melody()[:160], "no melody can be heard"), (0.001 * melody()[: RATE // 4], "no melody .* the gate of -50 dB"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("voice", "message"),
+    [
+        (np.zeros(0, np.float32), "is silent"),
+        (np.zeros(RATE // 4, np.float32), "is silent"),
+        (melody()[:160], "no melody can be heard"),
+        (0.001 * melody()[: RATE // 4], "no melody .* the gate of -50 dB"),
+    ],
+)
 def test_where_nothing_was_heard_it_says_so(model, voice: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         transfer_causal([voice], model)

@@ -114,9 +114,13 @@ def scale(measured, low, high, seconds_each, spread=30.0, instrument="trumpet"):
     notes = np.arange(low, high + 1).repeat(round(100 * seconds_each))
     voiced = len(notes) / 100
     return dataclasses.replace(
-        measured, voiced_f0=440 * 2 ** ((notes - 69) / 12), voiced_loudness=np.linspace(-20 - spread, -20, len(notes)),
-        voiced_seconds=voiced, seconds=1.2 * voiced, instrument=instrument,
-    )  # fmt: skip
+        measured,
+        voiced_f0=440 * 2 ** ((notes - 69) / 12),
+        voiced_loudness=np.linspace(-20 - spread, -20, len(notes)),
+        voiced_seconds=voiced,
+        seconds=1.2 * voiced,
+        instrument=instrument,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -134,19 +138,31 @@ def test_a_whole_set_is_left_alone(measured, config):
     assert inspection.judge_faulty_takes([take], config) == []
 
 
-@pytest.mark.parametrize(("changes", "is_problem", "text"), [
-    ({"seconds_each": 15}, False, "8.2 min voiced, 10 to 20 advised"),
-    ({"seconds_each": 2}, True, "1.1 min voiced, 10 to 20 advised; too little to learn an instrument from"),
-    ({"low": 69, "seconds_each": 40}, False, "48% of the range's notes sound for 1 s or more, 70% is advised; nothing "
-     "under A4: the model will guess there"),
-    ({"low": 60, "high": 75, "seconds_each": 40}, False, "nothing under C4 and over D♯5: the model will guess there"),
-    ({"low": 50, "seconds_each": 20}, False, "6% of the pitched time lies outside the trumpet's range, E3 to C6"),
-    ({"low": 36, "seconds_each": 20}, True, "33% of the pitched time lies outside the trumpet's range"),
-    ({"spread": 8}, False, "7 dB from soft to loud, 15 advised"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "is_problem", "text"),
+    [
+        ({"seconds_each": 15}, False, "8.2 min voiced, 10 to 20 advised"),
+        ({"seconds_each": 2}, True, "1.1 min voiced, 10 to 20 advised; too little to learn an instrument from"),
+        (
+            {"low": 69, "seconds_each": 40},
+            False,
+            "48% of the range's notes sound for 1 s or more, 70% is advised; nothing "
+            "under A4: the model will guess there",
+        ),
+        (
+            {"low": 60, "high": 75, "seconds_each": 40},
+            False,
+            "nothing under C4 and over D♯5: the model will guess there",
+        ),
+        ({"low": 50, "seconds_each": 20}, False, "6% of the pitched time lies outside the trumpet's range, E3 to C6"),
+        ({"low": 36, "seconds_each": 20}, True, "33% of the pitched time lies outside the trumpet's range"),
+        ({"spread": 8}, False, "7 dB from soft to loud, 15 advised"),
+    ],
+)
 def test_a_set_that_lacks_something(measured, config, changes, is_problem, text):
-    findings = inspection.judge_coverage([scale(measured, **{"low": 52, "high": 84, "seconds_each": 20} | changes)],
-                                         config)  # fmt: skip
+    findings = inspection.judge_coverage(
+        [scale(measured, **{"low": 52, "high": 84, "seconds_each": 20} | changes)], config
+    )
     assert len(findings) == 1 and text in findings[0].text and findings[0].is_problem == is_problem
 
 
@@ -194,8 +210,9 @@ def test_octave_errors(tmp_path, make_recording, config, name, octave, is_fit):
 def test_strings_that_sound_together_are_not_compared(tmp_path):
     path = write_annotation(tmp_path, "00_BN1-129-Eb_solo_mic", 330)
     content = json.loads(path.read_text())
-    content["annotations"][2]["data"] = [{"time": 0.5 + 0.01 * i, "value": {"frequency": 196.0, "voiced": True}}
-                                         for i in range(50)]  # fmt: skip
+    content["annotations"][2]["data"] = [
+        {"time": 0.5 + 0.01 * i, "value": {"frequency": 196.0, "voiced": True}} for i in range(50)
+    ]
     path.write_text(json.dumps(content))
     f0 = pitch_annotations.read_annotation(path, 200, 0.01)
     assert (f0[:45] == 330).all() and (f0[55:95] == 0).all() and (f0[110:] == 330).all()

@@ -35,8 +35,10 @@ both = pytest.mark.parametrize("name", sorted(composition.INSTRUMENTS))
 
 @pytest.fixture(scope="module")
 def compositions():
-    return {name: [composition.compose_file(np.random.default_rng((0, i)), ins, i) for i in range(N_FILES)]
-            for name, ins in composition.INSTRUMENTS.items()}
+    return {
+        name: [composition.compose_file(np.random.default_rng((0, i)), ins, i) for i in range(N_FILES)]
+        for name, ins in composition.INSTRUMENTS.items()
+    }
 
 
 def make_tone(key, start=0.0, seconds=0.9, velocity=100, offset=0.0, moves=(), vibrato=(0, 5, 0, 0), levels=None):
@@ -171,8 +173,14 @@ def test_expression_is_what_the_instrument_can_do(compositions):
 
 
 def test_curves_of_a_known_tone():
-    tone = make_tone(60, seconds=3.0, offset=-2.0, moves=[(0.5, 2.0, 0.2)], vibrato=(1.0, 5.0, 0.5, 0.0),
-                     levels=[(0.0, -20.0), (1.0, 0.0), (3.0, 0.0)])
+    tone = make_tone(
+        60,
+        seconds=3.0,
+        offset=-2.0,
+        moves=[(0.5, 2.0, 0.2)],
+        vibrato=(1.0, 5.0, 0.5, 0.0),
+        levels=[(0.0, -20.0), (1.0, 0.0), (3.0, 0.0)],
+    )
     times, pitch, level = composition.compute_curves(tone)
     assert np.allclose(pitch[times < 0.39], 58) and np.allclose(pitch[(times > 0.61) & (times < 1)], 60)
     swing = pitch[times >= 1.4] - 60

@@ -36,7 +36,12 @@ def test_parse_pitch(name: str, midi: int) -> None:
 def test_parse_name() -> None:
     sample = parse_name("trumpet_As4_15_forte_normal.mp3")
     assert (sample.instrument, sample.kind, sample.midi, sample.dynamic, sample.length) == (
-        "trumpet", "note", 70, "forte", "15")  # fmt: skip
+        "trumpet",
+        "note",
+        70,
+        "forte",
+        "15",
+    )
     assert parse_name("violin_G4_phrase_forte_arco-legato.mp3").kind == "phrase"
     assert parse_name("saxophone_G4_long_forte_minor-trill.mp3").kind == "phrase"
     assert parse_name("sus_v1_p_dsharp3.flac").midi == 63  # named one octave low
@@ -90,8 +95,9 @@ def test_mislabelled_notes_are_left_out(tmp_path) -> None:
     folder = tmp_path / "trumpet"
     write_trumpet(folder)  # 12 cents sharp
     wrong = {  # name -> what it sounds like
-        "trumpet_A4_15_forte_normal.flac": hz(57), "trumpet_G4_15_forte_normal.flac": hz(67.7),
-    }  # fmt: skip
+        "trumpet_A4_15_forte_normal.flac": hz(57),
+        "trumpet_G4_15_forte_normal.flac": hz(67.7),
+    }
     right = {"trumpet_F4_15_forte_normal.flac": hz(65.55)}  # 55 cents from the name, 43 from the player
     for name, f0 in (wrong | right).items():
         sf.write(folder / name, make_held(f0, 0.6, 6), RATE)

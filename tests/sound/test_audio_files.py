@@ -28,8 +28,9 @@ def record(path, tone, rate, codec, container=None):
     with av.open(str(path), "w", format=container) as file:
         stream = file.add_stream(codec, rate=rate, layout="stereo" if len(tone) == 2 else "mono")
         for start in range(0, tone.shape[1], 960):
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(tone[:, start : start + 960], np.float32),
-                                               "fltp", stream.layout.name)  # fmt: skip
+            frame = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(tone[:, start : start + 960], np.float32), "fltp", stream.layout.name
+            )
             frame.sample_rate, frame.pts = rate, start
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
@@ -177,8 +178,9 @@ def test_a_name_is_not_an_address(tmp_path):
     assert len(load_audio(path, 16000)) > 0
 
 
-@pytest.mark.parametrize("playlist", ["#EXTM3U\n#EXTINF:1,\nsecret.ts\n#EXT-X-ENDLIST\n",
-                                      "ffconcat version 1.0\nfile secret.m4a\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "playlist", ["#EXTM3U\n#EXTINF:1,\nsecret.ts\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile secret.m4a\n"]
+)
 def test_a_list_of_other_files_is_not_followed(tmp_path, playlist, monkeypatch):
     monkeypatch.chdir(tmp_path)
     record(tmp_path / "secret.m4a", sine(0.5)[None], 48000, "aac")

@@ -98,12 +98,19 @@ def test_offline_runs_of_a_resumed_training_are_one_run(tmp_path, corpus, model,
     for part in records:
         run = next(record.run for record in part if record.WhichOneof("record_type") == "run")
         assert (run.run_id, run.display_name, run.project) == ("abcd1234", "quiet-echo", "some-project")
-        axes = {record.metric.name or record.metric.glob_name: record.metric.step_metric for record in part
-                if record.WhichOneof("record_type") == "metric"}  # fmt: skip
+        axes = {
+            record.metric.name or record.metric.glob_name: record.metric.step_metric
+            for record in part
+            if record.WhichOneof("record_type") == "metric"
+        }
         assert axes["train_*"] == "step" and axes["val_*"] == "epoch" and axes["grad_norm"] == "step"
         assert [record.exit.exit_code for record in part if record.WhichOneof("record_type") == "exit"] == [0]
-    history = [{(item.key or "/".join(item.nested_key)): item.value_json for item in record.history.item}
-               for part in records for record in part if record.WhichOneof("record_type") == "history"]  # fmt: skip
+    history = [
+        {(item.key or "/".join(item.nested_key)): item.value_json for item in record.history.item}
+        for part in records
+        for record in part
+        if record.WhichOneof("record_type") == "history"
+    ]
     losses = [(row["step"], row["train_loss"]) for row in history if "train_loss" in row]
     assert [int(step) for step, _ in losses] == [1, 2, 3]
     assert [float(loss) for _, loss in losses] == pytest.approx([2, 1, 2 / 3])
@@ -133,8 +140,11 @@ def test_what_wandb_does_not_take_once_is_said_once_and_the_rest_is_kept(
     assert caplog.messages.count("not tracked, training goes on: OSError: no space left") == 1
     assert [record["step"] for record in read_metrics(folder) if record["kind"] == "step"] == [1, 2, 3, 4]
     records = list(read_wandb_file(next(folder.glob("wandb/offline-run-*/*.wandb"))))
-    rows = [{"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-            for record in records if record.WhichOneof("record_type") == "history"]  # fmt: skip
+    rows = [
+        {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+        for record in records
+        if record.WhichOneof("record_type") == "history"
+    ]
     assert [row["step"] for row in rows if "train_loss" in row] == ["1", "4"]
     assert [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"] == [0]
 
@@ -240,8 +250,9 @@ def test_a_phrase_that_has_not_arrived_is_left_out_until_it_has(tmp_path, corpus
     tracker.log_phrases(10, 100, model, whole)
     phrases = [record["phrases"] for record in read_metrics(tmp_path / "run") if record["kind"] == "phrases"]
     assert [[(phrase["number"], phrase["name"]) for phrase in shown] for shown in phrases] == [
-        [(2, "held.wav")], [(1, "still to come"), (2, "held.wav")]
-    ]  # fmt: skip
+        [(2, "held.wav")],
+        [(1, "still to come"), (2, "held.wav")],
+    ]
     assert [shown[-1]["stem"] for shown in phrases] == ["epoch_0005_phrase_2", "epoch_0010_phrase_2"]
 
 
@@ -254,8 +265,9 @@ def test_sounds_and_pictures_are_on_disk(tmp_path, corpus, model, small_config):
     assert sample_rate == 16000 and target == pytest.approx(sounds["target"], abs=1 / 32000)  # 16 bits
     assert len(list((folder / "sounds").iterdir())) == 4
     assert {path.name for path in (folder / "pictures").iterdir()} == {
-        "epoch_0005_phrase_1_light.png", "epoch_0005_phrase_1_dark.png"
-    }  # fmt: skip
+        "epoch_0005_phrase_1_light.png",
+        "epoch_0005_phrase_1_dark.png",
+    }
 
 
 def test_a_picture_shows_where_the_sound_is(corpus, model, config):
@@ -292,8 +304,15 @@ def test_names(tmp_path):
 
 def browse(path):
     """Return the page's DOM after its script has run."""
-    command = [shutil.which("chromium") or shutil.which("chromium-browser"), "--headless=new", "--no-sandbox",
-               "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom", path.as_uri()]  # fmt: skip
+    command = [
+        shutil.which("chromium") or shutil.which("chromium-browser"),
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--virtual-time-budget=2000",
+        "--dump-dom",
+        path.as_uri(),
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
 
 

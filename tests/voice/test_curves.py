@@ -91,7 +91,7 @@ def test_rows_a_little_off_the_frames_are_brought_onto_them(tmp_path) -> None:
         ("time,f0,loudness,periodicity,voiced\n-1,220,-20,1,1\n", "row 2: time should grow"),
         ("time,f0,loudness,periodicity,voiced\n1e9,220,-20,1,1\n", "row 2: time should grow"),
     ],
-)  # fmt: skip
+)
 def test_files_that_cannot_be_played_are_one_sentence(tmp_path, text: str, message: str) -> None:
     (tmp_path / "curves.csv").write_text(text)
     with pytest.raises(ValueError, match=message):

@@ -49,11 +49,20 @@ def play(tune: Melody, profile, **options) -> tuple[np.ndarray, np.ndarray, dict
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("semitones", 61), ("transpose", -61), ("autotune", 1.1), ("autotune", -0.1), ("smoothing", -1),
-        ("smoothing", 9), ("loudness_offset", 100), ("gate_offset", float("nan")), ("noise_balance", float("inf")),
-        ("output_rate", 96000), ("transpose", None), ("autotune", None),
+        ("semitones", 61),
+        ("transpose", -61),
+        ("autotune", 1.1),
+        ("autotune", -0.1),
+        ("smoothing", -1),
+        ("smoothing", 9),
+        ("loudness_offset", 100),
+        ("gate_offset", float("nan")),
+        ("noise_balance", float("inf")),
+        ("output_rate", 96000),
+        ("transpose", None),
+        ("autotune", None),
     ],
-)  # fmt: skip
+)
 def test_options_out_of_their_limits_are_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} should be between"):
         TransferOptions(**{name: value})
@@ -100,10 +109,17 @@ def test_the_register_is_that_of_most_notes(profile) -> None:
 @pytest.mark.parametrize(
     ("f0", "octaves"),
     [
-        ((400.0,), 0), ((220.0,), 1), ((900.0,), -1), ((50.0,), 3), ((3200.0,), -3), ((12.5,), 5), ((10.0,), 5),
-        ((400.0, 400.0, 1100.0), -1), ((400.0, 400.0, 150.0), 1),  # most lie in the middle, but some outside
+        ((400.0,), 0),
+        ((220.0,), 1),
+        ((900.0,), -1),
+        ((50.0,), 3),
+        ((3200.0,), -3),
+        ((12.5,), 5),
+        ((10.0,), 5),
+        ((400.0, 400.0, 1100.0), -1),
+        ((400.0, 400.0, 150.0), 1),  # most lie in the middle, but some outside
     ],
-)  # fmt: skip
+)
 def test_the_register_lies_in_the_range_and_near_its_middle(profile, f0: tuple[float, ...], octaves: int) -> None:
     """A trumpet plays 165 to 1047 Hz, and the middle of what this one was trained on is 400 Hz."""
     assert fit_register(np.array(f0), profile) == 12 * octaves

@@ -81,17 +81,21 @@ def test_each_note_is_bent_by_its_own_channel_from_the_frame_on() -> None:
 
 
 def test_tempo_bend_range_and_drums_of_other_programs(tmp_path) -> None:
-    path = save(tmp_path / "other.mid", [
-        mido.MetaMessage("set_tempo", tempo=1_000_000),  # 60 beats a minute: 500 ticks are a second
-        mido.Message("control_change", control=101, value=0), mido.Message("control_change", control=100, value=0),
-        mido.Message("control_change", control=6, value=12),
-        mido.Message("note_on", channel=9, note=36, velocity=100),
-        mido.Message("note_on", note=60, velocity=100, time=500),
-        mido.Message("pitchwheel", pitch=4096, time=250),
-        mido.Message("note_on", note=60, velocity=0, time=250),
-        mido.Message("note_on", note=64, velocity=50),  # never let go: it ends with the file
-        mido.MetaMessage("end_of_track", time=500),
-    ])  # fmt: skip
+    path = save(
+        tmp_path / "other.mid",
+        [
+            mido.MetaMessage("set_tempo", tempo=1_000_000),  # 60 beats a minute: 500 ticks are a second
+            mido.Message("control_change", control=101, value=0),
+            mido.Message("control_change", control=100, value=0),
+            mido.Message("control_change", control=6, value=12),
+            mido.Message("note_on", channel=9, note=36, velocity=100),
+            mido.Message("note_on", note=60, velocity=100, time=500),
+            mido.Message("pitchwheel", pitch=4096, time=250),
+            mido.Message("note_on", note=60, velocity=0, time=250),
+            mido.Message("note_on", note=64, velocity=50),  # never let go: it ends with the file
+            mido.MetaMessage("end_of_track", time=500),
+        ],
+    )
     notes, bends = read_midi(path)
     assert notes == [MidiNote(1.0, 2.0, 60, 100), MidiNote(2.0, 3.0, 64, 50)]
     assert bends == [(1.5, 0, 6.0)]

@@ -145,9 +145,15 @@ def start_chromium(folder: Path, *flags: str):
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     fixed = (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--mute-audio", f"--user-data-dir={folder}",
-    )  # fmt: skip
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--mute-audio",
+        f"--user-data-dir={folder}",
+    )
     for flag in (*fixed, *flags):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
@@ -282,8 +288,12 @@ def test_cancel_stops_and_the_next_request_works(browser: Browser, tmp_path: Pat
     with monkeypatch.context() as patch:
         patch.setattr(transfer_request, "transfer", slow_transfer)
         browser.click("#play")
-        browser.wait(lambda: "Playing your melody" in browser.text("#status .now, #status [aria-current=step]")
-                     or "Listening" in browser.text("#status [aria-current=step]"))  # fmt: skip
+        browser.wait(
+            lambda: (
+                "Playing your melody" in browser.text("#status .now, #status [aria-current=step]")
+                or "Listening" in browser.text("#status [aria-current=step]")
+            )
+        )
         browser.wait(lambda: browser.driver.switch_to.active_element.get_attribute("id") == "cancel")
         for _ in range(5):  # the page may move under a click
             if browser.seen("#cancel"):
