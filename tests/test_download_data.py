@@ -175,7 +175,8 @@ def test_retry_after_is_obeyed(tmp_path, monkeypatch, as_date):
 
 
 @pytest.mark.parametrize("value, is_final", [("7200", True), ("9" * 999, True), ("9" * 5_000, True), ("soon", False)])
-def test_a_retry_after_of_hours_ends_the_run(tmp_path, value, is_final):
+def test_a_retry_after_of_hours_ends_the_run(tmp_path, monkeypatch, value, is_final):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with FaultyServer(CONTENT, [Fault(status=503, headers={"Retry-After": value})]) as server:
         if is_final:
             with pytest.raises(DataError, match=server.url):
