@@ -34,7 +34,6 @@ _STEP = 0.001  # s from value to value of an envelope
 _ATTACK_WINDOW, _DECAY_WINDOW = 0.01, 0.05  # s, of the envelope's smoothing
 _SILENCE = 0.1  # s that is put before a sound
 _RISE = 20.0  # dB under the peak, where an attack begins
-_AT_PEAK = 0.5  # dB under the peak: there a note has risen
 _LONGEST_ATTACK = 0.25  # s: within it the peak is looked for
 _EARLY, _LATE = (0.05, 0.5, 0.2), (0.5, 2.0, 0.3)  # s after the peak: from, to, and the least that can be judged
 _DAMPED, _DAMPED_WITHIN = 10.0, 0.05  # dB and s: a faster fall is a damper, not a decay
@@ -167,7 +166,7 @@ def _measure_note(
     searched = attack_level[first : min(last, first + round((0.03 + _LONGEST_ATTACK) / _STEP))]
     if len(searched) == 0 or searched.max() < audible:
         return None
-    peak = first + int(np.argmax(searched >= searched.max() - _AT_PEAK))
+    peak = first + int(np.argmax(searched))
     end_of_decay = _find_end(decay_level, peak, last)
     return [
         _attack_time(attack_level, peak, first - 70),

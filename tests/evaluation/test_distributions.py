@@ -39,8 +39,8 @@ def test_attack_and_decay_are_those_of_the_notes(sample_rate: int, given: bool) 
     audio, onsets = make_notes(sample_rate, attack=0.06)
     measures = measure_sounds([audio], sample_rate, [onsets] if given else None)
     assert len(measures.attack) == len(onsets)
-    # From 0.1 to 0.94 (0.5 dB less) of 60 ms; the envelope is smoothed over 10 ms.
-    np.testing.assert_allclose(measures.attack, 0.84 * 60, atol=6)
+    # From 0.1 to 1 of 60 ms; the envelope is smoothed over 10 ms.
+    np.testing.assert_allclose(measures.attack, 0.9 * 60, atol=6)
     np.testing.assert_allclose(measures.early_decay, 20, atol=0.5)
     np.testing.assert_allclose(measures.late_decay, 8, atol=0.5)
 
@@ -105,8 +105,8 @@ def test_distance_of_a_sound_to_itself_is_0_and_grows_with_the_difference() -> N
     assert compare(real, real) == pytest.approx(dict.fromkeys(UNITS, 0.0))
     slow = compare(real, measure_sounds([make_notes(16000, attack=0.1)[0]], 16000))
     slower = compare(real, measure_sounds([make_notes(16000, attack=0.2)[0]], 16000))
-    assert slow["attack"] == pytest.approx(0.84 * 80, abs=8)
-    assert slower["attack"] == pytest.approx(0.84 * 180, abs=15)
+    assert slow["attack"] == pytest.approx(0.9 * 80, abs=8)
+    assert slower["attack"] == pytest.approx(0.9 * 180, abs=15)
     flat = compare(real, measure_sounds([make_notes(16000, early=0, late=0)[0]], 16000))
     assert flat["early_decay"] == pytest.approx(20, abs=1)
     assert flat["late_decay"] == pytest.approx(8, abs=1)
