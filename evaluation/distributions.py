@@ -101,9 +101,7 @@ def _measure_sound(audio: np.ndarray, onsets: np.ndarray | None, f0: np.ndarray 
     rows = np.array([note for note in notes if note is not None]).reshape(-1, 3 + len(AFTER_ONSET))
     sounding = level > loud + _AUDIBLE
     pitch = np.zeros(len(level)) if f0 is None else 12 * np.log2(_fit_length(f0, len(level)) / 440) + 69
-    return Measures(
-        *rows[:, :3].T, rows[:, 3:], brightness[sounding], (level - loud)[sounding], pitch[sounding]
-    )  # fmt: skip
+    return Measures(*rows[:, :3].T, rows[:, 3:], brightness[sounding], (level - loud)[sounding], pitch[sounding])
 
 
 def _checked(audio: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -310,7 +308,5 @@ def log_mel_distance(
 def _mel_levels(audio: np.ndarray, sample_rate: int, n_mels: int, fmax: float) -> np.ndarray:
     """Return [T, n_mels] in dB."""
     power = _power_frames(audio, sample_rate, _MEL_FRAME, 0.01)
-    filters = librosa.filters.mel(
-        sr=sample_rate, n_fft=2 * (power.shape[1] - 1), n_mels=n_mels, fmax=fmax, norm=None
-    )  # fmt: skip
+    filters = librosa.filters.mel(sr=sample_rate, n_fft=2 * (power.shape[1] - 1), n_mels=n_mels, fmax=fmax, norm=None)
     return 10 * np.log10(np.maximum(power @ filters.T, 1e-20))
