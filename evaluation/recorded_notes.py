@@ -32,7 +32,7 @@ _ACCIDENTALS = {"": 0, "s": 1, "#": 1, "sharp": 1, "b": -1}
 _NOTE = re.compile(r"([a-g])(sharp|s|#|b|)(\d)", re.IGNORECASE)
 _SHINY_PITCHES = (37, 40, 42, 45, 48, 51, 54, 57, 60, 63, 66, 69, 72, 75, 78, 81, 84)  # MIDI, C#2 to C6
 _AUDIBLE = 1e-3  # of the peak: what is 60 dB less at either end of a file is cut off
-_WIDEST_SHIFT = 3.5  # semitones that a note is moved at most
+_FARTHEST = 3.5  # semitones from the nearest recording: a pitch beyond is replaced by a recorded one
 _SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9), (0, 3, 5, 7, 10), tuple(range(12)))
 
 
@@ -127,9 +127,14 @@ def string_melody(
 ) -> np.ndarray:
     """Return a melody on recorded notes of one instrument and room: float32 [N] at LIBRARY_RATE.
 
-    A walk on a random scale, detached or legato, at changing levels. A note is a recording within ``widest_shift``
-    semitones, or the nearest one, with a little vibrato at times. Sustained notes swell and are joined by short cross-fades; plucked ones ring until the
-    next note or the finger damps them.
+    A walk on a random scale, detached or legato, at changing levels, with a little vibrato at times. Sustained notes
+    swell and are joined by short cross-fades; plucked ones ring until the next note or the finger damps them.
+
+    Args:
+        sounds: to choose from.
+        seconds: length.
+        rng: where chance comes from.
+        widest_shift: semitones; any recording within them may sound for a pitch, else the nearest one.
     """
     sustained = sounds[0].note.instrument in SUSTAINED
     pitches = np.array([sound.note.pitch for sound in sounds])
@@ -142,7 +147,7 @@ def string_melody(
         length = tempo * rng.choice([0.5, 1, 1, 1, 2, 3])
         pitch = _next_pitch(pitch, pitches, scale, key, rng)
         near = np.flatnonzero(np.abs(pitches - pitch) <= max(widest_shift, np.abs(pitches - pitch).min()))
-        if np.abs(pitches[near] - pitch).min() > _WIDEST_SHIFT:
+        if np.abs(pitches[near] - pitch).min() > _FARTHEST:
             pitch = int(pitches[near[0]])
         sound = sounds[int(rng.choice(near))]
         start = rng.uniform(0.05, 0.1) if joined and sustained else 0.0

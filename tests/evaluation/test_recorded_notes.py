@@ -23,6 +23,8 @@ from evaluation.recorded_notes import (
     [
         ("trumpet_C4_1_forte_normal.mp3", "trumpet", 60, RECOGNISER),
         ("trumpet_Fs4_phrase_forte_staccato.mp3", "trumpet", 66, RECOGNISER),
+        ("trumpet_A4_1_forte_normal.mp3", "trumpet", 69, RECOGNISER),
+        ("trumpet_G4_1_forte_normal.mp3", "trumpet", 67, MODEL),
         ("violin_Ds5_05_forte_arco-normal.mp3", "violin", 75, HELD_OUT),
         ("flute_A4_1_forte_normal.mp3", "flute", 69, MODEL),
         ("clarinet_A4_1_forte_normal.mp3", "clarinet", 69, RECOGNISER),
