@@ -10,6 +10,7 @@ import logging
 import math
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def write_run_page(folder: Path, state: str = "stopped") -> None:
     """Make ``index.html`` of what is in a run's folder; the state is "running", "stopped" or "done"."""
-    records: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ("start", "step", "epoch", "phrases")}
+    records: dict[str, list[dict[str, Any]]] = defaultdict(list)
     changes, epoch = [], 0
     for record in read_metrics(folder):
         records[record["kind"]].append(record)
@@ -261,34 +262,27 @@ def _make_tiles(
     last = epochs[-1] if epochs else {}
     best = min((e for e in epochs if e["val_loss"] is not None), key=lambda e: e["val_loss"], default={})
     wanted = f"of {starts[-1]['config']['train']['epochs']:,}" if starts else ""
-    left = _seconds_left(starts[-1], epochs) if starts and state == "running" else None
-    time_left = Tile("time left", "–") if state == "running" else Tile("training", state)
-    if left is not None:
-        time_left = _tile_of_time_left(last["time"], left)
     return [
         Tile("epochs", _format(last.get("epoch", 0)), wanted),
         Tile("steps", _format((steps or epochs or [{}])[-1].get("step", 0))),
         Tile("training loss", _format(last.get("epoch_train_loss"))),
         Tile("validation loss", _format(last.get("val_loss"))),
         Tile("lowest of all", _format(best.get("val_loss")), f"epoch {best['epoch']:,}" if best else ""),
-        time_left,
+        _measure_time_left(starts[-1], epochs) if starts and state == "running" else Tile("training", state),
     ]
 
 
-def _seconds_left(start: dict[str, Any], epochs: list[dict[str, Any]]) -> float | None:
-    """Return how long the training will take from its last epoch on; None if nothing says so."""
-    if not epochs or "time" not in epochs[-1] or epochs[-1]["step"] <= start["step"]:
-        return None
-    last = epochs[-1]
+def _measure_time_left(start: dict[str, Any], epochs: list[dict[str, Any]]) -> Tile:
+    """Return how long the training will take from its last epoch on, at the speed since it was started or resumed."""
+    if not epochs or epochs[-1]["step"] <= start["step"]:
+        return Tile("time left", "–")
+    last, n_epochs = epochs[-1], start["config"]["train"]["epochs"]
     epoch_steps = last["step"] - (epochs[-2]["step"] if len(epochs) > 1 else 0)
-    speed = (last["step"] - start["step"]) / (last["time"] - start["time"])
-    return (start["config"]["train"]["epochs"] - last["epoch"]) * epoch_steps / speed
-
-
-def _tile_of_time_left(now: float, seconds: float) -> Tile:
+    step_seconds = (last["time"] - start["time"]) / (last["step"] - start["step"])
+    seconds = (n_epochs - last["epoch"]) * epoch_steps * step_seconds
     hours, minutes = divmod(math.ceil(seconds / 60), 60)
     text = f"{hours} h {minutes} min" if hours else f"{minutes} min"
-    return Tile("time left", text, f"until about {_format_time(now + seconds)}")
+    return Tile("time left", text, f"until about {_format_time(last['time'] + seconds)}")
 
 
 def _format_time(seconds: float) -> str:
