@@ -96,8 +96,9 @@ def download(source: DownloadSource, target: Path, check: Callable[[Path], None]
                 pause = max(error.wait if retry else 0.0, min(BACKOFF * 2 ** (fruitless - 1), 60.0))
                 log.info("%s; trying again in %.0f s", reason, pause)
                 time.sleep(pause)
-            except (requests.RequestException, ValueError, OverflowError) as error:  # also of a proxy's address
-                raise DataError(f"{source.url} cannot be requested: {error}. {source.manual_hint}") from error
+            except (requests.RequestException, ValueError, OverflowError) as error:
+                advice = f"Check it and the proxy settings (http_proxy, all_proxy). {source.manual_hint}"
+                raise DataError(f"{source.url} cannot be requested: {error}. {advice}") from error
     with deleting_damaged(part):
         check(part)
     os.replace(part, target)
