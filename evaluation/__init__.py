@@ -1,1 +1,1 @@
-"""Judging a model: scorecard, recogniser of instruments, distributions over time, likeness, report."""
+"""Judging a model: scorecard, recogniser of instruments, distributions over time, report."""

@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import Config
+from config import Config, InstrumentConfig
 from data import load_recording
-from evaluation import likeness, scorecard
-from evaluation.likeness import Timbre, describe_timbre
+from evaluation import scorecard
+from evaluation.distributions import UNITS, Measures, compare, find_onsets, log_mel_distance, measure_sounds
+from evaluation.recogniser import SAMPLE_RATE as RECOGNISER_RATE
+from evaluation.recogniser import WINDOW, load_recogniser, recognise
 from evaluation.scorecard import ExpectedCurves, MeasuredSound, measure_sound
 from evaluation.scorecard_page import Exhibit, Track
+from features import extract_loudness
 from loss import MultiResolutionSTFTLoss
 from model import NeuralGuitar
 from playing.offline_transfer import TransferResult, transfer
@@ -26,10 +29,14 @@ from recordings.corpus import read_corpus, split_boundary
 from recordings.crops import Span
 from recordings.pitch_annotations import read_voice_annotation
 from sound.audio_files import SUFFIXES, load_audio, prepare_audio
+from sound.bandwidth import measure_bandwidth
 from sound.plucks import trace_plucks
+from voice.fitting import TransferOptions
 
-MODEL, BASELINE, UNTRAINED = "this model", "baseline", "untrained model"  # rows of the tables
+MODEL, UNTRAINED = "this model", "untrained model"  # rows of the tables, beside those of the baselines
 RECORDING, VOICE = "the recording itself", "the voice itself"
+_AS_THE_INSTRUMENT = TransferOptions()
+_COMPARED_RATE = 16000  # Hz: up to half of it models of all rates are compared
 Row = dict[str, Any]
 
 
@@ -38,28 +45,20 @@ class Take:
     """A recording of an instrument."""
 
     name: str
-    audio: np.ndarray  # [N] at the rate of the sound
+    audio: np.ndarray  # [N] at the rate of the model that is judged
     sound: MeasuredSound
-
-
-@dataclass(frozen=True)
-class TimbreReference:
-    """What timbre is held against."""
-
-    halves: tuple[Timbre, Timbre]
-    other: Timbre
+    bandwidth: float  # Hz, up to which it has sound
 
 
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_takes(data_dir: Path, model: NeuralGuitar, own: bool, trained: dict[str, Any] | None = None) -> list[Take]:
-    """Read an instrument's recordings: of processed ones of the model's own instrument, those that are held out.
+def read_takes(data_dir: Path, model: NeuralGuitar, trained: dict[str, Any] | None = None) -> list[Take]:
+    """Read recordings of a model's instrument: of processed ones those that are held out.
 
     Args:
         data_dir: processed recordings, or plain ones, which are all taken.
         model: to be judged.
-        own: whether they are of the model's own instrument.
         trained: the model's checkpoint, which says how its training divided the recordings.
 
     Raises:
@@ -68,15 +67,13 @@ def read_takes(data_dir: Path, model: NeuralGuitar, own: bool, trained: dict[str
     if not data_dir.is_dir():
         raise FileNotFoundError(f"there is no folder {data_dir}")
     if not any(data_dir.rglob("*.pt")):
-        return [_read_sound(path, model, own) for path in find_sound_files([data_dir])]
+        return [_read_sound(path, model) for path in find_sound_files([data_dir])]
     corpus = read_corpus(data_dir, *_training_split(trained, model.settings))
-    if (corpus.instrument == model.instrument) != own:
-        wanted = f"{model.instrument} is wanted" if own else f"another instrument than {model.instrument} is wanted"
-        raise ValueError(f"{data_dir} holds {corpus.instrument}, but {wanted}")
-    spans = corpus.validation if own else (*corpus.training, *corpus.validation)
-    if not spans:
+    if corpus.instrument != model.instrument:
+        raise ValueError(f"{data_dir} holds {corpus.instrument}, but {model.instrument} is wanted")
+    if not corpus.validation:
         raise ValueError(f"{data_dir} holds out no recordings; set val_fraction in config.json above 0")
-    return [_read_span(span, model) for span in spans]
+    return [_read_span(span, model) for span in corpus.validation]
 
 
 def _training_split(trained: dict[str, Any] | None, config: Config) -> tuple[Config, str | None]:
@@ -88,12 +85,14 @@ def _training_split(trained: dict[str, Any] | None, config: Config) -> tuple[Con
     return dataclasses.replace(config, train=train), split_boundary(trained)
 
 
-def _read_sound(path: Path, model: NeuralGuitar, own: bool) -> Take:
-    config, audio_settings = model.settings, model.settings.audio
-    recording_config = config.for_recordings_of(model.instrument if own else config.guess_instrument(path.name))
-    audio = load_audio(path, audio_settings.sample_rate)
-    audio = np.pad(audio, (0, -len(audio) % audio_settings.hop_length))
-    return Take(path.stem, audio, measure_sound(audio, audio_settings.sample_rate, recording_config, _device(model)))
+def _read_sound(path: Path, model: NeuralGuitar) -> Take:
+    config, settings = model.settings.for_recordings_of(model.instrument), model.settings.audio
+    audio = load_audio(path, settings.sample_rate)
+    if not np.any(audio):
+        raise ValueError(f"{path} is silent; take it out of the recordings")
+    audio = np.pad(audio, (0, -len(audio) % settings.hop_length))
+    sound = measure_sound(audio, settings.sample_rate, config, _device(model))
+    return Take(path.stem, audio, sound, measure_bandwidth(audio, settings.sample_rate, settings.feature_rate / 2))
 
 
 def _read_span(span: Span, model: NeuralGuitar) -> Take:
@@ -102,19 +101,19 @@ def _read_span(span: Span, model: NeuralGuitar) -> Take:
     first, last = (settings.frames_to_samples(number) for number in (frames.start, frames.stop))
     audio = recording.audio[0, first:last].numpy()
     curves = (getattr(recording, name)[0, frames, 0].numpy() for name in ("f0", "loudness", "periodicity"))
-    feature_audio = at_feature_rate(audio, model)
     sound = MeasuredSound(
-        feature_audio, *curves, sample_rate=settings.feature_rate, hop_length=settings.feature_hop_length
+        resample(audio, settings.sample_rate, settings.feature_rate),
+        *curves,
+        sample_rate=settings.feature_rate,
+        hop_length=settings.feature_hop_length,
     )
-    return Take(span.path.name.removesuffix(".pt"), audio, sound)
+    bandwidth = recording.bandwidth or settings.sample_rate / 2
+    return Take(span.path.name.removesuffix(".pt"), audio, sound, bandwidth)
 
 
-def at_feature_rate(audio: np.ndarray, model: NeuralGuitar) -> np.ndarray:
-    """Return sound [N] of the model's rate at the rate of the features."""
-    settings = model.settings.audio
-    if settings.sample_rate == settings.feature_rate:
-        return audio
-    return prepare_audio(audio, settings.sample_rate, settings.feature_rate)
+def resample(audio: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """Return sound [N] of one rate at another."""
+    return audio if rate == wanted else prepare_audio(audio, rate, wanted)
 
 
 def find_sound_files(sources: Sequence[Path]) -> list[Path]:
@@ -155,74 +154,72 @@ def resynthesize_take(take: Take, model: NeuralGuitar, seed: int) -> np.ndarray:
 
 
 def evaluate_takes(
-    takes: list[Take], models: dict[str, NeuralGuitar], reference: TimbreReference | None, seed: int
-) -> tuple[list[Row], list[Exhibit]]:
-    """Judge each model's copies of recordings; return rows, each model's and last the recordings' own, and exhibits."""
+    takes: list[Take], models: dict[str, NeuralGuitar], seed: int
+) -> tuple[list[Row], list[Exhibit], Measures | None]:
+    """Judge each model's copies of recordings, all at the rate of the one that is judged.
+
+    Returns:
+        Rows, each model's and last the recordings' own; what there is to hear and see; and what the recordings measure
+        over time, against which voices are held too. Nothing, nothing and None without recordings.
+    """
     if not takes:
-        return [], []
-    rate, rows = models[MODEL].settings.audio.sample_rate, []
-    config = models[MODEL].settings.for_recordings_of(models[MODEL].instrument)
+        return [], [], None
+    model, rows = models[MODEL], []
+    rate = model.settings.audio.sample_rate
+    originals = [take.audio for take in takes]
+    onsets, f0 = [find_onsets(audio, rate) for audio in originals], [take.sound.f0 for take in takes]
+    real = measure_sounds(originals, rate, onsets, f0)
     exhibits = [Exhibit(take.name, [Track(RECORDING, take.audio, rate)], {}) for take in takes]
-    for name, model in tqdm(models.items(), desc="copies", unit="model", leave=False):
-        copies = [resynthesize_take(take, model, seed) for take in takes]
-        sounds = [measure_sound(copy, rate, config, _device(model)) for copy in copies]
-        rows.append({"sound": name, **evaluate_copies(takes, copies, sounds, model, reference, seed)})
-        for exhibit, copy in zip(exhibits, copies):
-            exhibit.tracks.append(Track(name, copy, rate))
-    rows.append({"sound": RECORDING, **evaluate_originals(takes, config.features.loudness_floor, reference, seed)})
-    return rows, exhibits
+    for name, each in tqdm([*models.items(), (RECORDING, None)], desc="copies", unit="model", leave=False):
+        copies = originals
+        if each is not None:
+            played = [resynthesize_take(take, each, seed) for take in takes]
+            copies = [resample(copy, each.settings.audio.sample_rate, rate) for copy in played]
+            for exhibit, copy in zip(exhibits, copies):
+                exhibit.tracks.append(Track(name, copy, rate))
+        distances = compare(real, measure_sounds(copies, rate, onsets, f0))
+        rows.append({"sound": name, **compare_with_takes(copies, takes, model), **distances})
+    return rows, exhibits, real
 
 
-def evaluate_copies(
-    takes: list[Take],
-    copies: list[np.ndarray],
-    sounds: list[MeasuredSound],
-    model: NeuralGuitar,
-    reference: TimbreReference | None,
-    seed: int,
-) -> dict[str, Any]:
-    """Return the figures of one model's copies, as sound [N] each and measured."""
-    halves = likeness.split_timbre(likeness.join_timbres([describe_timbre(sound) for sound in sounds]))
+def compare_with_takes(copies: list[np.ndarray], takes: list[Take], model: NeuralGuitar) -> dict[str, float | None]:
+    """Return how near sounds [N] are to the recordings that they copy, frame by frame, and what they are heard as."""
+    config, rate = model.settings.for_recordings_of(model.instrument), model.settings.audio.sample_rate
+    at_features = [resample(copy, rate, config.audio.feature_rate) for copy in copies]
+    sounds = [
+        dataclasses.replace(take.sound, audio=audio, loudness=extract_loudness(audio, config))
+        for take, audio in zip(takes, at_features)
+    ]
+    pairs = list(zip(copies, takes))
     return {
-        "stft_loss": float(np.mean([stft_loss(copy, take.audio, model) for copy, take in zip(copies, takes)])),
-        **scorecard.compare_copies([take.sound for take in takes], sounds, model.settings.features.loudness_floor),
-        "likeness": _scaled_likeness((halves[1], halves[0]), reference, seed),
+        "log_mel": float(np.mean([log_mel_distance(a, t.audio, rate, fmax=t.bandwidth) for a, t in pairs])),
+        "log_mel_8k": float(np.mean([log_mel_distance(a, t.audio, rate, fmax=_COMPARED_RATE / 2) for a, t in pairs])),
+        "stft_loss": float(np.mean([stft_loss(audio, take, model) for audio, take in pairs])),
+        "recognised": recognition_rate(np.concatenate(copies), rate, model.instrument),
+        **scorecard.compare_copies([take.sound for take in takes], sounds),
     }
 
 
-def evaluate_originals(
-    takes: list[Take], loudness_floor: float, reference: TimbreReference | None, seed: int
-) -> dict[str, Any]:
-    """Return the figures of recordings held against themselves: what a perfect copy would reach."""
-    sounds = [take.sound for take in takes]
-    halves = likeness.split_timbre(likeness.join_timbres([describe_timbre(sound) for sound in sounds]))
-    scaled = _scaled_likeness((halves[1], halves[0]), reference, seed)
-    return {"stft_loss": 0.0, **scorecard.compare_copies(sounds, sounds, loudness_floor), "likeness": scaled}
-
-
 @torch.inference_mode()
-def stft_loss(prediction: np.ndarray, target: np.ndarray, model: NeuralGuitar) -> float:
-    """Return the multi-resolution STFT loss of a sound [N] against another."""
+def stft_loss(audio: np.ndarray, take: Take, model: NeuralGuitar) -> float:
+    """Return the multi-resolution STFT loss of a sound [N] against a recording, up to where that has sound."""
     settings = model.settings.loss
     function = MultiResolutionSTFTLoss(
         settings.fft_sizes, settings.hop_sizes, settings.win_lengths, settings.mag_loss_weight, settings.eps
     )
-    return function(*(torch.from_numpy(audio)[None] for audio in (prediction, target))).total.item()
+    share = torch.tensor([take.bandwidth / (model.settings.audio.sample_rate / 2)])
+    return function(*(torch.from_numpy(each)[None] for each in (audio, take.audio)), share).total.item()
 
 
-def _scaled_likeness(outputs: tuple[Timbre, Timbre], reference: TimbreReference | None, seed: int) -> float | None:
-    if reference is None:
+def recognition_rate(audio: np.ndarray, sample_rate: int, instrument: str) -> float | None:
+    """Return in how many of its seconds a sound [N] is heard as an instrument, in percent.
+
+    None if the recogniser does not know the instrument, or if less than a second sounds.
+    """
+    recogniser = load_recogniser()
+    if instrument not in recogniser.instruments or len(audio) < sample_rate * WINDOW / RECOGNISER_RATE:
         return None
-    judged = likeness.measure_likeness(outputs, reference.halves, reference.other, seed)
-    return judged.scaled if judged else None
-
-
-def build_timbre_reference(takes: list[Take], others: list[Take]) -> TimbreReference | None:
-    """Return the timbre of the instrument and of the other one, or None where either is not given."""
-    if not takes or not others:
-        return None
-    own, other = (likeness.join_timbres([describe_timbre(take.sound) for take in group]) for group in (takes, others))
-    return TimbreReference(likeness.split_timbre(own), other)
+    return 100 * recognise(audio, sample_rate, recogniser).heard[instrument]
 
 
 # --- voices ---------------------------------------------------------------------------------------
@@ -236,9 +233,22 @@ def load_voice_versions(path: Path, rate: int, snr: float | None, seed: int) -> 
 
 
 def evaluate_voice(
-    path: Path, models: dict[str, NeuralGuitar], reference: TimbreReference | None, snr: float | None, seed: int
+    path: Path,
+    models: dict[str, NeuralGuitar],
+    real: Measures | None,
+    snr: float | None,
+    seed: int,
+    options: TransferOptions = _AS_THE_INSTRUMENT,
 ) -> list[tuple[list[Row], Exhibit]]:
     """Judge a voice on each model, without noise and with it; the notes wanted are those fitted to it without noise.
+
+    Args:
+        path: of the voice.
+        models: by the names of their rows.
+        real: what recordings of the instrument measure over time, or None.
+        snr: dB, of a second version with noise.
+        seed: of the noise.
+        options: of the transfer.
 
     Returns:
         For each version of the voice its rows, each model's and last its own, and what there is to hear and see.
@@ -250,7 +260,7 @@ def evaluate_voice(
     rate, config = model.settings.audio.feature_rate, model.settings.for_recordings_of(model.instrument)
     judged, expected = [], {}
     for name, audio in load_voice_versions(path, rate, snr, seed).items():
-        results = {sound: transfer(audio, rate, each) for sound, each in models.items()}
+        results = {sound: transfer(audio, rate, each, options) for sound, each in models.items()}
         sung = read_voice_annotation(path, len(results[MODEL].curves.f0), 1 / config.audio.frame_rate)
         expected = expected or {sound: expected_curves(result, sung) for sound, result in results.items()}
         measured = {
@@ -258,10 +268,14 @@ def evaluate_voice(
             for sound, result in results.items()
         }
         figures = {
-            sound: evaluate_transfer(result, measured[sound], expected[sound], model, reference, seed)
+            sound: {
+                **evaluate_sound(result.audio, result.sample_rate, result.curves.f0, model, real),
+                **evaluate_obedience(result.audio, measured[sound], expected[sound], model),
+                "out_of_range": scorecard.percent_out_of_range(expected_curves(result), _instrument(model)),
+            }
             for sound, result in results.items()
         }
-        figures[VOICE] = evaluate_voice_input(audio, results[MODEL], expected[MODEL], model, reference, seed)
+        figures[VOICE] = evaluate_voice_input(audio, results[MODEL], expected[MODEL], model, real)
         tracks = [Track(VOICE, audio, rate), *(Track(sound, r.audio, r.sample_rate) for sound, r in results.items())]
         rows = [{"voice": name, "sound": sound, **values} for sound, values in figures.items()]
         judged.append((rows, Exhibit(name, tracks, measured, expected[MODEL])))
@@ -269,45 +283,41 @@ def evaluate_voice(
 
 
 def expected_curves(result: TransferResult, sung: np.ndarray | None = None) -> ExpectedCurves:
-    """Return what a transfer was to play: the notes as they are held, without their releases."""
-    return ExpectedCurves(result.curves.f0, result.features.loudness.numpy(), result.curves.voiced, sung)
+    """Return what a model was told to play: the notes as they are held, without their releases."""
+    return ExpectedCurves(result.curves.f0, result.curves.loudness, result.curves.voiced, sung)
 
 
-def evaluate_transfer(
-    result: TransferResult,
-    sound: MeasuredSound,
-    expected: ExpectedCurves,
-    model: NeuralGuitar,
-    reference: TimbreReference | None,
-    seed: int,
+def evaluate_sound(
+    audio: np.ndarray, sample_rate: int, f0: np.ndarray, model: NeuralGuitar, real: Measures | None
+) -> dict[str, float | None]:
+    """Return what a sound [N] is heard as, and its distances to recordings of the instrument; f0 [T] sorts frames."""
+    measures = None if real is None else measure_sounds([audio], sample_rate, f0=[f0])
+    distances = dict.fromkeys(UNITS) if real is None else compare(real, measures)
+    return {"recognised": recognition_rate(audio, sample_rate, model.instrument), **distances}
+
+
+def evaluate_obedience(
+    audio: np.ndarray, sound: MeasuredSound, expected: ExpectedCurves, model: NeuralGuitar
 ) -> dict[str, Any]:
-    """Return the figures of one voice played by one model; ``sound`` is the result, measured."""
-    timbre, own = describe_timbre(sound), model.settings.instrument(model.instrument)
-    return {
-        **scorecard.compare_transfer(expected, sound, model.settings.features.periodicity_threshold),
-        **scorecard.measure_level(result.audio),
-        "out_of_range": scorecard.percent_out_of_range(expected_curves(result), own),
-        "likeness": _scaled_likeness((timbre, timbre), reference, seed),
-    }
+    """Return whether a sound [N] does as its curves say; ``sound`` is the same, measured."""
+    threshold = model.settings.features.periodicity_threshold
+    return {**scorecard.compare_transfer(expected, sound, threshold), **scorecard.measure_level(audio)}
 
 
 def evaluate_voice_input(
-    audio: np.ndarray,
-    result: TransferResult,
-    expected: ExpectedCurves,
-    model: NeuralGuitar,
-    reference: TimbreReference | None,
-    seed: int,
+    audio: np.ndarray, result: TransferResult, expected: ExpectedCurves, model: NeuralGuitar, real: Measures | None
 ) -> dict[str, Any]:
-    """Return the same figures of the voice as it is: its pitch in its own register, its timbre at its fitted level."""
-    sound = measure_sound(audio, model.settings.audio.feature_rate, model.settings, _device(model))
-    played = expected.played
+    """Return the same figures of the voice as it is: its pitch in its own register, its sound at its fitted one."""
+    rate, played = model.settings.audio.feature_rate, expected.played
+    sound = measure_sound(audio, rate, model.settings, _device(model))
     ratio = np.median(result.curves.f0[played] / result.features.f0.numpy()[played])
     in_register = dataclasses.replace(expected, f0=expected.f0 / ratio)
-    timbre = describe_timbre(sound, result.curves.f0, result.curves.loudness)
     return {
-        **scorecard.compare_transfer(in_register, sound, model.settings.features.periodicity_threshold),
-        **scorecard.measure_level(audio),
-        "out_of_range": scorecard.percent_out_of_range(in_register, model.settings.instrument(model.instrument)),
-        "likeness": _scaled_likeness((timbre, timbre), reference, seed),
+        **evaluate_sound(audio, rate, result.curves.f0, model, real),
+        **evaluate_obedience(audio, sound, in_register, model),
+        "out_of_range": scorecard.percent_out_of_range(in_register, _instrument(model)),
     }
+
+
+def _instrument(model: NeuralGuitar) -> InstrumentConfig:
+    return model.settings.instrument(model.instrument)

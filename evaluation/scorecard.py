@@ -1,7 +1,7 @@
 """Judge an instrument in numbers: how well a model copies recordings, and how well it plays a voice.
 
-Every measure is a function of curves and sound; ``judging.py`` runs the models. Likeness of timbre is measured in
-``likeness.py``.
+Every measure is a function of curves and sound; ``judging.py`` runs the models. What is here checks that a model does
+as it is told, which an untrained one does too; ``distributions.py`` and ``recogniser.py`` measure what must be learned.
 """
 
 import math
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import librosa
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import stats
@@ -20,13 +19,10 @@ from sound.audio_files import prepare_audio
 
 AUDIBLE_LEVEL = -60.0  # dB, A-weighted: quieter frames count as rests
 CONFIDENT_PERIODICITY = 0.85  # periodicity from which a pitch is held against another
-OUTLIER_SEMITONES = 12.0  # semitones: an f0 further off is a wrong note, no longer an inaccuracy
 RELEASE_SECONDS = 0.1  # s after a note in which it may ring on
 ATTACK_SECONDS = 0.02  # s before a note into which its first frame's fade may reach
 RANGE_TOLERANCE = 0.5  # semitones beyond the instrument's range that still count as inside
 _FLOOR = -120.0  # dBFS, the lowest level that is told from silence
-_MEL_FLOOR = -80.0  # dBFS of a mel band: what is below is not heard
-N_FFT = 1024  # samples of a spectrum
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -83,18 +79,6 @@ def decibels(power: np.ndarray, floor: float) -> np.ndarray:
     return 10 * np.log10(np.maximum(power, 10 ** (floor / 10)))
 
 
-def power_spectrum(sound: MeasuredSound) -> np.ndarray:
-    """Return power [F, T]; a sine of full scale has 1 in its bin."""
-    spectrum = librosa.stft(sound.audio, n_fft=N_FFT, hop_length=sound.hop_length)[:, : len(sound.f0)]
-    return np.abs(spectrum) ** 2 / (N_FFT / 4) ** 2
-
-
-def log_mel(sound: MeasuredSound) -> np.ndarray:
-    """Return the level of 80 mel bands in dBFS, -80 at least: [80, T]."""
-    bands = librosa.feature.melspectrogram(S=power_spectrum(sound), sr=sound.sample_rate, n_mels=80, norm=None)
-    return decibels(bands, _MEL_FLOOR)
-
-
 def _mean(values: np.ndarray) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
@@ -110,46 +94,28 @@ def _quantile(values: np.ndarray, share: float) -> float | None:
 # --- resynthesis ----------------------------------------------------------------------------------
 
 
-def compare_copies(
-    recordings: Sequence[MeasuredSound], copies: Sequence[MeasuredSound], loudness_floor: float
-) -> dict[str, float | None]:
+def compare_copies(recordings: Sequence[MeasuredSound], copies: Sequence[MeasuredSound]) -> dict[str, float | None]:
     """Compare recordings with what a model makes of their curves; the frames of all count alike.
 
     Args:
         recordings: of the instrument.
-        copies: of the same lengths.
-        loudness_floor: dB, the least that is measured; of a frame there a model only knows that it is no louder, so
-            its pitch is not judged.
+        copies: of the same lengths; their pitch is not looked at.
 
     Returns:
-        The figures of ``RESYNTHESIS`` that curves and sound give; None where there is no such frame.
+        Error and bias of loudness where the recordings sound, the level where they rest; None without such a frame.
     """
-    pairs = list(zip(recordings, copies, strict=True))
-    for recording, copy in pairs:
+    errors, rests = [], []
+    for recording, copy in zip(recordings, copies, strict=True):
         assert len(recording.f0) == len(copy.f0), f"{len(recording.f0)} frames against {len(copy.f0)}"
-    gathered = [_frame_errors(recording, copy, loudness_floor) for recording, copy in pairs]
-    loudness, cents, mel, rests = (np.concatenate(parts) for parts in zip(*gathered))
-    outliers = cents > 100 * OUTLIER_SEMITONES
+        sounding = recording.loudness > AUDIBLE_LEVEL
+        errors.append((copy.loudness - recording.loudness)[sounding])
+        rests.append(frame_levels(copy)[find_rests(sounding, recording.frame_rate)])
+    loudness = np.concatenate(errors)
     return {
         "loudness_l1": _mean(np.abs(loudness)),
         "loudness_bias": _mean(loudness),
-        "f0_l1": _mean(cents[~outliers]),
-        "f0_outliers": _percent(outliers),
-        "log_mel": _mean(mel),
-        "rest_level": _quantile(rests, 0.5),
+        "rest_level": _quantile(np.concatenate(rests), 0.5),
     }
-
-
-def _frame_errors(recording: MeasuredSound, copy: MeasuredSound, loudness_floor: float) -> tuple[np.ndarray, ...]:
-    """Return errors of loudness (dB), of pitch (cents) and of mel bands (dB), and levels in rests, of their frames."""
-    sounding = recording.loudness > AUDIBLE_LEVEL
-    confident = (recording.periodicity >= CONFIDENT_PERIODICITY) & (recording.loudness > loudness_floor)
-    return (
-        (copy.loudness - recording.loudness)[sounding],
-        cents_between(copy.f0, recording.f0)[confident],
-        np.abs(log_mel(copy) - log_mel(recording))[:, sounding].mean(axis=0),
-        frame_levels(copy)[find_rests(sounding, recording.frame_rate)],
-    )
 
 
 # --- transfer -------------------------------------------------------------------------------------
@@ -160,7 +126,7 @@ class ExpectedCurves:
     """What an instrument was to play, [T] each."""
 
     f0: np.ndarray  # Hz, fitted to the instrument
-    loudness: np.ndarray  # dB, A-weighted, of the voice
+    loudness: np.ndarray  # dB, A-weighted, that the model was told to reach
     played: np.ndarray  # bool, where there are notes
     sung: np.ndarray | None = None  # Hz, the voice's own pitch as annotated, 0 where nothing is sung
 
@@ -179,16 +145,15 @@ def compare_transfer(expected: ExpectedCurves, output: MeasuredSound, threshold:
     cents = cents_between(output.f0[:n_frames][confident], f0[confident])
     sounding = (output.periodicity[:n_frames] >= threshold) & (output.loudness[:n_frames] > AUDIBLE_LEVEL)
     rests = find_rests(played, output.frame_rate)
-    audible = np.maximum(
-        output.loudness[:n_frames], AUDIBLE_LEVEL
-    )  # a lost soft end costs what is heard, not 20 dB more
+    # A lost soft end costs what is heard, not 20 dB more.
+    audible, told = (np.maximum(values[:n_frames], AUDIBLE_LEVEL) for values in (output.loudness, loudness))
     return {
         "f0_median": _quantile(cents, 0.5),
         "f0_p95": _quantile(cents, 0.95),
         "octave": None if expected.sung is None else percent_in_octave(expected.sung, output),
         "precision": _percent(played[sounding & (played | rests)]),
         "recall": _percent(sounding[played]),
-        "loudness_correlation": _correlation(audible[played], loudness[played]),
+        "loudness_correlation": _correlation(audible[played], told[played]),
         "pause_level": _quantile(frame_levels(output)[:n_frames][rests], 0.95),
     }
 

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from evaluation.scorecard import ExpectedCurves, MeasuredSound
-from evaluation.scorecard_tables import SECTIONS, format_value
+from evaluation.scorecard_tables import format_value, tables_of
 from sound.feature_plots import THEMES, draw_spectrogram, plot_features
 from sound.report_page import Tile, data_uri, draw_picture, render_page
 
@@ -63,9 +63,9 @@ def build_scorecard_page(report: dict[str, Any], exhibits: list[Exhibit]) -> str
         "evaluation/scorecard_page.html",
         f"{report['instrument'].capitalize()} scorecard",
         _facts(report),
-        [_tile(target) for target in report["targets"]],
+        [_tile(target) for target in sorted(report["targets"], key=lambda target: target["sanity"])],
         report=report,
-        sections=SECTIONS,
+        tables=tables_of(report),
         format_value=format_value,
         exhibits=[
             ("Voices", "What was sung, and what the instrument makes of it.", voices),
@@ -86,9 +86,10 @@ def _facts(report: dict[str, Any]) -> list[str]:
 
 
 def _tile(target: dict[str, Any]) -> Tile:
-    worst = "–" if target["worst"] is None else f"{target['worst']:.3g}"
+    value = "–" if target["value"] is None else f"{target['value']:.3g}"
     verdict = ("OK", "good") if target["met"] else ("MISS", "bad")
-    return Tile(target["figure"], worst, f"{target['section']}, {target['limit']}", *verdict)
+    kind = "sanity, " * target["sanity"]
+    return Tile(target["figure"], value, f"{kind}{target['section']}, {target['limit']}", *verdict)
 
 
 def _voice(exhibit: Exhibit) -> _Card:

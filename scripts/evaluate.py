@@ -1,11 +1,11 @@
 """Judge a model: how well it copies held-out recordings of its instrument, and how well it plays voices.
 
     ./venv/bin/python scripts/evaluate.py --checkpoint checkpoints/pretrained/trumpet.pth --input examples \\
-        --data_dir data/processed/trumpet --other_dir data/processed/guitar --snr 20 --html out/trumpet.html
+        --data_dir data/processed/trumpet --snr 20 --html out/trumpet.html
 
 ``--data_dir`` holds processed recordings, of which those are taken that train.py holds out, or plain recordings that
 no training has seen, which are all taken. Beside the model stand an untrained one, the recording or voice itself, and,
-with ``--baseline``, another checkpoint. Same files and seed, same figures on one machine.
+with ``--baseline``, other checkpoints, of any rate. Same files and seed, same figures on one machine.
 """
 
 import argparse
@@ -21,10 +21,8 @@ from tqdm import tqdm
 from checkpoint import load_model, read_checkpoint
 from config import get_device
 from evaluation.judging import (
-    BASELINE,
     MODEL,
     UNTRAINED,
-    build_timbre_reference,
     evaluate_takes,
     evaluate_voice,
     find_sound_files,
@@ -34,6 +32,7 @@ from evaluation.scorecard_page import Exhibit, build_scorecard_page
 from evaluation.scorecard_tables import check_targets, format_tables, format_targets
 from model import NeuralGuitar, build_model
 from sound.atomic_files import hash_file, write_text
+from voice.fitting import ARTICULATIONS, TransferOptions
 
 log = logging.getLogger("evaluate")
 
@@ -46,19 +45,16 @@ def load_models(args: argparse.Namespace) -> dict[str, NeuralGuitar]:
     """
     device = get_device(args.device)
     models = {MODEL: load_model(args.checkpoint, device)}
-    if args.baseline:
-        models[BASELINE] = load_model(args.baseline, device)
-        _check_baseline(models[BASELINE], models[MODEL])
+    for path in args.baseline:
+        if path.stem in models:
+            raise ValueError(f"two baselines are called {path.stem}; rename one, for the tables go by these names")
+        models[path.stem] = load_model(path, device)
+        if models[path.stem].instrument != models[MODEL].instrument:
+            raise ValueError(
+                f"--baseline {path} plays {models[path.stem].instrument}, but --checkpoint {models[MODEL].instrument}"
+            )
     models[UNTRAINED] = build_untrained(models[MODEL], args.seed).to(device)
     return models
-
-
-def _check_baseline(baseline: NeuralGuitar, model: NeuralGuitar) -> None:
-    if baseline.instrument != model.instrument:
-        raise ValueError(f"--baseline plays {baseline.instrument}, but --checkpoint {model.instrument}")
-    for section in ("audio", "features"):
-        if getattr(baseline.settings, section) != getattr(model.settings, section):
-            raise ValueError(f"--baseline has other {section} settings than --checkpoint; they cannot be compared")
 
 
 def build_untrained(model: NeuralGuitar, seed: int) -> NeuralGuitar:
@@ -76,8 +72,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, required=True, help="the model to judge")
     parser.add_argument("--input", type=Path, nargs="+", default=[], help="voices: sound files, or folders of them")
     parser.add_argument("--data_dir", type=Path, help="recordings of the instrument; those held out are copied")
-    parser.add_argument("--other_dir", type=Path, help="recordings of another instrument, the 1 of likeness")
-    parser.add_argument("--baseline", type=Path, help="another checkpoint, to stand in the same tables")
+    parser.add_argument(
+        "--baseline", type=Path, nargs="+", default=[], help="other checkpoints, to stand in the same tables"
+    )
+    parser.add_argument(
+        "--articulation", choices=ARTICULATIONS, help="how voices are played: follow or pluck (by instrument)"
+    )
     parser.add_argument("--snr", type=float, help="judge each voice also with white noise so many dB below it")
     parser.add_argument("--targets", action="store_true", help="list what is to be reached; exit with 1 on a miss")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -87,8 +87,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.input and not args.data_dir:
         parser.error("give voices by --input, recordings by --data_dir, or both")
-    if args.other_dir and not args.data_dir:
-        parser.error("--other_dir needs --data_dir: likeness is measured between the two")
     if args.snr is not None and not -20 <= args.snr <= 100:
         parser.error("--snr should be between -20 and 100 dB")
     return args
@@ -106,14 +104,13 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Exhibit], int]:
     models = load_models(args)
     model, voices = models[MODEL], find_sound_files(args.input)
     trained = read_checkpoint(args.checkpoint)
-    takes = read_takes(args.data_dir, model, own=True, trained=trained) if args.data_dir else []
-    others = read_takes(args.other_dir, model, own=False) if args.other_dir else []
-    instrument = build_timbre_reference(takes, others)
-    resynthesis, exhibits = evaluate_takes(takes, models, instrument, args.seed)
+    takes = read_takes(args.data_dir, model, trained) if args.data_dir else []
+    resynthesis, exhibits, real = evaluate_takes(takes, models, args.seed)
+    options = TransferOptions(articulation=args.articulation)
     played, failed = [], 0
     for path in tqdm(voices, desc="voices", unit="file", leave=False):
         try:
-            judged = evaluate_voice(path, models, instrument, args.snr, args.seed)
+            judged = evaluate_voice(path, models, real, args.snr, args.seed, options)
         except (ValueError, OSError) as error:
             log.error("evaluate.py: %s", str(error) if str(path) in str(error) else f"{path}: {error}")
             failed += 1
@@ -135,7 +132,9 @@ def describe(args: argparse.Namespace, content: dict[str, Any], models: dict[str
         "epoch": content["epoch"],
         "step": content["step"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "baseline": _describe_baseline(args.baseline),
+        "plucked": args.articulation != "follow"
+        and model.settings.instrument(model.instrument).articulation == "plucked",
+        "baselines": [_describe_baseline(path) for path in args.baseline],
         "snr": args.snr,
         "seed": args.seed,
         "torch": torch.__version__,
@@ -143,9 +142,7 @@ def describe(args: argparse.Namespace, content: dict[str, Any], models: dict[str
     }
 
 
-def _describe_baseline(path: Path | None) -> str | None:
-    if path is None:
-        return None
+def _describe_baseline(path: Path) -> str:
     content = read_checkpoint(path)
     return f"{path.name}, preset `{content['preset']}` after {content['step']:,} steps"
 
@@ -155,10 +152,13 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         report, exhibits, failed = run(args)
-        report["targets"] = check_targets(report, MODEL)
+        report["targets"], untrained = check_targets(report, MODEL), check_targets(report, UNTRAINED)
+        report["untrained_targets"] = untrained
         print(format_tables(report))
         if args.targets:
             print(f"\n{format_targets(report['targets'])}")
+            missed = sum(not target["met"] for target in untrained if not target["sanity"])
+            print(f"\nThe untrained model misses {missed} of {sum(not target['sanity'] for target in untrained)}.")
         if args.json:
             write_text(args.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
         if args.html:
