@@ -1,11 +1,10 @@
 """Recorded notes of real instruments: which files they are, what each may be used for, and melodies strung from them.
 
-A file's name gives its instrument and its pitch, and the pitch gives its role, so that no sound on which an instrument
-model is trained or measured also trains the recogniser. The stringer is simple on purpose and is not the one that
-renders training data of instrument models: the recogniser must not learn the ways of a sampler.
+A file's name gives its instrument, pitch and role by the rule of ``recordings/samples.py``, so that no sound on which
+an instrument model is trained or measured also trains the recogniser. The stringer is simple on purpose and is not the
+one that renders training data of instrument models: the recogniser must not learn the ways of a sampler.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,24 +12,12 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import map_coordinates
 
+from recordings.samples import parse_name
 from sound.audio_files import load_audio
 
-RECOGNISER, HELD_OUT, MODEL = "recogniser", "held_out", "model"  # roles
+RECOGNISER, HELD_OUT = "recogniser", "held_out"  # roles
 SUSTAINED = frozenset({"trumpet", "saxophone", "violin", "flute", "clarinet", "oboe", "bassoon", "trombone", "cello"})
-MODELLED = frozenset({"trumpet", "saxophone", "violin", "flute"})  # the instruments of models, beside the guitar
-SPLIT_RULE = (
-    "Philharmonia, by the pitch p (MIDI) of the name: held out if p % 12 == 3; of trumpet, saxophone, violin and flute "
-    "the recogniser has p % 6 == 0, and the trumpet's E3, A3, A4, G5 and A5; of the other instruments it has the rest. "
-    "Shinyguitar, round robin 4: the recogniser has every second pitch, the others are held out. VSCO 2 and FreePats: "
-    "held out."
-)
 LIBRARY_RATE = 32000  # Hz: twice what is needed, so that bending a note by interpolation does not dull it
-# Of the trumpet there is next to nothing at F#: by the rule alone it would not be known below C4 and above C5.
-_ALSO_RECOGNISER = {"trumpet": (52, 57, 69, 79, 81)}  # E3, A3, A4, G5, A5
-_SEMITONES = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
-_ACCIDENTALS = {"": 0, "s": 1, "#": 1, "sharp": 1, "b": -1}
-_NOTE = re.compile(r"([a-g])(sharp|s|#|b|)(\d)", re.IGNORECASE)
-_SHINY_PITCHES = (37, 40, 42, 45, 48, 51, 54, 57, 60, 63, 66, 69, 72, 75, 78, 81, 84)  # MIDI, C#2 to C6
 _AUDIBLE = 1e-3  # of the peak: what is 60 dB less at either end of a file is cut off
 _FARTHEST = 3.5  # semitones from the nearest recording: a pitch beyond is replaced by a recorded one
 _SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9), (0, 3, 5, 7, 10), tuple(range(12)))
@@ -72,44 +59,18 @@ def find_notes(data_dir: Path) -> list[RecordedNote]:
 
 
 def read_name(path: Path) -> RecordedNote | None:
-    """Return what a file's name says, or None if it is not of a note.
-
-    Understood are the names of the Philharmonia's samples, of Shinyguitar (notes, without releases and mutes), of
-    VSCO 2's sustained trumpet and of FreePats' classical guitar.
-    """
-    parts = path.stem.split("_")
-    if path.suffix == ".mp3" and len(parts) == 5 and (pitch := read_pitch(parts[1])) is not None:
-        role = role_of_pitch(parts[0], pitch)
-        return RecordedNote(path, parts[0], pitch, role, "philharmonia", parts[2] == "phrase")
-    if path.suffix != ".flac":
+    """Return what a file's name says, or None if it is not of a note or phrase in a collection that is known."""
+    sample = parse_name(path.name) if path.suffix in (".mp3", ".flac") else None
+    if sample is None or sample.kind not in ("note", "phrase"):
         return None
-    if len(parts) == 4 and parts[1].startswith("vl") and (pitch := read_pitch(parts[0])) in _SHINY_PITCHES:
-        odd = _SHINY_PITCHES.index(pitch) % 2 == 1
-        role = MODEL if parts[2] != "rr4" else RECOGNISER if odd else HELD_OUT
-        return RecordedNote(path, "guitar", pitch, role, "shiny")
-    if len(parts) == 4 and parts[0] == "sus" and (pitch := read_pitch(parts[3])) is not None:
-        return RecordedNote(path, "trumpet", pitch + 12, HELD_OUT, "vsco")  # its names are an octave low
-    if len(parts) == 1 and (pitch := read_pitch(parts[0])) is not None:
-        pitch += 12 if pitch <= 33 else 0  # so are G1, G#1 and A1 of this guitar
-        return RecordedNote(path, "guitar", pitch, HELD_OUT, "freepats")
-    return None
-
-
-def read_pitch(name: str) -> int | None:
-    """Return the MIDI number of a note's name (C#4, Cs4, csharp4, db4), or None if it is none."""
-    match = _NOTE.fullmatch(name)
-    if match is None:
-        return None
-    letter, accidental, octave = match.groups()
-    return 12 * (int(octave) + 1) + _SEMITONES[letter.lower()] + _ACCIDENTALS[accidental.lower()]
-
-
-def role_of_pitch(instrument: str, pitch: int) -> str:
-    """Return the role of a Philharmonia file by the pitch that its name gives (SPLIT_RULE)."""
-    if pitch % 12 == 3:
-        return HELD_OUT
-    recognised = instrument not in MODELLED or pitch % 6 == 0 or pitch in _ALSO_RECOGNISER.get(instrument, ())
-    return RECOGNISER if recognised else MODEL
+    if path.suffix == ".mp3":
+        room = "philharmonia"
+    elif sample.instrument == "trumpet":
+        room = "vsco"
+    else:
+        room = "shiny" if "_" in path.stem else "freepats"
+    pitch = sample.midi + 12 * (room == "freepats" and sample.midi <= 33)  # the names of its lowest are an octave low
+    return RecordedNote(path, sample.instrument, pitch, sample.role, room, sample.length == "phrase")
 
 
 def read_sound(note: RecordedNote) -> Sound | None:

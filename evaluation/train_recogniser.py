@@ -30,7 +30,6 @@ from evaluation.recorded_notes import (
     HELD_OUT,
     LIBRARY_RATE,
     RECOGNISER,
-    SPLIT_RULE,
     RecordedNote,
     Sound,
     find_notes,
@@ -240,7 +239,7 @@ def write_record(
     """Write what the recogniser was made from and how good it is."""
     record = {
         "licence": LICENCE,
-        "split": SPLIT_RULE,
+        "split": "recordings.samples.assign_role",
         "instruments": INSTRUMENTS,
         "command": f"python -m evaluation.train_recogniser --data_dir DIR --steps {args.steps} --seed {args.seed}",
         "seed": args.seed,
