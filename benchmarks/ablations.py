@@ -1,7 +1,7 @@
 """Change a model one thing at a time: train each variant on the same data, seed and schedule, and judge them alike.
 
-    ./venv/bin/python benchmarks/ablations.py --data_dir data/processed/trumpet --other_dir data/processed/guitar \\
-        --input examples/hum.wav --epochs 2 --half_life 250 --output_dir out/ablation --json out/ablation.json
+    ./venv/bin/python benchmarks/ablations.py --data_dir data/processed/trumpet --input examples/hum.wav \\
+        --epochs 2 --half_life 250 --output_dir out/ablation --json out/ablation.json
 
 Each row is a training of its own, by train.py in a process of its own, in ``--output_dir``. Stop it at any time: the
 same command continues there, and with more ``--epochs`` all rows train on. Another schedule or other data need another
@@ -50,8 +50,8 @@ VARIANTS: dict[str, tuple[str, str, Changes]] = {  # name: what it is, the prese
     "reverb": ("without the rise, learned reverb", "tiny", {"model": {**_PROJECTED, "reverb_seconds": 0.3}}),
 }
 # Pitch and pauses are exact by construction: no variant changes them.
-_COPIES = ("stft_loss", "log_mel", "loudness_l1", "likeness")
-_PLAYED = ("loudness_correlation", "likeness")
+_COPIES = ("stft_loss", "log_mel", "loudness_l1", "recognised")
+_PLAYED = ("loudness_correlation", "recognised")
 
 
 class Row(NamedTuple):
@@ -120,14 +120,13 @@ def train(row: Row, folder: Path, args: argparse.Namespace) -> None:
 def judge(row: Row, path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of a trained row: of its copies, and the worst of the voices that it plays."""
     content, model = read_checkpoint(path), load_model(path, get_device(args.device))
-    models, takes = {judging.MODEL: model}, judging.read_takes(args.data_dir, model, own=True, trained=content)
-    others = judging.read_takes(args.other_dir, model, own=False) if args.other_dir else []
-    instrument = judging.build_timbre_reference(takes, others)
-    copies = judging.evaluate_takes(takes, models, instrument, seed=0)[0][0]
+    models, takes = {judging.MODEL: model}, judging.read_takes(args.data_dir, model, content)
+    rows, _, real = judging.evaluate_takes(takes, models, seed=0)
+    copies = rows[0]
     voices = [
         rows[0]
         for path in judging.find_sound_files(args.input)
-        for rows, _ in judging.evaluate_voice(path, models, instrument, None, seed=0)
+        for rows, _ in judging.evaluate_voice(path, models, real, None, seed=0)
     ]
     return {
         "row": row.title,
@@ -164,7 +163,6 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train variants of a model alike, and judge them alike.")
     parser.add_argument("--data_dir", type=Path, required=True, help="processed recordings of the instrument")
-    parser.add_argument("--other_dir", type=Path, help="of another instrument, the 1 of likeness")
     parser.add_argument("--input", type=Path, nargs="+", default=[], help="voices: sound files, or folders of them")
     rows = list(map(Row, VARIANTS, [0] * len(VARIANTS)))
     parser.add_argument("--rows", type=read_row, nargs="+", default=rows, help=f"{', '.join(VARIANTS)} (default all)")

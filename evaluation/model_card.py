@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from checkpoint import PRETRAINED_DIR, read_checkpoint
@@ -56,7 +57,7 @@ It is meant for turning a sung, hummed or whistled melody, or curves of one's ow
 
 _SCORECARD = """## Scorecard
 
-Measured by `scripts/evaluate.py` on {date}. The section "Judging a model" of the README says what each figure means.
+Measured by `scripts/evaluate.py` on {date}; docs/judging.md says what each figure means.
 {baseline}
 {tables}
 
@@ -67,23 +68,24 @@ Targets
 """
 
 
-def format_scorecard(path: Path, checkpoint: Path) -> str:
-    """Return the card's section with the figures that scripts/evaluate.py wrote to ``path``.
+def format_scorecard(path: Path, checkpoints: Sequence[Path]) -> str:
+    """Return the card's section with the main figures that scripts/evaluate.py wrote to ``path``.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: no such report, or of another checkpoint than this one.
+        ValueError: no such report, or of none of these checkpoints.
     """
     try:
         report = json.loads(path.read_text())
         date, judged, name = report["date"][:10], report["sha256"], report["checkpoint"]
-        baseline = f"The baseline is {report['baseline']}.\n" if report["baseline"] else ""
-        tables, targets = format_tables(report), format_targets(report["targets"])
+        baseline = f"Baselines: {'; '.join(report['baselines'])}.\n" if report["baselines"] else ""
+        tables, targets = format_tables(report, sanity=False), format_targets(report["targets"])
         text = _SCORECARD.format(date=date, baseline=baseline, tables=tables, targets=targets)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a report of scripts/evaluate.py --json") from error
-    if judged != hash_file(checkpoint):
-        raise ValueError(f"{path} judges another file ({name}) than {checkpoint}; run scripts/evaluate.py on this one")
+    if judged not in map(hash_file, checkpoints):
+        files = " or ".join(map(str, checkpoints))
+        raise ValueError(f"{path} judges another file ({name}) than {files}; run scripts/evaluate.py on that")
     return text
 
 

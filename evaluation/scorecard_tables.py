@@ -90,25 +90,26 @@ TRANSFER = (
 SECTIONS = (("resynthesis", ("sound",), RESYNTHESIS), ("transfer", ("voice", "sound"), TRANSFER))  # of a report
 
 
-def format_tables(report: dict[str, Any]) -> str:
+def format_tables(report: dict[str, Any], sanity: bool = True) -> str:
     """Lay a report out as Markdown tables that can also be read as they stand, what is sanity in tables of its own.
 
     Args:
         report: from ``scripts/evaluate.py``: ``resynthesis`` and ``transfer``, lists of rows of figures.
+        sanity: whether to add the tables of what an untrained model reaches too.
     """
     parts = []
-    for title, section, labels, columns in tables_of(report):
+    for title, section, labels, columns in tables_of(report, sanity):
         cells = [[*labels, *(column.heading for column in columns)]]
         cells += [_cells(row, labels, columns) for row in report[section]]
         parts.append(f"{title}\n\n{_format(cells)}")
     return "\n\n".join(parts)
 
 
-def tables_of(report: dict[str, Any]) -> list[tuple[str, str, tuple[str, ...], list[Column]]]:
+def tables_of(report: dict[str, Any], sanity: bool = True) -> list[tuple[str, str, tuple[str, ...], list[Column]]]:
     """Return the tables of a report: title, section, label columns and figure columns of each."""
     return [
-        (f"{section.capitalize()}{', sanity' * sanity}", section, labels, [c for c in columns if c.sanity == sanity])
-        for sanity in (False, True)
+        (f"{section.capitalize()}{', sanity' * kind}", section, labels, [c for c in columns if c.sanity == kind])
+        for kind in sorted({False, sanity})
         for section, labels, columns in SECTIONS
         if report[section]
     ]

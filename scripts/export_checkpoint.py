@@ -110,7 +110,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--licence", required=True, help="of that data, for the card")
     parser.add_argument("--command", help="the exact command that trained it, for the card")
     parser.add_argument("--card_note", help="anything else that a user should know, for the card")
-    parser.add_argument("--scorecard", type=Path, help="what scripts/evaluate.py --json wrote on this checkpoint")
+    parser.add_argument("--scorecard", type=Path, help="what scripts/evaluate.py --json wrote on it, or on --output")
     parser.add_argument("--half", action="store_true", help="weights of 16 bits: half the size, and sounds the same")
     parser.add_argument("--replace_shipped", action="store_true", help="allow --output to be a shipped model")
     args = parser.parse_args(argv)
@@ -133,7 +133,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     card, replaced = args.output.with_suffix(".md"), args.output.exists()
     try:
-        scorecard = format_scorecard(args.scorecard, args.checkpoint) if args.scorecard else ""
+        judged = [args.checkpoint, *([args.output] if replaced else [])]  # or what it was exported to before
+        scorecard = format_scorecard(args.scorecard, judged) if args.scorecard else ""
         model = export(args.checkpoint, args.output, args.half)
         text = format_card(args.output, model, args.data, args.licence, args.command, args.card_note, scorecard)
         write_text(card, text)

@@ -144,7 +144,7 @@ def test_blocks_do_not_change_what_is_heard(trained: Path):
 
 def test_a_take_is_copied_with_its_plucks(trained: Path):
     model = load_model(trained)
-    take = read_takes(trained.parent / "data", model, own=True)[0]
+    take = read_takes(trained.parent / "data", model)[0]
     assert np.isfinite(resynthesize_take(take, model, 0)).all()
 
 
