@@ -38,6 +38,13 @@ def test_the_result_follows_the_tune(model, song: np.ndarray) -> None:
     assert 7 < loud - soft < 17  # 12 dB in the voice, the slope lies between 0.7 and 1.3
 
 
+def test_channels_may_stand_either_way_and_upside_down(model, song: np.ndarray) -> None:
+    """torchaudio's [2, N] and soundfile's [N, 2] are one recording, and a side that is upside down silences nothing."""
+    mono, sides = transfer.transfer(song, RATE, model).audio, np.stack([song, -song])
+    for stereo in (np.stack([song, song]), sides, sides.T):
+        assert np.array_equal(transfer.transfer(stereo, RATE, model).audio, mono)
+
+
 def test_rests_are_silent(model, song: np.ndarray) -> None:
     result = transfer.transfer(song, RATE, model)
     for rest in (slice(0, 45), slice(164, 195), slice(314, 345)):
