@@ -156,7 +156,7 @@ class ExperimentLog:
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
     def _append(self, record: dict[str, Any]) -> None:
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def _try_to(self, action: Callable[..., Any], *arguments: Any) -> Any:
@@ -182,7 +182,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the records of a run, oldest first; a last line that a crash cut short is left out."""
     path = folder / "metrics.jsonl"
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
@@ -203,5 +203,5 @@ def write_run_page(folder: Path) -> None:
     }
     # "<" would end the script in which the data stands.
     data = json.dumps(content).replace("<", "\\u003c")
-    page = _TEMPLATE.read_text().replace("{{name}}", html.escape(folder.name)).replace("{{data}}", data)
+    page = _TEMPLATE.read_text(encoding="utf-8").replace("{{name}}", html.escape(folder.name)).replace("{{data}}", data)
     write_text(folder / "index.html", page)

@@ -114,7 +114,7 @@ def _read_columns(path: Path) -> np.ndarray:
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         # A note in another column may be in any encoding; the numbers are the same in all of them.
-        lines = content.decode("utf-16" if is_utf16 else "utf-8-sig", "strict" if is_utf16 else "replace").splitlines()
+        lines = content.decode("utf-16" if is_utf16 else "utf-8-sig", "replace").splitlines()
         lines = [line for line in lines if line.strip()]
         if lines and lines[0].lower().startswith("sep="):  # by which Excel is told
             del lines[0]
