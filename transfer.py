@@ -199,7 +199,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--instrument", help="a shipped model, such as trumpet (the default)")
     parser.add_argument("--checkpoint", type=Path, help="your own model instead, such as checkpoints/latest.pth")
     _add_options(parser)
-    parser.add_argument("--causal", action="store_true", help="as live.py plays it: nothing is known of what follows")
+    parser.add_argument("--causal", action="store_true", help="as live.py plays it: without look-ahead, up to 1,975 Hz")
     parser.add_argument("--stems", action="store_true", help="also write the harmonic and the noise part")
     parser.add_argument("--export_controls", type=Path, help="write what is played as curves that can be edited (CSV)")
     parser.add_argument("--midi", type=Path, help="write the notes, with bends, as a MIDI file")

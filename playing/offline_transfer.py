@@ -24,7 +24,7 @@ from sound.audio_files import SpooledAudio, block_slices, mix_channels, prepare_
 from voice.curves import Curves, Melody, shape_notes
 from voice.fitting import TransferOptions, fit_melody, fit_register, fraction_out_of_range, pluck_curves
 from voice.instrument_profile import InstrumentProfile
-from voice.melody import extract_melody
+from voice.melody import extract_melody, trace_whistling
 from voice.midi import chord_fraction, make_monophonic, melody_from_notes, read_midi
 from voice.note_finder import SungNote, find_notes
 
@@ -164,6 +164,8 @@ def transfer_causal(
     curves = frames_to_curves(frames[:n_frames])
     outside = fraction_out_of_range(curves.f0[curves.voiced], InstrumentProfile.of(model))
     fit_report = {"semitones": stream.fitter.semitones, "loudness_gain": stream.fitter.gain}
+    whistle, too_high = trace_whistling(voice, model.settings)
+    fit_report["share_too_high"] = float((too_high | (whistle > 0)).mean())
     entries = {**NO_VOICE, **fit_report, "share_out_of_range": outside, "causal": True}
     peak_gain = stream.peak_gain + 20 * float(np.log10(gain))
     report = make_report(model.instrument, len(stems[0]) / sample_rate, entries, curves, peak_gain, started)
