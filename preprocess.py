@@ -79,7 +79,7 @@ def process_recording(job: Job, config: Config) -> JobOutcome:
         recording = extract_recording(job, digest, config.for_recordings_of(job.instrument))
         save_recording(job.target, recording)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        return JobOutcome(job, "failed", str(error))
+        return JobOutcome(job, "failed", str(error) or "not enough memory")  # of which a MemoryError says nothing
     finally:
         torch.set_num_threads(n_threads)
     return JobOutcome(job, "written")

@@ -187,7 +187,8 @@ def _play_job(
     try:
         return transfer_file(*job, model, args, has_bar).report
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        return str(error) if str(job[0]) in str(error) else f"{job[0]}: {error}"
+        said = str(error) or "not enough memory"  # of which a MemoryError says nothing
+        return said if str(job[0]) in said else f"{job[0]}: {said}"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -101,7 +101,7 @@ def test_no_name_ends_the_run_of_a_folder(checkpoint_path: Path, tmp_path: Path)
     assert len(json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))) == 4
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no kernel for this shape"), MemoryError("out of memory")])
+@pytest.mark.parametrize("error", [RuntimeError("no kernel for this shape"), MemoryError()])
 def test_an_error_in_a_file_is_that_files_failure(
     checkpoint_path: Path, tmp_path: Path, caplog, monkeypatch, error
 ) -> None:
@@ -117,7 +117,7 @@ def test_an_error_in_a_file_is_that_files_failure(
     monkeypatch.setattr(transfer, "transfer_file", fail_at_b)
     out = tmp_path.parent / f"{tmp_path.name}_out"
     assert run("--input", tmp_path, "--checkpoint", checkpoint_path, "--output", out, "--num_workers", 1) == 1
-    assert "b.wav" in caplog.text and str(error) in caplog.text
+    assert f"b.wav: {str(error) or 'not enough memory'}" in caplog.text
     assert sorted(path.name for path in out.iterdir()) == ["a.wav_trumpet.wav", "c.wav_trumpet.wav"]
 
 
