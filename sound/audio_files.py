@@ -34,6 +34,7 @@ _IN_MEMORY_BYTES = 2**23  # of a Scratch: two minutes at 16 kHz
 _RATES = range(1000, 1_000_001)  # Hz; what states another is damaged or malicious, and may become terabytes
 _AUDIBLE_POWER = 1e-7  # -70 dBFS: of less it does not matter how it is mixed
 _CANCELLED_POWER = 0.01  # share of the channels' power that is left of their average where one is upside down
+_FADE_SAMPLES = 256  # from one way of mixing to another, that it does not click
 _MAX_CHANNELS = 8  # of an array; a longer axis is time
 _PADDING_SECONDS = 0.1  # what FFmpeg finds beyond libsndfile's end is sound if longer, else an encoder's own frames
 _LOUDEST = 1e4  # 80 dB over full scale: whatever is beyond is no sound, and its square may overflow
@@ -211,18 +212,25 @@ def _mix_blocks(blocks: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]
     Some phones, cables and effects record one side upside down, and the average would be silence. What sounds on one
     side only is as loud either way, so nothing is lost by a wrong guess; the guess ends where the average is louder.
     """
-    signs, has_warned = None, False
+    before, has_warned = None, False
     for channels in blocks:
         average = channels.mean(axis=1)
+        equal = np.full(channels.shape[1], 1 / channels.shape[1], np.float32)
+        weights = equal if before is None else before
         if channels.shape[1] > 1 and (power := _power(channels)) > _AUDIBLE_POWER:
             if _power(average) < _CANCELLED_POWER * power:
-                signs = _align_channels(channels)
+                weights = _align_channels(channels)
                 if not has_warned:
                     log.warning("%s: its channels cancel each other, so one is turned over before they are mixed", name)
                 has_warned = True
-            elif signs is not None and _power(average) >= _power(channels @ signs):
-                signs = None
-        yield average if signs is None else channels @ signs
+            elif _power(average) >= _power(channels @ weights):
+                weights = equal
+        mono = average if np.array_equal(weights, equal) else channels @ weights
+        if before is not None and not np.array_equal(weights, before):
+            fade = np.clip(np.arange(len(mono), dtype=np.float32) / _FADE_SAMPLES, 0, 1)
+            mono = fade * mono + (1 - fade) * (channels @ before)
+        yield mono
+        before = weights
 
 
 def _align_channels(channels: np.ndarray) -> np.ndarray:

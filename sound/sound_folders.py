@@ -41,5 +41,5 @@ def find_sound_files(folder: Path, suffixes: Set[str] = SUFFIXES) -> list[Path]:
     if left_out:
         kinds = [f"{count} {kind}" for kind, count in left_out.most_common(_MAX_NAMED)]
         kinds += ["..."] * (len(left_out) > _MAX_NAMED)
-        log.warning("%s: %d files found; left out: %s", folder, len(found), ", ".join(kinds))
+        log.info("%s: %d recordings; not read as such: %s", folder, len(found), ", ".join(kinds))
     return sorted(found)

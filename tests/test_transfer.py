@@ -122,6 +122,7 @@ def test_an_error_in_a_file_is_that_files_failure(
 
 
 def test_what_a_folder_leaves_out_is_said(checkpoint_path: Path, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "a.wav", sing(220.0, 0.5), RATE)
     for name in ("._a.wav", "notes.txt"):

@@ -15,6 +15,7 @@ def make(folder, *names):
 def test_dot_names_are_left_out_and_said_in_one_line(tmp_path, caplog):
     wanted = make(tmp_path, "a.wav", "b/c.WAVE", "b/d/e.oga")
     make(tmp_path, "._a.wav", ".ipynb_checkpoints/a.wav", "b/.hidden.flac", "notes.txt", "b/more.txt", "README")
+    caplog.set_level("INFO")
     assert find_sound_files(tmp_path) == wanted
     (line,) = caplog.text.splitlines()
     assert "3 dot names" in line and "2 .txt" in line and str(tmp_path) in line
