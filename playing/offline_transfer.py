@@ -148,11 +148,12 @@ def transfer_causal(
     stream, frames = StreamingTransfer(model, dataclasses.replace(options, output_rate=None), seed), []
     report_progress(f"Playing the {model.instrument}", 0.0)
     voice, sample_rate = SpooledAudio(blocks), options.output_rate or stream.rate
-    n_frames = model.audio.samples_to_frames(len(voice))
-    voice.append(np.zeros(-len(voice) % model.audio.hop_length + stream.latency))
+    hop_length = model.audio.feature_hop_length
+    n_frames = -(-len(voice) // hop_length)
+    voice.append(np.zeros(n_frames * hop_length - len(voice) + stream.feature_latency))
 
     def played() -> Iterator[Sound]:
-        for part in block_slices(len(voice), stream.rate):  # a second between two reports of progress
+        for part in block_slices(len(voice), stream.feature_rate):  # a second between two reports of progress
             for frame, sound in stream.process_frames(voice[part]):
                 frames.append(frame)
                 yield sound

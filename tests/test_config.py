@@ -231,7 +231,8 @@ def test_a_value_that_means_nothing_is_named(load_spoilt, content, section, key,
 def test_options_are_off(preset):
     config = load_config(preset=preset)
     train = config.train
-    values = (train.ema_decay, train.f0_jitter, train.loudness_jitter, train.input_smoothing)
+    assert train.ema_decay == (0.999 if preset == "wide" else 0)
+    values = (train.f0_jitter, train.loudness_jitter, train.input_smoothing)
     assert not any((*values, config.model.reverb_seconds, config.loss.mel_loss_weight))
     assert config.model.attack_frames == (3 if preset in ("solo", "wide") else 0)
 
