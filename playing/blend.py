@@ -1,6 +1,6 @@
 """Two instruments as one: their controls are mixed frame by frame, and one synthesizer plays the mixture.
 
-    ./venv/bin/python transfer.py --input examples/hum.wav --instrument trumpet --blend violin:0.4 --output out/blend.wav
+    ./venv/bin/python transfer.py --input examples/hum.wav --blend violin:0.4 --output out/blend.wav
 
 Mixing harmonic amplitudes and noise magnitudes, not sounds, gives one tone between the two: both parts share one phase,
 so nothing beats (DDSP, Engel et al., ICLR 2020, interpolates timbres so).

@@ -41,7 +41,7 @@ def test_the_ends_are_the_instruments(models, song):
 
 
 def test_what_does_not_fit_is_refused(models, write_checkpoint, small_config, capsys):
-    with pytest.raises(ValueError, match="between 0 and 1, not 1.5"):
+    with pytest.raises(ValueError, match="share of a blended instrument"):
         BlendedModel(*models, 1.5)
     fewer = dataclasses.replace(small_config, model=dataclasses.replace(small_config.model, n_harmonics=12))
     with pytest.raises(ValueError, match="cannot be blended"):
