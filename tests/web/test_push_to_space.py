@@ -122,20 +122,18 @@ def test_dry_run_needs_no_hub(project, capsys, monkeypatch):
     assert set(capsys.readouterr().out.split("\n")[:-1]) == FILES.keys() - {"train.py"}
 
 
-@pytest.mark.parametrize(
-    ("token", "message"), [("hf_read", "may only read"), ("hf_wrong", "does not know this token"), (None, "no token")]
-)
-def test_token_that_does_not_do_gets_a_sentence(hub, project, monkeypatch, caplog, token, message):
+@pytest.mark.parametrize("token", ["hf_read", "hf_wrong", None])
+def test_token_that_does_not_do_gets_a_sentence(hub, project, monkeypatch, caplog, token):
     monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN")
     assert push(project) == 1
-    assert message in caplog.text and not hub.repos
+    assert f"{hub.url}/spaces/{NAME}" in caplog.text and "HF_TOKEN" in caplog.text and not hub.repos
 
 
 def test_account_that_may_have_no_space_gets_the_hubs_words(hub, project, caplog):
     headers = {"X-Error-Message": "Payment needed"}
     hub.faults = [Fault("POST .*/create", times=9, status=402, headers=headers)]
     assert push(project) == 1
-    assert "the Hub refuses user/vox2trumpet (answer 402): Payment needed" in caplog.text
+    assert NAME in caplog.text and "Payment needed" in caplog.text
 
 
 @pytest.mark.parametrize("matter", [None, "sdk: docker\napp_file: app.py", "sdk: [", "- a"])
