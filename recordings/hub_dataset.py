@@ -140,7 +140,10 @@ class HubRecordings:
 
     def _is_whole(self, entry: HubFile) -> bool:
         path = self.folder / entry.file
-        return path.is_file() and path.stat().st_size == entry.n_bytes and hash_file(path) == entry.sha256
+        try:
+            return path.stat().st_size == entry.n_bytes and hash_file(path) == entry.sha256
+        except FileNotFoundError:  # perhaps another process is fetching it
+            return False
 
     def _fetch_all(self) -> None:
         # One recording to begin with, then all that the validation loss needs, so that it is soon that of the whole.
@@ -154,7 +157,7 @@ class HubRecordings:
                 return
             except (HubError, OSError, NotImplementedError) as error:  # refused, a full disk, a disk without locks
                 if not self._closing.is_set():
-                    log.error("%s; training goes on with the %d recordings that are here", error, len(self.ready))
+                    log.error("%s; no more recordings will come, %d are here to train on", error, len(self.ready))
                     self.failed[path] = str(error)
                 return
 
@@ -175,8 +178,7 @@ class HubRecordings:
                     fault = self._find_fault(path, entry)
                 except (HubError, OSError) as error:
                     # The client's own complaint about a wrong size is a plain OSError without a number.
-                    about_file = type(error) is HubError or (type(error) is OSError and error.errno is None)
-                    if not about_file:
+                    if type(error) is not HubError and (type(error) is not OSError or error.errno is not None):
                         raise
                     fault = str(error)
                 if not fault:
@@ -200,7 +202,7 @@ class HubRecordings:
 
     def _report_trouble(self, problem: str | None) -> None:
         if problem and not self.in_trouble:
-            log.warning("%s; training goes on with the %d recordings that are here", problem, len(self.ready))
+            log.warning("%s; meanwhile %d recordings are here to train on", problem, len(self.ready))
         elif self.in_trouble and not problem:
             log.info("the Hub answers again")
         self.in_trouble = problem is not None

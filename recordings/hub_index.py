@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 _PART = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,150}"
 _NAME = re.compile(rf"({_PART}/){{0,8}}{_PART}\.pt")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MAX_FILES, _MAX_BYTES, _MAX_FRAMES = 100_000, 1 << 40, 10**8  # 10**8 frames are 11 days
+_MAX_FILES, _MAX_BYTES, _MAX_FRAMES = 100_000, 1 << 35, 10**8  # 10**8 frames are 11 days
 _MAX_TEXT = 64 << 20  # characters of an index
 
 

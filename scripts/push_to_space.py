@@ -4,7 +4,7 @@
 
 What goes up is named here, never what happens to lie around: app.py and the modules that it imports, config.json,
 requirements.txt, README.md (its front matter tells the Hub how to run the page), the shipped models and the examples.
-No training data, no checkpoints of your own, no environment, no hidden files, no links out of this folder. One commit;
+No training data, no models, recordings or files of your own, no hidden files, no links out of this folder. One commit;
 what is up to date is not sent again, and nothing on the Hub is deleted. Needs no git.
 """
 
@@ -25,10 +25,8 @@ NEEDED = ("README.md", "config.json", "requirements.txt")
 ALLOWED = (  # beside the needed ones and the modules; a pattern of a folder takes no subfolders
     "LICENSE",
     "packages.txt",  # of apt, if there is one
-    "checkpoints/pretrained/*.pth",
-    "checkpoints/pretrained/*.md",
-    "examples/*.wav",
-    "examples/*.mid",
+    *(f"checkpoints/pretrained/{name}.{ending}" for name in ("trumpet", "guitar") for ending in ("pth", "md")),
+    "examples/hum.wav",
     *(f"{folder}/*.{ending}" for folder in ("web", "web/live") for ending in ("html", "css", "js", "mjs", "svg")),
 )
 

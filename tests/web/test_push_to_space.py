@@ -42,12 +42,16 @@ SECRETS = {
     "web/notes.txt": "mine",
     "checkpoints/latest.pth": "mine",
     "checkpoints/best.pth": "mine",
+    "checkpoints/pretrained/anna.pth": "mine",
+    "checkpoints/pretrained/anna.md": "mine",
     "checkpoints/pretrained/.hidden.pth": "mine",
     "checkpoints/pretrained/sub/old.pth": "mine",
     "data/processed/a.wav.pt": "data",
     "data/raw/a.wav": "data",
     "examples/notes.txt": "mine",
     "examples/.voice.wav": "mine",
+    "examples/take.wav": "mine",
+    "examples/take.mid": "mine",
     "runs/a/metrics.jsonl": "mine",
     "wandb/settings": "mine",
     "venv/lib/gradio.py": "package",
@@ -156,6 +160,8 @@ def test_this_project_runs_from_what_would_go_up(tmp_path):
     """The page starts and plays where nothing else of the project is, with what requirements.txt installs."""
     names = space.find_files(ROOT)
     assert {"app.py", "web/__init__.py", "checkpoints/pretrained/trumpet.pth", "examples/hum.wav"} <= {*names}
+    tracked = subprocess.run(["git", "ls-files", "checkpoints/pretrained"], cwd=ROOT, capture_output=True, text=True)
+    assert {*tracked.stdout.split()} <= {*names}  # a new model has to be named
     others = ("data/", "tests/", "scripts/", "venv/", "train", "evaluation")
     assert not [name for name in names if name.startswith(others)]
     for name in names:
