@@ -170,7 +170,6 @@ class HubRecordings:
             with FileLock(self.folder / ".lock").acquire(cancel_check=self._closing.is_set):
                 try:
                     if not self._is_whole(entry):
-                        path.unlink(missing_ok=True)  # of an earlier revision, or damaged
                         shutil.rmtree(self.folder / ".cache" / "huggingface" / "download", ignore_errors=True)
                         download = functools.partial(self._api.hf_hub_download, self.repo_id, entry.file, **where)
                         ask_hub(download, address, math.inf, self._closing.wait, self._report_trouble)

@@ -19,7 +19,7 @@ from recordings.hub_index import INDEX_FILE, HubFile, HubIndex, read_text
 from sound.atomic_files import hash_file
 
 CARD = "README.md"
-HUB_LICENCES = ("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "mit", "apache-2.0")
+HUB_LICENCES = ("cc0-1.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "mit", "apache-2.0")
 _MARKS = ("<!-- statistics -->", "<!-- /statistics -->")  # around what is written anew at each upload
 log = logging.getLogger("upload_to_hf")
 

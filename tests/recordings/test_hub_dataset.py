@@ -204,8 +204,9 @@ def test_damaged_files_in_the_folder_are_fetched_again(hub, stream, folder):
     broken.write_bytes(broken.read_bytes()[:-1] + b"x")
     Path("cache/2.wav.pt").write_bytes(b"")
     hub.requests.clear()
-    finish(stream())
-    assert sorted(line.rpartition("/")[2] for line in hub.asked("HEAD")) == ["1.wav.pt", "2.wav.pt"]
+    hub.faults = [Fault("HEAD .*pt", times=3, status=503)]  # for which the client would be content with what is there
+    assert len(finish(stream()).ready) == N_FILES
+    assert {line.rpartition("/")[2] for line in hub.asked("HEAD")} == {"1.wav.pt", "2.wav.pt"}
     assert broken.read_bytes() == (folder / "1.wav.pt").read_bytes()
 
 
@@ -246,7 +247,7 @@ def test_access_that_is_withdrawn_ends_the_download_not_the_training(hub, stream
     hub.faults = [Fault("HEAD .*[3-7].wav.pt", times=99, status=403)]
     recordings = finish(stream())
     recordings.wait_for_first(SINGLE_PROCESS, CPU)
-    assert "HF_TOKEN" in caplog.text and 1 <= len(recordings.ready) < N_FILES and len(hub.asked("HEAD")) < 10
+    assert "HF_TOKEN" in caplog.text and 1 <= len(recordings.ready) < N_FILES and len(recordings.failed) == 1
 
 
 @pytest.mark.parametrize("place", ["cache/.cache", "cache/.lock/x"])
