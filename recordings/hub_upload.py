@@ -75,12 +75,19 @@ def upload(
         list[HubFile], list[HubFile]
     ]:  # planned anew at each attempt, for an earlier one may have got through
         api.create_repo(repo_id, repo_type="dataset", private=not public, exist_ok=True)
-        if not public and not api.dataset_info(repo_id).private:
+        info = api.dataset_info(repo_id)
+        if not public and not info.private:
             log.warning("%s exists already and is public", repo_id)
+        there, names = {file.rfilename for file in info.siblings}, {entry.file.lower() for entry in local.recordings}
         texts = {name: read_text(api, repo_id, name) for name in (INDEX_FILE, CARD)}
-        old = HubIndex.from_json(texts[INDEX_FILE], repo_id) if texts[INDEX_FILE] else local
-        names = {entry.file.lower() for entry in local.recordings}
-        others = [entry for entry in old.recordings if entry.file.lower() not in names]
+        try:
+            old = HubIndex.from_json(texts[INDEX_FILE], repo_id) if texts[INDEX_FILE] else replace(local, recordings=())
+        except HubError as error:
+            if not delete_missing:
+                raise HubError(f"{error}; --delete_missing replaces it") from error
+            old = replace(local, recordings=())
+        known = [entry for entry in old.recordings if entry.file in there]
+        others = [entry for entry in known if entry.file.lower() not in names]
         if others and not delete_missing and (old.instrument, old.extractor) != (local.instrument, local.extractor):
             raise HubError(
                 f"{repo_id} holds {len(others)} other recordings ({old.instrument}) of another instrument or made "
@@ -89,13 +96,12 @@ def upload(
         kept = () if delete_missing else tuple(others)
         index = replace(local, recordings=tuple(sorted((*local.recordings, *kept), key=lambda entry: entry.file)))
         written = {INDEX_FILE: index.to_json(), CARD: write_card(index, repo_id, licence, texts[CARD])}
-        known = set() if old is local else {(entry.file, entry.sha256) for entry in old.recordings}
-        sent = [entry for entry in local.recordings if (entry.file, entry.sha256) not in known]
-        if written != texts:
-            operations = [CommitOperationAdd(entry.file, data_dir / entry.file) for entry in sent]
-            operations += [CommitOperationAdd(name, text.encode()) for name, text in written.items()]
-            operations += [CommitOperationDelete(entry.file) for entry in others if delete_missing]
-            api.create_commit(repo_id, operations, commit_message=f"Add {len(sent)} recordings", repo_type="dataset")
+        unchanged = {(entry.file, entry.sha256) for entry in known}
+        sent = [entry for entry in local.recordings if (entry.file, entry.sha256) not in unchanged]
+        operations = [CommitOperationAdd(entry.file, data_dir / entry.file) for entry in sent]
+        operations += [CommitOperationAdd(name, text.encode()) for name, text in written.items()]
+        operations += [CommitOperationDelete(entry.file) for entry in others if delete_missing]
+        api.create_commit(repo_id, operations, commit_message=f"Add {len(sent)} recordings", repo_type="dataset")
         return sent, others
 
     return ask_hub(commit, f"{api.endpoint}/datasets/{repo_id}")

@@ -202,7 +202,8 @@ class Handler(BaseHTTPRequestHandler):
         found = repo.at(revision or "main")
         if found is None:
             raise Refused(404, "RevisionNotFound")
-        return 200, {"id": name, "sha": found[0], "private": repo.private, "siblings": []}
+        siblings = [{"rfilename": path} for path in found[1]]
+        return 200, {"id": name, "sha": found[0], "private": repo.private, "siblings": siblings}
 
     def _preupload(self, body: bytes, kind: str, name: str) -> tuple:
         repo = self._repo(kind, name, write=True)

@@ -115,13 +115,14 @@ def test_upload_that_was_cut_off_changes_nothing_and_goes_on(hub, folder, caplog
     assert upload(folder) == 0 and recordings_of(hub) == local(folder)
 
 
-def test_nothing_is_deleted_unless_told_so(hub, folder, capsys):
+def test_nothing_is_deleted_unless_told_so(hub, folder, counting_recording, capsys):
     upload(folder)
     repo = repo_of(hub)
     repo.commit(repo.files | {"notes.txt": Blob(b"mine", False), "stray.pt": Blob(b"?", True)}, "by hand")
     for name in ("take_1.wav.pt", "more/take_3.wav.pt"):
         (folder / name).unlink()
-    assert upload(folder) == 0 and len(recordings_of(hub)) == 12 and len(index_of(hub)) == 11
+    save_recording(folder / "take_new.pt", counting_recording(150, sha256="f" * 64))
+    assert upload(folder) == 0 and len(recordings_of(hub)) == 13 and len(index_of(hub)) == 12
     assert "2 there but not here, and kept" in capsys.readouterr().out
     hub.faults = [Fault("POST .*/commit/"), Fault("POST .*/commit/", after=True)]
     assert upload(folder, "--delete_missing") == 0
@@ -137,6 +138,19 @@ def test_another_instrument_is_not_mixed_in(hub, folder, tmp_path, counting_reco
     assert "trumpet" in caplog.text and len(recordings_of(hub)) == 11
     assert upload(tmp_path / "guitar", "--delete_missing") == 0
     assert list(recordings_of(hub)) == list(index_of(hub)) == ["a.pt"]
+
+
+def test_data_set_that_was_changed_by_hand_is_put_right(hub, folder, caplog):
+    upload(folder)
+    repo = repo_of(hub)
+    repo.commit({name: blob for name, blob in repo.files.items() if name != "take_1.wav.pt"}, "by hand")
+    (folder / "take_2.wav.pt").unlink()
+    repo.commit({name: blob for name, blob in repo.files.items() if name != "take_2.wav.pt"}, "by hand")
+    assert upload(folder, "--delete_missing") == 0
+    assert recordings_of(hub) == local(folder) and index_of(hub).keys() == local(folder).keys()
+    repo.commit(repo.files | {"index.json": Blob(b"{}", False)}, "by hand")
+    assert upload(folder) == 1 and "index.json" in caplog.text
+    assert upload(folder, "--delete_missing") == 0 and index_of(hub).keys() == local(folder).keys()
 
 
 def test_words_of_ones_own_in_the_card_and_its_licence_stay(hub, folder, counting_recording):
