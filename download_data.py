@@ -11,8 +11,8 @@ import logging
 import re
 from pathlib import Path
 
-from recordings.archives import install_dataset, md5_text, run_command, unpack_zip
-from recordings.resumable_download import ArchiveSource
+from recordings.archives import checksum_text, install_dataset, run_command, unpack_zip
+from recordings.resumable_download import DownloadSource
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +42,14 @@ def download_guitarset(args: argparse.Namespace) -> None:
         log.info("Taking the solo takes only: comp takes are strummed chords, which have no single pitch (--takes)")
     share = len(takes) / len(TAKES)
     hint = by_hand("audio_mono-mic.zip", "--local_archive", "--url")
-    audio = ArchiveSource(args.url, "audio_mono-mic.zip", args.md5, 1.5 * share, hint)
+    audio = DownloadSource(args.url, "audio_mono-mic.zip", args.md5, 1.5 * share, hint)
     install_dataset(audio, args.output_dir, takes, place_take, unpack_zip, args.local_archive, args.keep_archive)
     if args.annotations:
         hint = by_hand("annotation.zip", "--local_annotations", "--annotations_url")
-        jams = ArchiveSource(args.annotations_url, "annotation.zip", args.annotations_md5, 10.0 * share, hint)
+        jams = DownloadSource(args.annotations_url, "annotation.zip", args.annotations_md5, 10.0 * share, hint)
         groups = tuple(f"{take}_annotation" for take in takes)
-        install_dataset(
-            jams, args.output_dir, groups, place_take, unpack_zip, args.local_annotations, args.keep_archive
-        )
+        local = args.local_annotations
+        install_dataset(jams, args.output_dir, groups, place_take, unpack_zip, local, args.keep_archive)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -60,10 +59,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--annotations", action="store_true", help="also the JAMS annotations (39 MB), to OUTPUT_DIR/annotation")
     add("--output_dir", type=Path, default=Path("data/raw/guitarset"))
     add("--url", default=AUDIO_URL, help="a mirror of audio_mono-mic.zip")
-    add("--md5", type=md5_text, default=AUDIO_MD5, help="md5 of the archive, where it is not the one of Zenodo")
+    add("--md5", type=checksum_text, default=AUDIO_MD5, help="md5 or sha256 of the archive, if it is not Zenodo's")
     add("--local_archive", type=Path, metavar="PATH", help="audio_mono-mic.zip that you already have")
     add("--annotations_url", default=JAMS_URL, help="a mirror of annotation.zip")
-    add("--annotations_md5", type=md5_text, default=JAMS_MD5, help="md5 of a different annotation.zip")
+    add("--annotations_md5", type=checksum_text, default=JAMS_MD5, help="md5 or sha256 of a different annotation.zip")
     add("--local_annotations", type=Path, metavar="PATH", help="annotation.zip that you already have")
     add("--keep_archive", action="store_true", help="do not delete the downloaded archive when it is unpacked")
     return parser.parse_args(argv)

@@ -11,28 +11,23 @@ annotated pitches F0s_<same>.txt. One pass over the archive takes out only these
 """
 
 import argparse
-import gzip
 import logging
 import re
-import tarfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import requests
 from tqdm import tqdm
 
-from recordings.archives import MemberGuard, PlaceMember, install_dataset, is_done, md5_text, run_command, write_member
-from recordings.resumable_download import (
-    CHUNK,
-    ArchiveSource,
-    DamagedDownloadError,
-    DataError,
-    progress_bar,
-    require_space,
+from recordings.archives import (
+    PlaceMember,
+    checksum_text,
+    install_dataset,
+    is_done,
+    run_command,
+    unpack_tar,
+    write_member,
 )
+from recordings.resumable_download import DownloadSource, open_session, require_space
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +55,6 @@ TRACK_FILE = re.compile(r"(?:AuSep_(\d+)_([a-z]+)_(\d+)_\w+\.wav|F0s_(\d+)_([a-z
 # below a trumpet's range: it belongs to neither until somebody has listened to it.
 DOUBTFUL = {(15, 3)}  # piece, track
 RATIO = 0.05  # of the archive, for one instrument: at most 34 tracks of about 2 minutes at 48 kHz and 24 bit
-HEADER_LIMIT = 1 << 20  # bytes that the headers between two members may take
 
 
 def place_track(name: str) -> Path | None:
@@ -75,81 +69,23 @@ def place_track(name: str) -> Path | None:
     return Path(instrument, f"{instrument}_only", match[0]) if instrument else None
 
 
-class LimitedStream:
-    """A stream that hands out no more than `allowance` bytes: neither headers nor the tail may be the bomb."""
-
-    def __init__(self, stream: BinaryIO):
-        self.stream = stream
-        self.allow("", 0, HEADER_LIMIT)
-
-    def allow(self, member: str, size: int, more: int) -> None:
-        self.member, self.allowance = member, size + more
-
-    def read(self, size: int) -> bytes:
-        data = self.stream.read(size)
-        self.allowance -= len(data)
-        if self.allowance < 0:
-            raise DataError(f"the archive is refused: what follows its member {self.member!r} unpacks to far too much")
-        return data
-
-
-@contextmanager
-def open_archive(archive: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """The archive's file, for progress, and the tar stream inside; some browsers save the .tar.gz as a .tar."""
-    with archive.open("rb") as file:
-        magic = file.read(2)
-        file.seek(0)
-        if magic == b"PK":
-            raise DataError(f"{archive} is a zip: unpack it and name the {ARCHIVE} inside")
-        if magic != b"\x1f\x8b":
-            yield file, file
-            return
-        with gzip.GzipFile(fileobj=file) as stream:
-            yield file, stream
-
-
-def unpack_tar(archive: Path, stage: Path, place: PlaceMember) -> None:
-    """Take the wanted members out in one pass; the CRC of the gzip stream is checked at its end."""
-    guard = MemberGuard(archive)
-    try:
-        with open_archive(archive) as (file, stream), progress_bar("unpacking", archive.stat().st_size) as bar:
-            meter = LimitedStream(stream)
-            with tarfile.open(fileobj=meter, mode="r|", bufsize=CHUNK) as tar:
-                for member in tar:
-                    plain = member.isreg() and not member.issparse()
-                    guard.check(member.name, member.size, plain, member.isdir())
-                    meter.allow(member.name, member.size, HEADER_LIMIT)
-                    unpack_member(tar, member, stage, place)
-                    bar.update(file.tell() - bar.n)
-            meter.allow(meter.member, 0, guard.remaining_bytes)
-            while meter.read(CHUNK):
-                bar.update(file.tell() - bar.n)
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, RecursionError) as error:
-        raise DamagedDownloadError(f"{archive} cannot be unpacked: {error}") from error
-
-
-def unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, stage: Path, place: PlaceMember) -> None:
-    target = place(member.name) if member.isreg() else None
-    if target:
-        require_space(stage.parent, member.size)
-        write_member(tar.extractfile(member), stage / target, member.size)
-
-
 def copy_folder(folder: Path, stage: Path, place: PlaceMember) -> None:
     """Copy the wanted files of an unpacked URMP, however it is nested."""
     found = {path: place(path.name) for path in sorted(folder.rglob("*")) if path.is_file()}
     wanted = {path: target for path, target in found.items() if target}
     require_space(stage.parent, sum(path.stat().st_size for path in wanted))
-    for path, target in tqdm(wanted.items(), "copying", disable=not log.isEnabledFor(logging.INFO)):
+    for path, target in tqdm(wanted.items(), "copying", disable=None):
         with path.open("rb") as stream:
-            write_member(stream, stage / target, path.stat().st_size)
+            write_member(stream, stage / target)
 
 
-def published_md5() -> str | None:
-    """The md5 that Dryad's API states for the archive, None where it does not answer in the documented form."""
+def published_checksum() -> str | None:
+    """Return the digest that Dryad's API states for the archive, None if it does not answer in the documented form."""
     try:
-        facts = requests.get(FACTS_URL, timeout=10).json()
-        return md5_text(facts["digest"]) if (facts["path"], facts["digestType"]) == (ARCHIVE, "md5") else None
+        with open_session(FACTS_URL) as session:
+            facts = session.get(FACTS_URL, timeout=10).json()
+        is_known = facts["path"] == ARCHIVE and facts["digestType"] in ("md5", "sha-256")
+        return checksum_text(facts["digest"]) if is_known else None
     except (requests.RequestException, argparse.ArgumentTypeError, KeyError, TypeError, ValueError):
         return None
 
@@ -162,12 +98,12 @@ def download_urmp(args: argparse.Namespace) -> None:
     local, md5 = args.local_archive or args.source_dir, args.md5
     waiting = not all(is_done(args.output_dir, instrument) for instrument in args.instruments)
     if waiting and not (md5 or local) and args.url == URL:
-        md5 = published_md5()
+        md5 = published_checksum()
     if waiting and not (md5 or args.source_dir):
         log.info("No md5 of this archive is known (--md5 names one); its own CRC is checked when it is unpacked")
     unpack = copy_folder if args.source_dir else unpack_tar
     ratio = 0.0 if args.source_dir else RATIO * min(len(args.instruments), 5)
-    source = ArchiveSource(args.url, ARCHIVE, md5, ratio, by_hand)
+    source = DownloadSource(args.url, ARCHIVE, md5, ratio, by_hand)
     install_dataset(source, args.output_dir, args.instruments, place_track, unpack, local, args.keep_archive)
 
 
@@ -189,7 +125,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     origin.add_argument("--url", default=URL, help=f"a mirror of {ARCHIVE}")
     origin.add_argument("--local_archive", type=Path, metavar="PATH", help=f"{ARCHIVE} that you already have")
     origin.add_argument("--source_dir", type=Path, metavar="DIR", help="an unpacked URMP that you already have")
-    add("--md5", type=md5_text, help="md5 that the archive must have")
+    add("--md5", type=checksum_text, help="md5 or sha256 that the archive must have")
     add("--keep_archive", action="store_true", help="do not delete the downloaded archive when it is unpacked")
     args = parser.parse_args(argv)
     for path, is_right, kind in ((args.local_archive, Path.is_file, "file"), (args.source_dir, Path.is_dir, "folder")):

@@ -226,7 +226,13 @@ def open_experiment_log(trainer: Trainer, args: argparse.Namespace) -> None:
     if trainer.ranks.is_first:
         folder = args.runs_dir / trainer.run_name
         trainer.experiment_log = ExperimentLog(
-            folder, trainer.config, trainer.corpus, trainer.phrases, trainer.progress.step
+            folder,
+            trainer.config,
+            trainer.corpus,
+            trainer.phrases,
+            trainer.progress.step,
+            trainer.changes,
+            trainer.checkpoint_dir / LATEST,
         )
         log.info("to watch it, open %s", folder / "index.html")
         trainer.experiment_log.start_wandb(args.wandb_mode, args.wandb_project, trainer.wandb_id)

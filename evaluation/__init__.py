@@ -1,1 +1,1 @@
-"""Judging a model: scorecard, likeness to the instrument, report."""
+"""Judging a model: scorecard, recogniser of instruments, distributions over time, likeness, report."""

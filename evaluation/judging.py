@@ -162,14 +162,13 @@ def evaluate_takes(
         return [], []
     rate, rows = models[MODEL].settings.audio.sample_rate, []
     config = models[MODEL].settings.for_recordings_of(models[MODEL].instrument)
-    exhibits = [Exhibit(take.name, [Track(RECORDING, take.audio, rate)], {RECORDING: take.sound}) for take in takes]
+    exhibits = [Exhibit(take.name, [Track(RECORDING, take.audio, rate)], {}) for take in takes]
     for name, model in tqdm(models.items(), desc="copies", unit="model", leave=False):
         copies = [resynthesize_take(take, model, seed) for take in takes]
         sounds = [measure_sound(copy, rate, config, _device(model)) for copy in copies]
         rows.append({"sound": name, **evaluate_copies(takes, copies, sounds, model, reference, seed)})
-        for exhibit, copy, sound in zip(exhibits, copies, sounds):
+        for exhibit, copy in zip(exhibits, copies):
             exhibit.tracks.append(Track(name, copy, rate))
-            exhibit.measured[name] = sound
     rows.append({"sound": RECORDING, **evaluate_originals(takes, config.features.loudness_floor, reference, seed)})
     return rows, exhibits
 

@@ -1,20 +1,25 @@
-"""A data set out of its archive: downloaded, checked, unpacked and moved to its place.
+"""Unpack a data set's archive safely and move its files to their place.
 
-An archive counts as hostile until each of its members has been looked at; nothing half-written ever carries a final
-name. ``download_data.py`` and ``download_trumpet_data.py`` say which archives, and which of their files.
+An archive counts as hostile: each member is checked, wanted or not, and written under a name of ours. Nothing
+half-written carries a final name. ``download_data.py`` and ``download_trumpet_data.py`` say which files are wanted.
 """
 
 import argparse
+import errno
+import gzip
+import json
 import logging
+import lzma
 import os
 import re
 import shutil
 import stat
-import unicodedata
+import tarfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,123 +28,134 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recordings.resumable_download import (
     CHUNK,
-    ArchiveSource,
     DamagedDownloadError,
     DataError,
-    RetryPolicy,
-    check_md5,
-    download_resumable,
-    read_json,
+    DownloadSource,
+    check_checksum,
+    deleting_damaged,
+    download,
     require_space,
-    write_json,
 )
+from sound.atomic_files import write_text
 
 log = logging.getLogger(__name__)
 
-RETRY_POLICY = RetryPolicy()
+MAX_MEMBERS = 20_000  # URMP has about 1,000, a section of an orchestra some thousands
 MAX_COMPRESSION_RATIO = 100  # unpacked bytes per packed byte: recordings reach 2, text 20, a bomb 1000
 MIN_UNPACKED_BYTES = 64 << 20  # bytes that even the smallest archive may unpack to
+MIN_SPEED = 1e6  # packed bytes a second, after a first minute; a slow disk unpacks 20 times as fast
+MAX_HEADER_BYTES = 1 << 20  # between two members of a tar, and after the last one
+UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 
 PlaceMember = Callable[[str], Path | None]  # a member's name -> group/path below the data folder, None: not wanted
 UnpackArchive = Callable[[Path, Path, PlaceMember], None]  # archive, folder to fill, what goes where
-
-
-@contextmanager
-def deleting_damaged(path: Path, ours: bool = True) -> Iterator[None]:
-    """Delete `path`, if it is a file that we downloaded, when the block finds it damaged."""
-    try:
-        yield
-    except DamagedDownloadError as error:
-        if not ours:
-            raise
-        path.unlink()
-        raise DataError(f"{error}; the file was deleted, run the same command to download it again") from error
-
-
-@contextmanager
-def staging_folder(folder: Path) -> Iterator[Path]:
-    """A folder that is gone afterwards; what a killed run has left in it is thrown away first."""
-    stage = folder / ".unpacking"
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir(parents=True)
-    try:
-        yield stage
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 # --- archives -------------------------------------------------------------------------------------
 
 
 class MemberGuard:
-    """Check every member of an archive, wanted or not, before anything of it is written."""
+    """Check each member of an archive, and the number, size and time of all."""
 
     def __init__(self, archive: Path):
-        self.archive = archive.name
-        self.remaining_bytes = max(MIN_UNPACKED_BYTES, MAX_COMPRESSION_RATIO * archive.stat().st_size)
-        self.seen: set[str] = set()
+        size = archive.stat().st_size
+        self.archive, self.members_left = archive.name, MAX_MEMBERS
+        self.bytes_left = max(MIN_UNPACKED_BYTES, MAX_COMPRESSION_RATIO * size)
+        self.deadline = time.monotonic() + 60 + size / MIN_SPEED
 
-    def check(self, name: str, size: int, plain: bool, folder: bool) -> None:
+    def check(self, name: str, size: int, is_plain: bool) -> None:
         """Raise DataError, with the member's name, for what no honest data set holds."""
-        path = name.replace("\\", "/")
-        key = unicodedata.normalize("NFC", path).casefold()
-        self.remaining_bytes -= max(size, 0)
+        self.members_left -= 1
+        self.bytes_left -= size
         faults = {
-            "its path is absolute": path.startswith("/") or re.match(r"[A-Za-z]:", path),
-            "its path leads out of the folder": ".." in path.split("/"),
-            "its name holds control characters": not name.isprintable(),
-            "it is neither a file nor a folder but a link or a device": not (plain or folder),
-            "its size is negative": size < 0,
-            "another member has this name, maybe in other case": not folder and key in self.seen,
-            f"it unpacks to more than {MAX_COMPRESSION_RATIO} times the archive, like a zip bomb": self.remaining_bytes
-            < 0,
+            "its path leads out of the folder": re.match(r"[/\\]|[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name),
+            "it is a link or a device": not is_plain,
+            f"the archive unpacks to over {MAX_COMPRESSION_RATIO} times its size": size < 0 or self.bytes_left < 0,
+            f"the archive has more than {MAX_MEMBERS} members": self.members_left < 0,
+            "the archive takes far too long to unpack": time.monotonic() > self.deadline,
         }
         for fault in (fault for fault, found in faults.items() if found):
-            raise DataError(f"{self.archive} is refused because of its member {name!r}: {fault}")
-        if not folder:
-            self.seen.add(key)
+            raise DataError(f"{self.archive} is refused at its member {name[:200]!r}: {fault}")
+
+    def check_zip(self, archive: zipfile.ZipFile) -> None:
+        for member in archive.infolist():
+            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where it was not packed on Unix
+            is_plain = kind in (0, stat.S_IFDIR if member.is_dir() else stat.S_IFREG)
+            self.check(member.orig_filename, member.file_size, is_plain)
 
 
-def write_member(stream: BinaryIO, target: Path, size: int) -> None:
-    """Copy one member, never more than the bytes that it declared."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        raise DataError(f"the member {target.name} is refused: the archive holds two files of this name")
-    with target.open("xb") as file:
-        while chunk := stream.read(CHUNK):
-            if file.tell() + len(chunk) > size:
-                raise DataError(f"the member {target.name} is refused: it holds more than the {size} bytes it declares")
-            file.write(chunk)
-        if file.tell() != size:
-            raise DamagedDownloadError(f"the member {target.name} ends after {file.tell()} of {size} bytes")
-
-
-def unpack_zip(archive: Path, stage: Path, place: PlaceMember) -> None:
+@contextmanager
+def naming_damage(archive: Path) -> Iterator[None]:
+    """Raise DamagedDownloadError, with the archive's name, for what the libraries raise on a damaged one."""
     try:
-        with zipfile.ZipFile(archive) as source:
-            wanted = check_members(source, MemberGuard(archive), place)
-            require_space(stage.parent, sum(member.file_size for member in wanted))
-            for member, target in tqdm(wanted.items(), "unpacking", disable=not log.isEnabledFor(logging.INFO)):
-                with source.open(member) as stream:
-                    write_member(stream, stage / target, member.file_size)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        yield
+    except (*UNREADABLE, RuntimeError, ValueError, OSError) as error:  # also a password, endless headers, a wrong CRC
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the disk's, not the archive's
+            raise
         raise DamagedDownloadError(f"{archive} cannot be unpacked: {error}") from error
 
 
-def check_members(source: zipfile.ZipFile, guard: MemberGuard, place: PlaceMember) -> dict[zipfile.ZipInfo, Path]:
-    for member in source.infolist():
-        kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where it was not packed on Unix
-        plain = kind in (0, stat.S_IFREG) and not member.is_dir()
-        guard.check(member.orig_filename, member.file_size, plain, member.is_dir() and kind in (0, stat.S_IFDIR))
-    placed = {member: place(member.filename) for member in source.infolist() if not member.is_dir()}
-    return {member: target for member, target in placed.items() if target}
+def write_member(stream: BinaryIO, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with target.open("xb") as file:
+            shutil.copyfileobj(stream, file)
+    except FileExistsError as error:
+        raise DataError(f"the archive is refused: it holds two files named {target.name}") from error
+
+
+def unpack_zip(archive: Path, stage: Path, place: PlaceMember) -> None:
+    """Take the wanted members of a zip out."""
+    with naming_damage(archive), zipfile.ZipFile(archive) as source:
+        MemberGuard(archive).check_zip(source)
+        placed = {member: place(member.filename) for member in source.infolist() if not member.is_dir()}
+        wanted = {member: target for member, target in placed.items() if target}
+        require_space(stage.parent, sum(member.file_size for member in wanted))
+        for member, target in tqdm(wanted.items(), "unpacking", disable=None):
+            with source.open(member) as stream:
+                write_member(stream, stage / target)
+
+
+class LimitedStream:
+    """A stream that hands out no more than its first `limit` bytes."""
+
+    def __init__(self, stream: BinaryIO):
+        self.stream, self.position, self.limit = stream, 0, MAX_HEADER_BYTES
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.position += len(data)
+        if self.position > self.limit:
+            raise DataError(f"the archive is refused: too much that is no file lies before its byte {self.position}")
+        return data
+
+
+def unpack_tar(archive: Path, stage: Path, place: PlaceMember) -> None:
+    """Take the wanted members of a .tar.gz or .tar out in one pass; gzip's own CRC is checked at its end."""
+    guard = MemberGuard(archive)
+    with archive.open("rb") as file, naming_damage(archive):
+        magic = file.read(2)
+        file.seek(0)
+        if magic == b"PK":
+            raise DataError(f"{archive} is a zip: unpack it and name the archive inside")
+        # Some browsers save a .tar.gz as a .tar. tarfile reads gzip itself, but without a look at its CRC.
+        with gzip.GzipFile(fileobj=file) if magic == b"\x1f\x8b" else nullcontext(file) as unpacked:
+            stream = LimitedStream(unpacked)
+            with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK) as tar:
+                for member in tqdm(tar, "unpacking", unit=" files", disable=None):
+                    guard.check(member.name, member.size, member.isdir() or (member.isreg() and not member.issparse()))
+                    stream.limit = member.offset_data + member.size + MAX_HEADER_BYTES
+                    if member.isreg() and (target := place(member.name)):
+                        write_member(tar.extractfile(member), stage / target)
+            while stream.read(CHUNK):
+                pass
 
 
 # --- one data set ---------------------------------------------------------------------------------
 
 
 def install_dataset(
-    source: ArchiveSource,
+    source: DownloadSource,
     folder: Path,
     groups: tuple[str, ...],
     place: PlaceMember,
@@ -151,7 +167,7 @@ def install_dataset(
 
     Args:
         place: tells for a member of the archive which group it belongs to and where in `folder` it goes.
-        unpack: `unpack_zip`, or another function that fills a folder with what `place` wants.
+        unpack: fills a folder with what `place` wants.
         local: an archive, or for some `unpack` a folder, that the user has; it is neither downloaded nor deleted.
         keep_archive: whether a downloaded archive stays.
 
@@ -160,17 +176,15 @@ def install_dataset(
     """
     missing = [group for group in groups if not is_done(folder, group)]
     if not missing:
-        log.info(
-            "%s is complete (%s); delete %s to have it anew", folder, ", ".join(groups), done_marker(folder, groups[0])
-        )
+        log.info("%s is complete; delete %s to have it anew", folder, done_marker(folder, groups[0]))
         return
     if local and not local.exists():
         raise DataError(f"{local} does not exist; name the file or folder that you have")
     folder.mkdir(parents=True, exist_ok=True)
     archive = local or download_archive(source, folder)
-    with staging_folder(folder) as stage, deleting_damaged(archive, ours=not local):
+    with staging_folder(folder) as stage, nullcontext() if local else deleting_damaged(archive):
         if local and local.is_file():
-            check_md5(local, source.md5)
+            check_checksum(local, source.checksum)
         require_space(folder, source.ratio * archive.stat().st_size)
         unpack(archive, stage, lambda name: path if (path := place(name)) and path.parts[0] in missing else None)
         move_into_place(stage, folder, missing, archive)
@@ -178,19 +192,27 @@ def install_dataset(
         archive.unlink()
 
 
-def download_archive(source: ArchiveSource, folder: Path) -> Path:
-    """The checked archive, downloaded to `folder` unless it is there already."""
-    target = folder / source.name
-    if target.exists():
-        with deleting_damaged(target):
-            check_md5(target, source.md5)
-        return target
-    part = download_resumable(source, target, RETRY_POLICY)
-    with deleting_damaged(part.path):
-        check_md5(part.path, source.md5)
-    os.replace(part.path, target)
-    part.notes_path.unlink(missing_ok=True)
-    return target
+def download_archive(source: DownloadSource, folder: Path) -> Path:
+    """Return the checked archive, downloaded to `folder` unless it is there already."""
+    archive = folder / source.name
+    if archive.exists():
+        with deleting_damaged(archive):
+            check_checksum(archive, source.checksum)
+    else:
+        download(source, archive, lambda part: check_checksum(part, source.checksum))
+    return archive
+
+
+@contextmanager
+def staging_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder that is gone afterwards; what a killed run has left in it is deleted first."""
+    stage = folder / ".unpacking"
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def done_marker(folder: Path, group: str) -> Path:
@@ -198,11 +220,12 @@ def done_marker(folder: Path, group: str) -> Path:
 
 
 def is_done(folder: Path, group: str) -> bool:
-    """Whether each file that the done-marker names is there with its size."""
-    files = read_json(done_marker(folder, group)).get("files")
-    if not files or not isinstance(files, dict):
+    """Return True if each file that the done-marker names is there with its size."""
+    try:
+        files = json.loads(done_marker(folder, group).read_text(encoding="utf-8"))["files"]
+        return bool(files) and all((folder / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no marker, or a damaged one
         return False
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
 
 
 def move_into_place(stage: Path, folder: Path, groups: list[str], origin: Path) -> None:
@@ -215,16 +238,17 @@ def move_into_place(stage: Path, folder: Path, groups: list[str], origin: Path) 
         for name in files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(stage / group / name, folder / name)
-        write_json(done_marker(folder, group), {"files": files})
+        write_text(done_marker(folder, group), json.dumps({"files": files}, indent=1))
         log.info("%s: %d files in %s", group, len(files), (folder / next(iter(files))).parent)
 
 
 # --- the command lines ----------------------------------------------------------------------------
 
 
-def md5_text(text: str) -> str:
-    if not re.fullmatch(r"[0-9a-fA-F]{32}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an md5: 32 hexadecimal digits")
+def checksum_text(text: str) -> str:
+    """Return an md5 or sha256 in lower case, or raise ArgumentTypeError."""
+    if not re.fullmatch(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{64}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no md5 (32 hexadecimal digits) and no sha256 (64)")
     return text.lower()
 
 

@@ -8,9 +8,8 @@ wav; there the digits are those of the 16-bit samples, and a file that differs i
 import hashlib
 import io
 import logging
-import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -18,21 +17,16 @@ from urllib.parse import quote
 import soundfile as sf
 from tqdm import tqdm
 
-from recordings.archives import deleting_damaged
-from recordings.resumable_download import (
-    ArchiveSource,
-    DamagedDownloadError,
-    DataError,
-    RetryPolicy,
-    download_resumable,
-    require_space,
-)
+from recordings.archives import MemberGuard, naming_damage
+from recordings.resumable_download import DamagedDownloadError, DataError, DownloadSource, deleting_damaged, download
 from sound.atomic_files import atomic_write
 
 log = logging.getLogger(__name__)
 
 CHECKSUMS = Path(__file__).with_name("sample_checksums.txt")
 LARGEST = 1 << 30  # bytes of an archive inside an archive, and of a recording
+SOUNDS = (".mp3", ".flac", ".wav")
+BY_HAND = "fetch it by hand from the address beside the licence, and name it by --local_archive or --local_dir"
 ORCHESTRA = "https://philharmonia-assets.s3-eu-west-1.amazonaws.com/uploads/2020/02/12112005"
 ORCHESTRA_PAGE = "https://philharmonia.co.uk/resources/sound-samples"
 GITHUB = "https://raw.githubusercontent.com"
@@ -91,11 +85,7 @@ INSTRUMENTS = {
 
 
 def download_samples(
-    instrument: str,
-    output_dir: Path,
-    local_archives: tuple[Path, ...] = (),
-    local_dir: Path | None = None,
-    patience: RetryPolicy | None = None,
+    instrument: str, output_dir: Path, local_archives: tuple[Path, ...] = (), local_dir: Path | None = None
 ) -> dict[str, int]:
     """Bring the recordings of an instrument to ``output_dir/<instrument>/<collection>``; go on where it stopped.
 
@@ -104,7 +94,6 @@ def download_samples(
         output_dir: archives stay in its folder ``archives``, for instruments share them.
         local_archives: zips that were fetched by hand, looked through before anything is downloaded.
         local_dir: a folder of recordings that were fetched by hand, likewise.
-        patience: with a server that fails.
 
     Returns:
         number of files of each collection.
@@ -116,22 +105,19 @@ def download_samples(
     for name in INSTRUMENTS[instrument]:
         collection, expected = COLLECTIONS[name], checksums[name]
         folder = output_dir / instrument / name.removeprefix("others/")
+        folder.mkdir(parents=True, exist_ok=True)
         log.info("%s: %d files. %s", name, len(expected), collection.licence)
         missing = find_missing(folder, expected)
-        for archive in local_archives:
-            missing = _take(read_archive(archive), folder, missing, collection.exact)
-        if local_dir and missing:
-            missing = _take(_read_folder(local_dir), folder, missing, collection.exact)
+        for found in [*map(read_archive, local_archives), *([read_folder(local_dir)] if local_dir else [])]:
+            take_missing(found, folder, missing, collection.exact)
         if missing and collection.archive:
-            archive = _fetch_archive(collection.archive, output_dir / "archives", patience or RetryPolicy())
+            archive = download_archive(collection.archive, output_dir / "archives")
             with deleting_damaged(archive):
-                missing = _take(read_archive(archive), folder, missing, collection.exact)
-        elif missing:
-            missing = _fetch_files(collection, folder, missing, patience or RetryPolicy())
-        if missing:
-            raise DataError(
-                f"{folder} lacks {len(missing)} of {len(expected)} files, {min(missing)} for one; {_by_hand()}"
-            )
+                take_missing(read_archive(archive), folder, missing, collection.exact)
+            if missing:
+                raise DataError(f"{folder} lacks {len(missing)} of {len(expected)} files, as {min(missing)}; {BY_HAND}")
+        for file in tqdm(missing if collection.base else (), unit="file", disable=None):
+            download_recording(collection, folder, file, missing[file])
         counts[name] = len(expected)
     return counts
 
@@ -150,12 +136,20 @@ def read_checksums(path: Path = CHECKSUMS) -> dict[str, dict[str, str]]:
 
 def hash_recording(data: bytes, name: str, exact: bool) -> str:
     """Return the first 32 digits of the sha256 of a file's bytes, or if not `exact` of its samples in 16 bits."""
-    if not exact:
-        try:
-            data = sf.read(io.BytesIO(data), dtype="int16")[0].tobytes()
-        except sf.LibsndfileError as error:
-            raise DamagedDownloadError(f"{name} cannot be read as sound ({error.error_string.strip()})") from error
+    try:
+        data = data if exact else sf.read(io.BytesIO(data), dtype="int16")[0].tobytes()
+    except sf.LibsndfileError as error:
+        raise DamagedDownloadError(f"{name} cannot be read as sound ({error.error_string.strip()})") from error
     return hashlib.sha256(data).hexdigest()[:32]
+
+
+def check_recording(data: bytes, name: str, expected: str, exact: bool) -> None:
+    """Compare the digits of a file with the expected ones; raise DamagedDownloadError if `exact`, else warn."""
+    if hash_recording(data, name, exact) == expected:
+        return
+    if exact:
+        raise DamagedDownloadError(f"{name} is damaged: its sha256 does not begin with {expected}; {BY_HAND}")
+    log.warning("%s is not the recording that this project was made with, but will do", name)
 
 
 def find_missing(folder: Path, expected: dict[str, str]) -> dict[str, str]:
@@ -169,60 +163,46 @@ def find_missing(folder: Path, expected: dict[str, str]) -> dict[str, str]:
 
 def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield (file name, bytes) of the recordings in a zip and in the zips inside it, one level deep."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield from _read_members(archive, path, is_inner=False)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise DamagedDownloadError(f"{path} cannot be unpacked: {error}") from error
+    guard = MemberGuard(path)
+    with naming_damage(path), zipfile.ZipFile(path) as archive:
+        for name, data in read_members(archive, guard, (*SOUNDS, ".zip")):
+            if name.lower().endswith(".zip"):
+                with zipfile.ZipFile(io.BytesIO(data)) as inner:
+                    yield from read_members(inner, guard, SOUNDS)
+            else:
+                yield name, data
 
 
-def _read_members(archive: zipfile.ZipFile, path: Path, is_inner: bool) -> Iterator[tuple[str, bytes]]:
+def read_members(
+    archive: zipfile.ZipFile, guard: MemberGuard, suffixes: tuple[str, ...]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield (file name, bytes) of the members with one of the suffixes."""
+    guard.check_zip(archive)
     for member in archive.infolist():
-        suffix = Path(member.filename).suffix.lower()
-        if member.is_dir() or suffix not in (".zip", ".mp3", ".flac", ".wav"):
-            continue
-        if member.file_size > LARGEST:
-            raise DataError(f"{path} is refused: {member.filename} would unpack to {member.file_size} bytes")
-        if suffix != ".zip":
+        if member.filename.lower().endswith(suffixes):
+            if member.file_size > LARGEST:
+                raise DataError(f"{member.filename!r} is refused: it would unpack to {member.file_size} bytes")
             yield Path(member.filename).name, archive.read(member)
-        elif not is_inner:
-            with zipfile.ZipFile(io.BytesIO(archive.read(member))) as inner:
-                yield from _read_members(inner, path, is_inner=True)
 
 
-def _read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
+def read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield (file name, bytes) of the recordings in a folder and those in it."""
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in (".mp3", ".flac", ".wav") and path.is_file():
+        if path.suffix.lower() in SOUNDS and path.is_file():
             yield path.name, path.read_bytes()
 
 
-def _take(found: Iterator[tuple[str, bytes]], folder: Path, missing: dict[str, str], exact: bool) -> dict[str, str]:
-    """Write those of the found files that are missing, and return what still is."""
-    missing = dict(missing)
+def take_missing(found: Iterable[tuple[str, bytes]], folder: Path, missing: dict[str, str], exact: bool) -> None:
+    """Write those of the found files that are missing, and take them off `missing`."""
     stems = {Path(name).stem: name for name in missing}
-    for name, data in found:
+    for name, data in found if missing else ():
         stem = local_stem(Path(name).stem)
         if stem in stems and not (exact and name != stems[stem]):
-            _check(data, name, missing.pop(stems.pop(stem)), exact)
-            _write(folder / f"{stem}{Path(name).suffix.lower()}", data)
+            check_recording(data, name, missing.pop(stems.pop(stem)), exact)
+            with atomic_write(folder / f"{stem}{Path(name).suffix.lower()}") as part:
+                part.write_bytes(data)
         if not missing:
             break
-    return missing
-
-
-def _check(data: bytes, name: str, expected: str, exact: bool) -> None:
-    if hash_recording(data, name, exact) == expected:
-        return
-    if exact:
-        raise DamagedDownloadError(f"{name} is damaged: its sha256 does not begin with {expected}; {_by_hand()}")
-    log.warning("%s is not the recording that this project was made with, but will do", name)
-
-
-def _write(path: Path, data: bytes) -> None:
-    require_space(path.parent, len(data))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as partial:
-        partial.write_bytes(data)
 
 
 def local_stem(stem: str) -> str:
@@ -244,37 +224,20 @@ def published_name(collection: Collection, name: str) -> str:
     return f"Sum_SHTrumpet_sus_{note[0].upper()}{note[1:].replace('sharp', '#')}_{layer}_rr1.wav"
 
 
-def _fetch_archive(name: str, folder: Path, patience: RetryPolicy) -> Path:
+def download_archive(name: str, folder: Path) -> Path:
+    """Return an archive of the orchestra, downloaded to `folder` unless it is there already."""
     path = folder / name
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        part = download_resumable(ArchiveSource(f"{ORCHESTRA}/{name}", name, None, 1.0, _by_hand()), path, patience)
-        part.path.replace(path)
-        part.notes_path.unlink(missing_ok=True)
+        source = DownloadSource(f"{ORCHESTRA}/{name}", name, ratio=1.0, manual_hint=BY_HAND)
+        download(source, path, lambda part: None)  # its recordings are checked, one by one
         log.info("%s stays for the other instruments in it; delete it when you have all", path)
     return path
 
 
-def _fetch_files(
-    collection: Collection, folder: Path, missing: dict[str, str], patience: RetryPolicy
-) -> dict[str, str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, digest in tqdm(sorted(missing.items()), unit="file", disable=None):
-        published = published_name(collection, name)
-        path = folder / f"{Path(name).stem}{Path(published).suffix}"
-        part = download_resumable(
-            ArchiveSource(f"{collection.base}/{quote(published)}", path.name, None, 0.0, _by_hand()), path, patience
-        )
-        try:
-            _check(part.path.read_bytes(), published, digest, collection.exact)
-        except DamagedDownloadError:
-            part.start_over()
-            part.notes_path.unlink(missing_ok=True)
-            raise
-        shutil.move(part.path, path)
-        part.notes_path.unlink(missing_ok=True)
-    return {}
-
-
-def _by_hand() -> str:
-    return "fetch it by hand from the address beside the licence, and name it by --local_archive or --local_dir"
+def download_recording(collection: Collection, folder: Path, name: str, expected: str) -> None:
+    """Download the recording that is called `name` here and check it."""
+    published = published_name(collection, name)
+    path = folder / f"{Path(name).stem}{Path(published).suffix}"
+    source = DownloadSource(f"{collection.base}/{quote(published)}", path.name, manual_hint=BY_HAND)
+    download(source, path, lambda part: check_recording(part.read_bytes(), published, expected, collection.exact))

@@ -1,34 +1,39 @@
-"""Fetch one large file over HTTP, however often the connection breaks.
+"""Download one file over HTTP, however often the connection breaks.
 
-A download resumes by HTTP ranges (RFC 9110, section 14), if the server still has the file that it began with, and is
-compared with its md5. Nothing half-written ever carries a final name.
+A download resumes by ranges (RFC 9110, section 14) while the server still has the file that it began with.
 """
 
 import hashlib
-import json
 import logging
+import os
 import re
 import shutil
-import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import requests
 from tqdm import tqdm
-from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, ReadTimeoutError
+from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from sound.atomic_files import write_text
 
 CHUNK = 1 << 16  # bytes read at a time
+RETRIES = 8  # fruitless attempts in a row; one that brought new bytes is not fruitless
+RETRIES_OFFLINE = 2  # the same while no server has answered at all
+BACKOFF = 1.0  # s before the next attempt, doubled at each fruitless one up to a minute
+MAX_RETRY_AFTER = 600.0  # s; a server that asks to wait longer ends the run
+TIMEOUT = (15.0, 60.0)  # s to connect, s without a byte
+LOOPBACK = re.compile(r"https?://(localhost|127\.[\d.]+|\[::1\])(:|/|$)")
 
 log = logging.getLogger(__name__)
 
 
 class DataError(Exception):
-    """What keeps a data set from being installed; its text is the sentence for the user."""
+    """What keeps data from being installed; its text is the sentence for the user."""
 
 
 class DamagedDownloadError(DataError):
@@ -38,231 +43,144 @@ class DamagedDownloadError(DataError):
 class RetryError(Exception):
     """An attempt that failed in a way that the next one may not."""
 
-    def __init__(self, reason: str, wait: float = 0.0, offline: bool = False):
+    def __init__(self, reason: str, wait: float = 0.0):
         super().__init__(reason)
-        self.wait, self.offline = wait, offline  # s that the server asks for; whether there was no server at all
+        self.wait = wait  # s that the server asks for
 
 
 @dataclass(frozen=True)
-class RetryPolicy:
-    retries: int = 8  # fruitless attempts in a row; one that brought new bytes is not fruitless
-    retries_offline: int = 2  # the same while no server has answered at all
-    backoff: float = 1.0  # s, doubled at each fruitless attempt up to a minute
-    max_retry_after: float = 600.0  # s; a server that asks for more ends the run
-    timeout: tuple[float, float] = (15.0, 60.0)  # s to connect, s without a byte
+class DownloadSource:
+    """Where a file comes from and what is known of it."""
 
-
-@dataclass(frozen=True)
-class ArchiveSource:
     url: str
-    name: str  # file name of the archive
-    md5: str | None  # None: unknown
-    ratio: float  # rough number of unpacked bytes per byte of the archive
-    manual_hint: str  # what to do where the download does not work
+    name: str  # of the file here
+    checksum: str | None = None  # md5 or sha256; None: unknown
+    ratio: float = 0.0  # rough number of unpacked bytes per byte of the file
+    manual_hint: str = ""  # what to do where the download does not work
 
 
-# --- one file over HTTP ---------------------------------------------------------------------------
+def download(source: DownloadSource, target: Path, check: Callable[[Path], None]) -> None:
+    """Download to `target`, from where an earlier run stopped; only a complete and checked file gets that name.
 
+    `<target>.part` holds what has come so far, `<target>.part.tag` the server's ETag or date of that file.
 
-class PartialFile:
-    """`<name>.part` and, beside it, what the server said of the file, so that a later run can go on."""
-
-    def __init__(self, target: Path):
-        self.path = target.with_name(f"{target.name}.part")
-        self.notes_path = target.with_name(f"{target.name}.part.json")
-        self.notes = read_json(self.notes_path)
-        if not isinstance(self.notes.get("validator"), str):  # nothing ties the bytes to what the server has now
-            self.start_over()
-
-    @property
-    def size(self) -> int:
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    @property
-    def total(self) -> int | None:
-        total = self.notes.get("total")
-        return total if isinstance(total, int) else None
-
-    @property
-    def complete(self) -> bool:
-        return self.path.exists() and self.size == self.total
-
-    def start_over(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self.notes = {}
-
-    def save_notes(self, **facts: str | int | None) -> None:
-        self.notes |= facts
-        write_json(self.notes_path, self.notes)
-
-    def request_headers(self) -> dict[str, str]:
-        headers = {"Accept-Encoding": "identity"}  # lengths must be those of the file itself
-        if self.size:
-            headers["Range"] = f"bytes={self.size}-"
-        if self.size and self.notes["validator"]:
-            headers["If-Range"] = self.notes["validator"]
-        return headers
-
-    def accept_response(self, response: requests.Response) -> None:
-        """Make the file fit an answer of status 200, 206 or 416, or raise RetryError."""
-        start, total = content_range(response.headers.get("Content-Range"))
-        known = (range_validator(response) or self.notes.get("validator"), total or self.total)
-        if response.status_code == 200 or (response.status_code == 206 and start == 0 == self.size):
-            length = response.headers.get("Content-Length", "")
-            self.start_over()
-            self.save_notes(
-                validator=range_validator(response), total=total or (int(length) if length.isdecimal() else None)
-            )
-            self.path.touch()
-        elif response.status_code == 416 and self.size and total == self.size:  # more was announced than there is
-            self.save_notes(total=total)
-        elif response.status_code == 416 or start != self.size or known != (self.notes["validator"], self.total):
-            self.start_over()
-            raise RetryError("the file on the server is not the one that this download began with")
-
-    def append(self, body: BinaryIO) -> None:
-        with self.path.open("ab") as file, progress_bar(self.path.stem, self.total, self.size) as bar:
-            while chunk := body.read1(CHUNK, decode_content=False):
-                file.write(chunk)
-                bar.update(len(chunk))
-        if self.total is None:
-            self.save_notes(total=self.size)
-        if self.size < self.total:
-            raise RetryError(f"the server stopped after {self.size} of {self.total} bytes")
-        if self.size > self.total:
-            self.start_over()
-            raise RetryError("the server sent more bytes than it had announced")
-
-
-def range_validator(response: requests.Response) -> str | None:
-    """What If-Range may be asked with: a strong ETag, else the date of the last change."""
-    etag = response.headers.get("ETag", "W/")
-    return response.headers.get("Last-Modified") if etag.startswith("W/") else etag
-
-
-def content_range(value: str | None) -> tuple[int | None, int | None]:
-    """Start and total of a Content-Range header, None where it does not say."""
-    match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(?:(\d+)|\*)", (value or "").strip())
-    return tuple(group and int(group) for group in match.groups()) if match else (None, None)
-
-
-def download_resumable(source: ArchiveSource, target: Path, policy: RetryPolicy) -> PartialFile:
-    """Download to `<target>.part`, going on from whatever is there, until it is complete.
+    Args:
+        check: raises DamagedDownloadError for a file that is not the expected one, which is then deleted.
 
     Raises:
-        DataError: the server refuses, the disk is too small, or `policy` allows no more attempts.
+        DataError: the server refuses, the disk is too small, the file is damaged, or RETRIES are used up.
     """
-    part = PartialFile(target)
-    best, fruitless, online = part.size, 0, False
-    with requests.Session() as session:
-        while not part.complete:
+    part, tag = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.part.tag")
+    if not (tag.exists() and tag.read_text(encoding="utf-8")):  # nothing ties the bytes to what the server has now
+        part.unlink(missing_ok=True)
+    best, fruitless, answered, complete = _size(part), 0, False, False
+    with open_session(source.url) as session:
+        while not complete:
+            headers = {"Accept-Encoding": "identity"}  # lengths must be those of the file itself
+            if size := _size(part):
+                headers |= {"Range": f"bytes={size}-", "If-Range": tag.read_text(encoding="utf-8") or None}
             try:
-                request_missing_bytes(session, source, part, policy)
-            except RetryError as error:
-                fruitless = 1 if part.size > best else fruitless + 1
-                best, online = max(best, part.size), online or not error.offline
-                if fruitless > (policy.retries if online else policy.retries_offline):
-                    raise DataError(
-                        f"{source.url}: {error}, {fruitless} times in a row. {source.manual_hint}"
-                    ) from error
-                pause = max(error.wait, min(policy.backoff * 2 ** (fruitless - 1), 60.0))
-                log.info("%s; trying again in %.0f s", error, pause)
+                with session.get(source.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+                    answered = True
+                    _check_status(response, source)
+                    _append_body(response, source, part, tag)
+                    complete = True
+            except (requests.ConnectionError, requests.Timeout, HTTPError, RetryError) as error:
+                fruitless = 1 if _size(part) > best else fruitless + 1
+                best = max(best, _size(part))
+                retry = isinstance(error, RetryError)
+                reason = str(error) if retry else f"the connection failed ({type(error).__name__})"
+                if fruitless > (RETRIES if answered else RETRIES_OFFLINE):
+                    hint = source.manual_hint
+                    raise DataError(f"{source.url}: {reason}, {fruitless} times in a row. {hint}") from error
+                pause = max(error.wait if retry else 0.0, min(BACKOFF * 2 ** (fruitless - 1), 60.0))
+                log.info("%s; trying again in %.0f s", reason, pause)
                 time.sleep(pause)
-    return part
+            except (requests.RequestException, ValueError, OverflowError) as error:
+                advice = f"Check it and the proxy settings (http_proxy, all_proxy). {source.manual_hint}"
+                raise DataError(f"{source.url} cannot be requested: {error}. {advice}") from error
+    with deleting_damaged(part):
+        check(part)
+    os.replace(part, target)
+    tag.unlink()
 
 
-def request_missing_bytes(
-    session: requests.Session, source: ArchiveSource, part: PartialFile, policy: RetryPolicy
-) -> None:
-    """Ask once for the bytes that are missing and append what comes."""
-    try:
-        with session.get(source.url, headers=part.request_headers(), stream=True, timeout=policy.timeout) as response:
-            check_status(response, source, policy)
-            part.accept_response(response)
-            if not part.complete:
-                require_space(part.path.parent, (part.total or 0) * (1 + source.ratio) - part.size)
-                part.append(response.raw)
-    except (requests.Timeout, ReadTimeoutError) as error:
-        raise RetryError("the server went silent", offline=isinstance(error, requests.ConnectTimeout)) from error
-    except requests.ConnectionError as error:
-        nobody = any(isinstance(cause, MaxRetryError) for cause in error.args)
-        raise RetryError(f"no connection ({type(error).__name__})", offline=nobody) from error
-    except HTTPError as error:
-        raise RetryError("the connection broke") from error
-    except requests.RequestException as error:
-        raise DataError(f"{source.url} cannot be asked for: {error}. {source.manual_hint}") from error
+def open_session(url: str) -> requests.Session:
+    """Return a session that uses the proxies of the environment, except to this machine itself."""
+    session = requests.Session()
+    session.trust_env = not LOOPBACK.match(url)
+    return session
 
 
-def check_status(response: requests.Response, source: ArchiveSource, policy: RetryPolicy) -> None:
-    """Let an answer pass that has bytes or news of the file; a RetryError or a DataError for every other."""
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _check_status(response: requests.Response, source: DownloadSource) -> None:
+    """Raise unless an answer has bytes or news of the file."""
     status = response.status_code
     if status in (408, 425, 429) or status >= 500:
-        wait = retry_after(response.headers.get("Retry-After"))
-        if wait > policy.max_retry_after:
+        wait = Retry().get_retry_after(response.raw) or 0.0
+        if wait > MAX_RETRY_AFTER:
             raise DataError(f"{source.url}: the server (HTTP {status}) asks to wait {wait:.0f} s; try again then")
         raise RetryError(f"the server answered HTTP {status}", wait)
     if status not in (200, 206, 416):
-        reasons = {401: "refused by the server", 403: "refused by the server", 404: "no such file", 410: "no such file"}
-        raise DataError(
-            f"{source.url}: {reasons.get(status, 'unexpected answer')} (HTTP {status}). {source.manual_hint}"
-        )
+        raise DataError(f"{source.url}: the server answered HTTP {status} {response.reason}. {source.manual_hint}")
     if status != 416 and response.headers.get("Content-Type", "").startswith("text/html"):
-        raise DataError(
-            f"{source.url}: a web page came (a login or browser check), not the archive. {source.manual_hint}"
-        )
+        raise DataError(f"{source.url}: a web page (a login?) came instead of the file. {source.manual_hint}")
 
 
-def retry_after(value: str | None) -> float:
-    """Seconds that a Retry-After header asks for, be it a number or an HTTP date."""
+def _append_body(response: requests.Response, source: DownloadSource, part: Path, tag: Path) -> None:
+    """Append an answer of status 200, 206 or 416 to the part; return only if the file is then complete."""
+    size, etag = _size(part), response.headers.get("ETag", "W/")
+    validator = response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag  # a weak ETag ties nothing
+    content_range = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", ""))
+    start, total = content_range.groups() if content_range else (None, None)
+    if response.status_code == 200:
+        part.unlink(missing_ok=True)
+        write_text(tag, validator)
+        size, total = 0, response.headers.get("Content-Length")
+    elif response.status_code == 416 and size and total == str(size):
+        return
+    elif not size or start != str(size) or validator not in ("", tag.read_text(encoding="utf-8")):
+        part.unlink(missing_ok=True)
+        raise RetryError("the server no longer has the file that this download began with")
+    total = int(total) if total and total.isdecimal() else None
+    require_space(part.parent, (total or 0) * (1 + source.ratio) - size)
+    bar = tqdm(desc=source.name, total=total, initial=size, unit="B", unit_scale=True, mininterval=0.5, disable=None)
+    with bar, part.open("ab") as file:
+        while chunk := response.raw.read1(CHUNK, decode_content=False):
+            bar.update(file.write(chunk))
+    if total not in (None, _size(part)):
+        raise RetryError(f"the server stopped after {_size(part)} of {total} bytes")
+
+
+@contextmanager
+def deleting_damaged(path: Path) -> Iterator[None]:
+    """Delete a downloaded file that the block finds damaged."""
     try:
-        return Retry().parse_retry_after(value or "0")
-    except (InvalidHeader, ValueError, OverflowError):
-        return 0.0
-
-
-def progress_bar(label: str, total: int | None, done: int = 0) -> tqdm:
-    """A bar with rate and time left; silent unless the command line has turned logging on."""
-    quiet = not log.isEnabledFor(logging.INFO)
-    pause = 0.5 if sys.stderr.isatty() else 30.0  # s; a log file needs no more
-    return tqdm(desc=label, total=total, initial=done, unit="B", unit_scale=True, mininterval=pause, disable=quiet)
-
-
-# --- on the disk ----------------------------------------------------------------------------------
-
-
-def read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def write_json(path: Path, content: dict) -> None:
-    write_text(path, json.dumps(content, indent=1))
+        yield
+    except DamagedDownloadError as error:
+        path.unlink()
+        raise DataError(f"{error}; the file was deleted, run the same command to download it again") from error
 
 
 def require_space(folder: Path, needed: float) -> None:
-    """Raise DataError unless the disk of `folder`, which may not exist yet, has `needed` free bytes."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    missing = needed - shutil.disk_usage(existing).free
+    """Raise DataError unless the disk of `folder` has `needed` free bytes."""
+    missing = needed - shutil.disk_usage(folder).free
     if missing > 0:
-        size = tqdm.format_sizeof
+        needed, missing = (tqdm.format_sizeof(size, "B") for size in (needed, missing))
         raise DataError(
-            f"{folder} needs {size(needed, 'B')} of free space and {size(missing, 'B')} are missing: "
-            "free some, or name another disk by --output_dir"
+            f"{folder} needs {needed} of free space, {missing} more than there is; free some or name another"
         )
 
 
-def check_md5(path: Path, expected: str | None) -> None:
-    if expected is None:
+def check_checksum(path: Path, expected: str | None) -> None:
+    """Raise DamagedDownloadError unless a file has the expected md5 (32 digits) or sha256 (64)."""
+    if not expected:
         return
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file, progress_bar(f"checking {path.name}", path.stat().st_size) as bar:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            bar.update(len(chunk))
-    if digest.hexdigest() != expected.lower():
-        raise DamagedDownloadError(
-            f"{path} has the md5 {digest.hexdigest()}, {expected} was expected (--md5 names another)"
-        )
+    kind = "md5" if len(expected) == 32 else "sha256"
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+    if found != expected:
+        raise DamagedDownloadError(f"{path} has the {kind} {found}, {expected} was expected (--md5 names another)")

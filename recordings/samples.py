@@ -101,6 +101,16 @@ def parse_pitch(name: str) -> int:
     return 12 * (int(octave) + 1) + _STEPS[step.lower()] + {"b": -1, None: 0}.get(accidental, 1)
 
 
+# E3, A3, A4, G5 and A5: of the trumpet there is next to nothing at the other pitches that train the recogniser.
+_TRUMPET_RECOGNISER = (52, 57, 69, 79, 81)
+# Near-copies of notes that train the recogniser or are held out (correlation over 0.97 after the onset).
+_NEAR_COPIES = (
+    "saxophone_D4_05_piano_normal",
+    "saxophone_E4_1_mezzo-forte_normal",
+    "saxophone_F4_05_piano_normal",
+)
+
+
 def assign_role(instrument: str, collection: str, midi: int, round_robin: int = 1) -> str:
     """Return the side of the split that a named note is on: model, held_out or recogniser.
 
@@ -120,7 +130,7 @@ def assign_role(instrument: str, collection: str, midi: int, round_robin: int = 
         return "held_out"
     if instrument not in ("trumpet", "saxophone", "violin", "flute"):
         return "recogniser"
-    return "recogniser" if midi % 6 == 0 else "model"
+    return "recogniser" if midi % 6 == 0 or (instrument == "trumpet" and midi in _TRUMPET_RECOGNISER) else "model"
 
 
 def parse_name(path: str) -> Sample | None:
@@ -130,7 +140,7 @@ def parse_name(path: str) -> Sample | None:
         instrument, note, length, dynamic, articulation = match.groups()
         midi, plain = parse_pitch(note), length != "phrase" and articulation in PLAIN and dynamic in DYNAMICS
         plain = plain and not dynamic.endswith(("crescendo", "cresc"))
-        role = assign_role(instrument, "philharmonia", midi)
+        role = "recogniser" if stem in _NEAR_COPIES else assign_role(instrument, "philharmonia", midi)
         return Sample(path, instrument, "note" if plain else "phrase", midi, dynamic, length, articulation, 1, role)
     if match := _SHINY_NOTE.fullmatch(stem):
         midi, take = parse_pitch(match[1]), int(match[3])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from checkpoint import (
+    PRETRAINED_DIR,
     checkpoint_config,
     inference_weights,
     load_model,
@@ -31,6 +32,7 @@ from recordings.corpus import split_boundary
 from sound.atomic_files import atomic_write, write_text
 
 log = logging.getLogger("export_checkpoint")
+_LARGE = 2**14  # numbers of a weight that --half keeps in 16 bits: nearly all, and the first layer stays exact
 _HALF_DIFFERENCE = -50.0  # dB, of the power of what weights of 16 bits may change to that of the sound
 
 
@@ -40,7 +42,7 @@ def strip(source: dict[str, Any], path: Path, half: bool = False) -> dict[str, A
     Args:
         source: the checkpoint.
         path: where it is from, for messages.
-        half: keep weights in 16 bits; loading a model widens them again.
+        half: keep large weights in 16 bits; loading a model widens them again.
     """
     metrics = {"best_val_loss": (source["metrics"] or {}).get("best_val_loss")}
     boundary = split_boundary(source)
@@ -50,7 +52,10 @@ def strip(source: dict[str, Any], path: Path, half: bool = False) -> dict[str, A
         epoch=source["epoch"],
         step=source["step"],
         # A copy: a tensor that is a part of a larger one would be saved with all of it.
-        model={name: weight.half() if half else weight.clone() for name, weight in inference_weights(source).items()},
+        model={
+            name: weight.half() if half and weight.numel() >= _LARGE else weight.clone()
+            for name, weight in inference_weights(source).items()
+        },
         run_name=source["run_name"],
         schedule=None if boundary is None else {"boundary": boundary},  # which recordings were held out
         statistics=source["statistics"],
@@ -107,11 +112,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--card_note", help="anything else that a user should know, for the card")
     parser.add_argument("--scorecard", type=Path, help="what scripts/evaluate.py --json wrote on this checkpoint")
     parser.add_argument("--half", action="store_true", help="weights of 16 bits: half the size, and sounds the same")
+    parser.add_argument("--replace_shipped", action="store_true", help="allow --output to be a shipped model")
     args = parser.parse_args(argv)
     if args.output.suffix != ".pth":
         parser.error(f"--output should end in .pth, not '{args.output.name}'")
     if args.output.is_dir():
         parser.error(f"--output {args.output} is a folder; name a file in it")
+    if args.output.resolve().parent == PRETRAINED_DIR.resolve() and args.output.exists() and not args.replace_shipped:
+        parser.error(f"--output {args.output} is a shipped model; name another file, or add --replace_shipped")
     if args.output.resolve() == args.checkpoint.resolve():
         parser.error("--output is the checkpoint itself; export it under another name")
     for name in ("data", "licence"):

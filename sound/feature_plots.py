@@ -28,8 +28,9 @@ _TICK_SETS = (range(12), (0, 2, 4, 5, 7, 9, 11), (0, 4, 7), (0, 7), (0,))
 _TIME_STEPS = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800)  # s, the same way
 _MAX_TICKS = 12
 _MIN_SEMITONES = 12  # the pitch axis shows at least this much, so that vibrato does not look like an earthquake
-_N_FFT = 1024
+_N_FFT = 1024  # at 16 kHz; higher rates get longer windows, so that harmonics stay apart
 _SPECTRUM_RANGE = 80  # dB under the strongest component that are drawn
+SPECTROGRAM_NOTE = f"kHz, over {_SPECTRUM_RANGE} dB"
 _SPECTRUM_TOP = 8000  # Hz; what is above is drawn only as far as there is any: a resampled sound has none
 
 
@@ -86,7 +87,7 @@ def style_axis(axis: Axes, colours: Theme) -> None:
     axis.grid(True, which="major", color=colours.grid, linewidth=0.8)
 
 
-def _label_panel(axis: Axes, name: str, note: str, colours: Theme) -> None:
+def label_panel(axis: Axes, name: str, note: str, colours: Theme) -> None:
     """Write the panel's name over its left corner, and a unit or a figure behind it."""
     name_text = axis.annotate(
         name,
@@ -125,7 +126,7 @@ def draw_waveform(axis: Axes, audio: np.ndarray, sample_rate: int, colours: Them
     axis.set_ylim(-limit, limit)
     axis.yaxis.set_major_locator(FixedLocator([0]))
     axis.tick_params(axis="y", labelleft=False)
-    _label_panel(axis, "Waveform", _describe_level(audio, peak), colours)
+    label_panel(axis, "Waveform", _describe_level(audio, peak), colours)
 
 
 def _describe_level(audio: np.ndarray, peak: float) -> str:
@@ -142,7 +143,7 @@ def _envelope(samples: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.nda
 
 
 def draw_pitch(
-    axis: Axes, seconds: np.ndarray, pitches: list[np.ndarray], labels: tuple[str, str], colours: Theme
+    axis: Axes, seconds: np.ndarray, pitches: list[np.ndarray], labels: tuple[str, ...], colours: Theme
 ) -> None:
     """Draw pitch curves [T] in Hz, NaN where there is none, the first one in front; name the notes beside them."""
     axis.set_yscale("log", base=2)
@@ -161,24 +162,29 @@ def draw_pitch(
             label=label,
         )
     _set_note_axis(axis, np.concatenate(pitches), colours)
-    _label_panel(axis, "Pitch", "f0, logarithmic, Hz at the right", colours)
+    label_panel(axis, "Pitch", "f0, logarithmic, Hz at the right", colours)
     if len(pitches) > 1:
-        legend = axis.legend(
-            loc="lower right",
-            bbox_to_anchor=(1, 1),
-            borderpad=0,
-            borderaxespad=0.35,
-            ncols=2,
-            frameon=False,
-            fontsize=SMALL,
-            labelcolor=colours.text,
-            handlelength=1.6,
-            columnspacing=1.6,
-        )
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        draw_legend(axis, colours)
     if np.isnan(pitches[0]).all():
         axis.text(0.5, 0.5, "no pitch found", transform=axis.transAxes, ha="center", va="center", color=colours.muted)
+
+
+def draw_legend(axis: Axes, colours: Theme) -> None:
+    """Name the curves of a panel over its right corner."""
+    legend = axis.legend(
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        borderpad=0,
+        borderaxespad=0.35,
+        ncols=2,
+        frameon=False,
+        fontsize=SMALL,
+        labelcolor=colours.text,
+        handlelength=1.6,
+        columnspacing=1.6,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _is_isolated(pitch: np.ndarray) -> np.ndarray:
@@ -229,7 +235,7 @@ def draw_periodicity(
     axis.set_ylim(0, 1)
     axis.grid(False, axis="y")
     axis.yaxis.set_major_locator(NullLocator())
-    _label_panel(axis, "Periodicity", f"0 to 1, pitch is shown from {threshold:g}", colours)
+    label_panel(axis, "Periodicity", f"0 to 1, pitch is shown from {threshold:g}", colours)
 
 
 def draw_loudness(axis: Axes, seconds: np.ndarray, loudness: np.ndarray, colours: Theme) -> None:
@@ -240,16 +246,29 @@ def draw_loudness(axis: Axes, seconds: np.ndarray, loudness: np.ndarray, colours
     axis.set_ylim(floor, 3)
     axis.yaxis.set_major_locator(FixedLocator(range(0, math.floor(floor) - 1, -20)))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda level, _: f"{level:.0f}".replace("-", "−")))
-    _label_panel(axis, "Loudness", "A-weighted, dB re full scale", colours)
+    label_panel(axis, "Loudness", "A-weighted, dB re full scale", colours)
 
 
-def draw_spectrogram(axis: Axes, audio: np.ndarray, sample_rate: int, colours: Theme) -> None:
-    """Draw which frequencies of the samples [N] sound when."""
-    samples = np.pad(np.nan_to_num(audio, posinf=0.0, neginf=0.0), (0, max(0, _N_FFT - len(audio))))
-    hop_length = max(_N_FFT // 8, -(-len(samples) // _WAVE_COLUMNS))
-    transform = ShortTimeFFT(hann(_N_FFT, sym=False), hop_length, sample_rate)
-    magnitudes = np.abs(transform.stft(samples))  # (F, T)
-    level = 20 * np.log10(np.maximum(magnitudes / max(magnitudes.max(), 1e-9), 10 ** (-_SPECTRUM_RANGE / 20)))
+def draw_spectrogram(
+    axis: Axes, audio: np.ndarray, sample_rate: int, colours: Theme, scale_to: np.ndarray | None = None
+) -> None:
+    """Draw which frequencies of the samples [N] sound when.
+
+    ``scale_to`` are the samples whose strongest component is 0 dB, if not ``audio``: pictures of one scale compare.
+    """
+    n_fft = _N_FFT * max(1, round(sample_rate / 16000))
+    length = max(len(audio), n_fft)
+    hop_length = max(n_fft // 8, -(-length // _WAVE_COLUMNS))
+    transform = ShortTimeFFT(hann(n_fft, sym=False), hop_length, sample_rate)
+
+    def magnitudes(samples: np.ndarray) -> np.ndarray:  # (F, T)
+        finite = np.nan_to_num(samples, posinf=0.0, neginf=0.0)
+        padded = np.pad(finite, (0, max(0, n_fft - len(finite))))
+        return np.abs(transform.stft(padded, padding="even"))  # a passage that is cut out does not click at its ends
+
+    shown = magnitudes(audio)
+    strongest = max((shown if scale_to is None else magnitudes(scale_to)).max(), 1e-9)
+    level = 20 * np.log10(np.maximum(shown / strongest, 10 ** (-_SPECTRUM_RANGE / 20)))
     shades = LinearSegmentedColormap.from_list("spectrum", [colours.background, colours.pitch, colours.text])
     axis.imshow(
         level,
@@ -259,15 +278,15 @@ def draw_spectrogram(axis: Axes, audio: np.ndarray, sample_rate: int, colours: T
         aspect="auto",
         origin="lower",
         interpolation="bilinear",
-        extent=transform.extent(len(samples), center_bins=True),
+        extent=transform.extent(length, center_bins=True),
     )
     axis.grid(False)
+    axis.set_xlim(0, length / sample_rate)
     sounding = transform.f[(level > -_SPECTRUM_RANGE).any(axis=1)]
     top = min(max(_SPECTRUM_TOP, sounding.max(initial=0.0)), sample_rate / 2)
     axis.set_ylim(0, top)
     axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 4, 5, 10]))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda frequency, _: f"{frequency / 1000:g}"))
-    _label_panel(axis, "Spectrogram", f"kHz, over {_SPECTRUM_RANGE} dB", colours)
 
 
 def share_time_axis(axes: list[Axes], duration: float) -> None:
@@ -349,7 +368,8 @@ def plot_features(
     pitches = [np.where(shown, frames[name], np.nan) for name in ("f0", "second_f0") if name in frames]
 
     wanted = {"periodicity": periodicity is not None, "spectrogram": spectrogram}
-    figure, axes = _make_panels([name for name in _PANELS if wanted.get(name, True)], colours)
+    heights = {name: height for name, height in _PANELS.items() if wanted.get(name, True)}
+    figure, axes = make_panels(heights, colours)
     seconds = np.arange(len(shown)) / frame_rate
     duration = max(len(samples) / sample_rate, len(shown) / frame_rate, 1 / frame_rate)
     draw_waveform(axes["waveform"], samples, sample_rate, colours)
@@ -359,6 +379,7 @@ def plot_features(
     draw_loudness(axes["loudness"], seconds, frames["loudness"], colours)
     if spectrogram:
         draw_spectrogram(axes["spectrogram"], samples, sample_rate, colours)
+        label_panel(axes["spectrogram"], "Spectrogram", SPECTROGRAM_NOTE, colours)
     share_time_axis(list(axes.values()), duration)
     summary = [subtitle, *_summarise(duration, sample_rate, pitches[0])]
     _write_header(figure, title, "   ·   ".join(part for part in summary if part), colours)
@@ -375,22 +396,22 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(partial, format="png", dpi=DPI)
 
 
-def _make_panels(names: list[str], colours: Theme) -> tuple[Figure, dict[str, Axes]]:
-    heights = [_PANELS[name] for name in names]
-    height = _HEAD + sum(heights) + _GAP * (len(names) - 1) + _FOOT
+def make_panels(heights: dict[str, float], colours: Theme, head: float = _HEAD) -> tuple[Figure, dict[str, Axes]]:
+    """Return a figure and its panels by their names: their heights and the room above them in inches."""
+    height = head + sum(heights.values()) + _GAP * (len(heights) - 1) + _FOOT
     figure = Figure(figsize=(_WIDTH, height), dpi=DPI, facecolor=colours.background)
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
-        len(names),
+        len(heights),
         1,
-        height_ratios=heights,
-        hspace=_GAP * len(names) / sum(heights),
+        height_ratios=list(heights.values()),
+        hspace=_GAP * len(heights) / sum(heights.values()),
         left=_LEFT,
         right=_RIGHT,
-        top=1 - _HEAD / height,
+        top=1 - head / height,
         bottom=_FOOT / height,
     )
-    axes = {name: figure.add_subplot(grid[row]) for row, name in enumerate(names)}
+    axes = {name: figure.add_subplot(grid[row]) for row, name in enumerate(heights)}
     for axis in axes.values():
         style_axis(axis, colours)
     return figure, axes

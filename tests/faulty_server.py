@@ -7,6 +7,8 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from recordings import resumable_download
+
 
 @dataclass
 class Fault:
@@ -129,3 +131,13 @@ class FaultyServer(ThreadingHTTPServer):
         self.closing.set()
         self.shutdown()
         super().__exit__(*exc)
+
+
+def shorten_patience(monkeypatch, silence: float = 0.5) -> None:
+    """Make downloads give up soon, without pauses; `silence` is in seconds. Remove the proxies of the environment."""
+    settings = {"RETRIES": 4, "RETRIES_OFFLINE": 1, "BACKOFF": 0.0, "TIMEOUT": (5.0, silence)}
+    for name, value in settings.items():
+        monkeypatch.setattr(resumable_download, name, value)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)

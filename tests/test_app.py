@@ -98,7 +98,8 @@ def run(shipped: Path, scratch: Path, tmp_path: Path) -> Callable[..., Iterator[
     asked = next(event.inputs for event in page.fns.values() if event.name == "run")[3:]
 
     def press(recording: Path | None, instrument: str, octave: str | int, **options: object) -> Iterator[dict]:
-        wanted = {**values, "output_rate": "auto", "semitones": octave, **options}
+        automatic = dict.fromkeys(("output_rate", "articulation", "pluck_repeat"), "auto")
+        wanted = {**values, **automatic, "semitones": octave, **options}
         assert len(wanted) == len(asked)
         chosen = [control.preprocess(wanted[name]) for name, control in zip(app_order(page), asked)]
         return handler(recording and str(recording), instrument, 0, *chosen)

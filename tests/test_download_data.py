@@ -1,8 +1,8 @@
-import dataclasses
+"""download_data.py and what it stands on: downloads that break, archives that lie, the takes of GuitarSet."""
+
 import email.utils
 import hashlib
 import io
-import json
 import logging
 import random
 import shutil
@@ -17,36 +17,39 @@ from pathlib import Path
 import pytest
 
 import download_data
-from faulty_server import Fault, FaultyServer, random_fault
-from recordings import archives
-from recordings.resumable_download import ArchiveSource, DataError, RetryPolicy
+from faulty_server import Fault, FaultyServer, random_fault, shorten_patience
+from recordings import archives, resumable_download
+from recordings.resumable_download import DataError, DownloadSource
 
 ROOT = Path(download_data.__file__).parent
-FAST = RetryPolicy(retries=4, retries_offline=1, backoff=0.0, timeout=(5.0, 0.5))
-RASH = dataclasses.replace(FAST, timeout=(5.0, 0.08))  # where it does not matter if a busy machine is taken for a fault
+NOWHERE = "http://127.0.0.1:1/audio.zip"
 CONTENT = random.Random(0).randbytes(20_000)
 TAKES = ["00_BN1-129-Eb_comp", "00_BN1-129-Eb_solo", "03_Jazz2-187-F#_comp", "03_Jazz2-187-F#_solo"]
+AUDIO = {f"{take}_mic.wav": b"RIFF" + random.Random(take).randbytes(900) for take in TAKES}
+SOLO = {name: data for name, data in AUDIO.items() if "solo" in name}
 
 
 @pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    """No back-off; and no address but that of the test's own server, and no proxy."""
-    monkeypatch.setattr(archives, "RETRY_POLICY", FAST)
-    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+def short_patience(monkeypatch):
+    shorten_patience(monkeypatch)
 
 
-def source(url, content=CONTENT, ratio=1.0):
-    return ArchiveSource(url, "archive", hashlib.md5(content).hexdigest(), ratio, "By hand: --local_archive PATH.")
+def digest(content, kind="md5"):
+    return hashlib.new(kind, content).hexdigest()
 
 
-def obtain(folder, server, content=CONTENT):
-    return archives.download_archive(source(server.url, content), folder).read_bytes()
+def fetch(folder, url, content=CONTENT, checksum=None):
+    source = DownloadSource(url, "archive", checksum or digest(content), 1.0, "By hand: --local_archive PATH.")
+    return archives.download_archive(source, folder).read_bytes()
 
 
-def audio_files():
-    rng = random.Random(1)
-    return {f"{take}_mic.wav": b"RIFF" + rng.randbytes(900) for take in TAKES}
+def stop_after(n_bytes, **headers):
+    """Faults that end a run with the first bytes on the disk."""
+    return [Fault(cut=n_bytes, headers=headers)] + [Fault(status=500)] * (1 + resumable_download.RETRIES)
+
+
+def set_free_space(monkeypatch, n_bytes):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 0, n_bytes))
 
 
 def zip_of(files):
@@ -57,17 +60,18 @@ def zip_of(files):
     return packed.getvalue()
 
 
-def md5(content):
-    return hashlib.md5(content).hexdigest()
-
-
 def run(server, content, folder, *flags):
     url = server.url if isinstance(server, FaultyServer) else server
-    return download_data.main(["--url", url, "--md5", md5(content), "--output_dir", str(folder), *flags])
+    return download_data.main(["--url", url, "--md5", digest(content), "--output_dir", str(folder), *flags])
 
 
-def wav_names(folder):
-    return sorted(path.name for path in folder.glob("*.wav"))
+def serve(content, folder, *flags):
+    with FaultyServer(content) as server:
+        return run(server, content, folder, *flags)
+
+
+def installed(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.wav")}
 
 
 # --- one file over HTTP ---------------------------------------------------------------------------
@@ -80,41 +84,32 @@ def wav_names(folder):
         [Fault(cut=0), Fault(cut=7_000), Fault(cut=19_000)],
         [Fault(cut=7_000), Fault(ranges=False, cut=9_000), Fault(ranges=False)],
         [Fault(stall=5_000)],
-        [Fault(chunked=True)],
         [Fault(chunked=True, cut=5_000), Fault(cut=100)],
         [Fault(claim=500)],
-        [Fault(cut=5_000, claim=500)],
         [Fault(status=500), Fault(status=429), Fault(status=503), Fault(status=502)],
         [Fault(cut=5_000), Fault(shift=1)],
-        [Fault(cut=5_000), Fault(shift=-1)],
         [Fault(cut=5_000), Fault(headers={"Content-Range": "nonsense"})],
         [Fault(cut=5_000), Fault(status=416)],
         [Fault(cut=5_000), Fault(status=416, headers={"Content-Range": "bytes */123"})],
         [Fault(cut=5_000), Fault(cap=3_000), Fault(cap=3_000)],
         [Fault(headers={"Content-Encoding": "gzip"})] * 9,  # said of a .tar.gz by many servers, and not to be undone
+        [Fault(cut=1_000)] * 15,  # more than RETRIES, but each brings bytes
     ],
 )
 def test_right_bytes_in_spite_of(faults, tmp_path):
     with FaultyServer(CONTENT, faults) as server:
-        assert obtain(tmp_path, server) == CONTENT
-    assert [path.name for path in tmp_path.iterdir()] == ["archive"]  # neither .part nor notes stay
+        assert fetch(tmp_path, server.url) == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["archive"]  # neither .part nor .part.tag stays
 
 
-def test_a_cut_connection_resumes_where_it_broke(tmp_path):
-    with FaultyServer(CONTENT, [Fault(cut=7_000)]) as server:
-        obtain(tmp_path, server)
+def test_a_later_run_resumes_where_the_connection_broke(tmp_path):
+    with FaultyServer(CONTENT, stop_after(7_000)) as server:
+        with pytest.raises(DataError, match="500"):
+            fetch(tmp_path, server.url)
+        assert (tmp_path / "archive.part").read_bytes() == CONTENT[:7_000]
+        assert fetch(tmp_path, server.url) == CONTENT
     assert "Range" not in server.requests[0]
-    assert server.requests[1]["Range"] == "bytes=7000-"
-    assert server.requests[1]["If-Range"] == '"first"'
-
-
-def test_a_later_run_resumes(tmp_path):
-    with FaultyServer(CONTENT, [Fault(cut=7_000)] + [Fault(status=500)] * 5) as server:
-        with pytest.raises(DataError, match="HTTP 500"):
-            obtain(tmp_path, server)
-        assert (tmp_path / "archive.part").stat().st_size == 7_000
-        assert obtain(tmp_path, server) == CONTENT
-    assert server.requests[-1]["Range"] == "bytes=7000-"
+    assert all(asked["Range"] == "bytes=7000-" and asked["If-Range"] == '"first"' for asked in server.requests[1:])
 
 
 @pytest.mark.parametrize("honest", [True, False])
@@ -122,155 +117,141 @@ def test_a_later_run_resumes(tmp_path):
 def test_a_file_that_changed_on_the_server_starts_over(tmp_path, honest, length):
     other = random.Random(9).randbytes(length)
     with FaultyServer(CONTENT, [Fault(cut=7_000), Fault(replace=other, honest=honest)]) as server:
-        assert obtain(tmp_path, server, other) == other
+        assert fetch(tmp_path, server.url, other) == other
 
 
 def test_weak_etags_are_not_used_but_the_date_is(tmp_path):
     date = {"ETag": 'W/"1"', "Last-Modified": "Mon, 26 Aug 2019 10:00:00 GMT"}
     with FaultyServer(CONTENT, [Fault(cut=7_000, headers=date), Fault(headers=date, honest=False)]) as server:
-        assert obtain(tmp_path, server) == CONTENT
-    assert server.requests[1]["If-Range"] == date["Last-Modified"]
-    assert len(server.requests) == 2
+        assert fetch(tmp_path, server.url) == CONTENT
+    assert [asked.get("If-Range") for asked in server.requests] == [None, date["Last-Modified"]]
 
 
-def test_without_any_validator_a_later_run_starts_over(tmp_path):
-    with FaultyServer(CONTENT, [Fault(cut=7_000)] + [Fault(status=500)] * 5, etag=None) as server:
+def test_without_etag_and_date_a_later_run_starts_over(tmp_path):
+    with FaultyServer(CONTENT, stop_after(7_000), etag=None) as server:
         with pytest.raises(DataError):
-            obtain(tmp_path, server)
-        assert obtain(tmp_path, server) == CONTENT
-    assert "Range" not in server.requests[-1]
+            fetch(tmp_path, server.url)
+        assert fetch(tmp_path, server.url) == CONTENT
+    assert "Range" in server.requests[1] and "Range" not in server.requests[-1]
 
 
-@pytest.mark.parametrize("extra", [b"", b"too much"])
-def test_a_part_that_is_complete_or_too_long(tmp_path, extra):
+@pytest.mark.parametrize("extra, n_requests", [(b"", 1), (b"too much", 2)])
+def test_a_part_that_is_complete_or_too_long(tmp_path, extra, n_requests):
     (tmp_path / "archive.part").write_bytes(CONTENT + extra)
-    (tmp_path / "archive.part.json").write_text(json.dumps({"validator": '"first"', "total": None}))
+    (tmp_path / "archive.part.tag").write_text('"first"')
     with FaultyServer(CONTENT) as server:
-        assert obtain(tmp_path, server) == CONTENT
-    assert len(server.requests) == (2 if extra else 1)  # 416 says that all is there, or that this is another file
+        assert fetch(tmp_path, server.url) == CONTENT
+    assert len(server.requests) == n_requests
 
 
-@pytest.mark.parametrize("notes", ["", "[]", '{"validator": "x", "total": "y"}', '{"validator": 3}'])
-def test_notes_that_are_none(tmp_path, notes):
+@pytest.mark.parametrize("tag", [None, "", "of another file"])
+def test_a_part_that_nothing_ties_to_the_server_is_replaced(tmp_path, tag):
     (tmp_path / "archive.part").write_bytes(b"something else")
-    (tmp_path / "archive.part.json").write_text(notes)
+    if tag is not None:
+        (tmp_path / "archive.part.tag").write_text(tag)
     with FaultyServer(CONTENT) as server:
-        assert obtain(tmp_path, server) == CONTENT
+        assert fetch(tmp_path, server.url) == CONTENT
 
 
-def test_a_part_that_is_known_to_be_complete_needs_no_server(tmp_path):
-    (tmp_path / "archive.part").write_bytes(CONTENT)
-    (tmp_path / "archive.part.json").write_text(json.dumps({"validator": '"first"', "total": len(CONTENT)}))
-    assert archives.download_archive(source("http://127.0.0.1:1/"), tmp_path).read_bytes() == CONTENT
+@pytest.mark.parametrize(
+    "fault",
+    [*(Fault(status=status) for status in (401, 403, 404, 418)), Fault(headers={"Content-Type": "text/html"})],
+)
+def test_a_refusal_ends_at_once_and_keeps_the_part(tmp_path, fault):
+    with FaultyServer(CONTENT, [Fault(cut=7_000), fault]) as server, pytest.raises(DataError) as caught:
+        fetch(tmp_path, server.url)
+    assert len(server.requests) == 2 and (tmp_path / "archive.part").stat().st_size == 7_000
+    assert all(word in str(caught.value) for word in (server.url, "--local_archive", str(fault.status or "web page")))
 
 
-@pytest.mark.parametrize("status, words", [(401, "refused"), (403, "refused"), (404, "no such file"), (418, "418")])
-def test_what_is_not_tried_again(tmp_path, status, words):
-    with FaultyServer(CONTENT, [Fault(status=status)]) as server, pytest.raises(DataError, match=words) as caught:
-        obtain(tmp_path, server)
-    assert len(server.requests) == 1
-    assert server.url in str(caught.value) and "--local_archive" in str(caught.value)
-
-
-def test_a_web_page_instead_of_the_archive(tmp_path):
-    page = Fault(headers={"Content-Type": "text/html; charset=utf-8"})
-    with FaultyServer(CONTENT, [Fault(cut=7_000), page]) as server, pytest.raises(DataError, match="web page"):
-        obtain(tmp_path, server)
-    assert (tmp_path / "archive.part").read_bytes() == CONTENT[:7_000]
-
-
-@pytest.mark.parametrize("form", ["seconds", "date"])
-def test_retry_after_is_obeyed(tmp_path, monkeypatch, form):
+@pytest.mark.parametrize("as_date", [False, True])
+def test_retry_after_is_obeyed(tmp_path, monkeypatch, as_date):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
-    value = "7" if form == "seconds" else email.utils.formatdate(time.time() + 8, usegmt=True)
+    value = email.utils.formatdate(time.time() + 8, usegmt=True) if as_date else "7"
     with FaultyServer(CONTENT, [Fault(status=429, headers={"Retry-After": value})]) as server:
-        obtain(tmp_path, server)
+        fetch(tmp_path, server.url)
     assert len(pauses) == 1 and 6 <= pauses[0] <= 8
 
 
-def test_a_retry_after_of_hours_ends_the_run(tmp_path):
-    long = Fault(status=503, headers={"Retry-After": "7200"})
-    with FaultyServer(CONTENT, [long]) as server, pytest.raises(DataError, match="7200 s"):
-        obtain(tmp_path, server)
+@pytest.mark.parametrize("value, is_final", [("7200", True), ("9" * 999, True), ("9" * 5_000, True), ("soon", False)])
+def test_a_retry_after_of_hours_ends_the_run(tmp_path, monkeypatch, value, is_final):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with FaultyServer(CONTENT, [Fault(status=503, headers={"Retry-After": value})]) as server:
+        if is_final:
+            with pytest.raises(DataError, match=server.url):
+                fetch(tmp_path, server.url)
+        else:
+            assert fetch(tmp_path, server.url) == CONTENT
 
 
-def test_back_off_doubles(tmp_path, monkeypatch):
-    pauses = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
-    monkeypatch.setattr(archives, "RETRY_POLICY", RetryPolicy(retries=4, backoff=1.0))
-    with FaultyServer(CONTENT, [Fault(status=500)] * 9) as server, pytest.raises(DataError, match="5 times in a row"):
-        obtain(tmp_path, server)
-    assert pauses == [1.0, 2.0, 4.0, 8.0]
+@pytest.mark.parametrize(
+    "faults, pauses",
+    [
+        ([Fault(status=500)] * 9, [1.0, 2.0, 4.0, 8.0]),
+        ([Fault(cut=1_000, ranges=False)] * 9, [1.0, 1.0, 2.0, 4.0, 8.0]),  # the first attempt brought bytes
+        ([Fault(cut=1_000)] + [Fault(cap=0)] * 9, [1.0, 1.0, 2.0, 4.0, 8.0]),
+    ],
+)
+def test_patience_doubles_and_ends(tmp_path, monkeypatch, faults, pauses):
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(resumable_download, "BACKOFF", 1.0)
+    with FaultyServer(CONTENT, faults) as server, pytest.raises(DataError, match="5 times"):
+        fetch(tmp_path, server.url)
+    assert slept in (pauses, pauses[1:])
 
 
-def test_progress_renews_the_patience(tmp_path):
-    faults = [Fault(cut=1_000) for _ in range(15)]  # more than `retries`, but each brings bytes
-    with FaultyServer(CONTENT, faults) as server:
-        assert obtain(tmp_path, server) == CONTENT
+@pytest.mark.parametrize("kind", ["md5", "sha256"])
+def test_a_wrong_checksum_is_said_and_the_file_deleted(tmp_path, kind):
+    expected = digest(CONTENT, kind)
+    with FaultyServer(CONTENT, [Fault(replace=CONTENT[:-1] + b"?")]) as server:
+        with pytest.raises(DataError, match=expected):
+            fetch(tmp_path, server.url, checksum=expected)
+        assert not (tmp_path / "archive").exists() and not (tmp_path / "archive.part").exists()
+        server.content = CONTENT
+        assert fetch(tmp_path, server.url, checksum=expected) == CONTENT
 
 
-def test_a_server_that_always_stops_at_the_same_byte(tmp_path):
-    faults = [Fault(cut=1_000, ranges=False) for _ in range(15)]
-    with FaultyServer(CONTENT, faults) as server, pytest.raises(DataError, match="connection broke"):
-        obtain(tmp_path, server)
-    assert len(server.requests) == 1 + FAST.retries
+def test_offline_is_one_sentence_with_the_address_and_the_way_out(tmp_path):
+    with pytest.raises(DataError, match="2 times") as caught:  # not the patience that a server gets which answered
+        fetch(tmp_path, NOWHERE)
+    assert NOWHERE in str(caught.value) and "--local_archive" in str(caught.value)
 
 
-def test_a_server_that_sends_empty_ranges(tmp_path):
-    faults = [Fault(cut=1_000)] + [Fault(cap=0)] * 15
-    with FaultyServer(CONTENT, faults) as server, pytest.raises(DataError, match="stopped after 1000 of 20000 bytes"):
-        obtain(tmp_path, server)
-
-
-def test_a_wrong_md5_is_deleted_and_said(tmp_path):
-    with FaultyServer(CONTENT[:-1] + b"?") as server, pytest.raises(DataError, match=r"md5.*deleted"):
-        obtain(tmp_path, server)
-    assert not list(tmp_path.glob("archive*[!n]"))
-
-
-def test_a_short_content_length_is_found_by_the_md5(tmp_path):
-    with FaultyServer(CONTENT, [Fault(claim=-100)]) as server:
-        with pytest.raises(DataError, match=r"md5.*deleted"):
-            obtain(tmp_path, server)
-        assert obtain(tmp_path, server) == CONTENT
-
-
-def test_offline_is_one_sentence_with_the_url_and_the_way_out(tmp_path):
-    url = "http://127.0.0.1:1/audio.zip"
-    with pytest.raises(DataError, match="no connection") as caught:
-        archives.download_archive(source(url), tmp_path)
-    assert url in str(caught.value) and "--local_archive" in str(caught.value)
-    assert "2 times in a row" in str(caught.value)  # not the patience that a server gets which once answered
-
-
-@pytest.mark.parametrize("url", ["nonsense", "ftp://127.0.0.1/x", "http://[/"])
+@pytest.mark.parametrize("url", ["nonsense", "ftp://127.0.0.1/x", "http://[/", "http://127.0.0.1:99999/"])
 def test_what_is_no_url(tmp_path, url):
-    with pytest.raises(DataError, match="cannot be asked for"):
-        archives.download_archive(source(url), tmp_path)
+    with pytest.raises(DataError) as caught:
+        fetch(tmp_path, url)
+    assert url in str(caught.value)
 
 
-def test_free_space_is_asked_for_before_a_byte_is_stored(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 0, 15_000))
-    with FaultyServer(CONTENT) as server, pytest.raises(DataError, match=r"40\.0kB.*25\.0kB are missing"):
-        obtain(tmp_path, server)
-    assert (tmp_path / "archive.part").stat().st_size == 0
-
-
-def test_free_space_counts_what_is_there_already(tmp_path, monkeypatch):
-    with FaultyServer(CONTENT, [Fault(cut=7_000)] + [Fault(status=500)] * 5) as server:
+def test_free_space_is_asked_for_before_a_byte_is_stored_and_counts_what_is_there(tmp_path, monkeypatch):
+    with FaultyServer(CONTENT, stop_after(7_000)) as server:
         with pytest.raises(DataError):
-            obtain(tmp_path, server)
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 0, 33_000))
-        assert obtain(tmp_path, server) == CONTENT
+            fetch(tmp_path, server.url)
+        set_free_space(monkeypatch, 32_000)
+        with pytest.raises(DataError, match=r"33\.0kB.*1\.00kB"):
+            fetch(tmp_path, server.url)
+        assert (tmp_path / "archive.part").stat().st_size == 7_000
+        set_free_space(monkeypatch, 33_000)
+        assert fetch(tmp_path, server.url) == CONTENT
 
 
-def test_a_proxy_of_the_environment_is_used(tmp_path, monkeypatch):
-    with FaultyServer(CONTENT) as proxy:
+def test_a_proxy_serves_the_net_but_not_this_machine(tmp_path, monkeypatch):
+    other = CONTENT[::-1]
+    with FaultyServer(CONTENT) as proxy, FaultyServer(other) as server:
         monkeypatch.setenv("http_proxy", proxy.url)
-        monkeypatch.delenv("no_proxy", raising=False)
-        monkeypatch.delenv("NO_PROXY", raising=False)
-        assert archives.download_archive(source("http://archive.invalid/x"), tmp_path).read_bytes() == CONTENT
+        assert fetch(tmp_path / "net", "http://archive.invalid/x") == CONTENT
+        for host in ("127.0.0.1", "localhost"):
+            assert fetch(tmp_path / host, server.url.replace("127.0.0.1", host), other) == other
+
+
+@pytest.mark.parametrize("proxy", ["socks://127.0.0.1:1", "http://[", "http://127.0.0.1:1"])
+def test_a_proxy_that_does_not_do_is_one_sentence(tmp_path, monkeypatch, proxy):
+    monkeypatch.setenv("all_proxy", proxy)
+    with pytest.raises(DataError, match=r"archive\.invalid.*(proxy|Proxy)"):
+        fetch(tmp_path, "http://archive.invalid/x")
 
 
 # --- archives -------------------------------------------------------------------------------------
@@ -285,198 +266,158 @@ def special(name, mode):
 @pytest.mark.parametrize(
     "name, reason",
     [
-        ("../00_BN1-129-Eb_solo_mic.wav", "out of the folder"),
-        ("a/../../00_BN1-129-Eb_solo_mic.wav", "out of the folder"),
-        ("..\\00_BN1-129-Eb_solo_mic.wav", "out of the folder"),
-        ("/tmp/00_BN1-129-Eb_solo_mic.wav", "absolute"),
-        ("C:\\00_BN1-129-Eb_solo_mic.wav", "absolute"),
-        ("unwanted\nfile.txt", "control characters"),
-        (special("00_BN1-129-Eb_solo_mic.wav", stat.S_IFLNK | 0o777), "link or a device"),
-        (special("unwanted", stat.S_IFCHR), "link or a device"),
-        (special("unwanted/", stat.S_IFIFO), "link or a device"),
+        ("../00_BN1-129-Eb_solo_mic.wav", "path"),
+        ("a/../../00_BN1-129-Eb_solo_mic.wav", "path"),
+        ("..\\00_BN1-129-Eb_solo_mic.wav", "path"),
+        ("/tmp/00_BN1-129-Eb_solo_mic.wav", "path"),
+        ("C:\\00_BN1-129-Eb_solo_mic.wav", "path"),
+        (special("00_BN1-129-Eb_solo_mic.wav", stat.S_IFLNK | 0o777), "link"),
+        (special("unwanted", stat.S_IFCHR), "device"),
+        (special("unwanted/", stat.S_IFIFO), "device"),
+        ("unwanted.bin", "times its size"),
     ],
 )
-def test_hostile_members_are_refused_by_name(tmp_path, caplog, name, reason):
-    content = zip_of({"00_BN1-129-Eb_comp_mic.wav": b"chords"} | {name: b"/etc/passwd"})
-    with FaultyServer(content) as server:
-        assert run(server, content, tmp_path / "out") == 1
-    text = name.filename if isinstance(name, zipfile.ZipInfo) else name
-    assert repr(text) in caplog.text and reason in caplog.text
-    assert not wav_names(tmp_path / "out") and not list(tmp_path.glob("*.wav"))
+def test_hostile_members_are_refused_by_name(tmp_path, monkeypatch, caplog, name, reason):
+    monkeypatch.setattr(archives, "MIN_UNPACKED_BYTES", 10**5)
+    data = bytes(10**6) if name == "unwanted.bin" else b"/etc/passwd"
+    content = zip_of({"03_Jazz2-187-F#_solo_mic.wav": b"notes", name: data})
+    assert serve(content, tmp_path / "out") == 1
+    assert repr(getattr(name, "filename", name)) in caplog.text and reason in caplog.text
+    assert not list(tmp_path.rglob("*.wav"))
 
 
-def test_members_whose_names_differ_in_case_are_refused(tmp_path, caplog):
-    content = zip_of({"00_BN1-129-Eb_solo_mic.wav": b"1", "00_bn1-129-eb_SOLO_mic.wav": b"2"})
-    with FaultyServer(content) as server:
-        assert run(server, content, tmp_path) == 1
-    assert "'00_bn1-129-eb_SOLO_mic.wav'" in caplog.text and "case" in caplog.text
+@pytest.mark.parametrize("name, limit", [("MAX_MEMBERS", 3), ("MIN_SPEED", -1.0)])
+def test_too_many_members_or_too_long(tmp_path, monkeypatch, caplog, name, limit):
+    monkeypatch.setattr(archives, name, limit)
+    content = zip_of(AUDIO)
+    assert serve(content, tmp_path) == 1
+    assert "audio_mono-mic.zip" in caplog.text and not installed(tmp_path)
 
 
 def test_two_folders_with_the_same_take_are_refused(tmp_path, caplog):
     content = zip_of({"a/00_BN1-129-Eb_solo_mic.wav": b"1", "b/00_BN1-129-Eb_solo_mic.wav": b"2"})
-    with FaultyServer(content) as server:
-        assert run(server, content, tmp_path) == 1
-    assert "two files of this name" in caplog.text
+    assert serve(content, tmp_path) == 1
+    assert "00_BN1-129-Eb_solo_mic.wav" in caplog.text and not installed(tmp_path)
 
 
-def test_a_zip_bomb_is_refused_before_anything_is_written(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(archives, "MIN_UNPACKED_BYTES", 10**5)
-    content = zip_of(audio_files() | {"unwanted.bin": bytes(10**6)})
-    with FaultyServer(content) as server:
-        assert run(server, content, tmp_path) == 1
-    assert "'unwanted.bin'" in caplog.text and "bomb" in caplog.text
-
-
-def test_a_member_that_lies_about_its_size(tmp_path):
-    with pytest.raises(DataError, match="more than the 9 bytes"):
-        archives.write_member(io.BytesIO(b"0123456789"), tmp_path / "x", 9)
-    with pytest.raises(DataError, match="after 10 of 11 bytes"):
-        archives.write_member(io.BytesIO(b"0123456789"), tmp_path / "y", 11)
-
-
-def test_a_damaged_archive_is_deleted_and_said(tmp_path, caplog):
-    content = bytearray(zip_of({"00_BN1-129-Eb_solo_mic.wav": CONTENT}))
-    content[200] ^= 255
-    with FaultyServer(bytes(content)) as server:
-        assert run(server, content, tmp_path) == 1
-    assert "cannot be unpacked" in caplog.text and "deleted" in caplog.text
-    assert not (tmp_path / "audio_mono-mic.zip").exists() and not wav_names(tmp_path)
+def test_random_damage_to_an_archive_is_one_sentence(tmp_path, caplog):
+    intact = zip_of(SOLO)
+    for seed in range(60):
+        rng, content, folder = random.Random(seed), bytearray(intact), tmp_path / str(seed)
+        for _ in range(3):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        (tmp_path / "mine.zip").write_bytes(content)
+        flags = ["--local_archive", str(tmp_path / "mine.zip"), "--md5", digest(content), "--output_dir", str(folder)]
+        caplog.clear()
+        assert download_data.main(flags) == 0 or "mine.zip" in caplog.text, f"seed {seed}"
+        assert all(data == SOLO[name] for name, data in installed(folder).items()), f"seed {seed}"
 
 
 # --- GuitarSet ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("takes, count", [("solo", 2), ("comp", 2), ("all", 4)])
-def test_takes(tmp_path, takes, count):
-    content = zip_of(audio_files())
-    with FaultyServer(content) as server:
-        assert run(server, content, tmp_path, "--takes", takes) == 0
-    expected = {name: data for name, data in audio_files().items() if takes in (name.split("_")[2], "all")}
-    assert len(expected) == count
-    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.wav")} == expected
+@pytest.mark.parametrize("takes", ["solo", "comp", "all"])
+def test_takes(tmp_path, takes):
+    content = zip_of({f"a_folder/{name}": data for name, data in AUDIO.items()})
+    assert serve(content, tmp_path, "--takes", takes) == 0
+    assert installed(tmp_path) == {name: data for name, data in AUDIO.items() if takes in (name.split("_")[2], "all")}
     assert not (tmp_path / "audio_mono-mic.zip").exists()
 
 
 def test_the_default_is_solo_and_says_why(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    content = zip_of({f"a_folder/{name}": data for name, data in audio_files().items()})
-    with FaultyServer(content) as server:
-        assert run(server, content, tmp_path) == 0
-    assert wav_names(tmp_path) == ["00_BN1-129-Eb_solo_mic.wav", "03_Jazz2-187-F#_solo_mic.wav"]
-    assert "no single pitch" in caplog.text
+    content = zip_of(AUDIO)
+    assert serve(content, tmp_path) == 0
+    assert installed(tmp_path) == SOLO and "--takes" in caplog.text
 
 
 def test_annotations(tmp_path):
-    audio, jams = zip_of(audio_files()), zip_of({f"{take}.jams": b"{}" for take in TAKES})
+    audio, jams = zip_of(AUDIO), zip_of({f"{take}.jams": b"{}" for take in TAKES})
     with FaultyServer(audio) as server, FaultyServer(jams) as other:
-        flags = ("--annotations", "--annotations_url", other.url, "--annotations_md5", md5(jams))
+        flags = ("--annotations", "--annotations_url", other.url, "--annotations_md5", digest(jams))
         assert run(server, audio, tmp_path, *flags) == 0
     found = sorted(path.name for path in (tmp_path / "annotation").iterdir())
     assert found == ["00_BN1-129-Eb_solo.jams", "03_Jazz2-187-F#_solo.jams"]
 
 
-def test_a_second_call_returns_at_once_and_a_lost_file_is_noticed(tmp_path):
-    content = zip_of(audio_files())
+@pytest.mark.parametrize("shortened", [b"", b"shortened", None])
+def test_a_second_call_returns_at_once_unless_a_file_is_lost(tmp_path, shortened):
+    content, take = zip_of(AUDIO), tmp_path / "00_BN1-129-Eb_solo_mic.wav"
     with FaultyServer(content) as server:
         assert run(server, content, tmp_path) == 0
-        assert run("http://127.0.0.1:1/", content, tmp_path) == 0
-        assert len(server.requests) == 1
-        (tmp_path / "00_BN1-129-Eb_solo_mic.wav").unlink()
+        assert run(NOWHERE, content, tmp_path) == 0
+        take.unlink() if shortened is None else take.write_bytes(shortened)
         assert run(server, content, tmp_path) == 0
-    expected = {name: data for name, data in audio_files().items() if "solo" in name}
-    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.wav")} == expected
+    assert len(server.requests) == 2 and installed(tmp_path) == SOLO
 
 
-def test_a_shortened_file_is_noticed(tmp_path):
-    content = zip_of(audio_files())
-    with FaultyServer(content) as server:
-        assert run(server, content, tmp_path) == 0
-        (tmp_path / "03_Jazz2-187-F#_solo_mic.wav").write_bytes(b"shortened")
-        assert run(server, content, tmp_path) == 0
-    assert (tmp_path / "03_Jazz2-187-F#_solo_mic.wav").read_bytes() == audio_files()["03_Jazz2-187-F#_solo_mic.wav"]
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"files": 3}', '{"files": null}'])
-def test_a_marker_that_is_no_marker(tmp_path, text):
+@pytest.mark.parametrize("text", ["", "[]", '{"files": 3}', '{"files": null}', '{"files": {}}'])
+def test_a_damaged_done_marker_counts_as_none(tmp_path, text):
     (tmp_path / ".solo.done.json").write_text(text)
-    content = zip_of(audio_files())
-    with FaultyServer(content) as server:
-        assert run(server, content, tmp_path) == 0
-    assert len(wav_names(tmp_path)) == 2
+    content = zip_of(AUDIO)
+    assert serve(content, tmp_path) == 0
+    assert installed(tmp_path) == SOLO
 
 
 def test_keep_archive_serves_the_next_call(tmp_path):
-    content = zip_of(audio_files())
-    with FaultyServer(content) as server:
-        assert run(server, content, tmp_path, "--keep_archive") == 0
-    assert run("http://127.0.0.1:1/", content, tmp_path, "--takes", "all", "--keep_archive") == 0
-    assert len(wav_names(tmp_path)) == 4
+    content = zip_of(AUDIO)
+    assert serve(content, tmp_path, "--keep_archive") == 0
+    assert run(NOWHERE, content, tmp_path, "--takes", "all", "--keep_archive") == 0
+    assert installed(tmp_path) == AUDIO
 
 
 def test_local_archive_is_checked_used_and_left_alone(tmp_path, caplog):
     mine = tmp_path / "mine.zip"
-    mine.write_bytes(zip_of(audio_files()))
+    mine.write_bytes(zip_of(AUDIO))
     flags = ["--local_archive", str(mine), "--output_dir", str(tmp_path / "out")]
     assert download_data.main(flags) == 1  # not the md5 of GuitarSet
-    assert "md5" in caplog.text and mine.exists() and not wav_names(tmp_path / "out")
-    assert download_data.main([*flags, "--md5", md5(mine.read_bytes())]) == 0
-    assert len(wav_names(tmp_path / "out")) == 2 and mine.exists()
+    assert "mine.zip" in caplog.text and not installed(tmp_path / "out")
+    assert download_data.main([*flags, "--md5", digest(mine.read_bytes(), "sha256").upper()]) == 0
+    assert installed(tmp_path / "out") == SOLO and mine.exists()
 
 
 def test_an_archive_without_takes_or_a_missing_one(tmp_path, caplog):
     content = zip_of({"README.txt": b"hello"})
-    with FaultyServer(content) as server:
-        assert run(server, content, tmp_path) == 1
-    assert "holds no solo files" in caplog.text
+    assert serve(content, tmp_path) == 1
+    assert "audio_mono-mic.zip holds no solo" in caplog.text
     assert download_data.main(["--local_archive", str(tmp_path / "none.zip"), "--output_dir", str(tmp_path)]) == 1
-    assert "none.zip does not exist" in caplog.text
+    assert "none.zip" in caplog.text
 
 
 def test_too_small_a_disk_for_unpacking(tmp_path, monkeypatch, caplog):
     mine = tmp_path / "mine.zip"
     mine.write_bytes(zip_of({"00_BN1-129-Eb_solo_mic.wav": bytes(10_000)}))  # far smaller when packed
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 0, 1_000))
-    flags = ["--local_archive", str(mine), "--md5", md5(mine.read_bytes()), "--output_dir", str(tmp_path / "out")]
+    set_free_space(monkeypatch, 1_000)
+    flags = ["--local_archive", str(mine), "--md5", digest(mine.read_bytes()), "--output_dir", str(tmp_path / "out")]
     assert download_data.main(flags) == 1
-    assert "9.00kB are missing" in caplog.text and mine.exists()
+    assert "9.00kB" in caplog.text and mine.exists()
 
 
-@pytest.mark.parametrize("function", ["write_member", "write_json"])  # while unpacking; when the files are in place
+@pytest.mark.parametrize("function", ["write_member", "write_text"])  # while unpacking; when the files are in place
 def test_a_crash_while_installing_leaves_no_half_file(tmp_path, monkeypatch, function):
-    content, calls = zip_of(audio_files()), []
+    content = zip_of(AUDIO)
     (tmp_path / "audio_mono-mic.zip").write_bytes(content)  # downloaded already
+    (tmp_path / ".unpacking" / "solo").mkdir(parents=True)
+    (tmp_path / ".unpacking" / "solo" / "00_BN1-129-Eb_solo_mic.wav").write_bytes(b"left by a killed run")
 
-    def crash(*arguments):
-        calls.append(arguments)
-        if function == "write_json" or len(calls) == 2:
-            if function == "write_member":
-                arguments[1].write_bytes(b"half")
-            raise KeyboardInterrupt
-        write_member(*arguments)
+    def crash(stream, target):
+        if function == "write_member":
+            target.parent.mkdir()
+            target.write_bytes(b"half")
+        raise KeyboardInterrupt
 
-    write_member = archives.write_member
     with monkeypatch.context() as patch:
         patch.setattr(archives, function, crash)
-        assert run("http://127.0.0.1:1/", content, tmp_path) == 130
-    files = audio_files()
-    assert all(path.read_bytes() == files[path.name] for path in tmp_path.glob("*.wav"))
+        assert run(NOWHERE, content, tmp_path) == 130
+    assert installed(tmp_path) == ({} if function == "write_member" else SOLO)
     assert not (tmp_path / ".unpacking").exists()
-    assert run("http://127.0.0.1:1/", content, tmp_path) == 0
-    assert wav_names(tmp_path) == ["00_BN1-129-Eb_solo_mic.wav", "03_Jazz2-187-F#_solo_mic.wav"]
-
-
-def test_what_a_killed_run_left_is_thrown_away(tmp_path):
-    (tmp_path / ".unpacking" / "solo").mkdir(parents=True)
-    (tmp_path / ".unpacking" / "solo" / "00_BN1-129-Eb_solo_mic.wav").write_bytes(b"half")
-    content = zip_of(audio_files())
-    with FaultyServer(content) as server:
-        assert run(server, content, tmp_path) == 0
-    assert (tmp_path / "00_BN1-129-Eb_solo_mic.wav").read_bytes() == audio_files()["00_BN1-129-Eb_solo_mic.wav"]
+    assert run(NOWHERE, content, tmp_path) == 0
+    assert installed(tmp_path) == SOLO
 
 
 def test_ctrl_c_keeps_the_part_and_the_next_run_resumes(tmp_path):
     content = zip_of({"00_BN1-129-Eb_solo_mic.wav": CONTENT})
-    command = [sys.executable, ROOT / "download_data.py", "--md5", md5(content), "--output_dir", tmp_path, "--url"]
+    command = [sys.executable, ROOT / "download_data.py", "--md5", digest(content), "--output_dir", tmp_path, "--url"]
     with FaultyServer(content, [Fault(stall=9_000)]) as server:
         # A shell's background jobs, and so their children, ignore Ctrl-C.
         hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
@@ -488,12 +429,11 @@ def test_ctrl_c_keeps_the_part_and_the_next_run_resumes(tmp_path):
             time.sleep(0.05)
         child.send_signal(signal.SIGINT)
         _, words = child.communicate(timeout=60)
-        assert child.returncode == 130
-        assert "resumes" in words and "Traceback" not in words
-        assert 0 < part.stat().st_size <= 9_000
+        assert child.returncode == 130 and "Traceback" not in words
+        assert part.stat().st_size == 9_000
         assert run(server, content, tmp_path) == 0
     assert server.requests[-1]["Range"] == "bytes=9000-"
-    assert wav_names(tmp_path) == ["00_BN1-129-Eb_solo_mic.wav"]
+    assert installed(tmp_path) == {"00_BN1-129-Eb_solo_mic.wav": CONTENT}
 
 
 def test_the_command_line_says_one_sentence_and_no_traceback(tmp_path):
@@ -509,20 +449,17 @@ def test_flags_that_are_wrong(flags):
         download_data.parse_args(flags)
 
 
-def test_a_hundred_runs_with_random_faults(tmp_path, monkeypatch):
+@pytest.mark.parametrize("seed", range(30))
+def test_random_faults(tmp_path, monkeypatch, seed):
     """Right bytes or a clear error, never anything between; and whatever happened, the next clean run finishes."""
-    content = zip_of({"00_BN1-129-Eb_solo_mic.wav": CONTENT[:6_000], "00_BN1-129-Eb_comp_mic.wav": b"chords"})
-    codes = []
-    for seed in range(100):
-        rng, folder = random.Random(seed), tmp_path / str(seed)
-        faults = [random_fault(rng, len(content)) for _ in range(rng.randrange(1, 8))]
-        with FaultyServer(content, faults) as server:
-            with monkeypatch.context() as patch:
-                patch.setattr(archives, "RETRY_POLICY", RASH)
-                codes.append(run(server, content, folder))
-            assert wav_names(folder) == (["00_BN1-129-Eb_solo_mic.wav"] if codes[-1] == 0 else []), f"seed {seed}"
-            server.faults.clear()
-            assert run(server, content, folder) == 0, f"seed {seed}"
-        assert (folder / "00_BN1-129-Eb_solo_mic.wav").read_bytes() == CONTENT[:6_000], f"seed {seed}"
-    assert set(codes) == {0, 1}  # the faults are neither all harmless nor all fatal
-    print(f"{codes.count(0)} of 100 runs got the right bytes at once, {codes.count(1)} ended in a clear error")
+    solo = {"00_BN1-129-Eb_solo_mic.wav": CONTENT[:6_000]}
+    content, rng = zip_of(solo | {"00_BN1-129-Eb_comp_mic.wav": b"chords"}), random.Random(seed)
+    faults = [random_fault(rng, len(content)) for _ in range(rng.randrange(1, 8))]
+    with FaultyServer(content, faults) as server:
+        with monkeypatch.context() as patch:
+            shorten_patience(patch, silence=0.08)  # here it does not matter if a busy machine is taken for a fault
+            code = run(server, content, tmp_path)
+        assert code in (0, 1) and installed(tmp_path) == ({} if code else solo)
+        server.faults.clear()
+        assert run(server, content, tmp_path) == 0
+    assert installed(tmp_path) == solo

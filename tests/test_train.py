@@ -502,14 +502,15 @@ def test_a_run_is_watched_under_one_name(corpus: Path, small_config: Path, tmp_p
     out = tmp_path / "out"
     train.main(arguments(corpus, small_config, out, "--epochs", 5))
     (folder,) = (tmp_path / "runs").iterdir()
-    train.main(arguments(corpus, small_config, out, "--epochs", 6, "--run_name", "other"))
+    train.main(arguments(corpus, small_config, out, "--epochs", 6, "--run_name", "other", "--seed", 1))
     assert f"keeps its name: {folder.name}" in caplog.text and list((tmp_path / "runs").iterdir()) == [folder]
     records = read_metrics(folder)
     assert [record["epoch"] for record in records if record["kind"] == "epoch"] == [1, 2, 3, 4, 5, 6]
     (step,) = [record for record in records if record["kind"] == "step"]  # every tenth
     assert step["step"] == 10 and {"train_loss", "grad_norm", "learning_rate"} < set(step)
     assert [record["epoch"] for record in records if record["kind"] == "phrases"] == [5]
-    assert (folder / "index.html").exists()
+    assert [record["changes"] for record in records if record["kind"] == "start"] == [{}, {"seed": "0 -> 1"}]
+    assert str(out / "latest.pth") in (folder / "index.html").read_text()
     checkpoint = read_checkpoint(out / "latest.pth")
     assert checkpoint["run_name"] == folder.name and len(checkpoint["wandb_id"]) == 8
 

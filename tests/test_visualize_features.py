@@ -13,13 +13,14 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 
 import visualize_features
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import save_recording
 from sound import feature_plots
-from sound.feature_plots import DPI, THEMES, plot_features, save_figure
+from sound.feature_plots import DPI, THEMES, draw_spectrogram, plot_features, save_figure
 from sound.note_names import note_name
 from visualize_features import plot_recording
 
@@ -198,6 +199,13 @@ def test_the_spectrogram_goes_no_higher_than_the_sound(rate: int, highest: float
     bottom, found = axis.get_ylim()
     assert bottom == 0 and top <= found <= min(1.04 * top, rate / 2)  # and a window's width
     assert 3 <= len(axis.get_yticks()) <= 6 and all(tick % 1000 == 0 for tick in axis.get_yticks())
+
+
+def test_spectrograms_of_one_scale_compare():
+    figure, tone = Figure(), np.sin(2 * np.pi * 2000 * np.arange(RATE) / RATE)
+    axis = figure.subplots()
+    draw_spectrogram(axis, tone / 2, RATE, THEMES["light"], scale_to=tone)
+    assert axis.images[0].get_array().max() == pytest.approx(-6.02, abs=0.01)
 
 
 def test_a_spectrogram_is_drawn_only_when_wanted():

@@ -5,13 +5,13 @@ held-out phrases as wav and png, and ``index.html``, a page that shows and plays
 from elsewhere. W&B gets the same. Neither may ever stop a training: a failure is one line in the log.
 """
 
-import html
 import json
 import logging
 import math
 import secrets
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ from recordings.corpus import Corpus
 from recordings.crops import Span
 from sound.atomic_files import write_text
 from sound.feature_plots import THEMES, save_figure
+from sound.report_page import Tile, render_page
 from training import wandb_run
 from training.held_out_phrases import HeldOutPhrase, draw_phrase, load_loudest_passage, play_phrase
 
 _MAX_POINTS = 1000  # of a curve on the page
-_TEMPLATE = Path(__file__).parent / "run_page.html"
+_SHOWN_SETTINGS = ("audio", "features", "model", "loss", "train")
 _ADJECTIVES = ("amber", "brisk", "calm", "deep", "early", "fair", "gentle", "keen", "late", "mellow", "quiet", "silver")
 _NOUNS = ("anthem", "ballad", "cadence", "chorale", "echo", "fanfare", "fugue", "minuet", "prelude", "refrain", "waltz")
 log = logging.getLogger("train")
@@ -50,11 +51,25 @@ class ExperimentLog:
     """One training's folder under ``runs/`` and, once started, its W&B run."""
 
     def __init__(
-        self, folder: Path, config: Config, corpus: Corpus, phrases: dict[str, Span | None], resumed_at: int = 0
+        self,
+        folder: Path,
+        config: Config,
+        corpus: Corpus,
+        phrases: dict[str, Span | None],
+        resumed_at: int = 0,
+        changes: Mapping[str, str] | None = None,
+        checkpoint: Path | None = None,
     ) -> None:
         """Open the folder; what it holds of steps after ``resumed_at`` will be trained again, and goes.
 
-        ``phrases`` are those of ``choose_phrases``.
+        Args:
+            folder: of this run.
+            config: of the training.
+            corpus: its recordings.
+            phrases: those of ``choose_phrases``.
+            resumed_at: step, 0 for a new training.
+            changes: settings that are others than before it was resumed: name to "old -> new".
+            checkpoint: where the training is saved.
         """
         self.folder = folder
         self.config = config
@@ -66,6 +81,8 @@ class ExperimentLog:
         about = {
             "instrument": corpus.instrument,
             "preset": config.preset,
+            "checkpoint": str(checkpoint) if checkpoint else None,
+            "changes": dict(changes or {}),
             "config": config_to_dict(config),
             "training_recordings": len(corpus.training),
             "validation_recordings": len(corpus.validation),
@@ -104,8 +121,8 @@ class ExperimentLog:
             "val_spectral_convergence": validation.spectral_convergence,
             "val_log_magnitude": validation.log_magnitude,
         }
-        self._record({"kind": "epoch", "step": step, "epoch": epoch, **_finite(values)})
-        self._try_to(write_run_page, self.folder)
+        self._record({"kind": "epoch", "step": step, "epoch": epoch, "time": time.time(), **values})
+        self._try_to(write_run_page, self.folder, "running")
 
     def log_phrases(self, epoch: int, step: int, model: NeuralGuitar, corpus: Corpus) -> None:
         """Play the phrases that are in ``corpus`` by now; save the sounds and their pictures."""
@@ -131,20 +148,21 @@ class ExperimentLog:
                 save_figure(figure, self.folder / "pictures" / f"{stem}_{theme}.png")
             shown.append({"name": phrase.name, "number": number, "stem": stem, "gain": gain})
         self._append({"kind": "phrases", "step": step, "epoch": epoch, "phrases": shown})
-        write_run_page(self.folder)
+        write_run_page(self.folder, "running")
         if self._wandb is not None:
             self._send(wandb_run.make_media(self.folder, shown) | {"step": step, "epoch": epoch})
 
     def finish(self, exit_code: int) -> None:
         """Bring the page up to date and close the W&B run."""
-        self._try_to(write_run_page, self.folder)
+        self._try_to(write_run_page, self.folder, "stopped" if exit_code else "done")
         if self._wandb is not None:
             self._try_to(self._wandb.finish, exit_code)
 
     def _record(self, record: dict[str, Any]) -> None:
         self._try_to(self._append, record)
         if self._wandb is not None:
-            self._send({name: value for name, value in record.items() if name != "kind" and value is not None})
+            values = {name: value for name, value in record.items() if name not in ("kind", "time")}
+            self._send({name: value for name, value in values.items() if math.isfinite(value)})
 
     def _send(self, values: dict[str, Any]) -> None:
         """Give values to W&B; what it does not take stays in the folder alone, and the next are tried again."""
@@ -152,12 +170,17 @@ class ExperimentLog:
 
     def _open(self, resumed_at: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in read_metrics(self.folder) if record["step"] <= resumed_at]
+
+        def is_kept(record: dict[str, Any]) -> bool:
+            superseded = record["kind"] == "start" and record["step"] == resumed_at > 0  # nothing was saved after it
+            return record["step"] <= resumed_at and not superseded
+
+        kept = filter(is_kept, read_metrics(self.folder))
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
     def _append(self, record: dict[str, Any]) -> None:
         with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(_without_nan(json.dumps(record)), allow_nan=False) + "\n")
 
     def _try_to(self, action: Callable[..., Any], *arguments: Any) -> Any:
         """Call ``action``; if it fails, log the reason once and return None, so that no training stops for it."""
@@ -171,8 +194,9 @@ class ExperimentLog:
             return None
 
 
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+def _without_nan(text: str) -> Any:
+    """Read JSON as Python writes it; NaN and infinity, which JSON does not have, become None."""
+    return json.loads(text, parse_constant=lambda name: None)
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -184,24 +208,86 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
-            records.append(json.loads(line))
+            records.append(_without_nan(line))
         except json.JSONDecodeError:
             break
     return records
 
 
-def write_run_page(folder: Path) -> None:
-    """Make ``index.html`` of what is in a run's folder."""
-    records = read_metrics(folder)
-    steps = [record for record in records if record["kind"] == "step"]
-    content = {
-        "name": folder.name,
-        "start": next((record for record in reversed(records) if record["kind"] == "start"), {}),
-        "steps": steps[:: -(-len(steps) // _MAX_POINTS) or 1],
-        "epochs": [record for record in records if record["kind"] == "epoch"],
-        "phrases": [record for record in records if record["kind"] == "phrases"],
-    }
-    # "<" would end the script in which the data stands.
-    data = json.dumps(content).replace("<", "\\u003c")
-    page = _TEMPLATE.read_text().replace("{{name}}", html.escape(folder.name)).replace("{{data}}", data)
+def write_run_page(folder: Path, state: str = "stopped") -> None:
+    """Make ``index.html`` of what is in a run's folder; the state is "running", "stopped" or "done"."""
+    records: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    changes, epoch = [], 0
+    for record in read_metrics(folder):
+        records[record["kind"]].append(record)
+        if record["kind"] == "epoch":
+            epoch = record["epoch"]
+        elif changed := record.get("changes"):
+            text = ", ".join(f"{name} {change}" for name, change in changed.items()).replace("->", "→")
+            changes.append({"step": record["step"], "epoch": epoch, "text": text})
+    starts, steps, epochs = records["start"], records["step"], records["epoch"]
+    config = starts[-1]["config"] if starts else {}
+    page = render_page(
+        "training/run_page.html",
+        folder.name,
+        _describe_starts(starts),
+        _make_tiles(starts, steps, epochs, state),
+        steps=steps[:: -(-len(steps) // _MAX_POINTS) or 1],
+        epochs=epochs,
+        phrases=records["phrases"],
+        changes=changes,
+        settings={section: config[section] for section in _SHOWN_SETTINGS if section in config},
+    )
     write_text(folder / "index.html", page)
+
+
+def _describe_starts(starts: list[dict[str, Any]]) -> list[str]:
+    if not starts:
+        return []
+    first, last = starts[0], starts[-1]
+    facts = [
+        last["instrument"],
+        f"preset {last['preset']}",
+        f"{last['training_recordings']} + {last['validation_recordings']} recordings (training + validation)",
+        f"started {_format_time(first['time'])}",
+    ]
+    if last["step"]:
+        facts.append(f"resumed {_format_time(last['time'])} at step {last['step']:,}")
+    return facts + ([f"saved as {last['checkpoint']}"] if last.get("checkpoint") else [])
+
+
+def _make_tiles(
+    starts: list[dict[str, Any]], steps: list[dict[str, Any]], epochs: list[dict[str, Any]], state: str
+) -> list[Tile]:
+    last = epochs[-1] if epochs else {}
+    best = min((e for e in epochs if e["val_loss"] is not None), key=lambda e: e["val_loss"], default={})
+    wanted = f"of {starts[-1]['config']['train']['epochs']:,}" if starts else ""
+    return [
+        Tile("epochs", _format(last.get("epoch", 0)), wanted),
+        Tile("steps", _format((steps or epochs or [{}])[-1].get("step", 0))),
+        Tile("training loss", _format(last.get("epoch_train_loss"))),
+        Tile("validation loss", _format(last.get("val_loss"))),
+        Tile("lowest of all", _format(best.get("val_loss")), f"epoch {best['epoch']:,}" if best else ""),
+        _measure_time_left(starts[-1], epochs) if starts and state == "running" else Tile("training", state),
+    ]
+
+
+def _measure_time_left(start: dict[str, Any], epochs: list[dict[str, Any]]) -> Tile:
+    """Return how long the training will take from its last epoch on, at the speed since it was started or resumed."""
+    if not epochs or epochs[-1]["step"] <= start["step"]:
+        return Tile("time left", "–")
+    last, n_epochs = epochs[-1], start["config"]["train"]["epochs"]
+    epoch_steps = last["step"] - (epochs[-2]["step"] if len(epochs) > 1 else 0)
+    step_seconds = (last["time"] - start["time"]) / (last["step"] - start["step"])
+    seconds = (n_epochs - last["epoch"]) * epoch_steps * step_seconds
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    text = f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    return Tile("time left", text, f"until about {_format_time(last['time'] + seconds)}")
+
+
+def _format_time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _format(value: float | None) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

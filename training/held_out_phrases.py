@@ -6,10 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from config import Config
 from data import load_recording
@@ -18,12 +15,22 @@ from model import NeuralGuitar
 from recordings.corpus import Corpus
 from recordings.crops import Span
 from sound.audio_files import prepare_audio
-from sound.feature_plots import THEMES, Theme
+from sound.feature_plots import (
+    SPECTROGRAM_NOTE,
+    THEMES,
+    draw_legend,
+    draw_pitch,
+    draw_spectrogram,
+    label_panel,
+    make_panels,
+    share_time_axis,
+)
 from sound.plucks import trace_plucks
 
 SOUNDS = ("target", "resynthesis", "harmonic", "noise")
 _N_PHRASES = 3
 _PHRASE_SECONDS = 4.0
+_PANELS = {"pitch": 2.3, "loudness": 1.4, "target": 1.9, "resynthesis": 1.9}  # inches
 
 
 @dataclass(frozen=True)
@@ -101,33 +108,21 @@ def _rms(audio: np.ndarray) -> float:
 
 
 def draw_phrase(phrase: HeldOutPhrase, sounds: dict[str, np.ndarray], config: Config, theme: str = "light") -> Figure:
-    """Draw pitch and loudness of a phrase, and the spectrograms of target and resynthesis."""
+    """Draw pitch and loudness of a phrase, and the spectrograms of target and resynthesis, both to one scale."""
     colours = THEMES[theme]
-    figure = Figure(figsize=(9, 7.6), dpi=110, facecolor=colours.background)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(4, 1, sharex=True, height_ratios=(1.1, 1, 1.5, 1.5))
-    figure.subplots_adjust(left=0.075, right=0.985, top=0.955, bottom=0.05, hspace=0.3)
+    figure, axes = make_panels(_PANELS, colours, head=0.3)
     seconds = np.arange(len(phrase.voiced)) / config.audio.frame_rate
-    axes[0].plot(seconds, np.where(phrase.voiced, phrase.f0[0, :, 0].numpy(), np.nan), color=colours.pitch, linewidth=2)
+    f0 = np.where(phrase.voiced, phrase.f0[0, :, 0].numpy(), np.nan)
+    draw_pitch(axes["pitch"], seconds, [f0], ("f0",), colours)
     for name, colour, width in (("target", colours.second, 2.4), ("resynthesis", colours.loudness, 1.3)):
         loudness = extract_loudness(_at_feature_rate(sounds[name], config), config)[: len(seconds)]
-        axes[1].plot(seconds[: len(loudness)], loudness, color=colour, linewidth=width, label=name)
-    axes[1].legend(
-        frameon=False,
-        ncols=2,
-        fontsize=8.5,
-        labelcolor=colours.text,
-        loc="lower right",
-        bbox_to_anchor=(1, 0.98),
-        borderaxespad=0,
-    )
-    for axis, name in ((axes[2], "target"), (axes[3], "resynthesis")):
-        _draw_spectrogram(axis, sounds[name], config.audio.sample_rate, theme)
-    titles = ("Pitch, Hz", "Loudness, dB", "Target, kHz", "Resynthesis, kHz")
-    for axis, title in zip(axes, titles):
-        _style_panel(axis, title, colours)
-    axes[0].set_xlim(0, len(phrase.voiced) / config.audio.frame_rate)
-    axes[3].xaxis.set_major_formatter(FuncFormatter(lambda second, _: f"{second:g} s"))
+        axes["loudness"].plot(seconds[: len(loudness)], loudness, color=colour, linewidth=width, label=name)
+        draw_spectrogram(axes[name], sounds[name], config.audio.sample_rate, colours, scale_to=sounds["target"])
+        axes[name].set_ylim(0, config.audio.sample_rate / 2)
+        label_panel(axes[name], name.capitalize(), SPECTROGRAM_NOTE, colours)
+    label_panel(axes["loudness"], "Loudness", "A-weighted, dB re full scale", colours)
+    draw_legend(axes["loudness"], colours)
+    share_time_axis(list(axes.values()), len(phrase.voiced) / config.audio.frame_rate)
     return figure
 
 
@@ -135,29 +130,3 @@ def _at_feature_rate(audio: np.ndarray, config: Config) -> np.ndarray:
     if config.audio.sample_rate == config.audio.feature_rate:
         return audio
     return prepare_audio(audio, config.audio.sample_rate, config.audio.feature_rate)
-
-
-def _draw_spectrogram(axis: Axes, audio: np.ndarray, sample_rate: int, theme: str) -> None:
-    n_fft, hop_length = 1024 * sample_rate // 16000, sample_rate // 100
-    window, samples = torch.hann_window(n_fft), torch.from_numpy(audio.astype(np.float32))
-    spectrum = torch.stft(samples, n_fft, hop_length, window=window, return_complex=True)
-    level = 20 * torch.log10(spectrum.abs() / window.sum() + 1e-6)
-    axis.imshow(
-        level.numpy(),
-        origin="lower",
-        aspect="auto",
-        interpolation="bilinear",
-        vmin=-100,
-        vmax=-20,
-        extent=(0, len(audio) / sample_rate, 0, sample_rate / 2000),
-        cmap="magma" if theme == "dark" else "Blues",
-    )
-
-
-def _style_panel(axis: Axes, title: str, colours: Theme) -> None:
-    axis.set_facecolor(colours.background)
-    axis.spines[:].set_visible(False)
-    axis.tick_params(length=0, labelsize=8.5, labelcolor=colours.muted)
-    axis.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=colours.text)
-    if not axis.images:
-        axis.grid(True, color=colours.grid, linewidth=0.8)

@@ -59,6 +59,7 @@ class TrainingState:
         self.progress = TrainingProgress()
         self.run_name: str | None = None
         self.wandb_id: str | None = None
+        self.changes: dict[str, str] = {}  # of settings, by a resume: name to "old -> new"
         self.phrases: dict[str, Span | None] = {}  # that are played now and then, by their names
 
     def set_corpus(self, corpus: Corpus) -> None:
@@ -100,7 +101,8 @@ class TrainingState:
         self.run_name, self.wandb_id = checkpoint["run_name"], checkpoint["wandb_id"]
         changes = training_changes(checkpoint["config"], self.config)
         reordered = crop_order_changes(checkpoint, self.seed, len(self.training))
-        if changed := ", ".join(f"{name} {change}" for name, change in (changes | reordered).items()):
+        self.changes = changes | reordered
+        if changed := ", ".join(f"{name} {change}" for name, change in self.changes.items()):
             log.info("changed since the last save, and applied from here on: %s", changed)
         if reordered and position:
             log.info("the unfinished epoch goes on in another order: some of its crops come twice, some not at all")

@@ -29,6 +29,8 @@ def add_endpoints(service: TransferService) -> None:
         gate_offset: float = 0,
         noise_balance: float = 0,
         output_rate: int | None = None,
+        articulation: str | None = None,
+        pluck_repeat: float | None = None,
         seed: int = 0,
     ) -> Iterator[tuple[str, str, str, dict]]:
         """Play a recording; return the sound, its harmonic and noise parts, and the report.
@@ -47,6 +49,8 @@ def add_endpoints(service: TransferService) -> None:
             gate_offset,
             noise_balance,
             output_rate,
+            articulation or None,
+            pluck_repeat,
         )
         with tempfile.TemporaryDirectory(prefix="vox2trumpet-") as folder:
             try:
@@ -67,7 +71,7 @@ def add_endpoints(service: TransferService) -> None:
     recording = gr.Audio(type="filepath", visible=False, label="recording")
     settings = [
         gr.Textbox("", visible=False, label="instrument"),
-        *(_hidden(name, default) for name, default in defaults.items()),
+        *(_hidden(name, "" if name == "articulation" else default) for name, default in defaults.items()),
         gr.Number(0, visible=False, label="seed", precision=0),
     ]
     outputs = [gr.File(visible=False, label=label) for label in ("sound", "harmonic", "noise")]

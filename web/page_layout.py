@@ -21,6 +21,8 @@ _KEYS = [
     ("Every semitone", "chromatic"),
     *((f"{tonic} {mode}", f"{tonic} {mode}") for mode in ("major", "minor") for tonic in _TONICS),
 ]
+_ARTICULATIONS = [("As the instrument", AUTO), ("Follow my voice", "follow"), ("Pluck each note", "pluck")]
+_PLUCK_REPEATS = [("Once a note", AUTO), *((f"Every {seconds:g} s", seconds) for seconds in (0.125, 0.25, 0.5, 1.0))]
 _RATES = [("As the instrument", AUTO), ("44.1 kHz", 44100), ("48 kHz", 48000)]
 
 
@@ -97,6 +99,18 @@ def _build_options() -> dict[str, gr.components.Component]:
         autotune = gr.Slider(0, 1, 0, step=0.05, label="Autotune", info="1 puts every note on the key")
         key = gr.Dropdown(_KEYS, value=_KEYS[0][1], label="Key", info="Of what is played")
     with gr.Row():
+        articulation = gr.Dropdown(
+            _ARTICULATIONS,
+            value=AUTO,
+            label="Articulation",
+            info="A guitar is plucked, a trumpet follows you",
+            filterable=False,
+            elem_id="articulation",
+        )
+        pluck_repeat = gr.Dropdown(
+            _PLUCK_REPEATS, value=AUTO, label="Pluck a held note", info="Plucked notes only", filterable=False
+        )
+    with gr.Row():
         smoothing = gr.Slider(0, 0.5, 0, step=0.01, label="Smoothing, s", info="Evens out a trembling voice")
         rate = gr.Dropdown(
             _RATES,
@@ -117,6 +131,8 @@ def _build_options() -> dict[str, gr.components.Component]:
         "key": key,
         "smoothing": smoothing,
         "output_rate": rate,
+        "articulation": articulation,
+        "pluck_repeat": pluck_repeat,
         "fold": fold,
         "fit": fit,
     }

@@ -88,7 +88,7 @@ def test_a_whole_scorecard(write_checkpoint, takes, voices, tmp_path, capsys, ca
     seen = References()
     seen.feed(text)
     # Three sounds of the take and four of each hum; every one of them is inside the page.
-    assert seen.tags.count("audio") == 4 + 2 * 4 and seen.tags.count("picture") == 2
+    assert seen.tags.count("audio") == 4 + 2 * 4 and seen.tags.count("picture") == 4 + 2
     assert all(reference.startswith("data:") for reference in seen.references)
     assert "http://" not in text and "https://" not in text and "default-src 'none'" in text
     assert not list(tmp_path.rglob("*.part"))

@@ -252,7 +252,7 @@ def test_command_line_and_report(folder, tmp_path, capsys):
     assert "problem: 0.1 min voiced, 10 to 20 advised; too little to learn an instrument from" in printed
     assert printed.rstrip().endswith("verdict: not fit to train on yet: 1 problem")
     content = page.read_text()
-    assert content.count("data:image/png;base64,") == 2 and "a &lt;b&gt; &amp; c.wav" in content
+    assert content.count("data:image/webp;base64,") == 2 and "a &lt;b&gt; &amp; c.wav" in content
     # Nothing is loaded from outside, and nothing runs.
     assert not re.search(r"https?://|<script|@import|url\(|<link", content)
     assert [path.name for path in page.parent.iterdir()] == ["report.html"]

@@ -52,8 +52,9 @@ def test_parse_name() -> None:
 
 @pytest.mark.parametrize("midi", range(48, 72))
 def test_split_rule(midi: int) -> None:
-    role = assign_role("trumpet", "philharmonia", midi)
+    role = assign_role("flute", "philharmonia", midi)
     assert role == ("recogniser" if midi % 6 == 0 else "held_out" if midi % 12 == 3 else "model")
+    assert assign_role("trumpet", "philharmonia", midi) == ("recogniser" if midi in (52, 57, 69) else role)
     assert assign_role("oboe", "philharmonia", midi) == ("held_out" if midi % 12 == 3 else "recogniser")
 
 

@@ -277,7 +277,7 @@ def test_a_picture_shows_where_the_sound_is(corpus, model, config):
     image = figure.axes[2].images[0].get_array()  # (513, frames) of the target
     loudest = 16000 / 1024 * image[:, 20].argmax()
     assert loudest == pytest.approx(440, abs=16)  # the melody's first note, to a bin
-    assert np.array_equal(np.isnan(figure.axes[0].lines[0].get_ydata()), ~phrase.voiced)
+    assert np.array_equal(np.isnan(figure.axes[0].lines[1].get_ydata()), ~phrase.voiced)
 
 
 def test_nothing_that_fails_stops_a_training(tmp_path, corpus, model, small_config, caplog):
@@ -329,11 +329,75 @@ def test_page_shows_and_plays_everything(tmp_path, corpus, model, small_config):
         assert title in page
     assert page.count("<audio") == 4 and all(f"phrase_1_{name}.wav" in page for name in SOUNDS)
     assert "epoch_0002_phrase_1_dark.png" in page
-    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")  # nothing from elsewhere
+    assert "://" not in page.replace("http://www.w3.org/2000/svg", "")  # nothing from elsewhere
+
+
+def data_of(folder):
+    """Return what a page's script reads, as a browser would: NaN is no JSON."""
+
+    def refuse(name):
+        raise ValueError(name)
+
+    page = (folder / "index.html").read_text()
+    return json.loads(page.split('id="data">')[1].split("</script>")[0], parse_constant=refuse)
+
+
+def test_no_figure_that_is_not_finite_reaches_the_page(tmp_path, corpus, model, small_config):
+    folder, nan, inf = tmp_path / "run", float("nan"), float("inf")
+    tracker = watch(folder, small_config, corpus)
+    tracker.log_step(0, 1, {"train_loss": 1.0, "grad_norm": inf})
+    of_earlier_version = '{"kind": "step", "step": 2, "train_loss": NaN, "grad_norm": -Infinity}\n'
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(of_earlier_version)
+    with torch.no_grad():
+        model.harmonic_head.bias.fill_(nan)
+    tracker.log_phrases(1, 2, model, corpus)
+    tracker.log_epoch(1, 2, inf, StftLoss(nan, nan, 0.5))
+    tracker.finish(0)
+    data = data_of(folder)
+    assert [(step["train_loss"], step["grad_norm"]) for step in data["steps"]] == [(1, None), (None, None)]
+    assert data["phrases"][0]["phrases"][0]["gain"] is None
+    epoch = data["epochs"][0]
+    assert (epoch["epoch_train_loss"], epoch["val_loss"], epoch["val_log_magnitude"]) == (None, None, 0.5)
+    written = (folder / "metrics.jsonl").read_text().replace(of_earlier_version, "")
+    assert "NaN" not in written and "Infinity" not in written
+
+
+def test_page_tells_starts_changes_and_what_is_left(tmp_path, corpus, small_config, monkeypatch):
+    clock = iter([0, 600, 1200, 86400, 87000, 87600])  # s: three times a start and two epochs of ten minutes
+    monkeypatch.setattr("time.time", lambda: next(clock))
+    monkeypatch.setenv("TZ", "UTC")
+    train = dataclasses.replace(small_config.train, epochs=14)
+    config = dataclasses.replace(small_config, train=train)
+    folder, phrases = tmp_path / "run", choose_phrases(corpus)
+    tracker = ExperimentLog(folder, config, corpus, phrases)
+    for epoch in (1, 2):
+        tracker.log_epoch(epoch, 3 * epoch, 1.0, StftLoss(1.0, 1.0, 0.5))
+    assert "2 h 0 min" in (folder / "index.html").read_text()
+    changes = {"train.learning_rate": "0.001 -> <0.0005"}
+    tracker = ExperimentLog(folder, config, corpus, phrases, 6, changes, tmp_path / "here" / "latest.pth")
+    for epoch in (3, 4):
+        tracker.log_epoch(epoch, 3 * epoch, 1.0, StftLoss(1.0, 1.0, 0.5))
+    page = (folder / "index.html").read_text()
+    assert "1 h 40 min" in page and "started 1970-01-01 00:00" in page
+    assert "resumed 1970-01-02 00:00 at step 6" in page and str(tmp_path / "here" / "latest.pth") in page
+    assert "train.learning_rate 0.001 → &lt;0.0005" in page and "<dt>crop_seconds</dt><dd>0.25</dd>" in page
+    assert data_of(folder)["changes"] == [{"step": 6, "epoch": 2, "text": "train.learning_rate 0.001 → <0.0005"}]
+    tracker.finish(0)
+    assert "time left" not in (folder / "index.html").read_text()
+
+
+def test_a_start_that_led_to_nothing_is_forgotten(tmp_path, corpus, small_config):
+    folder, phrases = tmp_path / "run", choose_phrases(corpus)
+    train_a_little(ExperimentLog(folder, small_config, corpus, phrases), [1, 2])
+    for changes in ({"train.batch_size": "2 -> 3"}, {}):
+        tracker = ExperimentLog(folder, small_config, corpus, phrases, 2, changes)
+    tracker.finish(1)
+    assert [start["step"] for start in read_metrics(folder) if start["kind"] == "start"] == [0, 2]
+    assert data_of(folder)["changes"] == []
 
 
 def test_page_of_an_empty_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     write_run_page(tmp_path)
-    data = (tmp_path / "index.html").read_text().split('id="data">')[1].split("</script>")[0]
-    assert json.loads(data)["steps"] == []
+    assert data_of(tmp_path)["steps"] == []

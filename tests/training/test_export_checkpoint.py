@@ -63,7 +63,8 @@ def test_same_sound_to_the_bit(trained, exported):
     assert torch.equal(play(trained), play(exported))
 
 
-def test_half_the_bits_half_the_file_and_the_same_sound(trained, exported, tmp_path):
+def test_half_the_bits_half_the_file_and_the_same_sound(trained, exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(ex, "_LARGE", 0)
     target = tmp_path / "half.pth"
     assert export(trained, target, "--half") == 0
     n_weights = sum(weight.numel() for weight in load_model(exported).parameters())
@@ -73,7 +74,8 @@ def test_half_the_bits_half_the_file_and_the_same_sound(trained, exported, tmp_p
     assert all(weight.dtype == torch.float32 for weight in load_model(target).parameters())
 
 
-def test_weights_that_16_bits_cannot_hold_stay_unexported(trained, tmp_path, caplog):
+def test_weights_that_16_bits_cannot_hold_stay_unexported(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(ex, "_LARGE", 0)
     content, target = read_checkpoint(trained), tmp_path / "half.pth"
     content["model"] = {name: weight * 1e6 for name, weight in content["model"].items()}
     torch.save(content, trained)
@@ -272,3 +274,14 @@ def test_refused_flags(trained, tmp_path, capsys):
         assert error.value.code == 2
         assert message in capsys.readouterr().err
     assert trained.read_bytes() == before
+
+
+def test_a_shipped_model_is_not_replaced_by_accident(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(ex, "PRETRAINED_DIR", tmp_path)
+    shipped = tmp_path / "trumpet.pth"
+    shipped.write_bytes(b"shipped")
+    with pytest.raises(SystemExit):
+        export(trained, shipped)
+    assert shipped.read_bytes() == b"shipped"
+    assert export(trained, shipped, "--replace_shipped") == 0
+    assert load_model(shipped)

@@ -1,0 +1,167 @@
+"""Recognise the instrument that plays: a small convolutional network on log-mel spectra of 1 s windows.
+
+It judges outputs of 16 kHz and of 48 kHz alike, so it looks at the band up to 8 kHz only. Every window is set to the
+same level, and what lies 60 dB under its loudest band is cut off: neither level nor noise floor tell the instruments
+apart. ``evaluation/train_recogniser.py`` trained it, on recordings that no instrument model is trained on.
+
+    recogniser = load_recogniser()
+    recognise(audio, 48000, recogniser).heard["trumpet"]  # share of the windows that are heard as a trumpet
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import librosa
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor, nn
+
+from sound.atomic_files import load_tensors
+from sound.audio_files import prepare_audio
+
+INSTRUMENTS = (
+    "trumpet",
+    "guitar",
+    "saxophone",
+    "violin",
+    "flute",
+    "clarinet",
+    "oboe",
+    "bassoon",
+    "trombone",
+    "cello",
+    "banjo",
+    "mandolin",
+)
+WEIGHTS = Path(__file__).with_name("recogniser.pt")
+SAMPLE_RATE = 16000  # Hz
+WINDOW = 16000  # samples
+HOP = 4000  # samples from window to window
+QUIETEST = -60.0  # dBFS, RMS of a window that is still judged
+SOFTEST = -35.0  # dB under the loudest window that is still judged: tails and the noise of pauses are not
+_N_FFT, _FRAME_HOP, _N_MELS = 1024, 320, 64
+_FMIN, _FMAX = 60.0, 8000.0  # Hz
+_RANGE = 60.0  # dB under the loudest band of a window
+_CHANNELS = (16, 32, 48, 64, 96)
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What a sound is heard as; both dicts have every instrument as a key, and their values sum to 1."""
+
+    heard: dict[str, float]  # share of the windows in which the instrument is the most probable one
+    probability: dict[str, float]  # mean over the windows
+    n_windows: int  # that were judged
+
+
+class Recogniser(nn.Module):
+    """Windows of sound [B, WINDOW] at 16 kHz to logits [B, instruments]."""
+
+    def __init__(self, instruments: tuple[str, ...] = INSTRUMENTS) -> None:
+        super().__init__()
+        self.instruments = instruments
+        filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=_N_FFT, n_mels=_N_MELS, fmin=_FMIN, fmax=_FMAX)
+        self.register_buffer("filters", torch.from_numpy(filters.T.copy()), persistent=False)  # (F, mels)
+        self.register_buffer("window", torch.hann_window(_N_FFT), persistent=False)
+        layers, n_in = [], 1
+        for n_out in _CHANNELS:
+            halve = [nn.MaxPool2d(2)] if layers else []  # the first convolution halves by its stride, which is cheap
+            convolution = nn.Conv2d(n_in, n_out, 3, stride=1 if layers else 2, padding=1, bias=False)
+            layers += [convolution, *halve, nn.BatchNorm2d(n_out), nn.ReLU()]
+            n_in = n_out
+        self.layers = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(0.3)
+        # Pitch moves a spectrum, an instrument's body does not: what is found is kept apart by frequency.
+        self.head = nn.Linear(2 * n_in * (_N_MELS >> len(_CHANNELS)), len(instruments))
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Return logits [B, instruments]."""
+        maps = self.layers(self.log_mel(audio)[:, None])  # (B, channels, mels / 32, frames / 32)
+        pooled = torch.cat([maps.mean(dim=3), maps.amax(dim=3)], dim=1)
+        return self.head(self.dropout(pooled.flatten(1)))
+
+    def log_mel(self, audio: Tensor) -> Tensor:
+        """Return the level of mel bands, 1 for a window's loudest and 0 for 60 dB less: [B, mels, frames]."""
+        frames = audio.unfold(1, _N_FFT, _FRAME_HOP) * self.window
+        power = torch.view_as_real(torch.fft.rfft(frames)).square().sum(dim=-1)  # (B, frames, F)
+        level = 10 * torch.log10(power @ self.filters + 1e-20)
+        level = level - level.amax(dim=(1, 2), keepdim=True)
+        return 1 + level.clamp_min(-_RANGE).transpose(1, 2) / _RANGE
+
+
+@lru_cache(maxsize=2)
+def load_recogniser(path: Path = WEIGHTS) -> Recogniser:
+    """Return the trained recogniser, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no recogniser.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no file {path}; train a recogniser with python -m evaluation.train_recogniser --data_dir DIR"
+        )
+    content = load_tensors(path)
+    if not isinstance(content, dict) or set(content) != {"instruments", "state"}:
+        raise ValueError(f"{path} holds no recogniser; python -m evaluation.train_recogniser writes one")
+    recogniser = Recogniser(tuple(content["instruments"]))
+    recogniser.load_state_dict(content["state"])
+    return recogniser.eval()
+
+
+def recognise(audio: np.ndarray, sample_rate: int, recogniser: Recogniser | None = None) -> Recognition:
+    """Return what a sound is heard as, in windows of 1 s, one each quarter of a second.
+
+    Args:
+        audio: [N], mono, any level.
+        sample_rate: Hz; of 16,000 at least, for the recogniser looks at the band up to 8 kHz.
+        recogniser: None takes the one that is shipped.
+
+    Raises:
+        ValueError: shorter than a window, silent, not finite, or of a lower rate.
+    """
+    recogniser = load_recogniser() if recogniser is None else recogniser
+    return summarise(classify(recogniser, cut_windows(audio, sample_rate)), recogniser.instruments)
+
+
+def cut_windows(audio: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Return the windows that sound: float32 [n, WINDOW] at 16 kHz.
+
+    Raises:
+        ValueError: as ``recognise``.
+    """
+    if sample_rate < SAMPLE_RATE:
+        raise ValueError(f"the sound has {sample_rate} samples a second, the recogniser needs {SAMPLE_RATE} or more")
+    seconds = len(audio) / sample_rate
+    if seconds < WINDOW / SAMPLE_RATE:
+        raise ValueError(f"the sound lasts {seconds:.2f} s, the recogniser needs {WINDOW / SAMPLE_RATE:g} s or more")
+    resampled = prepare_audio(audio, sample_rate, SAMPLE_RATE)
+    resampled = np.pad(resampled, (0, max(0, WINDOW - len(resampled))))
+    windows = sliding_window_view(resampled, WINDOW)[::HOP]
+    level = 10 * np.log10(np.mean(windows.astype(np.float64) ** 2, axis=1) + 1e-20)
+    windows = windows[level > max(QUIETEST, level.max() + SOFTEST)]
+    if len(windows) == 0:
+        raise ValueError(
+            f"the sound is silent: no second of it reaches {QUIETEST:g} dBFS, the loudest has {level.max():.0f}"
+        )
+    return windows
+
+
+@torch.inference_mode()
+def classify(recogniser: Recogniser, windows: np.ndarray) -> np.ndarray:
+    """Return probabilities [n, instruments] of windows [n, WINDOW]."""
+    batches = torch.from_numpy(np.ascontiguousarray(windows)).split(_BATCH)
+    return torch.cat([recogniser(batch).softmax(dim=1) for batch in batches]).numpy()
+
+
+def summarise(probabilities: np.ndarray, instruments: tuple[str, ...]) -> Recognition:
+    """Return the shares of probabilities [n, instruments]."""
+    n_windows = len(probabilities)
+    heard = np.bincount(probabilities.argmax(axis=1), minlength=len(instruments)) / n_windows
+    mean = probabilities.mean(axis=0, dtype=np.float64)
+    return Recognition(
+        dict(zip(instruments, heard.tolist())), dict(zip(instruments, (mean / mean.sum()).tolist())), n_windows
+    )

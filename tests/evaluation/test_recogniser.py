@@ -1,0 +1,110 @@
+"""The recogniser of instruments: its record, its figures, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation import train_recogniser
+from evaluation.recogniser import INSTRUMENTS, SAMPLE_RATE, WEIGHTS, load_recogniser, recognise
+from evaluation.recorded_notes import HELD_OUT, RECOGNISER, read_name
+
+
+@pytest.fixture(scope="module")
+def record() -> dict:
+    return json.loads(WEIGHTS.with_suffix(".json").read_text())
+
+
+@pytest.fixture(scope="module")
+def tone() -> np.ndarray:
+    time = np.arange(3 * SAMPLE_RATE) / SAMPLE_RATE
+    return (0.1 * np.sin(2 * np.pi * 300 * time) * (1 + np.sin(2 * np.pi * time))).astype(np.float32)
+
+
+def test_it_was_trained_on_no_file_of_a_model_or_of_its_test(record: dict) -> None:
+    roles = {name: {read_name(Path(name)).role for name in record[name]} for name in ("trained_on", "tested_on")}
+    assert roles == {"trained_on": {RECOGNISER}, "tested_on": {HELD_OUT}}
+    assert not set(record["trained_on"].values()) & set(record["tested_on"].values())
+    assert {read_name(Path(name)).instrument for name in record["trained_on"]} == set(INSTRUMENTS)
+
+
+@pytest.mark.parametrize("name", ["philharmonia notes", "philharmonia melodies", "shiny notes", "shiny melodies"])
+def test_disjoint_pitches_are_recognised(record: dict, name: str) -> None:
+    right = [figures["right"] for figures in record["figures"][name].values()]
+    assert np.mean(right) >= 0.75
+
+
+@pytest.mark.xfail(
+    reason="few trumpet and guitar recordings train it; the figures are in recogniser.json", strict=False
+)
+@pytest.mark.parametrize("name", ["vsco notes", "vsco melodies", "freepats notes", "freepats melodies"])
+def test_other_rooms_are_recognised(record: dict, name: str) -> None:
+    assert all(figures["right"] >= 0.75 for figures in record["figures"][name].values())
+
+
+def test_weights_are_small_and_the_confusion_adds_up(record: dict) -> None:
+    assert WEIGHTS.stat().st_size < 2**20
+    for name, matrix in record["confusion"].items():
+        figures = record["figures"][name]
+        for instrument, row in zip(INSTRUMENTS, matrix):
+            assert sum(row) == figures.get(instrument, {"windows": 0})["windows"]
+
+
+def test_the_same_sound_gives_the_same_bits(tone: np.ndarray) -> None:
+    assert recognise(tone, SAMPLE_RATE) == recognise(tone, SAMPLE_RATE)
+
+
+def test_shares_sum_to_1(tone: np.ndarray) -> None:
+    recognition = recognise(tone, SAMPLE_RATE)
+    assert tuple(recognition.heard) == tuple(recognition.probability) == INSTRUMENTS
+    assert sum(recognition.heard.values()) == pytest.approx(1)
+    assert sum(recognition.probability.values()) == pytest.approx(1)
+    assert recognition.n_windows == 9
+
+
+def test_level_and_rate_matter_little(tone: np.ndarray) -> None:
+    loud, quiet = recognise(tone, SAMPLE_RATE), recognise(0.05 * tone, SAMPLE_RATE)
+    assert quiet.probability == pytest.approx(loud.probability, abs=0.01)
+    time = np.arange(3 * 48000) / 48000
+    wide = 0.1 * np.sin(2 * np.pi * 300 * time) * (1 + np.sin(2 * np.pi * time))
+    assert recognise(wide, 48000).probability == pytest.approx(loud.probability, abs=0.05)
+
+
+def test_pauses_are_not_judged(tone: np.ndarray) -> None:
+    pause = np.zeros(5 * SAMPLE_RATE, np.float32)
+    assert recognise(np.concatenate([tone, pause]), SAMPLE_RATE).n_windows < 14
+
+
+@pytest.mark.parametrize(
+    ("audio", "sample_rate", "reason"),
+    [
+        (np.ones(15000), SAMPLE_RATE, "0.94 s"),
+        (np.zeros(0), SAMPLE_RATE, "0.00 s"),
+        (np.zeros(32000), SAMPLE_RATE, "silent"),
+        (np.full(32000, np.nan), SAMPLE_RATE, "finite"),
+        (np.ones(32000), 8000, "8000"),
+    ],
+    ids=["short", "empty", "silent", "not finite", "low rate"],
+)
+def test_what_cannot_be_judged_is_refused(audio: np.ndarray, sample_rate: int, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        recognise(audio, sample_rate)
+
+
+def test_missing_and_foreign_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"missing\.pt"):
+        load_recogniser(tmp_path / "missing.pt")
+    torch.save({"model": {}}, tmp_path / "foreign.pt")
+    with pytest.raises(ValueError, match=r"foreign\.pt"):
+        load_recogniser(tmp_path / "foreign.pt")
+
+
+def test_two_trainings_from_one_seed_are_equal() -> None:
+    rng = np.random.default_rng(0)
+    library = train_recogniser.Library(
+        [rng.standard_normal(40000).astype(np.float32)], [rng.standard_normal(9000).astype(np.float32)]
+    )
+    first, second = (train_recogniser.train([library] * len(INSTRUMENTS), 2, 12, seed=1) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters()))
