@@ -153,39 +153,51 @@ class HubRecordings:
         for path in missing:
             try:
                 self._fetch(path, entries[path])
-            except Timeout:  # closing
-                return
             except (HubError, OSError, NotImplementedError) as error:  # refused, a full disk, a disk without locks
                 if not self._closing.is_set():
                     log.error("%s; no more recordings will come, %d are here to train on", error, len(self.ready))
                     self.failed[path] = str(error)
                 return
+            if self._closing.is_set():
+                return
 
     def _fetch(self, path: Path, entry: HubFile, attempts: int = 3) -> None:
         """Fetch one file, and again if it arrives damaged; one that stays so is named and left out."""
-        address = f"{self._address}/resolve/{self._revision}/{entry.file}"
-        where = {"repo_type": "dataset", "revision": self._revision, "local_dir": self.folder}
-        fault = ""
+        lock, fault = FileLock(self.folder / ".lock"), ""
         for _ in range(attempts):
-            with FileLock(self.folder / ".lock").acquire(cancel_check=self._closing.is_set):
-                try:
-                    if not self._is_whole(entry):
-                        shutil.rmtree(self.folder / ".cache" / "huggingface" / "download", ignore_errors=True)
-                        download = functools.partial(self._api.hf_hub_download, self.repo_id, entry.file, **where)
-                        ask_hub(download, address, math.inf, self._closing.wait, self._report_trouble)
-                        self._report_trouble(None)
-                    fault = self._find_fault(path, entry)
-                except (HubError, OSError) as error:
-                    # The client's own complaint about a wrong size is a plain OSError without a number.
-                    if type(error) is not HubError and (type(error) is not OSError or error.errno is not None):
-                        raise
-                    fault = str(error)
-                if not fault:
-                    self.ready.append(path)
+            try:
+                with lock.acquire(cancel_check=lambda: self._closing.is_set() or self._is_whole(entry)):
+                    fault = self._download(path, entry)
+            except Timeout:  # another process fetches, perhaps for as long as the network is lost
+                if self._closing.is_set():
                     return
-                path.unlink(missing_ok=True)
-        log.warning("%s is left out: %s", address, fault)
+                fault = self._find_fault(path, entry)
+            if not fault:
+                self.ready.append(path)
+                return
+        log.warning("%s/%s is left out: %s", self._address, entry.file, fault)
         self.failed[path] = fault
+
+    def _download(self, path: Path, entry: HubFile) -> str:
+        """Fetch a file that is not here whole, and return why it cannot be trained on, or nothing."""
+        where = {"repo_type": "dataset", "revision": self._revision, "local_dir": self.folder}
+        try:
+            if not self._is_whole(entry):
+                # What a killed process left; without notes of its own the client replaces what is damaged.
+                shutil.rmtree(self.folder / ".cache" / "huggingface" / "download", ignore_errors=True)
+                download = functools.partial(self._api.hf_hub_download, self.repo_id, entry.file, **where)
+                address = f"{self._address}/resolve/{self._revision}/{entry.file}"
+                ask_hub(download, address, math.inf, self._closing.wait, self._report_trouble)
+                self._report_trouble(None)
+            fault = self._find_fault(path, entry)
+        except (HubError, OSError) as error:
+            # The client's own complaint about a wrong size is a plain OSError without a number.
+            if type(error) is not HubError and (type(error) is not OSError or error.errno is not None):
+                raise
+            fault = str(error)
+        if fault:
+            path.unlink(missing_ok=True)
+        return fault
 
     def _find_fault(self, path: Path, entry: HubFile) -> str:
         """Return why a file that has arrived cannot be trained on, or nothing."""

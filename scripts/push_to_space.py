@@ -22,10 +22,12 @@ from recordings.hub_client import ask_hub, check_repo_id
 ROOT = Path(__file__).resolve().parents[1]
 APP = "app.py"
 NEEDED = ("README.md", "config.json", "requirements.txt")
+MODELS = ("guitar", "trumpet", "saxophone", "violin", "flute")  # those that ship
 ALLOWED = (  # beside the needed ones and the modules; a pattern of a folder takes no subfolders
     "LICENSE",
     "packages.txt",  # of apt, if there is one
-    *(f"checkpoints/pretrained/{name}.{ending}" for name in ("trumpet", "guitar") for ending in ("pth", "md")),
+    *(f"checkpoints/pretrained/{name}.{ending}" for name in MODELS for ending in ("pth", "md")),
+    "checkpoints/pretrained/LICENSE.md",
     "examples/hum.wav",
     *(f"{folder}/*.{ending}" for folder in ("web", "web/live") for ending in ("html", "css", "js", "mjs", "svg")),
 )

@@ -238,7 +238,7 @@ def misdescribe(hub, repo):
 def test_file_that_cannot_be_had_is_left_out_and_named(hub, repo, stream, caplog, change):
     change(hub, repo)
     recordings = finish(stream())
-    assert list(recordings.failed) == [Path("cache/1.wav.pt")] and "resolve" in caplog.text
+    assert list(recordings.failed) == [Path("cache/1.wav.pt")] and f"datasets/{NAME}" in caplog.text
     assert "1.wav.pt" in caplog.text and len(names_in("cache")) == len(recordings.ready) == N_FILES - 1
     assert change is not spoil or hub.faults[0].times == 96
 
@@ -264,6 +264,14 @@ def test_two_processes_share_one_download(hub, stream):
     both = stream(), stream()
     assert all(len(finish(recordings).ready) == N_FILES for recordings in both)
     assert len(hub.asked("GET /cdn")) == N_FILES
+
+
+def test_process_that_waits_for_the_network_does_not_keep_the_others_from_what_is_here(hub, stream):
+    hub.files_left = 4
+    both = stream(), stream()
+    wait_until(lambda: all(len(recordings.ready) == 4 for recordings in both))
+    hub.files_left, hub.down = None, False
+    assert all(len(finish(recordings).ready) == N_FILES for recordings in both)
 
 
 def test_training_that_cannot_begin_fetches_nothing_more(hub, repo, caplog):
