@@ -329,7 +329,9 @@ def load_config(path: str | Path = DEFAULT_CONFIG_PATH, preset: str = DEFAULT_PR
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())  # from bytes it knows UTF-16 and a byte-order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8; open it in an editor and save it as UTF-8") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     _require_keys(str(path), content, ("base", "presets", "instruments"))

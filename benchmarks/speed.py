@@ -109,7 +109,7 @@ def build_textbook_loss(config: Config) -> Callable[[Tensor, Tensor], StftLoss]:
     settings = config.loss
     resolutions = list(zip(settings.fft_sizes, settings.hop_sizes, settings.win_lengths))
 
-    def compare(prediction: Tensor, target: Tensor) -> StftLoss:
+    def compare(prediction: Tensor, target: Tensor, bandwidth: None = None) -> StftLoss:
         total = textbook.stft_loss(prediction, target, resolutions, settings.mag_loss_weight, settings.eps)
         return StftLoss(total, total.detach(), total.detach())
 

@@ -75,7 +75,7 @@ def format_scorecard(path: Path, checkpoint: Path) -> str:
         ValueError: no such report, or of another checkpoint than this one.
     """
     try:
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
         date, judged, name = report["date"][:10], report["sha256"], report["checkpoint"]
         baseline = f"The baseline is {report['baseline']}.\n" if report["baseline"] else ""
         tables, targets = format_tables(report), format_targets(report["targets"])

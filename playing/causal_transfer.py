@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import signal
 
 from config import Config
 from features import Ears
@@ -154,44 +155,73 @@ class Limiter:
         return gains
 
 
+class Decimator:
+    """Reduce the rate of a stream by a whole factor; the samples do not depend on how it is cut, to the bit."""
+
+    def __init__(self, factor: int) -> None:
+        """Take the factor; ``delay`` is that of the low-pass filter, in samples at the higher rate."""
+        self.factor, n_taps = factor, 1 if factor == 1 else 32 * factor + 1
+        # -6 dB at 0.9 of the lower Nyquist frequency, about -50 dB from it on.
+        self._taps = np.ones(1) if factor == 1 else signal.firwin(n_taps, 0.9 / factor)
+        self._state, self._offset = np.zeros(n_taps - 1), 0
+        self.delay = n_taps // 2
+
+    def process(self, block: np.ndarray) -> np.ndarray:
+        """Take the next samples [n], and return those [about n / factor] that are complete."""
+        if self.factor == 1:
+            return block
+        filtered, self._state = signal.lfilter(self._taps, 1.0, block, zi=self._state)
+        kept = filtered[self._offset :: self.factor]
+        self._offset = (self._offset - len(block)) % self.factor
+        return kept.astype(np.float32)
+
+
 class StreamingTransfer:
     """A voice in, an instrument out, in blocks of any sizes: the sound does not depend on them, to the bit.
 
-    ``latency`` is by how many samples the output lags behind the input, blocks aside: half of CREPE's window, and
-    the frames that a ``BlockPlayer`` is behind.
+    ``latency`` is by how many samples at ``rate`` the output lags behind the input, blocks aside: half of CREPE's
+    window, the frames that a ``BlockPlayer`` is behind, and, if the voice comes at a higher rate than the features',
+    the delay of the low-pass filter before them.
     """
 
     def __init__(self, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0) -> None:
         """Take a model from ``checkpoint.load_model``.
 
         Raises:
-            ValueError: an option that needs the notes that follow, or another rate than the model's; or a model that
-                does not play at the features' rate.
+            ValueError: an option that needs the notes that follow, or another rate than the model's; or a model whose
+                rate is no multiple of the features' rate.
         """
         audio = model.settings.audio
         require_causal_options(options)
         if options.output_rate not in (None, audio.sample_rate):
             raise ValueError(f"a stream comes at the model's {audio.sample_rate} Hz; resample what it returns")
-        if audio.feature_rate != audio.sample_rate:
-            raise ValueError(f"a model of {audio.sample_rate} Hz cannot be played live, only {audio.feature_rate} Hz")
+        ratio, rest = divmod(audio.sample_rate, audio.feature_rate)
+        if rest:
+            raise ValueError(
+                f"a model of {audio.sample_rate} Hz cannot be played live; its rate should be a multiple of "
+                f"{audio.feature_rate} Hz"
+            )
         if model.config.onset_inputs:
             raise ValueError("a model with onset_inputs cannot be played live yet: nothing tells it of plucks")
         self.fitter, self._extractor = CausalFitter(InstrumentProfile.of(model), options), Ears(model.settings)
         self._player, self._device = BlockPlayer(model, options.noise_balance, seed), next(model.parameters()).device
         self._limiter = Limiter(model.settings)
-        self.rate = audio.sample_rate
-        self.latency = self._extractor.reach + self._player.latency * audio.hop_length - 1
-        self._output = np.zeros(self.latency, np.float32)
+        self._decimator = Decimator(ratio)
+        self.rate, self.feature_rate = audio.sample_rate, audio.feature_rate
+        self.feature_latency = self._extractor.reach - 1 + self._player.latency * audio.feature_hop_length
+        self._output = np.zeros(ratio * self.feature_latency, np.float32)
+        self.latency = len(self._output) + self._decimator.delay
 
     def process(self, block: np.ndarray) -> np.ndarray:
-        """Take the next samples [n] and return as many, which belong ``latency`` samples earlier."""
-        parts = [sound.audio[0].cpu().numpy() for _, sound in self.process_frames(block)]
+        """Take the next samples [n] at ``rate`` and return as many, which belong ``latency`` samples earlier."""
+        voice = self._decimator.process(block)
+        parts = [sound.audio[0].cpu().numpy() for _, sound in self.process_frames(voice)]
         self._output = np.concatenate([self._output, *parts])
         played, self._output = self._output[: len(block)], self._output[len(block) :]
         return played
 
     def process_frames(self, block: np.ndarray) -> Iterator[tuple[PlayedFrame, Sound]]:
-        """Take the next samples [n]; yield each frame that is complete, and the sound that it completes."""
+        """Take the next samples [n] at ``feature_rate``; yield each complete frame, and the sound that it completes."""
         for measured in self._extractor.listen(block):
             frame = self.fitter.fit_frame(measured)
             values = (torch.full((1, 1, 1), value, device=self._device) for value in frame[1:3] + frame[4:])

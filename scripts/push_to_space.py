@@ -48,7 +48,7 @@ def find_modules(root: Path, first: str = APP) -> list[str]:
 
 def _imports(path: Path) -> Iterator[str]:
     """Yield the dotted names that a file imports; of ``from a import b`` both a and a.b, for b may be a module."""
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -88,7 +88,7 @@ def check_front_matter(readme: Path) -> None:
     Raises:
         ValueError: the front matter is missing, or describes something else.
     """
-    head, *rest = readme.read_text().removeprefix("---\n").split("\n---\n", 1)
+    head, *rest = readme.read_text(encoding="utf-8").removeprefix("---\n").split("\n---\n", 1)
     try:
         matter = yaml.safe_load(head) if rest else None
     except yaml.YAMLError as error:

@@ -15,10 +15,11 @@ import train
 import transfer
 from checkpoint import load_model, read_checkpoint
 from config import DEFAULT_CONFIG_PATH, load_config
-from conftest import harmonic_tone
+from conftest import harmonic_tone, melody
 from data import load_recording, save_recording
 from features import extract_loudness
 from playing.causal_transfer import StreamingTransfer
+from playing.offline_transfer import transfer_causal
 from recordings.corpus import measure_statistics, read_corpus
 from recordings.crops import CropDataset, Span, build_dataset
 from sound.audio_files import load_audio, prepare_audio
@@ -221,9 +222,28 @@ def test_a_folder_at_48_khz(trained: Path, voice: Path, tmp_path: Path) -> None:
     assert soundfile.info(made).samplerate == RATE
 
 
-def test_playing_live_is_refused_in_one_sentence(trained: Path, voice: Path, tmp_path: Path, caplog) -> None:
-    with pytest.raises(ValueError, match="48000 Hz cannot be played live"):
-        StreamingTransfer(load_model(trained))
-    flags = ["--input", voice, "--output", tmp_path / "live.wav", "--checkpoint", trained, "--causal"]
-    assert transfer.main([str(flag) for flag in flags]) == 1
-    assert "cannot be played live" in caplog.text
+def test_a_stream_at_48_khz_is_the_causal_transfer_whatever_its_blocks(trained: Path, voice: Path) -> None:
+    """A stream of 48 kHz sounds the same in blocks of any size, and like ``transfer_causal`` of the voice at 16 kHz."""
+    soundfile.write(voice, melody(), 16000)
+    model, sound = load_model(trained), load_audio(voice, RATE)
+    played = []
+    for size in (480, 777):
+        stream = StreamingTransfer(model)
+        blocks = [stream.process(sound[start : start + size]) for start in range(0, len(sound), size)]
+        played.append(np.concatenate(blocks))
+    assert np.array_equal(*played) and len(played[0]) == len(sound)
+    whole = transfer_causal([load_audio(voice, 16000)[:16000]], model).audio
+    assert len(whole) == RATE
+    levels = [
+        np.sqrt((audio.reshape(-1, 480) ** 2).mean(axis=1)) for audio in (whole, np.roll(played[0], -stream.latency))
+    ]
+    both = slice(10, 80)
+    assert np.corrcoef(levels[0][both], levels[1][both])[0, 1] > 0.95
+
+
+def test_a_rate_that_is_no_multiple_is_refused_live(trained: Path) -> None:
+    model = load_model(trained)
+    audio = dataclasses.replace(model.settings.audio, sample_rate=44000, hop_length=440)
+    model.settings = dataclasses.replace(model.settings, audio=audio)
+    with pytest.raises(ValueError, match="44000 Hz cannot be played live"):
+        StreamingTransfer(model)
