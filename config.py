@@ -194,7 +194,6 @@ class TransferConfig:
     polyphony_share: float  # of the power, beside the melody's harmonics: another pitch
     range_tolerance: float  # semitones beyond the instrument's range that still count as inside
     max_octaves: int  # by which the register is moved
-    octave_distance_cost: float  # an octave from the middle of the training data is as bad as this share out of range
     note_change_cost: float  # a change of note is as bad as this many frames a semitone off
     vibrato_seconds: float  # over which a note's pitch is averaged, to see its tuning
     loudness_from: int  # percent: the quantiles of loudness from here
@@ -329,7 +328,9 @@ def load_config(path: str | Path = DEFAULT_CONFIG_PATH, preset: str = DEFAULT_PR
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())  # from bytes it knows UTF-16 and a byte-order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8; open it in an editor and save it as UTF-8") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     _require_keys(str(path), content, ("base", "presets", "instruments"))

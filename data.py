@@ -141,9 +141,9 @@ def _check_shapes(path: Path, recording: Recording) -> None:
 
 
 def list_recordings(data_dir: Path) -> list[Path]:
-    """Return the processed files under a folder, sorted; none of hidden folders, where downloads arrive."""
+    """Return the processed files under a folder, sorted; no dot names: downloads arrive so, and macOS adds some."""
     paths = sorted(data_dir.rglob("*.pt"))
-    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(data_dir).parent.parts)]
+    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(data_dir).parts)]
 
 
 def find_recordings(data_dir: Path) -> list[Path]:

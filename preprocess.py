@@ -29,6 +29,8 @@ from recordings.process_ranks import read_ranks
 from sound.atomic_files import hash_file
 from sound.audio_files import SUFFIXES, load_audio
 from sound.bandwidth import measure_bandwidth
+from sound.console import escape_unprintable
+from sound.sound_folders import find_sound_files
 
 log = logging.getLogger("preprocess")
 
@@ -51,7 +53,7 @@ def plan_jobs(input_dir: Path, output_dir: Path, instrument: str | None, config:
     Raises:
         ValueError: no recordings, or one whose instrument is neither given nor known by its name.
     """
-    sources = sorted(path for path in input_dir.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    sources = find_sound_files(input_dir)
     if not sources:
         raise ValueError(f"{input_dir} holds no recordings ({', '.join(sorted(SUFFIXES))})")
     jobs = []
@@ -76,8 +78,8 @@ def process_recording(job: Job, config: Config) -> JobOutcome:
             return JobOutcome(job, "skipped")
         recording = extract_recording(job, digest, config.for_recordings_of(job.instrument))
         save_recording(job.target, recording)
-    except (ValueError, OSError, RuntimeError) as error:
-        return JobOutcome(job, "failed", str(error))
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        return JobOutcome(job, "failed", str(error) or "not enough memory")  # of which a MemoryError says nothing
     finally:
         torch.set_num_threads(n_threads)
     return JobOutcome(job, "written")
@@ -156,6 +158,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    escape_unprintable()
     try:
         config = load_config(args.config, args.config_name)
         if args.instrument is not None:

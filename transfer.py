@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from checkpoint import load_model, pretrained_path
 from config import get_device
 from model import NeuralGuitar
+from playing.blend import BlendedModel
 from playing.causal_transfer import require_causal_options
 from playing.offline_transfer import (
     ProgressCallback,
@@ -38,6 +40,8 @@ from playing.offline_transfer import (
 from playing.transfer_report import describe_transfer
 from sound.atomic_files import write_text
 from sound.audio_files import SUFFIXES, read_blocks, write_blocks
+from sound.console import escape_unprintable
+from sound.sound_folders import find_sound_files
 from voice.curves import read_curves, write_curves
 from voice.fitting import ARTICULATIONS, TransferOptions
 from voice.midi import write_midi
@@ -97,7 +101,7 @@ def require_free_targets(jobs: list[tuple[Path, Path]], args: argparse.Namespace
     if args.stems:
         written += [target.with_stem(f"{target.stem}_{name}") for _, target in jobs for name in _STEMS]
     for path in written:
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike Path.is_dir it does not mind a name that is too long
             raise ValueError(f"{path} is a folder; name a file to be written")
         if path.resolve() in sources:
             raise ValueError(f"{path} is a recording to be transferred and would be overwritten; name another")
@@ -120,7 +124,7 @@ def plan_files(source: Path, target: Path, instrument: str) -> list[tuple[Path, 
     if target.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"--output {target} lies in --input {source}; the next run would play it too")
     played = SUFFIXES | _MIDI
-    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in played and path.is_file())
+    found = find_sound_files(source, played)
     if not found:
         raise ValueError(f"{source} holds no sound files, nor MIDI ({', '.join(sorted(played))})")
     if target.is_file():
@@ -183,8 +187,17 @@ def _play_job(
     """Transfer a file; return the report, or what went wrong in a sentence."""
     try:
         return transfer_file(*job, model, args, has_bar).report
-    except (ValueError, OSError) as error:
-        return str(error) if str(job[0]) in str(error) else f"{job[0]}: {error}"
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        said = str(error) or "not enough memory"  # of which a MemoryError says nothing
+        return said if str(job[0]) in said else f"{job[0]}: {said}"
+
+
+def _read_blend(text: str) -> tuple[str, float]:
+    instrument, _, share = text.partition(":")
+    try:
+        return instrument, float(share)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' should be an instrument and its share, as violin:0.4") from error
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -195,8 +208,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="the result, or a folder for them")
     parser.add_argument("--instrument", help="a shipped model, such as trumpet (the default)")
     parser.add_argument("--checkpoint", type=Path, help="your own model instead, such as checkpoints/latest.pth")
+    parser.add_argument("--blend", type=_read_blend, help="mix in a shipped model: violin:0.4 is 40 %% violin")
     _add_options(parser)
-    parser.add_argument("--causal", action="store_true", help="as live.py plays it: nothing is known of what follows")
+    parser.add_argument("--causal", action="store_true", help="as live.py plays it: without look-ahead, up to 1,975 Hz")
     parser.add_argument("--stems", action="store_true", help="also write the harmonic and the noise part")
     parser.add_argument("--export_controls", type=Path, help="write what is played as curves that can be edited (CSV)")
     parser.add_argument("--midi", type=Path, help="write the notes, with bends, as a MIDI file")
@@ -258,8 +272,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    escape_unprintable()
     try:
-        model = load_model(args.checkpoint or pretrained_path(args.instrument or "trumpet"), get_device(args.device))
+        device = get_device(args.device)
+        model = load_model(args.checkpoint or pretrained_path(args.instrument or "trumpet"), device)
+        if args.blend:
+            instrument, share = args.blend
+            model = BlendedModel(model, load_model(pretrained_path(instrument), device), share)
         jobs = plan_files(args.controls or args.input, args.output, model.instrument)
         if args.controls is None and args.input.is_dir() and (args.midi or args.export_controls):
             raise ValueError(f"--midi and --export_controls take one recording, and --input {args.input} is a folder")

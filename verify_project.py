@@ -88,7 +88,7 @@ def check_python() -> str:
 
 def read_pins() -> list[tuple[str, str]]:
     """Return name and version of each package that requirements.txt pins."""
-    lines = REQUIREMENTS.read_text().splitlines() if REQUIREMENTS.is_file() else []
+    lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines() if REQUIREMENTS.is_file() else []
     parts = [line.split("#")[0].strip().partition("==") for line in lines]
     return [(name, version) for name, _, version in parts if version]
 
@@ -135,7 +135,7 @@ def check_writable() -> str:
 def check_config() -> str:
     from config import DEFAULT_CONFIG_PATH, load_config
 
-    presets = list(json.loads(DEFAULT_CONFIG_PATH.read_text())["presets"])
+    presets = list(json.loads(DEFAULT_CONFIG_PATH.read_text(encoding="utf-8"))["presets"])
     for preset in presets:
         load_config(preset=preset)
     return "presets " + ", ".join(presets)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import Recording, find_recordings, load_recording
+from sound.console import escape_unprintable
 from sound.feature_plots import THEMES, plot_features, save_figure
 
 log = logging.getLogger("visualize_features")
@@ -81,6 +82,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    escape_unprintable()
     try:
         threshold = load_config(args.config).features.periodicity_threshold
         if args.file:

@@ -76,7 +76,7 @@ def format_scorecard(path: Path, checkpoints: Sequence[Path]) -> str:
         ValueError: no such report, or of none of these checkpoints.
     """
     try:
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
         date, judged, name = report["date"][:10], report["sha256"], report["checkpoint"]
         baseline = f"Baselines: {'; '.join(report['baselines'])}.\n" if report["baselines"] else ""
         tables, targets = format_tables(report, sanity=False), format_targets(report["targets"])

@@ -20,11 +20,11 @@ from model import NeuralGuitar, Sound
 from playing.block_player import play_curves
 from playing.causal_transfer import StreamingTransfer, frames_to_curves
 from playing.transfer_report import NO_VOICE, make_report
-from sound.audio_files import SpooledAudio, block_slices, prepare_audio, resample_blocks
+from sound.audio_files import SpooledAudio, block_slices, mix_channels, prepare_audio, resample_blocks
 from voice.curves import Curves, Melody, shape_notes
 from voice.fitting import TransferOptions, fit_melody, fit_register, fraction_out_of_range, pluck_curves
 from voice.instrument_profile import InstrumentProfile
-from voice.melody import extract_melody
+from voice.melody import extract_melody, trace_whistling
 from voice.midi import chord_fraction, make_monophonic, melody_from_notes, read_midi
 from voice.note_finder import SungNote, find_notes
 
@@ -82,7 +82,7 @@ def transfer(
     """Play a voice on the model's instrument.
 
     Args:
-        audio: [N] mono, or [N, C].
+        audio: [N] mono, or [N, C] or [C, N]: the shorter axis, of at most 8, is the channels, mixed as a file's are.
         sample_rate: of ``audio``, Hz.
         model: from ``checkpoint.load_model``.
         options: what a person can choose.
@@ -93,8 +93,7 @@ def transfer(
         SilentError, NoMelodyError: there is nothing to play.
         ValueError: no samples, or samples that are no sound.
     """
-    mono = np.asarray(audio, dtype=np.float32).reshape(len(audio), -1).mean(axis=1) if len(audio) else np.zeros(0)
-    voice = prepare_audio(mono, sample_rate, model.settings.audio.feature_rate)
+    voice = prepare_audio(mix_channels(audio), sample_rate, model.settings.audio.feature_rate)
     return transfer_blocks([voice], model, options, seed, progress)
 
 
@@ -166,6 +165,8 @@ def transfer_causal(
     curves = frames_to_curves(frames[:n_frames])
     outside = fraction_out_of_range(curves.f0[curves.voiced], InstrumentProfile.of(model))
     fit_report = {"semitones": stream.fitter.semitones, "loudness_gain": stream.fitter.gain}
+    whistle, too_high = trace_whistling(voice, model.settings)
+    fit_report["share_too_high"] = float((too_high | (whistle > 0)).mean())
     entries = {**NO_VOICE, **fit_report, "share_out_of_range": outside, "causal": True}
     peak_gain = stream.peak_gain + 20 * float(np.log10(gain))
     report = make_report(model.instrument, len(stems[0]) / sample_rate, entries, curves, peak_gain, started)

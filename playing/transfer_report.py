@@ -52,7 +52,10 @@ def describe_transfer(report: dict[str, Any]) -> str:
         f"loudness {report['loudness_gain']:+.0f} dB",
     ]
     if report["share_too_high"] > 0.01:
-        parts.append(f"{100 * report['share_too_high']:.0f} % too high to hear and left silent")
+        how = (
+            "for --causal, which follows no pitch over 1,975 Hz" if report.get("causal") else "to hear and left silent"
+        )
+        parts.append(f"{100 * report['share_too_high']:.0f} % too high {how}")
     if report["mains_hum"] is not None:
         parts.append("mains hum taken out")
     if is_polyphonic(report):

@@ -100,7 +100,7 @@ def _read_entries(data_dir: Path, config: Config) -> list[tuple[Path, _IndexLine
 def _load_index(path: Path, config: Config) -> dict[str, _IndexLine]:
     """Return the index; an empty one where it is missing, unreadable or of files made with other settings."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         entries = {name: _IndexLine(tuple(stamp), *rest) for name, (stamp, *rest) in content["files"].items()}
         expected = [FORMAT_VERSION, _settings_of(entries.values(), config)]
         return entries if [content["format_version"], content["extractors"]] == expected else {}

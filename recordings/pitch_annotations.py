@@ -67,7 +67,7 @@ def _read_rows(path: Path) -> np.ndarray:
 
 
 def _read_jams(path: Path) -> list[np.ndarray]:
-    annotations = json.loads(path.read_text())["annotations"]
+    annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
     return [_contour(each["data"]) for each in annotations if each["namespace"] == "pitch_contour"] or _no_contour()
 
 

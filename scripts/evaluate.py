@@ -32,6 +32,7 @@ from evaluation.scorecard_page import Exhibit, build_scorecard_page
 from evaluation.scorecard_tables import check_targets, format_tables, format_targets
 from model import NeuralGuitar, build_model
 from sound.atomic_files import hash_file, write_text
+from sound.console import escape_unprintable
 from voice.fitting import ARTICULATIONS, TransferOptions
 
 log = logging.getLogger("evaluate")
@@ -150,6 +151,7 @@ def _describe_baseline(path: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    escape_unprintable()
     try:
         report, exhibits, failed = run(args)
         report["targets"], untrained = check_targets(report, MODEL), check_targets(report, UNTRAINED)

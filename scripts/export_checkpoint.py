@@ -30,6 +30,7 @@ from evaluation.model_card import format_card, format_scorecard
 from model import NeuralGuitar
 from recordings.corpus import split_boundary
 from sound.atomic_files import atomic_write, write_text
+from sound.console import escape_unprintable
 
 log = logging.getLogger("export_checkpoint")
 _LARGE = 2**14  # numbers of a weight that --half keeps in 16 bits: nearly all, and the first layer stays exact
@@ -131,6 +132,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    escape_unprintable()
     card, replaced = args.output.with_suffix(".md"), args.output.exists()
     try:
         judged = [args.checkpoint, *([args.output] if replaced else [])]  # or what it was exported to before

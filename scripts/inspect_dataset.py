@@ -36,6 +36,7 @@ from recordings.inspection import (
 )
 from recordings.inspection_report import write_inspection_page
 from recordings.pitch_annotations import count_octave_errors, find_annotations, read_annotation
+from sound.console import escape_unprintable
 from sound.note_names import note_name
 
 log = logging.getLogger("inspect_dataset")
@@ -162,6 +163,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    escape_unprintable()
     try:
         config = load_config(args.config, args.config_name)
         found = inspect(args.data_dir, config, args.annotations)

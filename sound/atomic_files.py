@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_MAX_NAME = 255  # bytes, of a file's name
 # What torch's unpickler raises on bytes that it did not write.
 _UNREADABLE = (
     RuntimeError,
@@ -37,7 +38,11 @@ def atomic_write(path: Path, shared: bool = False) -> Iterator[Path]:
         yield path
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part" if shared else f".{path.name}.part")
+    end = f".{secrets.token_hex(4)}.part" if shared else ".part"
+    name = path.name
+    if len(os.fsencode(name + end)) >= _MAX_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    partial = path.with_name(f".{name}{end}")
     try:
         yield partial
         os.replace(partial, path)
@@ -46,9 +51,9 @@ def atomic_write(path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, shared: bool = False) -> None:
-    """Write a text file whole or not at all; ``shared`` as for ``atomic_write``."""
+    """Write a text file whole or not at all; ``shared`` as for ``atomic_write``. A name in it need not be UTF-8."""
     with atomic_write(path, shared) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def hash_file(path: Path) -> str:
@@ -84,7 +89,9 @@ def load_tensors(path: Path, mmap: bool = False) -> Any:
     """
     import torch
 
+    mmap = mmap and not any("\ud800" <= letter <= "\udfff" for letter in str(path))  # torch maps UTF-8 names only
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with path.open("rb") as file:
+            return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
     except _UNREADABLE as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

@@ -4,13 +4,17 @@ libsndfile reads wav, flac, ogg, mp3 and aiff. What phones and browsers record (
 FFmpeg does, through PyAV. Only the containers of ``_CONTAINERS`` are opened by it, for some that FFmpeg knows are
 lists of further files and addresses to read. Rates are converted by soxr, whose result does not depend on the blocks.
 
-No length that a file states is believed: it is decoded block by block until it ends, or until it is too long.
+No length that a file states is believed: it is decoded block by block until it ends, or until it is too long. Where
+libsndfile fails or ends before the file does (joined files, a recorder that crashed), FFmpeg reads the rest.
 """
 
+import itertools
 import logging
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -19,29 +23,20 @@ import soxr
 
 from sound.atomic_files import atomic_write
 
-SUFFIXES = frozenset(
-    {
-        ".wav",
-        ".flac",
-        ".ogg",
-        ".opus",
-        ".mp3",
-        ".aif",
-        ".aiff",
-        ".caf",
-        ".m4a",
-        ".mp4",
-        ".aac",
-        ".webm",
-        ".3gp",
-    }
-)
+_SOUNDS = {".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".voc", ".flac"}
+_STREAMS = {".ogg", ".oga", ".opus", ".mp2", ".mp3", ".mpga", ".aac", ".amr"}
+_FILMS = {".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".webm", ".weba", ".mkv", ".mka", ".ogv"}
+SUFFIXES = frozenset(_SOUNDS | _STREAMS | _FILMS)
 _CONTAINERS = "mov,matroska,aac,ogg,mp3,wav,flac,aiff,caf,amr"
 _BLOCK_SAMPLES = 2**18  # at most, all channels together
+_MIX_SAMPLES = 2**14  # of an array, for which it is decided at once how its channels are mixed
 _IN_MEMORY_BYTES = 2**23  # of a Scratch: two minutes at 16 kHz
 _RATES = range(1000, 1_000_001)  # Hz; what states another is damaged or malicious, and may become terabytes
 _AUDIBLE_POWER = 1e-7  # -70 dBFS: of less it does not matter how it is mixed
 _CANCELLED_POWER = 0.01  # share of the channels' power that is left of their average where one is upside down
+_FADE_SAMPLES = 256  # from one way of mixing to another, that it does not click
+_MAX_CHANNELS = 8  # of an array; a longer axis is time
+_PADDING_SECONDS = 0.1  # what FFmpeg finds beyond libsndfile's end is sound if longer, else an encoder's own frames
 _LOUDEST = 1e4  # 80 dB over full scale: whatever is beyond is no sound, and its square may overflow
 log = logging.getLogger("audio_files")
 
@@ -55,7 +50,7 @@ def load_audio(path: str | Path, sample_rate: int, max_seconds: float | None = N
         max_seconds: refuse what lasts longer, as soon as this much is decoded; None reads everything.
 
     Returns:
-        float32 [N]; channels are averaged; where they cancel each other it is the first one, and the log says so.
+        float32 [N]; channels are averaged; where they cancel, one is turned over first, and the log says so.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -99,6 +94,22 @@ def prepare_audio(audio: np.ndarray, from_rate: int, to_rate: int, name: str = "
         raise ValueError(f"{name} holds no samples")
     _check_samples(audio, name)
     return np.concatenate(list(resample_blocks([audio.astype(np.float32)], from_rate, to_rate)))
+
+
+def mix_channels(audio: np.ndarray, name: str = "the audio") -> np.ndarray:
+    """Mix an array as a file is mixed: [N], [N, C] or [C, N] of at most 8 channels becomes float32 [N].
+
+    Raises:
+        ValueError: neither axis can be the channels.
+    """
+    audio = np.asarray(audio, dtype=np.float32)
+    if audio.ndim == 1 or audio.size == 0:
+        return audio.reshape(-1)
+    if audio.ndim != 2 or min(audio.shape) > _MAX_CHANNELS:
+        raise ValueError(f"{name} has the shape {audio.shape}; give samples [N], or [N, C] of 1 to 8 channels")
+    channels = audio.T if audio.shape[0] < audio.shape[1] else audio
+    blocks = (channels[part] for part in block_slices(len(channels), _MIX_SAMPLES))
+    return np.concatenate(list(_mix_blocks(blocks, name)))
 
 
 def resample_blocks(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) -> Iterator[np.ndarray]:
@@ -179,33 +190,54 @@ def _check_samples(audio: np.ndarray, name: str) -> None:
 
 def _open_sound(path: Path) -> tuple[int, Iterator[np.ndarray]]:
     """Return sample rate and mono blocks, by whichever library knows the format."""
+    file = path.open("rb")  # opened here: a name need not be UTF-8
     try:
-        file = soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, TypeError) as error:  # a TypeError: .raw, of which nothing is known
-        frames = _decode_with_ffmpeg(path)
+        sound = soundfile.SoundFile(file.fileno(), closefd=False)
+    except soundfile.LibsndfileError as error:
+        file.close()
+        decoded = _decode_with_ffmpeg(path)
         try:
-            first = next(frames, None)
+            first = next(decoded, None)
         except av.FFmpegError:
-            raise _unreadable(path, getattr(error, "error_string", "its format is not known")) from error
+            raise _unreadable(path, error.error_string) from error
         if first is None:
             raise ValueError(f"{path} holds no samples") from error
-        return first.sample_rate, _mix_channels(_unpack_frames(path, first, frames), path)
-    return file.samplerate, _mix_channels(_read_with_libsndfile(path, file), path)
+        return first[0], _mix_blocks(_take_samples(path, itertools.chain([first], decoded)), str(path))
+    return sound.samplerate, _mix_blocks(_read_with_libsndfile(path, file, sound), str(path))
 
 
-def _mix_channels(blocks: Iterator[np.ndarray], path: Path) -> Iterator[np.ndarray]:
-    """Average the channels of blocks [n, C]; from where they cancel each other on, the first one is taken.
+def _mix_blocks(blocks: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:
+    """Average the channels of blocks [n, C]; while they cancel each other, those that are upside down are turned over.
 
-    Some phones, cables and effects record one side upside down, and the average would be silence.
+    Some phones, cables and effects record one side upside down, and the average would be silence. What sounds on one
+    side only is as loud either way, so nothing is lost by a wrong guess; the guess ends where the average is louder.
     """
-    cancel = False
+    before, has_warned = None, False
     for channels in blocks:
-        mono = channels.mean(axis=1)
-        if not cancel and channels.shape[1] > 1 and (power := _power(channels)) > _AUDIBLE_POWER:
-            cancel = _power(mono) < _CANCELLED_POWER * power
-            if cancel:
-                log.warning("%s: its channels cancel each other, so only the first one is used", path)
-        yield channels[:, 0] if cancel else mono
+        average = channels.mean(axis=1)
+        equal = np.full(channels.shape[1], 1 / channels.shape[1], np.float32)
+        weights = equal if before is None else before
+        if channels.shape[1] > 1 and (power := _power(channels)) > _AUDIBLE_POWER:
+            if _power(average) < _CANCELLED_POWER * power:
+                weights = _align_channels(channels)
+                if not has_warned:
+                    log.warning("%s: its channels cancel each other, so one is turned over before they are mixed", name)
+                has_warned = True
+            elif _power(average) >= _power(channels @ weights):
+                weights = equal
+        mono = average if np.array_equal(weights, equal) else channels @ weights
+        if before is not None and not np.array_equal(weights, before):
+            fade = np.clip(np.arange(len(mono), dtype=np.float32) / _FADE_SAMPLES, 0, 1)
+            mono = fade * mono + (1 - fade) * (channels @ before)
+        yield mono
+        before = weights
+
+
+def _align_channels(channels: np.ndarray) -> np.ndarray:
+    """Return the weights [C] that average channels [n, C] in phase with the loudest; the first keeps its sign."""
+    correlation = channels.T @ channels
+    signs = np.where(correlation[np.diag(correlation).argmax()] < 0, -1, 1)
+    return (signs * signs[0] / len(signs)).astype(np.float32)
 
 
 def _power(audio: np.ndarray) -> float:
@@ -216,33 +248,73 @@ def _unreadable(path: Path, reason: str) -> ValueError:
     return ValueError(f"{path} cannot be read as sound ({reason.strip().rstrip('.')})")
 
 
-def _read_with_libsndfile(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    n_samples = max(1, min(file.samplerate, _BLOCK_SAMPLES // file.channels))
-    try:
-        with file:
-            while len(channels := file.read(n_samples, dtype="float32", always_2d=True)):  # (n, C)
+def _read_with_libsndfile(path: Path, file: BinaryIO, sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    """Yield samples [n, C]; where libsndfile ends before the file does, FFmpeg goes on."""
+    block, n_read, failure = max(1, min(sound.samplerate, _BLOCK_SAMPLES // sound.channels)), 0, None
+    with file, sound:
+        try:
+            while len(channels := sound.read(block, dtype="float32", always_2d=True)):
+                n_read += len(channels)
                 yield channels
-    except soundfile.LibsndfileError as error:
-        raise _unreadable(path, error.error_string) from error
+        except soundfile.LibsndfileError as error:
+            failure = error
+        if failure is None and file.seek(0, os.SEEK_CUR) == os.fstat(file.fileno()).st_size:
+            return
+    try:
+        least = 0 if failure else round(_PADDING_SECONDS * sound.samplerate)
+        yield from _read_rest(path, sound.samplerate, n_read, least)
+    except av.FFmpegError as error:
+        if failure:
+            raise _unreadable(path, failure.error_string) from error
 
 
-def _decode_with_ffmpeg(path: Path) -> Iterator[av.AudioFrame]:
+def _read_rest(path: Path, rate: int, n_read: int, least: int) -> Iterator[np.ndarray]:
+    """Yield what FFmpeg decodes after the first ``n_read`` samples, if it is more than ``least``."""
+    held, n_held = [], -n_read
+    for _, channels in _decode_with_ffmpeg(path, rate):
+        n_held += len(channels)
+        if n_held > 0:
+            held.append(channels[-n_held:])
+        if n_held > least:
+            yield from held
+            held = []
+
+
+def _decode_with_ffmpeg(path: Path, rate: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield sample rate (the file's own, if not given) and samples [n, C] of the first stream of sound.
+
+    What cannot be decoded is skipped at the end of a file, and within an MP3, where it is a tag between joined files.
+    """
+    to_float, kind, damage = av.AudioResampler(format="fltp", rate=rate), None, None
     # From an open file, not a name: FFmpeg takes "concat:a" or "http:b" for an address.
     with path.open("rb") as file, av.open(file, container_options={"format_whitelist": _CONTAINERS}) as container:
-        if container.streams.audio:
-            yield from container.decode(container.streams.audio[0])
+        for packet in container.demux(container.streams.audio[0]) if container.streams.audio else ():
+            try:
+                frames = packet.decode()
+            except av.InvalidDataError as error:
+                damage = error
+                continue
+            for frame in frames:
+                if damage and container.format.name != "mp3":
+                    raise damage
+                if (kind := kind or _kind(frame)) != _kind(frame):
+                    raise ValueError(f"{path} changes its sample rate or its channels midway; export it again")
+                for planes in to_float.resample(frame):
+                    yield planes.sample_rate, planes.to_ndarray().T
+        if damage and kind is None:
+            raise damage
+        for planes in to_float.resample(None) if kind else ():
+            yield planes.sample_rate, planes.to_ndarray().T
 
 
-def _unpack_frames(path: Path, first: av.AudioFrame, frames: Iterator[av.AudioFrame]) -> Iterator[np.ndarray]:
-    to_float = av.AudioResampler(format="fltp")
-    frame = first
+def _kind(frame: av.AudioFrame) -> tuple[int, int]:
+    return frame.sample_rate, frame.layout.nb_channels
+
+
+def _take_samples(path: Path, decoded: Iterable[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:
     try:
-        while frame is not None:
-            if (frame.sample_rate, frame.layout.nb_channels) != (first.sample_rate, first.layout.nb_channels):
-                raise ValueError(f"{path} changes its sample rate or its channels midway; export it again")
-            for planes in to_float.resample(frame):
-                yield planes.to_ndarray().T
-            frame = next(frames, None)
+        for _, channels in decoded:
+            yield channels
     except av.FFmpegError as error:
         raise _unreadable(path, str(error.strerror)) from error
 
@@ -272,4 +344,4 @@ def write_blocks(path: Path, blocks: Iterable[np.ndarray], sample_rate: int) -> 
 
 def _create_sound(path: Path, kind: str, sample_rate: int) -> soundfile.SoundFile:
     path.touch()  # libsndfile would not say why it cannot be made
-    return soundfile.SoundFile(path, "w", sample_rate, channels=1, format=kind)
+    return soundfile.SoundFile(os.fsencode(path), "w", sample_rate, channels=1, format=kind)

@@ -39,6 +39,18 @@ def load_spoilt(tmp_path):
     return load
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_what_other_editors_save_is_read(tmp_path, encoding):
+    (tmp_path / "config.json").write_text(DEFAULT_CONFIG_PATH.read_text(encoding="utf-8"), encoding)
+    assert load_config(tmp_path / "config.json") == load_config()
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "own.json").write_bytes('{"base": "tïny"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"own\.json is not text in UTF-8"):
+        load_config(tmp_path / "own.json")
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_loads_with_the_four_resolutions(preset):
     config = load_config(preset=preset)

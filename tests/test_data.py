@@ -57,6 +57,14 @@ def test_round_trip(tmp_path, config, counting_recording):
     assert [path.name for path in tmp_path.iterdir()] == ["take.pt"]  # nothing partial stays
 
 
+def test_dot_names_are_no_recordings(write_takes):
+    folder = write_takes(["0" * 64])
+    for name in ("._take_00.pt", ".incoming/take.pt", "sub/.ipynb_checkpoints/take.pt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"no recording")
+    assert find_recordings(folder) == [folder / "take_00.pt"]
+
+
 def test_measured_recording_fits_the_contract(processed_file, config):
     recording = load_recording(processed_file, config)
     n_frames = recording.n_frames

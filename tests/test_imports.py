@@ -80,3 +80,22 @@ def test_a_package_exports_nothing() -> None:
     for path in ROOT.glob("*/__init__.py"):
         (docstring,) = ast.parse(path.read_text()).body
         assert isinstance(docstring, ast.Expr), f"{path} should hold a docstring and nothing else"
+
+
+def test_text_is_utf8_whatever_the_locale() -> None:
+    """Names and notes hold any letter, and a locale may know none of them. Bytes and ``write_text`` of ours are."""
+    forgotten = []
+    for path in [
+        *ROOT.glob("*.py"),
+        *(ROOT / "scripts").glob("*.py"),
+        *(p for layer in MAY_IMPORT for p in (ROOT / layer).glob("*.py")),
+    ]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            opens_text = node.func.attr == "open" and any(mode in ("r", "w", "a", "x") for mode in texts)
+            reads_text = node.func.attr == "read_text" and not node.args
+            if (reads_text or opens_text) and "encoding" not in {keyword.arg for keyword in node.keywords}:
+                forgotten.append(f"{path.name}:{node.lineno}")
+    assert not [place for place in forgotten if not place.startswith(("hub_", "test_"))]  # of the Hub's is JSON

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -151,6 +152,28 @@ def test_silence_and_short_files_work(tmp_path: Path) -> None:
     silent = load_recording(tmp_path / "out" / "silent.wav.pt")
     assert silent.periodicity.max() == 0 and silent.loudness.max() == -80 and (silent.f0 > 0).all()
     assert load_recording(tmp_path / "out" / "short.wav.pt").n_frames == 1
+
+
+def test_no_name_and_no_error_ends_the_run(tmp_path: Path, capsys, monkeypatch) -> None:
+    """Names that are not UTF-8 or very long; dot names are no recordings; an error of torch is one file's failure."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    names = [b"caf\xe9.wav", b"x" * 240 + b".wav", b"sick.wav", b"~last.wav"]
+    for name in [*names, b"._take.wav"]:
+        soundfile.write(os.fsencode(raw) + b"/" + name, tone(0.2), 16000, format="WAV")
+    extract = preprocess.extract_recording
+
+    def fail(job: preprocess.Job, *others: object) -> object:
+        if job.source.name == "sick.wav":
+            raise RuntimeError("no kernel for this shape")
+        return extract(job, *others)
+
+    monkeypatch.setattr(preprocess, "extract_recording", fail)
+    assert run("--input_dir", raw, "--output_dir", tmp_path / "out", "--instrument", "tuba") == 1
+    assert "3 written, 0 skipped, 1 failed" in (said := capsys.readouterr()).out
+    assert "sick.wav" in said.err and "no kernel" in said.err
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert load_recording(next((tmp_path / "out").glob("caf*"))).source["file"] == os.fsdecode(names[0])
 
 
 def test_asks_who_plays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """transfer.py: the command line, with good and bad input."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -57,6 +58,16 @@ def test_a_file_as_live_plays_it(checkpoint_path: Path, song: np.ndarray, tmp_pa
     assert out.read_bytes() == before
 
 
+def test_causal_says_that_it_cannot_follow_high_whistling(
+    checkpoint_path: Path, song: np.ndarray, tmp_path: Path, capsys
+) -> None:
+    whistle = 0.2 * np.sin(2 * np.pi * 2600 * np.arange(RATE) / RATE)
+    soundfile.write(tmp_path / "in.wav", np.concatenate([song[: 2 * RATE], whistle]), RATE)
+    flags = ("--input", tmp_path / "in.wav", "--checkpoint", checkpoint_path, "--output", tmp_path / "out.wav")
+    assert run(*flags, "--causal") == 0 and "% too high for --causal" in capsys.readouterr().out
+    assert run(*flags) == 0 and "too high" not in capsys.readouterr().out
+
+
 def test_a_folder_does_them_all_and_names_what_failed(
     checkpoint_path: Path, song: np.ndarray, tmp_path: Path, caplog
 ) -> None:
@@ -70,6 +81,55 @@ def test_a_folder_does_them_all_and_names_what_failed(
     assert "broken.wav cannot be read as sound" in caplog.text
     written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.wav"))
     assert written == ["a.flac_trumpet.wav", "a.wav_trumpet.wav", "sub/a.wav_trumpet.wav"]
+
+
+def test_no_name_ends_the_run_of_a_folder(checkpoint_path: Path, tmp_path: Path) -> None:
+    """Names that the console cannot show, that are not UTF-8, that are as long as can be, or too long to add to."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    names = [b"\xe6\xad\x8c.wav", b"caf\xe9.wav", b"x" * 238 + b".wav", b"y" * 247 + b".wav", b"~last.wav"]
+    for name in names:
+        soundfile.write(os.fsencode(source) + b"/" + name, sing(220.0), RATE, format="WAV")
+    flags = ["--input", source, "--output", out, "--checkpoint", checkpoint_path, "--device", "cpu"]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    command = [sys.executable, "transfer.py", *map(str, flags), "--report", str(tmp_path / "report.json")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert done.returncode == 1 and b"Traceback" not in done.stderr
+    assert b"y" * 247 in done.stderr and done.stderr.count(b"transfer.py:") == 1
+    written = sorted(os.fsencode(path.name) for path in out.iterdir())
+    assert written == sorted(name + b"_trumpet.wav" for name in names if not name.startswith(b"y"))
+    assert len(json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))) == 4
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no kernel for this shape"), MemoryError()])
+def test_an_error_in_a_file_is_that_files_failure(
+    checkpoint_path: Path, tmp_path: Path, caplog, monkeypatch, error
+) -> None:
+    for name in ("a", "b", "c"):
+        soundfile.write(tmp_path / f"{name}.wav", sing(220.0, 0.5), RATE)
+    play = transfer.transfer_file
+
+    def fail_at_b(source: Path, *others: object) -> object:
+        if source.name == "b.wav":
+            raise error
+        return play(source, *others)
+
+    monkeypatch.setattr(transfer, "transfer_file", fail_at_b)
+    out = tmp_path.parent / f"{tmp_path.name}_out"
+    assert run("--input", tmp_path, "--checkpoint", checkpoint_path, "--output", out, "--num_workers", 1) == 1
+    assert f"b.wav: {str(error) or 'not enough memory'}" in caplog.text
+    assert sorted(path.name for path in out.iterdir()) == ["a.wav_trumpet.wav", "c.wav_trumpet.wav"]
+
+
+def test_what_a_folder_leaves_out_is_said(checkpoint_path: Path, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "a.wav", sing(220.0, 0.5), RATE)
+    for name in ("._a.wav", "notes.txt"):
+        (tmp_path / "in" / name).write_text("no sound")
+    assert run("--input", tmp_path / "in", "--checkpoint", checkpoint_path, "--output", tmp_path / "out") == 0
+    assert len(caplog.messages) == 1 and "dot name" in caplog.text and ".txt" in caplog.text
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.wav_trumpet.wav"]
 
 
 def test_processes_share_a_folder(checkpoint_path: Path, tmp_path: Path, caplog, capsys) -> None:

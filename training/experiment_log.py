@@ -179,7 +179,7 @@ class ExperimentLog:
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
     def _append(self, record: dict[str, Any]) -> None:
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(_without_nan(json.dumps(record)), allow_nan=False) + "\n")
 
     def _try_to(self, action: Callable[..., Any], *arguments: Any) -> Any:
@@ -206,7 +206,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the records of a run, oldest first; a last line that a crash cut short is left out."""
     path = folder / "metrics.jsonl"
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             records.append(_without_nan(line))
         except json.JSONDecodeError:

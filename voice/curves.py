@@ -4,6 +4,8 @@ A file of curves is CSV with the columns time (s), f0 (Hz), loudness (dB re full
 (1 where a note is held). It holds what the instrument plays: written and read again, it makes the same sound.
 """
 
+import codecs
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,7 @@ from config import Config
 from sound.atomic_files import write_text
 
 MAX_SECONDS = 4 * 3600.0  # s, of a file of curves or a MIDI file: what is longer was not meant
+_MAX_SHOWN = 80  # characters of a row that an error quotes
 COLUMNS = ("time", "f0", "loudness", "periodicity", "voiced")
 
 
@@ -85,6 +88,9 @@ def write_curves(path: Path, curves: Curves, frame_rate: float) -> None:
 def read_curves(path: Path, config: Config) -> Melody:
     """Read curves from CSV. Rows may be left out or lie at any times: what is between them is interpolated.
 
+    Spreadsheets save CSV in many ways: with commas, semicolons or tabs between the columns, quotes around them, a
+    decimal comma, in UTF-8 or UTF-16. All of them are read.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: not such a file, or values that cannot be played; the message names the row.
@@ -104,22 +110,36 @@ def _read_columns(path: Path) -> np.ndarray:
     """Return the columns in their order, [rows, 5]; the file may have others, and its own order."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    content = path.read_bytes()
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        header, *rows = [line.split(",") for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except ValueError as error:  # empty, or no text
+        # A note in another column may be in any encoding; the numbers are the same in all of them.
+        lines = content.decode("utf-16" if is_utf16 else "utf-8-sig", "replace").splitlines()
+        lines = [line for line in lines if line.strip()]
+        if lines and lines[0].lower().startswith("sep="):  # by which Excel is told
+            del lines[0]
+        header, *lines = lines
+        delimiter = max(",;\t", key=lambda each: len(set(COLUMNS) & set(_split_names(header, each))))
+        names, rows = _split_names(header, delimiter), list(csv.reader(lines, delimiter=delimiter))
+    except (ValueError, csv.Error) as error:  # empty, or no text
         raise ValueError(f"{path} is not a file of curves; --export_controls writes one") from error
-    names = [name.strip().lower() for name in header]
     missing = [name for name in COLUMNS if name not in names]
     if missing or not rows:
         what = f"lacks the column {', '.join(missing)}" if missing else "has no rows"
-        raise ValueError(f"{path} {what}; a file of curves has {', '.join(COLUMNS)}")
+        raise ValueError(f"{path} is not a file of curves: it {what}; there are {', '.join(COLUMNS)}")
     values = np.empty((len(rows), len(COLUMNS)))
     for number, row in enumerate(rows):
         try:
-            values[number] = [float(row[names.index(name)]) for name in COLUMNS]
+            values[number] = [float(row[names.index(name)].replace(",", ".")) for name in COLUMNS]
         except (ValueError, IndexError) as error:
-            raise ValueError(f"{path}, row {number + 2}: '{','.join(row)}' is not {len(names)} numbers") from error
+            shown = repr(",".join(row))  # its control characters are escaped
+            shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}...'"
+            raise ValueError(f"{path}, row {number + 2}: {shown} is not {len(names)} numbers") from error
     return values
+
+
+def _split_names(header: str, delimiter: str) -> list[str]:
+    return [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter))]
 
 
 def _check_values(path: Path, values: np.ndarray, config: Config) -> None:

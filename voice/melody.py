@@ -21,6 +21,8 @@ from voice.note_gate import find_voiced, noise_floor
 _BLOCK_SAMPLES = 2**20  # of a recording in memory at once: a minute
 _BLOCK_FRAMES = 1000  # whose spectra are in memory at once
 _SMALLEST = 1e-20
+_HIGHEST_WHISTLE = 5200.0  # Hz
+_WHISTLE_SHARE = 0.8  # of a frame's power that its tone holds, in most frames; 7 dB over the breath
 
 
 class SilentError(ValueError):
@@ -58,7 +60,9 @@ def extract_melody(
     f0, loudness, periodicity = (values.numpy() for values in lifted)
     if loudness.max() <= config.features.loudness_floor:
         raise SilentError("the recording is silent")
-    too_high = find_above_crepe_range(audio, config)
+    whistle, too_high = trace_whistling(audio, config)
+    is_whistled = whistle > 0
+    f0, periodicity = np.where(is_whistled, whistle, f0), np.where(is_whistled, np.float32(1), periodicity)
     # A hum is not taken out to its last bit, and CREPE hears a pitch in what is left, however soft.
     is_hum = loudness - gain <= mains_hum.loudness - config.transfer.mains_left
     is_hum |= is_mains_frequency(f0, mains_hum.frequency)
@@ -100,28 +104,47 @@ def _subtract_noise(loudness: np.ndarray, noise: float) -> np.ndarray:
 
 def _explain_no_melody(too_high: np.ndarray, config: Config) -> str:
     if too_high.mean() > config.transfer.too_high_reported:
-        highest = f"{config.features.f0_max:.0f} Hz"
-        return f"the melody lies over {highest}, higher than CREPE can hear; sing or whistle lower"
+        return f"the melody lies over {_HIGHEST_WHISTLE:.0f} Hz, higher than anybody whistles; sing or whistle lower"
     return "no melody can be heard in the recording; sing or hum closer to the microphone"
 
 
-# --- errors of the pitch tracker -------------------------------------------------------------------
+# --- whistling ------------------------------------------------------------------------------------
 
 
-def find_above_crepe_range(audio: np.ndarray | SpooledAudio, config: Config) -> np.ndarray:
-    """Find frames that are one tone above CREPE's range, as high whistling is: bool [T].
+def trace_whistling(audio: np.ndarray | SpooledAudio, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Trace whistling that reaches above CREPE's range, where CREPE would answer with some lower pitch, sure of itself.
 
-    CREPE would answer with some lower pitch, sure of itself.
+    A whistle is one tone, for which the peak of the spectrum is exact. A stretch of it that glides is traced as a
+    whole, below CREPE's highest pitch too; what stays below is left to CREPE.
+
+    Returns:
+        f0 [T] Hz, 0 where nothing is whistled above CREPE's range; and bool [T], a tone that is higher than whistling.
     """
-    settings, rate, n_fft = config.transfer, config.audio.feature_rate, config.transfer.too_high_n_fft
-    lowest = config.features.f0_max * settings.too_high_margin
-    too_high = [np.empty(0, bool)]
+    settings = config.transfer
+    f0, share = _trace_tone(audio, config)
+    is_tone, whistle = share > settings.too_high_share, np.zeros_like(f0)
+    for stretch in _find_stretches(12 * np.log2(f0), is_tone, 2 * settings.max_glide):  # a whistle slides faster
+        if f0[stretch].max() > config.features.f0_max / settings.too_high_margin:
+            is_pure = np.median(share[stretch]) > _WHISTLE_SHARE
+            whistle[stretch] = np.where(is_pure & (f0[stretch] <= _HIGHEST_WHISTLE), f0[stretch], 0)
+    return whistle, is_tone & (f0 > config.features.f0_max * settings.too_high_margin) & (whistle == 0)
+
+
+def _trace_tone(audio: np.ndarray | SpooledAudio, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frequency [T] of the highest peak of each frame's spectrum, and its share [T] of the frame's power."""
+    rate, n_fft = config.audio.feature_rate, config.transfer.too_high_n_fft // 2  # short, for glides and vibrato
+    f0, shares = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
     for _, power in _power_spectra(audio, np.arange(len(audio) // config.audio.feature_hop_length), n_fft, config):
-        peak = power.argmax(axis=1)
-        around = np.clip(peak[:, None] + np.arange(-3, 4), 0, n_fft // 2)
-        share = np.take_along_axis(power, around, axis=1).sum(axis=1) / (power.sum(axis=1) + _SMALLEST)
-        too_high.append((peak * rate / n_fft > lowest) & (share > settings.too_high_share))
-    return np.concatenate(too_high)
+        peak = np.clip(power.argmax(axis=1), 1, n_fft // 2 - 1)[:, None]
+        around = np.clip(peak + np.arange(-3, 4), 0, n_fft // 2)
+        shares.append(np.take_along_axis(power, around, axis=1).sum(axis=1) / (power.sum(axis=1) + _SMALLEST))
+        left, top, right = np.log(np.take_along_axis(power, peak + np.arange(-1, 2), axis=1) + _SMALLEST).T
+        bend = np.minimum(left - 2 * top + right, -_SMALLEST)
+        f0.append((peak[:, 0] + np.clip((left - right) / (2 * bend), -0.5, 0.5)) * rate / n_fft)  # of the parabola
+    return np.concatenate(f0).astype(np.float32), np.concatenate(shares)
+
+
+# --- errors of the pitch tracker -------------------------------------------------------------------
 
 
 def repair_f0(f0: np.ndarray, voiced: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,13 @@
 """MIDI: the notes of a melody as a file, and a file's notes as a melody.
 
-A voice slides and swings; the notes written follow it with the pitch wheel. Read, a file plays one note at a time,
-as the instrument does: a new note ends the one before, and of a chord the highest is heard.
+A voice slides and swings; the notes written follow it with the pitch wheel. A file that is read means what a General
+MIDI synthesizer would play, but one note at a time, as the instrument does: a new note ends the one before, and of a
+chord the highest is heard.
 """
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +25,13 @@ _TICKS_PER_BEAT = 500  # at 120 beats a minute a tick is a millisecond
 _DRUMS = 9  # the channel that has no pitch
 _WHEEL = 8192  # steps of the pitch wheel either way
 _WHEEL_RANGE = 2.0  # semitones either way, unless a file says otherwise
+_MEMBER_RANGE = 48.0  # of a channel of MPE, where each note has its own
+_BEND_RANGE, _MPE_ZONE = (0, 0), (0, 6)  # registered parameters, which CC 101 and 100 choose
+_TEMPO = 500_000  # microseconds a beat, unless a file says otherwise
+_MAX_BYTES = 3_000_000  # a million events: two hours with a bend in every frame
 _UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, ZeroDivisionError, KeySignatureError)  # of mido
 _CHORD_SECONDS = 0.03  # notes that begin within this are one chord
+_Keys = dict[int, list[tuple[float, int]]]  # key: start in s and velocity, the oldest first
 
 
 class MidiNote(NamedTuple):
@@ -85,11 +92,15 @@ def read_midi(path: Path) -> tuple[list[MidiNote], list[tuple[float, int, float]
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    if (size := path.stat().st_size) > _MAX_BYTES:
+        raise ValueError(f"{path} has {size / 1e6:.0f} MB, and MIDI of up to {_MAX_BYTES / 1e6:.0f} MB can be played")
+    receiver = _Receiver()
     try:
-        messages = list(mido.MidiFile(path, clip=True))
+        for now, message in _time_messages(mido.MidiFile(path, clip=True)):
+            receiver.receive(now, message)
     except _UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as MIDI ({str(error) or 'it ends too early'})") from error
-    notes, bends = _collect_notes(messages)
+    notes, bends = receiver.finish(), receiver.bends
     if not notes:
         raise ValueError(f"{path} holds no notes")
     if (end := max(note.end for note in notes)) > MAX_SECONDS:
@@ -97,33 +108,141 @@ def read_midi(path: Path) -> tuple[list[MidiNote], list[tuple[float, int, float]
     return notes, bends
 
 
-def _collect_notes(messages: list[mido.Message]) -> tuple[list[MidiNote], list[tuple[float, int, float]]]:
-    """Turn messages, each ``time`` seconds after the one before, into notes and bends."""
-    now, notes, bends = 0.0, [], []
-    held: dict[tuple[int, int], tuple[float, int]] = {}  # (channel, key) -> start, velocity
-    wheel_range: dict[int, float] = {}
-    parameter: dict[int, dict[int, int]] = {}
-    for message in messages:
-        now += message.time
-        if message.is_meta or getattr(message, "channel", _DRUMS) == _DRUMS:
-            continue
-        channel = message.channel
-        if message.type in ("note_on", "note_off"):
-            begun = held.pop((channel, message.note), None)
-            if begun and now > begun[0]:
-                notes.append(MidiNote(begun[0], now, message.note, begun[1], channel))
-            if message.type == "note_on" and message.velocity:
-                held[channel, message.note] = (now, message.velocity)
+def _time_messages(file: mido.MidiFile) -> Iterator[tuple[float, mido.Message]]:
+    """Yield the messages of all tracks, each with its time in seconds."""
+    if file.type == 2:
+        raise ValueError("its tracks are separate pieces; save one of them")
+    division, tempo, now, last = file.ticks_per_beat, _TEMPO, 0.0, 0
+    each = [zip(accumulate(message.time for message in track), track) for track in file.tracks]
+    for tick, message in sorted((event for track in each for event in track), key=itemgetter(0)):
+        now, last = now + (tick - last) * _tick_seconds(division, tempo), tick
+        yield now, message
+        if message.type == "set_tempo":
+            tempo = message.tempo or tempo  # 0 would stop the time
+
+
+def _tick_seconds(division: int, tempo: int) -> float:
+    """Return a tick in seconds: a share of a beat, or, if the division is negative, of a SMPTE frame."""
+    if division > 0:
+        return tempo / 1e6 / division
+    frames = -(division >> 8)
+    return 1 / ((30 / 1.001 if frames == 29 else frames) * (division & 0xFF))
+
+
+class _Receiver:
+    """The state of a synthesizer by which messages become notes and bends.
+
+    Two tracks may hold the same key of a channel, or it may be struck again before it is let go: each note-off
+    ends the oldest. A zone of MPE (RPN 6) has a channel for each note, and a manager whose bend is for all.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[MidiNote] = []
+        self.bends: list[tuple[float, int, float]] = []
+        self._now = 0.0
+        self._held: list[_Keys] = [{} for _ in range(16)]  # by channel
+        self._ringing: list[_Keys] = [{} for _ in range(16)]  # let go, but held by the pedal
+        self._let_go: dict[tuple[int, int], float] = {}  # (channel, key): when last
+        self._pedals: set[int] = set()  # channels
+        self._wheel, self._range, self._bend = [0.0] * 16, [_WHEEL_RANGE] * 16, [0.0] * 16  # -1..1, semitones, both
+        self._parameter: list[dict[int, int]] = [{} for _ in range(16)]  # control: value
+        self._is_registered = [False] * 16
+        self._zones: dict[int, range] = {}  # manager: members
+
+    def receive(self, now: float, message: mido.Message) -> None:
+        self._now, channel = now, getattr(message, "channel", None)
+        if channel is None or (channel == _DRUMS and not any(_DRUMS in members for members in self._zones.values())):
+            return
+        if message.type == "note_on" and message.velocity:
+            self._end(self._ringing, channel, message.note)
+            self._held[channel].setdefault(message.note, []).append((now, message.velocity))
+        elif message.type in ("note_on", "note_off"):
+            self._release(channel, message.note)
         elif message.type == "pitchwheel":
-            bends.append((now, channel, message.pitch / _WHEEL * wheel_range.get(channel, _WHEEL_RANGE)))
+            self._wheel[channel] = message.pitch / _WHEEL
+            self._move(channel)
+        elif message.type == "control_change" and message.control in (6, 38, 98, 99, 100, 101):
+            self._set_parameter(channel, message.control, message.value)
         elif message.type == "control_change":
-            chosen = parameter.setdefault(channel, {})
-            chosen[message.control] = message.value
-            if message.control == 6 and (chosen.get(101), chosen.get(100)) == (0, 0):
-                wheel_range[channel] = float(message.value)
-    # What is never let go ends with the file.
-    notes += [MidiNote(start, now, key, velocity, channel) for (channel, key), (start, velocity) in held.items()]
-    return sorted(note for note in notes if note.end > note.start), bends
+            for each in (channel, *self._zones.get(channel, ())):
+                self._control(each, message.control, message.value)
+
+    def finish(self) -> list[MidiNote]:
+        """Return the notes in their order; what is never let go ends when its key last was, or with the file."""
+        for channel in range(16):
+            for key in list(self._ringing[channel]):
+                self._end(self._ringing, channel, key)
+            for key, begun in self._held[channel].items():
+                for start, velocity in begun:
+                    let_go = self._let_go.get((channel, key), 0.0)
+                    self._add(start, let_go if let_go > start else self._now, key, velocity, channel)
+        return sorted(self.notes)
+
+    def _add(self, start: float, end: float, key: int, velocity: int, channel: int) -> None:
+        if end > start:
+            self.notes.append(MidiNote(start, end, key, velocity, channel))
+
+    def _release(self, channel: int, key: int) -> None:
+        self._let_go[channel, key] = self._now
+        if begun := self._held[channel].get(key):
+            self._ringing[channel].setdefault(key, []).append(begun.pop(0))
+            if not begun:
+                del self._held[channel][key]
+        if channel not in self._pedals:
+            self._end(self._ringing, channel, key)
+
+    def _end(self, keys: list[_Keys], channel: int, key: int) -> None:
+        for start, velocity in keys[channel].pop(key, ()):
+            self._add(start, self._now, key, velocity, channel)
+
+    def _control(self, channel: int, control: int, value: int) -> None:
+        if control == 64 and value >= 64:
+            self._pedals.add(channel)
+        elif control in (64, 120, 121):  # pedal up, all sound off, reset
+            if control != 120:
+                self._pedals.discard(channel)
+            for key in list(self._ringing[channel]):
+                self._end(self._ringing, channel, key)
+        elif control >= 123:  # all notes off, which a change of mode means too
+            for key, begun in list(self._held[channel].items()):
+                for _ in list(begun):
+                    self._release(channel, key)
+        if control == 120:
+            for key in list(self._held[channel]):
+                self._end(self._held, channel, key)
+        if control == 121:
+            self._wheel[channel], self._is_registered[channel] = 0.0, False
+            self._move(channel)
+
+    def _set_parameter(self, channel: int, control: int, value: int) -> None:
+        """Choose a parameter, registered (101, 100) or not (99, 98), or set it (6, and 38 for hundredths)."""
+        if control >= 98:
+            self._parameter[channel][control], self._is_registered[channel] = value, control >= 100
+            return
+        chosen = tuple(self._parameter[channel].get(which) for which in (101, 100))
+        if not self._is_registered[channel]:
+            return
+        if chosen == _BEND_RANGE:  # sent to one member of a zone it is for all
+            zone = next((members for members in self._zones.values() if channel in members), (channel,))
+            semitones = value if control == 6 else int(self._range[channel]) + value / 100
+            for each in zone:
+                self._range[each] = float(semitones)
+                self._move(each)
+        elif chosen == _MPE_ZONE and control == 6 and channel in (0, 15):
+            self._zones[channel] = range(1, min(1 + value, 16)) if channel == 0 else range(max(0, 15 - value), 15)
+            self._range[channel] = _WHEEL_RANGE
+            for each in self._zones[channel]:
+                self._range[each] = _MEMBER_RANGE
+            self._move(channel)
+
+    def _move(self, channel: int) -> None:
+        """Note the bend of a channel, and, if it is a manager, those of its members."""
+        for each in (channel, *self._zones.get(channel, ())):
+            managers = [manager for manager, members in self._zones.items() if each in members]
+            bend = sum(self._wheel[one] * self._range[one] for one in (each, *managers))
+            if bend != self._bend[each]:
+                self.bends.append((self._now, each, bend))
+                self._bend[each] = bend
 
 
 def make_monophonic(notes: list[MidiNote], gap: float) -> list[MidiNote]:

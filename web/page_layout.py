@@ -116,7 +116,7 @@ def _build_options() -> dict[str, gr.components.Component]:
             _RATES,
             value=AUTO,
             label="Sample rate",
-            info="Shipped models play at 16 kHz",
+            info="Shipped models play at 48 kHz",
             filterable=False,
             elem_id="rate",
         )

@@ -124,7 +124,7 @@ def describe_latest(path: Path) -> PlayableModel:
 def read_model_card(instrument: PlayableModel) -> str:
     """Return the model card, which lies beside the checkpoint."""
     card = instrument.path.with_suffix(".md")
-    return card.read_text() if card.is_file() else f"**{instrument.label}** has no model card."
+    return card.read_text(encoding="utf-8") if card.is_file() else f"**{instrument.label}** has no model card."
 
 
 # --- one request ----------------------------------------------------------------------------------

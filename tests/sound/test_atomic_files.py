@@ -36,6 +36,22 @@ def test_those_who_write_the_same_file_do_not_meet(tmp_path):
     assert path.read_text() == "mine" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_longest_names_have_room_for_the_temporary_one(tmp_path, shared):
+    """255 bytes are the most; two of them that begin alike are two."""
+    one, other = (tmp_path / f"{'名' * 80}{letter * 11}.txt" for letter in "ab")
+    with atomic_write(one, shared) as first, atomic_write(other, shared) as second:
+        assert first != second and first.name.startswith(".") and first.name.endswith(".part")
+        first.write_text("one")
+        second.write_text("other")
+    assert one.read_text() == "one" and other.read_text() == "other" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_name_that_is_not_utf8_can_be_written_about(tmp_path):
+    write_text(tmp_path / "a.txt", f"failed: {os.fsdecode(b'caf' + bytes([0xE9]))}.wav")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "failed: caf\\udce9.wav"
+
+
 def test_links_are_followed_and_devices_stay(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "file")
     write_text(tmp_path / "link", "text")

@@ -67,6 +67,43 @@ def test_rows_may_be_sparse_and_columns_in_any_order(tmp_path) -> None:
     assert tune.voiced[:124].all() and not tune.voiced[126:].any()
 
 
+@pytest.mark.parametrize(
+    ("delimiter", "quote", "decimal"),
+    [
+        (",", "", "."),
+        (",", '"', "."),
+        (",", '"', ","),
+        (";", "", ","),
+        (";", '"', ","),
+        ("\t", "", "."),
+        ("\t", "", ","),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_what_spreadsheets_save_is_read(tmp_path, delimiter, quote, decimal, encoding, ending) -> None:
+    curves = shape_notes(melody(), CONFIG)
+    write_curves(tmp_path / "curves.csv", curves, 100.0)
+    rows = [line.split(",") for line in (tmp_path / "curves.csv").read_text(encoding="utf-8").splitlines()]
+    rows = [[*row, "note" if number == 0 else "größer"] for number, row in enumerate(rows)]
+    lines = [delimiter.join(f"{quote}{value.replace('.', decimal)}{quote}" for value in row) for row in rows]
+    (tmp_path / "curves.csv").write_bytes((ending.join(["sep=" + delimiter, *lines]) + ending).encode(encoding))
+    assert same(shape_notes(read_curves(tmp_path / "curves.csv", CONFIG), CONFIG), curves)
+
+
+def test_a_row_is_quoted_shortened_and_escaped(tmp_path) -> None:
+    row = "0.01,\x1b[2J" + "9" * 100_000 + ",-20,1,1"
+    (tmp_path / "curves.csv").write_text(
+        f"time,f0,loudness,periodicity,voiced\n0,220,-20,1,1\n{row}\n", encoding="utf-8"
+    )
+    with pytest.raises(ValueError, match=r"curves\.csv, row 3: '0.01,\\x1b\[2J999") as caught:
+        read_curves(tmp_path / "curves.csv", CONFIG)
+    assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 200 + len(str(tmp_path))
+    (tmp_path / "curves.csv").write_text("time,f0,loudness,periodicity,voiced\n" + "9" * 200_000, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"curves\.csv"):
+        read_curves(tmp_path / "curves.csv", CONFIG)
+
+
 def test_rows_a_little_off_the_frames_are_brought_onto_them(tmp_path) -> None:
     """As many rows as frames, but one lies between two."""
     rows = ("0,220,-20,1,1", "0.014,220,-34,1,1", "0.02,220,-40,1,1")

@@ -150,6 +150,183 @@ def test_what_is_no_midi_is_one_sentence(tmp_path) -> None:
         read_midi(tmp_path / "none.mid")
     with pytest.raises(ValueError, match="holds no notes"):
         read_midi(save(tmp_path / "empty.mid", []))
+    with pytest.raises(ValueError, match=r"pieces\.mid cannot be read as MIDI"):
+        read_midi(save(tmp_path / "pieces.mid", [on(), off(time=500)], type=2))
     late = [mido.Message("note_on", note=60, time=2**27), mido.Message("note_off", note=60, time=2**27)]
     with pytest.raises(ValueError, match=r"lasts \d+ hours"):
         read_midi(save(tmp_path / "late.mid", late))
+
+
+# --- what a General MIDI synthesizer would play -----------------------------------------------------
+
+
+def on(note: int = 60, time: int = 0, **values) -> mido.Message:
+    return mido.Message("note_on", note=note, time=time, velocity=100, **values)
+
+
+def off(note: int = 60, time: int = 0, **values) -> mido.Message:
+    return mido.Message("note_off", note=note, time=time, **values)
+
+
+def control(number: int, value: int, time: int = 0, channel: int = 0) -> mido.Message:
+    return mido.Message("control_change", control=number, value=value, time=time, channel=channel)
+
+
+def parameter(number: int, value: int, channel: int = 0, registered: bool = True) -> list[mido.Message]:
+    which = (101, 100) if registered else (99, 98)
+    return [control(each, value, channel=channel) for each, value in zip((*which, 6), (0, number, value))]
+
+
+def wheel(pitch: int, time: int = 250, channel: int = 0) -> mido.Message:
+    return mido.Message("pitchwheel", pitch=pitch, time=time, channel=channel)
+
+
+def spans(path) -> list[tuple[int, float, float]]:
+    """Return (key, start, end) of what one voice plays; at 120 beats a minute a tick is a millisecond."""
+    return [(note.key, round(note.start, 3), round(note.end, 3)) for note in make_monophonic(read_midi(path)[0], 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("setup", "semitones"),
+    [
+        (parameter(0, 2) + parameter(8, 64, registered=False), 1.0),  # another parameter's value
+        ([*parameter(0, 0), control(38, 50)], 0.25),  # half a semitone either way
+        ([*parameter(0, 12), control(38, 50)], 6.25),
+        ([*parameter(0, 12), control(38, 50), control(6, 7)], 3.5),  # a new coarse value resets the fine one
+        ([*parameter(0, 12), control(101, 127), control(100, 127), control(6, 3)], 6.0),  # nothing chosen
+        (
+            [*parameter(0, 12), *parameter(1, 64), *parameter(8, 1, registered=False), control(100, 0), control(6, 4)],
+            2.0,
+        ),
+        ([control(6, 12)], 1.0),
+    ],
+)
+def test_the_range_of_the_wheel(tmp_path, setup, semitones) -> None:
+    _, bends = read_midi(save(tmp_path / "a.mid", [*setup, on(), wheel(4096), off(time=250)]))
+    assert bends == [(0.25, 0, pytest.approx(semitones))]
+
+
+def test_a_range_that_is_set_under_a_bend_moves_it(tmp_path) -> None:
+    _, bends = read_midi(
+        save(tmp_path / "a.mid", [on(), wheel(4096), *parameter(0, 12), off(time=250), control(121, 0)])
+    )
+    assert bends == [(0.25, 0, 1.0), (0.25, 0, 6.0), (0.5, 0, 0.0)]
+
+
+@pytest.mark.parametrize(("manager", "members"), [(0, (1, 2, 9)), (15, (14, 13, 9))])
+def test_mpe_has_a_channel_for_each_note_and_one_for_all(tmp_path, manager, members) -> None:
+    one, played, drums = members
+    messages = [
+        *parameter(6, 15, manager),
+        *parameter(0, 24, one),  # to one member: for all of them
+        on(60, channel=played),
+        wheel(1024, 250, played),
+        wheel(4096, 250, manager),
+        off(60, 250, channel=played),
+        on(67, channel=drums),  # no drums within a zone
+        off(67, 250, channel=drums),
+    ]
+    notes, bends = read_midi(save(tmp_path / "a.mid", messages))
+    tune, _ = melody_from_notes(notes, bends, -15.0, CONFIG)
+    pitch = 12 * np.log2(tune.f0 / 440) + 69
+    assert pitch[[10, 30, 60, 90]] == pytest.approx([60, 63, 64, 68])
+    closed = [*messages[:6], *parameter(6, 0, manager), *messages[6:]]
+    assert [note.key for note in read_midi(save(tmp_path / "b.mid", closed))[0]] == [60]
+    without = read_midi(
+        save(tmp_path / "c.mid", [*parameter(6, 15, manager), on(channel=played), wheel(1024, 250, played)])
+    )
+    assert without[1] == [(0.25, played, 6.0)]  # 48 semitones, if nothing is said
+
+
+@pytest.mark.parametrize(("frames", "rate"), [(25, 25), (24, 24), (30, 30), (29, 30 / 1.001)])
+def test_time_in_frames_of_film(tmp_path, frames, rate) -> None:
+    path = save(tmp_path / "a.mid", [mido.MetaMessage("set_tempo", tempo=100), on(), off(time=1000)])
+    content = path.read_bytes()
+    path.write_bytes(content[:12] + bytes([256 - frames, 40]) + content[14:])
+    assert read_midi(path)[0] == [MidiNote(0.0, pytest.approx(1000 / 40 / rate), 60, 100)]
+
+
+def test_a_tempo_of_zero_does_not_count(tmp_path) -> None:
+    slow, none = (mido.MetaMessage("set_tempo", tempo=tempo) for tempo in (1_000_000, 0))
+    assert spans(save(tmp_path / "a.mid", [none, on(), slow, none, off(time=1000)])) == [(60, 0.0, 2.0)]
+
+
+def test_tracks_may_hold_the_same_key_of_a_channel(tmp_path) -> None:
+    tracks = [[on(), off(time=1500), on(62), off(62, 500)], [on(time=500), off(time=50)]]
+    mido.MidiFile(tracks=[mido.MidiTrack(track) for track in tracks], ticks_per_beat=500).save(tmp_path / "a.mid")
+    assert spans(tmp_path / "a.mid") == [(60, 0.0, 0.5), (60, 0.5, 1.5), (62, 1.5, 2.0)]
+
+
+def test_a_key_struck_again_before_it_is_let_go(tmp_path) -> None:
+    again = [on(), on(time=500), off(time=100), off(time=900)]
+    assert spans(save(tmp_path / "a.mid", again)) == [(60, 0.0, 0.5), (60, 0.5, 1.5)]
+    let_go_once = [on(), on(time=500), off(time=100), on(64, 400), off(64, 500)]
+    assert spans(save(tmp_path / "b.mid", let_go_once)) == [(60, 0.0, 0.5), (60, 0.5, 0.6), (64, 1.0, 1.5)]
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        (
+            [control(64, 127), on(), off(time=50), control(64, 0, 950), on(64), off(64, 500)],
+            [(60, 0.0, 1.0), (64, 1.0, 1.5)],
+        ),
+        (
+            [on(), control(64, 127), off(time=50), on(time=450), off(time=50), control(64, 63, 450)],
+            [(60, 0.0, 0.5), (60, 0.5, 1.0)],
+        ),
+        ([control(64, 40), on(), off(time=50), on(64, 450), off(64, 50)], [(60, 0.0, 0.05), (64, 0.5, 0.55)]),
+        (
+            [on(), control(123, 0, 500), on(64, 500), control(120, 0, 500), on(65, 500), off(65, 500)],
+            [(60, 0.0, 0.5), (64, 1.0, 1.5), (65, 2.0, 2.5)],
+        ),
+        (
+            [
+                control(64, 127),
+                on(),
+                control(123, 0, 500),
+                control(64, 0, 500),
+                on(64, 500),
+                off(64, 50),
+                control(120, 0, 450),
+                on(65, 500),
+                off(65, 500),
+            ],
+            [(60, 0.0, 1.0), (64, 1.5, 1.55), (65, 2.5, 3.0)],
+        ),
+        (
+            [
+                control(64, 127),
+                on(),
+                off(time=50),
+                control(120, 0, 450),
+                on(64, 500),
+                off(64, 500),
+                control(121, 0, 500),
+                on(65, 500),
+                off(65, 50),
+            ],
+            [(60, 0.0, 0.5), (64, 1.0, 2.0 + 0.0), (65, 2.5, 2.55)],
+        ),
+    ],
+    ids=[
+        "pedal",
+        "struck again under the pedal",
+        "a pedal half down is up",
+        "all off",
+        "all notes off minds the pedal",
+        "all sound off does not",
+    ],
+)
+def test_pedal_and_all_off(tmp_path, messages, expected) -> None:
+    assert spans(save(tmp_path / "a.mid", messages)) == expected
+
+
+def test_files_too_large_to_be_meant_are_one_sentence(tmp_path) -> None:
+    body = bytes([0, 0x90, 60, 64]) + bytes([1, 60, 0, 1, 60, 64]) * 500_000 + b"\0\xff\x2f\0"
+    header = b"MThd" + bytes([0, 0, 0, 6, 0, 0, 0, 1, 1, 0xE0]) + b"MTrk" + len(body).to_bytes(4, "big")
+    (tmp_path / "million.mid").write_bytes(header + body)
+    with pytest.raises(ValueError, match=r"million\.mid"):
+        read_midi(tmp_path / "million.mid")
+    with pytest.raises(ValueError, match=r"long\.mid"):
+        read_midi(save(tmp_path / "long.mid", [on(), off(time=10**9)]))
