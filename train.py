@@ -30,6 +30,7 @@ from config import (
     architecture_differences,
     get_device,
     load_config,
+    require_name,
 )
 from model import NeuralGuitar
 from recordings.corpus import MIN_WHOLE_TAKES, RECORDING_ENDS, Corpus, read_corpus, split_boundary
@@ -103,8 +104,11 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error("--val_fraction must be at least 0 and less than 1")
     if args.save_every_minutes is not None and not args.save_every_minutes > 0:
         parser.error("--save_every_minutes must be more than 0")
-    if args.run_name is not None and Path(args.run_name).name != args.run_name:
-        parser.error("--run_name is the name of a folder in runs/, without slashes")
+    if args.run_name is not None:
+        try:
+            require_name("--run_name", args.run_name)
+        except ValueError as error:
+            parser.error(str(error))
 
 
 def read_config(args: argparse.Namespace) -> Config:

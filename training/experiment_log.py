@@ -40,7 +40,7 @@ def choose_run_name(runs_dir: Path, wanted: str | None = None) -> str:
     stem = wanted or f"{secrets.choice(_ADJECTIVES)}-{secrets.choice(_NOUNS)}"
     name, number = stem, 2
     while (runs_dir / name).exists():
-        name, number = f"{stem}-{number}", number + 1
+        name, number = f"{stem[:32]}-{number}", number + 1
     return name
 
 
