@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
-from data import Recording, extractor_settings, find_recordings, load_recording
+from data import Recording, extractor_settings, find_recordings, load_recording, require_sane_curves
 from recordings.inspection import (
     Finding,
     RecordingMeasurement,
@@ -76,6 +76,7 @@ def inspect(data_dir: Path, config: Config, annotations: Path | None = None) -> 
     for path in tqdm(find_recordings(data_dir), unit="file", desc="inspect", leave=False, disable=None):
         try:
             recording = load_recording(path)
+            require_sane_curves(path, recording)
         except ValueError as error:
             unreadable.append(str(error))
             continue

@@ -13,7 +13,7 @@ import torch
 
 import inspect_dataset
 from conftest import harmonic_tone
-from data import save_recording
+from data import load_recording, save_recording
 from features import extract_loudness
 from recordings import inspection, pitch_annotations
 
@@ -298,3 +298,15 @@ def test_silence_makes_a_report_too(tmp_path, make_recording, config):
     assert inspect_dataset.main(["--data_dir", str(tmp_path), "--html", str(page)]) == 1
     assert "data:image" not in page.read_text()
     assert np.isnan(inspection.measure_ringing(extract_loudness(np.zeros(RATE, np.float32), config), 0.01))
+
+
+@pytest.mark.parametrize("change", [{"f0": float("nan")}, {"loudness": float("inf")}, {"periodicity": 2.0}])
+def test_curves_that_no_recording_has_are_reported(processed_file, config, change):
+    recording = load_recording(processed_file)
+    (name, value), *_ = change.items()
+    save_recording(processed_file.with_name("b.pt"), recording)
+    curve = getattr(recording, name).clone()
+    curve[0, 3] = value
+    save_recording(processed_file, dataclasses.replace(recording, **{name: curve}))
+    found = inspect_dataset.inspect(processed_file.parent, config)
+    assert any(str(processed_file) in finding.text and name in finding.text for finding in found.findings)
