@@ -27,7 +27,7 @@ from playing.transfer_report import describe_transfer, is_polyphonic
 from voice.fitting import TransferOptions
 from web import page_layout
 from web.endpoints import add_endpoints
-from web.file_guard import OwnFilesOnly
+from web.file_guard import OwnPageOnly
 from web.page_style import launch_options
 from web.transfer_request import (
     DRAW,
@@ -85,7 +85,7 @@ def build_ui(
         _connect_play(service, controls, results, play, cancel)
         _connect_instruments(service, controls, card, play, page)
         add_endpoints(service)
-    return page.queue(max_size=limits.max_waiting)
+    return page.queue(max_size=limits.max_waiting, api_open=False)  # no way around the queue
 
 
 def _name_device(device: torch.device) -> str:
@@ -228,6 +228,10 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
     Raises:
         OSError: the port is in use.
     """
+    space = os.environ.get("SPACE_HOST", "")
+    listens = host or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    is_local = listens in ("127.0.0.1", "localhost", "::1") and not space
+    hosts = (*space.lower().split(","), ".gradio.live" if share else "")
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -239,7 +243,7 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
             max_file_size=f"{limits.max_upload_megabytes}mb",
             ssr_mode=False,
             enable_monitoring=False,
-            app_kwargs={"middleware": [Middleware(OwnFilesOnly)]},
+            app_kwargs={"middleware": [Middleware(OwnPageOnly, is_local=is_local, hosts=tuple(filter(None, hosts)))]},
             **launch_options(page_layout.HEAD),
         )
     except OSError as error:

@@ -29,12 +29,15 @@ import soundfile
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
 
 import app
 from config import load_config
 from page import ROOT, cents, free_port, hear, save_untrained, sing
 from voice.fitting import TransferOptions
 from web import transfer_request
+from web.file_guard import OwnPageOnly
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")
 LIMITS = dataclasses.replace(load_config().page, max_seconds=3.0, max_upload_megabytes=1, max_waiting=8)
@@ -371,6 +374,83 @@ def test_only_an_upload_can_be_played(server: str, secret: Path, bait: str, want
     else:
         assert joined.status_code == 403
     assert Bait.visits == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "gradio_api/process_recording"),
+        ("POST", "gradio_api/component_server"),
+        ("POST", "gradio_api/component_server/"),
+        ("POST", "gradio_api/run/transfer"),
+        ("POST", "gradio_api/api/transfer"),
+        ("POST", "gradio_api/stream/1"),
+        ("POST", "gradio_api/vibe-code"),
+        ("POST", "login"),
+        ("GET", "gradio_api/file/http://127.0.0.1/x"),
+        ("GET", "gradio_api/proxy=https://example.com"),
+        ("GET", "gradio_api/stream/1/1/1/playlist.m3u8"),
+        ("GET", "gradio_api/custom_component/1/client/component/index.js"),
+        ("GET", "docs"),
+        ("GET", "monitoring"),
+        ("PUT", "gradio_api/upload"),
+        ("OPTIONS", "gradio_api/process_recording"),
+    ],
+)
+def test_only_what_the_page_uses_is_there(server: str, method: str, path: str) -> None:
+    answer = requests.request(method, server + path, timeout=10)
+    assert (answer.status_code, answer.text) == (404, "there is nothing here")
+
+
+def test_nothing_goes_around_the_queue(server: str) -> None:
+    body = {"data": [None] * 16, "api_name": "transfer"}
+    functions = requests.get(f"{server}config", timeout=10).json()["dependencies"]
+    waiting = [number for number, function in enumerate(functions) if function["queue"] is not False]
+    assert len(waiting) >= 2
+    for number in waiting:
+        answer = requests.post(f"{server}gradio_api/run/predict", json={**body, "fn_index": number}, timeout=10)
+        assert answer.status_code == 404
+
+
+@pytest.mark.parametrize("path", ["upload", "queue/join", "call/transfer", "run/predict", "cancel"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Host": "evil.example"},
+        {"Host": "evil.example", "Origin": "http://evil.example"},
+        {"Host": "x.gradio.live"},
+    ],
+    ids=str,
+)
+def test_pages_of_other_sites_send_nothing_here(server: str, path: str, headers: dict) -> None:
+    files = {"files": ("a.wav", b"RIFF")} if path == "upload" else None
+    answer = requests.post(f"{server}gradio_api/{path}", headers=headers, files=files, timeout=10)
+    assert (answer.status_code, answer.text) == (403, "only this page itself may send anything here")
+
+
+@pytest.mark.parametrize(
+    ("is_local", "hosts", "headers", "status"),
+    [
+        (True, (), {"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}, 200),
+        (True, (), {"host": "localhost:7860", "origin": "http://localhost:7860"}, 200),
+        (True, (), {"host": "[::1]:7860"}, 200),
+        (False, ("me-voice.hf.space",), {"host": "10.0.0.1", "origin": "https://me-voice.hf.space"}, 200),
+        (True, (".gradio.live",), {"host": "ab.gradio.live", "origin": "https://ab.gradio.live"}, 200),
+        (False, (), {"host": "studio.example", "origin": "http://studio.example"}, 200),
+        (False, ("me-voice.hf.space",), {"host": "me-voice.hf.space", "origin": "https://evil.example"}, 403),
+        (True, (".gradio.live",), {"host": "evil.example"}, 403),
+        (True, (), {"host": "localhost:7860", "origin": "http://[evil"}, 403),
+    ],
+)
+def test_the_page_may_stand_on_a_space_or_a_public_link(is_local: bool, hosts, headers: dict, status: int) -> None:
+    async def serve(scope, receive, send) -> None:
+        await PlainTextResponse("served")(scope, receive, send)
+
+    guarded = TestClient(OwnPageOnly(serve, is_local, hosts))
+    assert guarded.post("/gradio_api/upload", headers=headers, files={"files": b"x"}).status_code == status
 
 
 def test_a_kind_said_twice_opens_no_door(server: str) -> None:
