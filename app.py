@@ -231,7 +231,8 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
     space = os.environ.get("SPACE_HOST", "")
     listens = host or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     is_local = listens in ("127.0.0.1", "localhost", "::1") and not space
-    hosts = (*space.lower().split(","), ".gradio.live" if share else "")
+    hosts = tuple(filter(None, (*space.lower().split(","), ".gradio.live" if share else "")))
+    guard = Middleware(OwnPageOnly, is_local, limits.max_upload_megabytes * 2**20, hosts)
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -243,7 +244,7 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
             max_file_size=f"{limits.max_upload_megabytes}mb",
             ssr_mode=False,
             enable_monitoring=False,
-            app_kwargs={"middleware": [Middleware(OwnPageOnly, is_local=is_local, hosts=tuple(filter(None, hosts)))]},
+            app_kwargs={"middleware": [guard]},
             **launch_options(page_layout.HEAD),
         )
     except OSError as error:

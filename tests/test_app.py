@@ -36,7 +36,7 @@ import app
 from config import load_config
 from page import ROOT, cents, free_port, hear, save_untrained, sing
 from voice.fitting import TransferOptions
-from web import transfer_request
+from web import file_guard, transfer_request
 from web.file_guard import OwnPageOnly
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")
@@ -449,8 +449,33 @@ def test_the_page_may_stand_on_a_space_or_a_public_link(is_local: bool, hosts, h
     async def serve(scope, receive, send) -> None:
         await PlainTextResponse("served")(scope, receive, send)
 
-    guarded = TestClient(OwnPageOnly(serve, is_local, hosts))
+    guarded = TestClient(OwnPageOnly(serve, is_local, 10**6, hosts))
     assert guarded.post("/gradio_api/upload", headers=headers, files={"files": b"x"}).status_code == status
+
+
+@pytest.mark.parametrize("path", ["queue/join", "cancel", "run/predict", "call/transfer", "reset"])
+@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "application/octet-stream"])
+def test_a_large_body_of_any_kind_is_refused(server: str, path: str, kind: str) -> None:
+    answer = requests.post(
+        f"{server}gradio_api/{path}", data=bytes(2**20 + 1), headers={"Content-Type": kind}, timeout=10
+    )
+    assert answer.status_code == 413
+
+
+def test_an_upload_says_how_long_it_is(server: str) -> None:
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = requests.post(f"{server}gradio_api/upload", data=iter([b"--x\r\n"] * 9), headers=kind, timeout=10)
+    assert answer.status_code == 411
+
+
+def test_a_body_that_never_comes_is_not_waited_for(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_guard, "_MAX_JSON_SECONDS", 0.5)
+    at = urllib.parse.urlsplit(server)
+    connection = http.client.HTTPConnection(at.hostname, at.port, timeout=10)
+    connection.putrequest("POST", "/gradio_api/queue/join")
+    connection.putheader("Content-Length", "1000")
+    connection.endheaders(b"{")
+    assert connection.getresponse().status == 408
 
 
 def test_a_kind_said_twice_opens_no_door(server: str) -> None:

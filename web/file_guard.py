@@ -6,6 +6,7 @@ hand it on (``file=https://...``) or as the recording to be played, of any size 
 recordings from people needs none of it. On somebody's own machine, pages of other sites may not send it anything.
 """
 
+import asyncio
 import ipaddress
 import json
 import re
@@ -16,6 +17,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _MAX_JSON = 2**20  # bytes; recordings are uploaded, and only their names are sent as JSON
+_MAX_JSON_SECONDS = 20.0
+_FORM_BYTES = 2**16  # of an upload, around the file
 
 
 _READ = re.compile(  # GET and HEAD
@@ -38,11 +41,13 @@ class OwnPageOnly:
     Args:
         app: Gradio's.
         is_local: the page listens on this machine alone: who asks for it by another name was misled (DNS rebinding).
+        max_upload: bytes of a file.
         hosts: names by which the page may be asked for nevertheless; those that begin with a dot are endings.
     """
 
-    def __init__(self, app: ASGIApp, is_local: bool = False, hosts: tuple[str, ...] = ()) -> None:
+    def __init__(self, app: ASGIApp, is_local: bool, max_upload: int, hosts: tuple[str, ...] = ()) -> None:
         self.app, self.is_local, self.hosts = app, is_local, hosts
+        self.max_upload = max_upload + _FORM_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -57,8 +62,18 @@ class OwnPageOnly:
         _, named, wanted = scope["path"].partition("file=")
         if named and _is_address(wanted):
             return await _refuse("only this page's own files are served")(scope, receive, send)
-        if scope["method"] == "POST" and _is_json(scope):
-            body = await _read_body(receive)
+        if scope["method"] == "POST" and scope["path"].startswith("/gradio_api/upload"):
+            length = _content_length(scope)
+            if length is None:
+                return await _refuse("say how long the upload is (Content-Length)", 411)(scope, receive, send)
+            if length > self.max_upload:
+                return await _refuse("the recording is too large", 413)(scope, receive, send)
+        elif scope["method"] == "POST":
+            try:
+                async with asyncio.timeout(_MAX_JSON_SECONDS):
+                    body = await _read_body(receive)
+            except TimeoutError:
+                return await _refuse("the request came too slowly", 408)(scope, receive, send)
             if body is None:
                 return await _refuse("the request is too large", 413)(scope, receive, send)
             if _names_address(body):
@@ -105,11 +120,9 @@ def _is_address(text: Any) -> bool:
     return isinstance(text, str) and text.strip().lower().startswith(("http:", "https:", "ftp:", "file:"))
 
 
-def _is_json(scope: Scope) -> bool:
-    """Return True if the body is JSON, as Gradio's own requests are; what is not said to be another kind may be."""
-    kinds = [value for name, value in scope["headers"] if name == b"content-type"]
-    # Said twice, the first would count for Gradio, and here perhaps the second.
-    return len(kinds) != 1 or not kinds[0].strip().lower().startswith(b"multipart/")
+def _content_length(scope: Scope) -> int | None:
+    lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+    return int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() else None
 
 
 async def _read_body(receive: Receive) -> bytes | None:
