@@ -22,6 +22,7 @@ from evaluation import judging
 from evaluation.scorecard_tables import RESYNTHESIS, TRANSFER, Column, format_value
 from measuring import format_table
 from sound.atomic_files import write_text
+from sound.console import as_command
 
 ROOT = Path(__file__).resolve().parents[1]
 _WEIGHTED = {"amplitude": "weighted", "initial_gain": 1.0, "noise_bias": -9.0}
@@ -180,6 +181,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     figures = []

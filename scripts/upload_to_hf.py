@@ -15,6 +15,7 @@ from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, load_config
 from recordings.data_card import HUB_LICENCES
 from recordings.hub_client import check_repo_id, connect_to_hub
 from recordings.hub_upload import CARD, Upload, open_data_set, read_folder
+from sound.console import as_command
 
 log = logging.getLogger("upload_to_hf")
 
@@ -58,17 +59,10 @@ def upload(args: argparse.Namespace) -> None:
         print(f"{len(job.surplus)} {fate}")
 
 
+@as_command("stopped; the same command goes on from here")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        upload(args)
-    except (ValueError, OSError) as error:
-        log.error("upload_to_hf.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.error("upload_to_hf.py: stopped; the same command goes on from here")
-        return 130
+    upload(args)
     return 0
 
 
