@@ -1,24 +1,31 @@
 """The steady hum of the mains, which is heard under many a recording, and how to take it out.
 
-It is what stays when all else changes: one waveform, repeated 50 or 60 times a second through the whole recording, in
-the pauses as well. No voice keeps its phase like that.
+It is what stays when all else changes: lines at multiples of 50 or 60 Hz that hold their level and their frequency in
+the pauses as well. Notch filters remove them. They also take what the voice has there, which is no loss: the voice is
+never heard, only its pitch and its loudness are measured.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy import ndimage, signal
+from scipy import signal
 
-from config import Config, TransferConfig
+from config import Config
 from features import extract_loudness
 from sound.audio_files import SpooledAudio, block_slices
 
+MAINS_FREQUENCIES = (50.0, 60.0)  # Hz
+RESIDUE = 25.0  # dB under hum that was taken out: what is quieter may be left of it
+_TOLERANCE = 0.25  # Hz, by which the mains are off at most
+_STRETCH_SECONDS = 120.0  # hum is looked for in stretches of about so much: it lasts, and is switched on and off
+_SHORTEST_SECONDS = 2.0  # in less, nothing shows that it lasts
+_PAUSES = 0.2  # of the frames, the quietest ones, must show the lines alone
+_QUIETEST = 1e-4  # amplitude of a line (-80 dBFS); less is nothing to take out
+_COHERENCE = 0.9  # of a line's phase from frame to frame, in pauses: a pure line has 1, noise less than 0.5
+_NOTCH_WIDTH = 4.0  # Hz: hum swells by up to 1 Hz; a narrower notch also rings longer than a pause, this one for 0.1 s
+_WINDOW_SECONDS = 0.2  # that bins lie 5 Hz apart and pauses hold whole windows; the hop is half of it
 _SMALLEST = 1e-20
-_BLOCK_FRAMES = 500  # looked at in one go, and
-_BLOCK_SAMPLES = 2**18  # rebuilt, so that the memory stays small
-_LINE_RATE = 50  # values a second of a line's curve
-_LINE_FRAMES = 10  # of them in the window that measures each: 0.2 s, so that bins lie 5 Hz apart
 
 
 class MainsHum(NamedTuple):
@@ -32,17 +39,18 @@ class MainsHum(NamedTuple):
 def remove_mains_hum(audio: np.ndarray | SpooledAudio, config: Config) -> tuple[SpooledAudio, MainsHum]:
     """Take mains hum out of a recording, from one stretch of some minutes after the other."""
     hop_length, n_frames = config.audio.feature_hop_length, len(audio) // config.audio.feature_hop_length
-    n_stretches = max(1, round(n_frames / config.audio.seconds_to_frames(config.transfer.mains_stretch_seconds)))
+    n_stretches = max(1, round(n_frames / config.audio.seconds_to_frames(_STRETCH_SECONDS)))
     clean, energy = SpooledAudio(), 0.0
     loudness, frequency = np.full(n_frames, -np.inf), np.full(n_frames, np.nan)
     for frames in block_slices(n_frames, -(-n_frames // n_stretches)):
         part = audio[frames.start * hop_length : frames.stop * hop_length]
-        rest, hum = remove_hum_from_stretch(part, config.audio.feature_rate, config.transfer)
+        lines = find_mains_lines(part, config.audio.feature_rate)
+        rest = notch(part, config.audio.feature_rate, lines) if len(lines) else part
         clean.append(rest)
-        if hum:
-            loudness[frames] = np.median(extract_loudness(hum.audio, config))
-            frequency[frames] = hum.frequency
-            energy += float(np.sum(hum.audio**2))
+        if len(lines):
+            loudness[frames] = np.median(extract_loudness(part - rest, config))
+            frequency[frames] = min(MAINS_FREQUENCIES, key=lambda nominal: abs(nominal - lines[0]))
+            energy += float(np.sum((part - rest) ** 2, dtype=np.float64))
     return clean, MainsHum(loudness, frequency, 10 * float(np.log10(energy / len(audio))) if energy else None)
 
 
@@ -51,116 +59,58 @@ def is_mains_frequency(f0: np.ndarray, frequency: np.ndarray) -> np.ndarray:
     return np.any([np.abs(12 * np.log2(f0 / (number * frequency))) < 0.25 for number in (1, 2)], axis=0)
 
 
-class RemovedHum(NamedTuple):
-    frequency: float  # Hz, of the mains: near 50 or 60
-    audio: np.ndarray  # [N], what was taken out
+def find_mains_lines(audio: np.ndarray, rate: int) -> np.ndarray:
+    """Return the frequencies [K] of steady mains hum, in Hz and rising: of the mains and of the multiples that sound.
 
-
-def remove_hum_from_stretch(
-    audio: np.ndarray, rate: int, settings: TransferConfig
-) -> tuple[np.ndarray, RemovedHum | None]:
-    """Take steady mains hum out of a recording, so that a pause is a pause and the melody is heard through it.
-
-    Args:
-        audio: [N] at ``rate``.
-
-    Returns:
-        The audio without the hum, and the hum; None if there is none.
+    The first or the second harmonic decides: it stands out and holds its level in the pauses, and its phase turns
+    there as that of the mains does. Empty without hum.
     """
-    if len(audio) < 2 * settings.mains_steady_seconds * rate:
-        return audio, None
-    for nominal in settings.mains_frequencies:
-        count = min(settings.mains_harmonics, int(rate / 2 / nominal) - 1)
-        lines, between = _measure_lines(audio, rate, nominal, count)
-        rest = np.mean(np.abs(between) ** 2, axis=0)
-        weight = 1 / (rest / (rest.mean() + _SMALLEST) + 1e-3) ** 2  # of a frame: large in the pauses
-        phase = _find_mains_phase(lines, between, weight, settings)
-        if phase is not None:
-            hum = _synthesize_hum(len(audio), rate, nominal, lines, weight, phase, settings)
-            return (audio - hum).astype(np.float32), RemovedHum(nominal, hum)
-    return audio, None
+    if len(audio) < _SHORTEST_SECONDS * rate:
+        return np.empty(0)
+    for nominal in MAINS_FREQUENCIES:
+        spectra = _measure_multiples(audio, rate, nominal / 2)  # [T, 2K]: half way before each line, the line
+        level, between = np.abs(spectra[:, 1::2]), np.abs(spectra[:, ::2])
+        pauses = np.argsort(np.sum(between**2, axis=1))[: round(_PAUSES * len(spectra))]
+        quiet, beside = np.median(level[pauses], axis=0), np.median(between[pauses], axis=0)
+        beside = np.maximum(beside, np.append(beside[1:], beside[-1]))
+        stands_out = quiet > np.maximum(2 * beside, _QUIETEST)
+        for number in (1, 2):
+            line = spectra[:, 2 * number - 1]
+            lasting = min(quiet[number - 1], np.quantile(level[:, number - 1], _PAUSES))
+            turn, coherence = _measure_turn(line, pauses)
+            mains = nominal + turn / (np.pi * _WINDOW_SECONDS * number)
+            is_steady = lasting > 0.5 * np.median(level[:, number - 1]) and coherence > _COHERENCE
+            if stands_out[number - 1] and is_steady and abs(mains - nominal) < _TOLERANCE:
+                return mains * np.union1d([1], 1 + np.flatnonzero(stands_out))
+    return np.empty(0)
 
 
-def _measure_lines(audio: np.ndarray, rate: int, nominal: float, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the complex amplitudes of a frequency's first multiples, and of what lies half way: [count, T] each."""
-    hop = rate // _LINE_RATE
-    size = hop * _LINE_FRAMES
-    n_frames = -(-len(audio) // hop)
-    starts = np.arange(n_frames)[:, None] * hop - size // 2
-    bins = np.round(np.arange(1, 2 * count + 1) * nominal / 2 * size / rate).astype(int)
-    padding = (size // 2, size // 2 + hop)
-    windows, inside = (
-        sliding_window_view(np.pad(values, padding), size)[::hop][:n_frames]
-        for values in (audio, np.ones(len(audio), np.float32))
-    )
+def _measure_multiples(audio: np.ndarray, rate: int, frequency: float) -> np.ndarray:
+    """Return the complex amplitudes of all multiples of a frequency below Nyquist, [T, M], half a window apart."""
+    size = round(_WINDOW_SECONDS * rate)
+    count = int(rate / 4 / frequency) - 1
+    bins = np.arange(1, 2 * count + 1) * round(frequency * size / rate)
+    windows = sliding_window_view(audio, size)[:: size // 2]
     window = signal.get_window("hann", size)
-    spectra = np.empty((n_frames, 2 * count), complex)
-    for block in block_slices(n_frames, _BLOCK_FRAMES):
-        rotation = np.exp(-2j * np.pi * (bins / size) * starts[block])
-        # The first and the last windows are partly empty.
-        share = (inside[block] @ window)[:, None]
-        spectra[block] = np.fft.rfft(windows[block] * window)[:, bins] / share * rotation
-    return spectra[:, 1::2].T, spectra[:, ::2].T
+    spectra = np.empty((len(windows), len(bins)), complex)
+    for block in block_slices(len(windows), 500):  # so that the memory stays small
+        spectra[block] = np.fft.rfft(windows[block] * window)[:, bins]
+    return 2 / window.sum() * spectra * (-1.0) ** (np.outer(np.arange(len(windows)), bins))
 
 
-def _find_mains_phase(
-    lines: np.ndarray, between: np.ndarray, weight: np.ndarray, settings: TransferConfig
-) -> np.ndarray | None:
-    """Return the phase [T] by which the mains run off their nominal frequency, or None if they cannot be heard.
-
-    Their first or second harmonic tells: it stands out and holds its level in the pauses, and it keeps its phase.
-    """
-    pauses = weight >= np.quantile(weight, 1 - settings.mains_line_share)
-    for number, line in ((1, lines[0]), (2, lines[1])):
-        level = min(np.median(np.abs(line[pauses])), np.quantile(np.abs(line), settings.mains_line_share))
-        beside = np.median(np.abs(between[number - 1 : number + 1, pauses]), axis=1).max()
-        if level < max(2 * beside, 0.5 * np.median(np.abs(line)), 10 ** (settings.mains_quietest / 20)):
-            continue
-        directions = line / (np.abs(line) + _SMALLEST)
-        turn = np.angle(np.sum(weight[1:] * directions[1:] * directions[:-1].conj()))  # a frame
-        drift = turn * np.arange(len(line))
-        steady = _steady_component(line * np.exp(-1j * drift), weight, settings.mains_steady_seconds, settings)
-        off_frequency = abs(turn) * _LINE_RATE / (2 * np.pi * number)
-        if steady is not None and off_frequency < settings.mains_tolerance:
-            return (drift + np.unwrap(np.angle(steady))) / number
-    return None
+def _measure_turn(line: np.ndarray, pauses: np.ndarray) -> tuple[float, float]:
+    """Return by how much the phase of a complex curve [T] turns a frame in the pauses, and how surely (0 to 1)."""
+    first = np.intersect1d(pauses, pauses - 1)
+    directions = line / (np.abs(line) + _SMALLEST)
+    turn = np.mean(directions[first + 1] * directions[first].conj()) if len(first) else 0.0
+    return float(np.angle(turn)), float(np.abs(turn))
 
 
-def _synthesize_hum(
-    n_samples: int,
-    rate: int,
-    nominal: float,
-    lines: np.ndarray,
-    weight: np.ndarray,
-    phase: np.ndarray,
-    settings: TransferConfig,
-) -> np.ndarray:
-    """Return the hum [N]: every harmonic that follows the phase of the mains."""
-    numbers, frames, hum = np.arange(1, len(lines) + 1), np.arange(len(phase)), np.zeros(n_samples)
-    unwound = (line * np.exp(-1j * number * phase) for number, line in zip(numbers, lines))
-    steady = [_steady_component(line, weight, 4 * settings.mains_steady_seconds, settings) for line in unwound]
-    for block in block_slices(n_samples, _BLOCK_SAMPLES):
-        samples = np.arange(block.start, block.stop)
-        times = samples * (_LINE_RATE / rate)
-        rotation = np.exp(1j * (2 * np.pi * nominal / rate * samples + np.interp(times, frames, phase)))
-        rotated = np.ones(len(samples), complex)
-        for amplitudes in steady:
-            rotated *= rotation
-            if amplitudes is not None:
-                hum[block] += 2 * (np.interp(times, frames, amplitudes) * rotated).real
-    return hum
-
-
-def _steady_component(
-    line: np.ndarray, weight: np.ndarray, seconds: float, settings: TransferConfig
-) -> np.ndarray | None:
-    """Return the slowly moving part of a complex curve [T], blind to what passes over it; None if there is none."""
-    width = seconds * _LINE_RATE / 4  # a Gaussian's standard deviation
-    trusted = weight
-    for _ in range(4):
-        total = ndimage.gaussian_filter1d(trusted, width, mode="constant") + _SMALLEST
-        steady = ndimage.gaussian_filter1d(trusted * line, width, mode="constant") / total
-        deviation = np.abs(line - steady)
-        trusted = weight / (deviation**2 + (0.1 * np.abs(steady)) ** 2 + _SMALLEST)
-    clean = np.quantile(deviation / (np.abs(steady) + _SMALLEST), settings.mains_line_share)
-    return steady if clean < settings.mains_line_deviation else None
+def notch(audio: np.ndarray, rate: int, frequencies: np.ndarray) -> np.ndarray:
+    """Take narrow bands around some multiples of the first frequency [K] out of audio [N], without a shift in time."""
+    sections = np.concatenate(
+        [signal.tf2sos(*signal.iirnotch(f, f / _NOTCH_WIDTH, rate)) for f in frequencies if f + _NOTCH_WIDTH < rate / 2]
+    )
+    cycles = round(round(frequencies[0] / 2) * rate / frequencies[0])  # samples: half a second, at whole cycles
+    longer = np.concatenate([audio[:cycles], audio, audio[-cycles:]])  # the hum goes on beyond both ends
+    return signal.sosfiltfilt(sections, longer)[cycles : cycles + len(audio)].astype(np.float32)

@@ -15,7 +15,7 @@ from config import Config
 from features import Features, bridge_f0, extract_feature_blocks
 from sound.audio_files import SpooledAudio, block_slices
 from voice.curves import Melody
-from voice.mains_hum import is_mains_frequency, remove_mains_hum
+from voice.mains_hum import RESIDUE, is_mains_frequency, remove_mains_hum
 from voice.note_gate import find_voiced, noise_floor
 
 _BLOCK_SAMPLES = 2**20  # of a recording in memory at once: a minute
@@ -64,7 +64,7 @@ def extract_melody(
     is_whistled = whistle > 0
     f0, periodicity = np.where(is_whistled, whistle, f0), np.where(is_whistled, np.float32(1), periodicity)
     # A hum is not taken out to its last bit, and CREPE hears a pitch in what is left, however soft.
-    is_hum = loudness - gain <= mains_hum.loudness - config.transfer.mains_left
+    is_hum = loudness - gain <= mains_hum.loudness - RESIDUE
     is_hum |= is_mains_frequency(f0, mains_hum.frequency)
     voiced = find_voiced(loudness, periodicity, ~(too_high | is_hum), config, gate_offset)
     if not voiced.any():
