@@ -113,12 +113,6 @@ class LossConfig:
     win_lengths: tuple[int, ...]
     mag_loss_weight: float
     eps: float  # added to a magnitude before its logarithm
-    mel_loss_weight: float  # of the mean difference of log mel bands, added to the total; 0 leaves it out
-    mel_bands: int
-    mel_fft_size: int  # its hop is a quarter of it
-
-    def __post_init__(self) -> None:
-        _require_range(self, "mel_loss_weight")
 
 
 @dataclass(frozen=True)
@@ -133,10 +127,6 @@ class TrainConfig:
     crops_per_recording: int | None  # crops of each recording an epoch; None: as many as it has seconds
     val_fraction: float  # share of the recordings held out
     ema_decay: float  # of a moving average of the weights, which is what is validated and used; 0: none
-    f0_jitter: float  # cents, by which the pitch that the decoder hears wavers; the sound's own stays; 0: none
-    loudness_jitter: float  # dB, the same for loudness
-    jitter_seconds: float  # the slowest wavering
-    input_smoothing: float  # s, the widest Gaussian over both curves as the decoder hears them; 0: none
     patience: int | None  # epochs without a lower validation loss after which training ends; None: never
     keep_checkpoints: int  # newest model_epoch_N.pth that stay
     save_every_minutes: float  # latest.pth is written at least so often, in the middle of an epoch too
@@ -144,7 +134,7 @@ class TrainConfig:
     phrases_every_epochs: int  # held-out phrases are played and drawn so often
 
     def __post_init__(self) -> None:
-        _require_range(self, "learning_rate", "f0_jitter", "loudness_jitter", "jitter_seconds", "input_smoothing")
+        _require_range(self, "learning_rate")
         _require_range(self, "ema_decay", "val_fraction", below=1)
         _require_positive(
             self,

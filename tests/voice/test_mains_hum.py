@@ -76,3 +76,5 @@ def test_a_note_at_100_hz_between_rests_is_no_hum() -> None:
     noise = 1e-4 * np.random.default_rng(0).standard_normal(6 * RATE).astype(np.float32)
     sung = np.concatenate([note, rest] * 4)
     assert len(find_mains_lines(sung, RATE)) == len(find_mains_lines(sung + noise, RATE)) == 0
+    echo = 0.03 * harmonic_tone(100.0, 0.5)  # steady, but softer than the note: hum does not follow it
+    assert len(find_mains_lines(np.concatenate([note, echo] * 4) + noise, RATE)) == 0
