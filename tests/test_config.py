@@ -17,6 +17,7 @@ from config import (
     config_to_dict,
     get_device,
     load_config,
+    training_changes,
 )
 
 PRESETS = ("tiny", "solo", "wide", "standard", "deep", "transformer")
@@ -212,8 +213,6 @@ def test_a_value_of_the_wrong_type_is_named(load_spoilt, content, section, key, 
         ("train", "ema_decay", -0.1, "at least 0"),
         ("model", "attack_frames", -1, "at least 0"),
         ("model", "reverb_seconds", -1.0, "at least 0"),
-        ("transfer", "limiter_hold_seconds", -1.0, "at least 0"),
-        ("transfer", "limiter_release_seconds", 0.0, "over 0"),
     ],
 )
 def test_a_value_that_means_nothing_is_named(load_spoilt, content, section, key, value, limit):
@@ -355,6 +354,13 @@ def test_a_setting_newer_than_the_saved_ones_keeps_its_current_value(config):
     saved = config_to_dict(config)
     del saved["model"]["initial_gain"]
     assert adopt_settings(saved, config) == config
+
+
+def test_options_that_were_cut_are_no_hindrance(config):
+    saved = config_to_dict(config)
+    for section, key in (("loss", "mel_bands"), ("train", "f0_jitter"), ("transfer", "max_glide"), ("inspect", "x")):
+        saved[section][key] = 1.0
+    assert adopt_settings(saved, config) == config and training_changes(saved, config) == {}
 
 
 def test_a_saved_setting_that_nobody_knows(config):
