@@ -4,7 +4,7 @@
 
 How much there is and what of the instrument it covers; takes that spoil a model of single notes (chords, clipping,
 silence, hum, bleed, reverb, telephone sound, copies); with ``--annotations`` of GuitarSet or URMP also how often the
-pitch tracker is an octave off. Thresholds stand in ``config.json`` under ``inspect`` and in ``recordings/inspection.py``.
+pitch tracker is an octave off. Thresholds are in ``config.json`` (``inspect``) and in ``recordings/inspection.py``.
 
 The exit code is 0 if the set is fit (there may be advice), 1 if there are problems, 2 if it cannot be inspected.
 
