@@ -5,7 +5,8 @@ import pytest
 
 from config import load_config
 from conftest import harmonic_tone
-from voice.mains_hum import find_mains_lines, notch, remove_mains_hum
+from sound.mains_lines import find_mains_lines, notch
+from voice.mains_hum import remove_mains_hum
 
 RATE = 16000
 
