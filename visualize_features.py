@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.error("visualize_features.py: stopped; the pictures that are written stay")
         return 130
-    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    print(", ".join(f"{count} {status}" for status, count in counts.items()), f"in {args.output_dir}")
     return 1 if counts["failed"] else 0
 
 

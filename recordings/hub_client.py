@@ -12,8 +12,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
+from urllib.request import getproxies
 
 import httpx2  # what huggingface_hub speaks through; its exceptions come out of it
 from huggingface_hub import HfApi, get_token
@@ -94,8 +96,14 @@ def connect_to_hub(write: bool = False) -> HfApi:
     """Return a client that knows ``HF_TOKEN`` or the saved login.
 
     Raises:
+        HubError: the environment names a proxy that the client cannot use.
         RefusedError: ``write``, and there is no token, or one that the Hub does not know or that only reads.
     """
+    usable = "socks5" if find_spec("socksio") else ()
+    for proxy in getproxies().values():
+        if proxy.startswith("socks") and not proxy.startswith(usable):
+            advice = "./venv/bin/python -m pip install socksio and write socks5://host:port, or set an http proxy"
+            raise HubError(f"the proxy {proxy} cannot be used for the Hub: {advice}")
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it says a line for each request
     api = HfApi()
     if not write:

@@ -123,6 +123,10 @@ _DRAWINGS = {
     "trumpet": "M4 22h36c11 0 17-7 24-14v28c-7-7-13-14-24-14M17 22v-9M26 22v-9M35 22v-9M13 22c0 15 28 15 28 0",
     "guitar": "M40 22l24-16M21 40c-9 3-17-3-17-11 0-7 6-11 12-10 6 0 6-8 14-7 7 0 11 7 8 13-2 5-8 4-8 9 0 4-4 5-9 6z"
     "M24 26a3 3 0 1 0 6 0a3 3 0 1 0-6 0",
+    "flute": "M4 28L64 12M4 36L64 20M4 28v8M64 12v8M14 27h2M30 23h.1M38 21h.1M46 19h.1M54 16h.1",
+    "saxophone": "M16 6h8c5 0 6 4 6 9v17c0 7 8 8 10 2l3-11 13 4-4 10c-4 11-28 13-28-4V12h-8M37 18l18 6",
+    "violin": "M40 22l24-16M19 41c-8 1-13-5-12-11 1-5 5-5 8-9 3-5 7-6 11-4 4 1 8 2 11 5 2 3 2 7 1 11-2 4-7 3-10 6"
+    "-3 3-4 3-9 2M20 30l8-6M58 4l6 6M12 46L40 10",
     "note": "M26 36V10l24-5v26M12 36a7 7 0 1 0 14 0a7 7 0 1 0-14 0M36 31a7 7 0 1 0 14 0a7 7 0 1 0-14 0",
 }
 
@@ -156,6 +160,9 @@ _CSS = """
 #instrument label.selected::before { background: var(--color-accent); }
 #instrument label:has([value=trumpet])::before { mask-image: var(--trumpet); }
 #instrument label:has([value=guitar])::before { mask-image: var(--guitar); }
+#instrument label:has([value=flute])::before { mask-image: var(--flute); }
+#instrument label:has([value=saxophone])::before { mask-image: var(--saxophone); }
+#instrument label:has([value=violin])::before { mask-image: var(--violin); }
 #octave .wrap { gap: 6px; }
 #octave label { padding: 7px 0; min-width: 48px; justify-content: center; border-radius: 10px; }
 #octave label span { margin: 0 12px; }

@@ -91,8 +91,9 @@ def test_offline_runs_of_a_resumed_training_are_one_run(tmp_path, corpus, model,
         train_a_little(tracker, epochs)
         tracker.log_phrases(epochs[-1], epochs[-1], model, corpus)
         tracker.finish(0)
-    assert "W&B is offline (`wandb login` once" in caplog.text
-    assert f"its 2 parts in the order of their names: wandb sync {folder}/wandb/offline-run-*-abcd1234" in caplog.text
+    assert "W&B is offline (`./venv/bin/python -m wandb login` once" in caplog.text
+    upload = f"./venv/bin/python -m wandb sync {folder}/wandb/offline-run-*-abcd1234"
+    assert f"its 2 parts in the order of their names: {upload}" in caplog.text
     records = [list(read_wandb_file(path)) for path in sorted(folder.glob("wandb/offline-run-*/run-abcd1234.wandb"))]
     assert len(records) == 2
     for part in records:
