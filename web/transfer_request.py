@@ -136,13 +136,14 @@ def find_trainings(checkpoint_dir: Path) -> list[Path]:
 def describe_training(path: Path, checkpoint_dir: Path) -> PlayableModel:
     """Read what a training has reached; raises what ``checkpoint.read_checkpoint`` raises."""
     content = read_checkpoint(path)
-    epoch = content["epoch"] + bool(content["position_in_epoch"])  # of which some may be still to come
+    complete = content["epoch"] or 0
+    epoch = complete + bool(content["position_in_epoch"])  # the one that the training is in
     saved = time.strftime("%d %b %Y, %H:%M", time.localtime(path.stat().st_mtime))
     is_inside = path.is_relative_to(checkpoint_dir)
     name = (path.relative_to(checkpoint_dir) if is_inside else Path(path.name)).with_suffix("").as_posix()
     metrics = content["metrics"] or {}
     first = metrics.get("first_val_loss") or 0.0
-    is_trained = content["epoch"] > _MIN_EPOCHS and metrics.get("best_val_loss", float("inf")) <= first / 2
+    is_trained = complete > _MIN_EPOCHS and metrics.get("best_val_loss", float("inf")) <= first / 2
     label = f"{content['instrument'].capitalize()}, {name} (epoch {epoch}, {saved})"
     return PlayableModel(name, content["instrument"], label, path, is_trained)
 

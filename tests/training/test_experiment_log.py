@@ -163,6 +163,29 @@ def test_without_a_network_the_run_is_kept_offline(tmp_path, corpus, small_confi
     assert len(list(tmp_path.glob("run/wandb/offline-run-*/*.wandb"))) == 1
 
 
+def test_a_key_may_end_with_a_newline(tmp_path, corpus, small_config, no_account, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40 + "\n")
+    tracker = watch(tmp_path / "run", small_config, corpus)
+    tracker.start_wandb("offline", "p", "abcd1234")
+    tracker.finish(0)
+    assert "not tracked" not in caplog.text
+    assert len(list(tmp_path.glob("run/wandb/offline-run-*/*.wandb"))) == 1
+    monkeypatch.setenv("WANDB_API_KEY", "\n")
+    assert not wandb_run.has_key()
+
+
+def test_offline_is_not_said_when_nothing_is_kept(tmp_path, corpus, small_config, no_account, monkeypatch, caplog):
+    def fail(*_):
+        raise OSError("no W&B")
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(wandb_run, "start_run", fail)
+    tracker = watch(tmp_path / "run", small_config, corpus)
+    tracker.start_wandb("online", "p", "abcd1234")
+    assert "offline" not in caplog.text and str(tmp_path / "run") in caplog.messages[-1]
+
+
 @pytest.mark.parametrize("given", ["flag", "variable"])
 def test_disabled(tmp_path, corpus, small_config, no_account, monkeypatch, given):
     monkeypatch.setenv("WANDB_MODE", "disabled" if given == "variable" else "online")
