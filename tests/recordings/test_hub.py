@@ -12,7 +12,7 @@ from huggingface_hub.utils import close_session, get_session
 
 from data import save_recording
 from hub_server import Fault
-from recordings import hub_cache, hub_dataset
+from recordings import hub_cache, hub_client, hub_dataset
 from recordings.corpus import read_corpus
 from recordings.hub_client import (
     INDEX_FILE,
@@ -522,3 +522,11 @@ def test_file_that_another_process_replaces_meanwhile_is_no_error(data_set, stre
     entry = recordings.cache.open_index().recordings[0]
     monkeypatch.setattr(hub_cache, "hash_file", lambda path: path.unlink() or path.read_bytes())
     assert not recordings.cache.has_file(entry)
+
+
+@pytest.mark.parametrize("proxy", ["socks://127.0.0.1:1", "socks5://127.0.0.1:1"])
+def test_socks_proxy_that_cannot_be_used_is_one_sentence(monkeypatch, proxy):
+    monkeypatch.setenv("all_proxy", proxy)
+    monkeypatch.setattr(hub_client, "find_spec", lambda _: None)
+    with pytest.raises(HubError, match=proxy):
+        connect_to_hub()
