@@ -194,7 +194,6 @@ class TransferConfig:
     polyphony_share: float  # of the power, beside the melody's harmonics: another pitch
     range_tolerance: float  # semitones beyond the instrument's range that still count as inside
     max_octaves: int  # by which the register is moved
-    octave_distance_cost: float  # an octave from the middle of the training data is as bad as this share out of range
     note_change_cost: float  # a change of note is as bad as this many frames a semitone off
     vibrato_seconds: float  # over which a note's pitch is averaged, to see its tuning
     loudness_from: int  # percent: the quantiles of loudness from here

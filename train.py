@@ -217,16 +217,13 @@ def open_corpus(
     """Return all recordings and, where they are on their way, how to ask for those that are here."""
     if args.hf_repo_id is None:
         return read_corpus(args.data_dir, config, boundary), None
-    from recordings.hub_cache import default_cache_dir  # half a second that a training from disk need not wait
-    from recordings.hub_dataset import HubRecordings, common_corpus, wait_for_common_recording
+    from recordings.hub_dataset import HubRecordings  # half a second that a training from disk need not wait
 
-    recordings = HubRecordings(args.hf_repo_id, args.data_dir or default_cache_dir(args.hf_repo_id), config, boundary)
+    folder = args.data_dir or Path("data/hub") / args.hf_repo_id.replace("/", "--")
+    recordings = HubRecordings(args.hf_repo_id, folder, config, boundary)
     at_exit.callback(recordings.close)
-    recordings.start()
-    recordings.wait_for(1)
-    ranks.barrier()
-    wait_for_common_recording(recordings, ranks, device)
-    return recordings.corpus, lambda: common_corpus(recordings, ranks, device)
+    recordings.wait_for_first(ranks, device)
+    return recordings.corpus, lambda: recordings.common_corpus(ranks, device)
 
 
 def _wrong_training_error(path: Path, differences: list[str], instrument: str) -> ValueError:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from checkpoint import load_model, pretrained_path
 from config import get_device
 from model import NeuralGuitar
+from playing.blend import BlendedModel
 from playing.causal_transfer import require_causal_options
 from playing.offline_transfer import (
     ProgressCallback,
@@ -191,6 +192,14 @@ def _play_job(
         return said if str(job[0]) in said else f"{job[0]}: {said}"
 
 
+def _read_blend(text: str) -> tuple[str, float]:
+    instrument, _, share = text.partition(":")
+    try:
+        return instrument, float(share)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' should be an instrument and its share, as violin:0.4") from error
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Play a voice on an instrument.")
     given = parser.add_mutually_exclusive_group(required=True)
@@ -199,6 +208,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="the result, or a folder for them")
     parser.add_argument("--instrument", help="a shipped model, such as trumpet (the default)")
     parser.add_argument("--checkpoint", type=Path, help="your own model instead, such as checkpoints/latest.pth")
+    parser.add_argument("--blend", type=_read_blend, help="mix in a shipped model: violin:0.4 is 40 %% violin")
     _add_options(parser)
     parser.add_argument("--causal", action="store_true", help="as live.py plays it: without look-ahead, up to 1,975 Hz")
     parser.add_argument("--stems", action="store_true", help="also write the harmonic and the noise part")
@@ -264,7 +274,11 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     escape_unprintable()
     try:
-        model = load_model(args.checkpoint or pretrained_path(args.instrument or "trumpet"), get_device(args.device))
+        device = get_device(args.device)
+        model = load_model(args.checkpoint or pretrained_path(args.instrument or "trumpet"), device)
+        if args.blend:
+            instrument, share = args.blend
+            model = BlendedModel(model, load_model(pretrained_path(instrument), device), share)
         jobs = plan_files(args.controls or args.input, args.output, model.instrument)
         if args.controls is None and args.input.is_dir() and (args.midi or args.export_controls):
             raise ValueError(f"--midi and --export_controls take one recording, and --input {args.input} is a folder")

@@ -1,54 +1,35 @@
-"""Requests to the Hugging Face Hub, repeated while it is down, and the index of a data set on it.
+"""Requests to the Hugging Face Hub: one patient loop, and one sentence where patience does not help."""
 
-A data set is the processed files of ``preprocess.py`` and, beside them, ``index.json``, which says of each file what
-training has to know before the file is there: how long it is, which take it comes from, and its sha256.
-``scripts/upload_to_hf.py`` writes it, ``hub_dataset.py`` reads it.
-"""
-
-import dataclasses
+import argparse
 import itertools
 import json
 import logging
+import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import PurePosixPath
 from typing import Any, TypeVar
 from urllib.request import getproxies
 
 import httpx2  # what huggingface_hub speaks through; its exceptions come out of it
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub import errors, get_token
 
-INDEX_FILE = "index.json"
-FORMAT_VERSION = 1
 _RETRY_STATUSES = (408, 429, 500, 502, 503, 504)  # answers after which the same question may succeed
 _OFFLINE_ERRORS = (
     httpx2.TimeoutException,
     httpx2.NetworkError,
     httpx2.RemoteProtocolError,
-    OfflineModeIsEnabled,
-    LocalEntryNotFoundError,
+    errors.OfflineModeIsEnabled,
+    errors.LocalEntryNotFoundError,
     json.JSONDecodeError,  # a page of a proxy that says that the Hub is down
 )
-# All threads share the client's connection, and one whose request fails closes it under the hands of the others.
-_CLOSED_CLIENT_MESSAGES = (
-    "Cannot send a request, as the client has been closed.",
-    "'NoneType' object has no attribute 'request'",
-    "'NoneType' object has no attribute 'stream'",
-)
-_MAX_PAUSE = 600.0  # s; who asks for more is asked again
-_TOKENS = "https://huggingface.co/settings/tokens"
+# Uploads run in threads that share one connection; a thread whose request fails closes it for the others.
+_CLOSED_CLIENT = re.compile("client has been closed|'NoneType' object has no attribute '(request|stream)'")
+_LONGEST_PAUSE = 60.0  # s, of our own choice
+_LONGEST_REQUESTED_PAUSE = 600.0  # s; a Hub that asks for more is asked again
 
 log = logging.getLogger("hub")
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs each request
 Answer = TypeVar("Answer")
 
 
@@ -57,197 +38,79 @@ class HubError(ValueError):
 
 
 class RefusedError(HubError):
-    """This user, or this token, may not have it: asking again is of no use."""
+    """This token, or none at all, may not have it."""
 
 
 class UnreachableError(HubError):
-    """No network, or a Hub that is down or asks for a pause."""
+    """No network, or a Hub that is down or asks for a pause: asking again may help."""
 
 
-@dataclass(frozen=True)
-class HubRetryPolicy:
-    retries: float = 5  # in a row
-    backoff: float = 1.0  # s, doubled at each
-    longest: float = 60.0  # s
+def check_repo_id(name: str) -> str:
+    """Return a repository's name as the command line gives it, if it is user/name."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII):
+        raise argparse.ArgumentTypeError(f"a repository is named user/name, not {name!r}")
+    return name
 
 
-HUB_RETRY_POLICY = HubRetryPolicy()
-
-
-# --- asking ---------------------------------------------------------------------------------------
-
-
-def check_repo_id(repo_id: str) -> str:
-    """Return a name as it is if it can be one of a repository on the Hub: user/name.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"a repository is named user/name; {error}") from error
-    if "/" not in repo_id:
-        raise ValueError(f"a repository is named user/name, not {repo_id}")
-    return repo_id
-
-
-def connect_to_hub(write: bool = False) -> HfApi:
-    """Return a client that knows ``HF_TOKEN`` or the saved login.
-
-    Raises:
-        HubError: the environment names a proxy that the client cannot use.
-        RefusedError: ``write``, and there is no token, or one that the Hub does not know or that only reads.
-    """
-    usable = "socks5" if find_spec("socksio") else ()
-    for proxy in getproxies().values():
-        if proxy.startswith("socks") and not proxy.startswith(usable):
-            advice = "./venv/bin/python -m pip install socksio and write socks5://host:port, or set an http proxy"
-            raise HubError(f"the proxy {proxy} cannot be used for the Hub: {advice}")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it says a line for each request
-    api = HfApi()
-    if not write:
-        return api
-    advice = f"make a token with write permission at {_TOKENS}, then set HF_TOKEN or run ./venv/bin/hf auth login"
-    if get_token() is None:
-        raise RefusedError(f"there is no token for the Hub: {advice}")
-    token = request_with_retries(api.whoami, "your account").get("auth", {}).get("accessToken", {})
-    if token.get("role") == "read":
-        raise RefusedError(f"the token '{token.get('displayName')}' may only read: {advice}")
-    return api
-
-
-def request_with_retries(
+def ask_hub(
     action: Callable[[], Answer],
-    repo_id: str,
-    retry_policy: HubRetryPolicy = HUB_RETRY_POLICY,
+    address: str,
+    attempts: float = 8,
     wait: Callable[[float], Any] | None = None,
-    warn: Callable[[str], None] = log.warning,
+    on_fault: Callable[[str], None] = log.warning,
 ) -> Answer:
     """Do something with the Hub, again and again where the network or the Hub fails for a while.
 
     Args:
         action: what to do; it must not matter whether it is done twice.
-        repo_id: what it is about, for the message.
-        retry_policy: how often and how long.
+        address: where, for the message.
+        attempts: how often at most.
         wait: waits so many seconds (default: sleeps); may return True to give up.
-        warn: told of each failure that is tried again.
+        on_fault: called with the sentence of each failure that is tried again.
 
     Raises:
-        HubError: what went wrong, as one sentence.
+        HubError: one sentence with the address, the cause and the attempt.
         OSError: it was not the Hub (a full disk, say).
     """
-    for attempt in itertools.count():
+    for proxy in getproxies().values():
+        if proxy.startswith("socks") and not (proxy.startswith("socks5") and find_spec("socksio")):
+            advice = "./venv/bin/python -m pip install socksio and write socks5://host:port, or set an http proxy"
+            raise HubError(f"{address}: the proxy {proxy} cannot be used for the Hub; {advice}")
+    for attempt in itertools.count(1):
         try:
             return action()
         except (httpx2.HTTPError, OSError, RuntimeError, AttributeError, json.JSONDecodeError) as error:
-            problem = translate_error(error, repo_id)
-            if problem is None:
+            pause, causes = min(2.0 ** min(attempt - 1, 10), _LONGEST_PAUSE), [error]
+            while causes[-1].__cause__:
+                causes.append(causes[-1].__cause__)
+            if answer := next((cause for cause in causes if isinstance(cause, errors.HfHubHTTPError)), None):
+                kind, reason = _explain_answer(answer)
+                if (asked := answer.response.headers.get("Retry-After", "")).isdigit():
+                    pause = min(float(asked), _LONGEST_REQUESTED_PAUSE)
+            elif any(isinstance(cause, _OFFLINE_ERRORS) or _CLOSED_CLIENT.search(str(cause)) for cause in causes):
+                kind, reason = UnreachableError, f"it cannot be reached, {type(causes[-1]).__name__} {causes[-1]}"
+            elif isinstance(error, httpx2.HTTPError):
+                kind, reason = HubError, str(error)
+            else:
                 raise
-            if not isinstance(problem, UnreachableError) or attempt >= retry_policy.retries:
+            problem = kind(f"{address}: {reason} (attempt {attempt})")
+            if kind is not UnreachableError or attempt >= attempts:
                 raise problem from error
-            delay = _requested_pause(error) or min(retry_policy.backoff * 2.0 ** min(attempt, 30), retry_policy.longest)
-            warn(f"{problem}; trying again")
-            if (wait or time.sleep)(delay):
+            on_fault(f"{problem}; trying again")
+            if (wait or time.sleep)(pause):
                 raise problem from error
     raise AssertionError("unreachable")
 
 
-def translate_error(error: BaseException, repo_id: str) -> HubError | None:
-    """Return an error of the client as one of ours; None: the Hub has nothing to do with it."""
-    chain = list(_causes(error))
-    answer = next((cause for cause in chain if isinstance(cause, HfHubHTTPError)), None)
-    if answer is None:
-        if any(isinstance(cause, _OFFLINE_ERRORS) or str(cause) in _CLOSED_CLIENT_MESSAGES for cause in chain):
-            return UnreachableError("the Hugging Face Hub cannot be reached")
-        return HubError(f"the Hub: {error}") if isinstance(error, httpx2.HTTPError) else None
-    status = answer.response.status_code
-    if isinstance(answer, GatedRepoError):
-        return RefusedError(f"{repo_id} is gated: ask for access on its page")
-    if isinstance(answer, RepositoryNotFoundError):
-        return RefusedError(f"the Hub has no {repo_id}, or it is private and the token may not see it (set HF_TOKEN)")
-    if status == 401:
-        return RefusedError(f"the Hub does not know this token; make one at {_TOKENS} and set HF_TOKEN")
-    if status == 403:
-        return RefusedError(f"the token may not do this with {repo_id}; it needs write permission ({_TOKENS})")
+def _explain_answer(answer: errors.HfHubHTTPError) -> tuple[type[HubError], str]:
+    status, token = answer.response.status_code, "the token" if get_token() else "a request without a token"
+    advice = "set HF_TOKEN to one that may (https://huggingface.co/settings/tokens), or run ./venv/bin/hf auth login"
+    if isinstance(answer, errors.GatedRepoError):
+        return RefusedError, "it is gated; ask for access on its page"
+    if isinstance(answer, errors.RepositoryNotFoundError):
+        return RefusedError, f"it does not exist, or it is private and {token} may not see it; {advice}"
+    if status in (401, 403):
+        return RefusedError, f"the Hub does not {'know' if status == 401 else 'allow this to'} {token}; {advice}"
     if status in _RETRY_STATUSES:
-        return UnreachableError(f"the Hub is busy or down (answer {status})")
-    said = " ".join((answer.server_message or str(answer)).split())
-    return HubError(f"the Hub refuses {repo_id} (answer {status}): {said}")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _requested_pause(error: BaseException) -> float | None:
-    for cause in _causes(error):
-        if isinstance(cause, HfHubHTTPError) and (asked := cause.response.headers.get("Retry-After", "")).isdigit():
-            return min(float(asked), _MAX_PAUSE)
-    return None
-
-
-# --- the index ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """One processed file of a data set on the Hub."""
-
-    file: str  # path in the data set
-    sha256: str  # of the file
-    n_bytes: int
-    n_frames: int
-    take: str  # sha256 of the recording it was made from: copies of one take share it
-    f0_range: tuple[float, float] | None  # Hz, the middle 98 % of the frames that have a pitch
-
-
-@dataclass(frozen=True)
-class HubIndex:
-    """What a data set on the Hub holds: recordings of one instrument, measured with the same settings."""
-
-    instrument: str
-    extractor: dict[str, Any]
-    recordings: tuple[HubFile, ...]
-
-    def to_json(self) -> str:
-        return json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=1)
-
-    @classmethod
-    def from_json(cls, content: str, origin: str) -> "HubIndex":
-        """Read an index that anybody may have written.
-
-        Raises:
-            HubError: not an index, of another version, or with names that would leave their folder.
-        """
-        try:
-            values = json.loads(content)
-            if values.pop("format_version") != FORMAT_VERSION:
-                raise HubError(
-                    f"{INDEX_FILE} of {origin} has another format than version {FORMAT_VERSION}; upload it again"
-                )
-            recordings = tuple(HubFile(**entry) for entry in values.pop("recordings"))
-            index = cls(recordings=recordings, **values)
-        except (TypeError, LookupError, AttributeError, json.JSONDecodeError) as error:
-            raise HubError(f"{INDEX_FILE} of {origin} is not the index of a data set; upload it again") from error
-        for entry in recordings:
-            if not _is_valid_entry(entry):
-                raise HubError(f"{INDEX_FILE} of {origin} has an entry that cannot be used: {str(entry.file)[:80]!r}")
-        if not recordings or len({entry.file for entry in recordings}) < len(recordings):
-            raise HubError(f"{INDEX_FILE} of {origin} is empty, or lists a file twice; upload it again")
-        return index
-
-
-def _is_valid_entry(entry: HubFile) -> bool:
-    texts = all(isinstance(text, str) for text in (entry.file, entry.sha256, entry.take))
-    counts = all(isinstance(count, int) and count > 0 for count in (entry.n_bytes, entry.n_frames))
-    return texts and counts and is_safe_name(entry.file)
-
-
-def is_safe_name(name: str) -> bool:
-    """Whether a path of a data set leads, on any system, to a processed file in the folder it is joined to."""
-    parts = PurePosixPath(name).parts
-    safe = all(part != ".." and not part.startswith(".") for part in parts) and not any(c in name for c in "\\:\0")
-    return safe and name.endswith(".pt") and not name.startswith("/") and str(PurePosixPath(name)) == name
+        return UnreachableError, f"the Hub is busy or down, answer {status}"
+    return HubError, f"the Hub refuses, answer {status}: {' '.join((answer.server_message or str(answer)).split())}"

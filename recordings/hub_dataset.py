@@ -1,45 +1,38 @@
 """Recordings that arrive from the Hugging Face Hub while training goes on.
 
 The index of the data set is read first, so the split is that of the same folder on a local disk, whatever the order
-in which the files come. Each is fetched once, compared with its sha256, read, and only then put under its name.
+in which the files come. One thread fetches what training needs first; each file is compared with its sha256, for the
+client compares only sizes, and read before it is trained on.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import logging
+import math
+import shutil
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from huggingface_hub import HfApi
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils import logging as client_logging
 
 from config import Config
-from data import extractor_settings
+from data import extractor_settings, list_recordings, load_recording
 from recordings.corpus import Corpus, split_takes
 from recordings.crops import Span
-from recordings.hub_cache import DamagedHubFileError, HubCache
-from recordings.hub_client import (
-    HubError,
-    HubFile,
-    HubIndex,
-    HubRetryPolicy,
-    RefusedError,
-    UnreachableError,
-    request_with_retries,
-)
+from recordings.hub_client import HubError, UnreachableError, ask_hub
+from recordings.hub_index import INDEX_FILE, HubFile, HubIndex, read_text
 from recordings.process_ranks import ProcessRanks
+from sound.atomic_files import hash_file, write_text
 
-STREAMING_POLICY = HubRetryPolicy(retries=float("inf"))  # training goes on meanwhile, so there is no hurry to give up
+NOTE_FILE = "hub.json"  # which data set a folder holds: {"repo_id", "revision", "index"}
 _MAX_REPEATS = 8  # of a recording in an epoch while others are missing
-_COMMON_RECORDING_SECONDS = 600.0  # to have one recording on all machines
-_POLL_SECONDS = 0.5  # between two looks
 
 log = logging.getLogger("hub")
 
@@ -47,38 +40,12 @@ log = logging.getLogger("hub")
 class HubRecordings:
     """The recordings of a data set on the Hub, which arrive in a folder while training goes on.
 
-    One process at a time fetches into a folder; others wait and see the files come.
-
-    ``corpus`` is known after ``start``, ``failed`` says why a file will not come.
+    ``ready`` lists those that are here, whole and checked; ``failed`` says why a file will not come. Processes may
+    share the folder: one at a time fetches a file, the others find it there.
     """
 
-    def __init__(
-        self,
-        repo_id: str,
-        cache_dir: Path,
-        config: Config,
-        boundary: str | None = None,
-        retry_policy: HubRetryPolicy = STREAMING_POLICY,
-        n_threads: int = 4,
-    ) -> None:
-        self.repo_id = repo_id
-        self.cache = HubCache(repo_id, cache_dir)
-        self.config = config
-        self.boundary = boundary  # see ``read_corpus``
-        self.retry_policy = retry_policy
-        self.n_threads = n_threads
-        self.corpus: Corpus
-        self.failed: dict[Path, str] = {}
-        self._ready: dict[Path, None] = {}  # in the order of arrival
-        self._queued: deque[HubFile] = deque()
-        self._changed = threading.Condition()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._fetch_all, name="hub", daemon=True)
-        self._trouble_began: float | None = None  # by the monotonic clock
-        self._answered = 0.0  # when the last trouble ended
-
-    def start(self) -> None:
-        """Learn what there is, check what is cached, and begin to fetch the rest.
+    def __init__(self, repo_id: str, folder: Path, config: Config, boundary: str | None = None) -> None:
+        """Learn what there is, check what is here, and begin to fetch the rest; ``boundary`` as of ``read_corpus``.
 
         Raises:
             HubError: there is no such data set, it does not fit the configuration, or the folder is used otherwise.
@@ -86,217 +53,174 @@ class HubRecordings:
         """
         disable_progress_bars()  # training has its own
         client_logging.set_verbosity_error()
-        index = self.cache.open_index()
-        self.corpus = corpus_from_index(index, self.cache.folder, self.config, self.repo_id, self.boundary)
-        with ThreadPoolExecutor(self.n_threads) as pool:
-            is_complete = list(pool.map(self.cache.has_file, index.recordings))
-        self._ready = dict.fromkeys(
-            self.cache.path(entry) for entry, here in zip(index.recordings, is_complete) if here
-        )
-        missing = {self.cache.path(entry): entry for entry, here in zip(index.recordings, is_complete) if not here}
-        self._queued.extend(missing[path] for path in self._order() if path in missing)
-        log.info(
-            "%s: %d of %d recordings are in %s", self.repo_id, sum(is_complete), len(is_complete), self.cache.folder
-        )
+        self.repo_id, self.folder, self._api = repo_id, folder, HfApi()
+        self._address = f"{self._api.endpoint}/datasets/{repo_id}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._revision, self.index = self._open_index()
+        self.corpus = corpus_from_index(self.index, folder, config, repo_id, boundary)
+        self.ready = [folder / entry.file for entry in self.index.recordings if self._is_whole(entry)]
+        self.failed: dict[Path, str] = {}
+        self.in_trouble = False  # the Hub does not answer
+        self._closing = threading.Event()
+        log.info("%d of %d recordings are in %s", len(self.ready), len(self.index.recordings), folder)
+        self._thread = threading.Thread(target=self._fetch_all, name="hub", daemon=True)
         self._thread.start()
-
-    def ready(self) -> list[Path]:
-        """Return the recordings that are here, whole and checked."""
-        with self._changed:
-            return list(self._ready)
 
     @property
     def finished(self) -> bool:
         """Whether nothing more will come."""
         return not self._thread.is_alive()
 
-    def wait_for(self, n: int = 1) -> None:
-        """Wait until ``n`` recordings to train on are here, and one that is held out, unless there is trouble.
-
-        Raises:
-            HubError: so many will not come.
-        """
-        training, validation = ({span.path for span in side} for side in (self.corpus.training, self.corpus.validation))
-
-        def enough() -> bool:
-            hoped_for = set() if self._trouble_began is not None else validation - self.failed.keys()
-            return len(training & self._ready.keys()) >= n and (not hoped_for or bool(hoped_for & self._ready.keys()))
-
-        with self._changed:
-            self._changed.wait_for(lambda: enough() or self._closing.is_set())
-            if len(training & self._ready.keys()) < n:
-                reasons = "; ".join(dict.fromkeys(self.failed.values())) or "the download was stopped"
-                raise HubError(f"{self.repo_id}: too few recordings to train on ({reasons})")
-
-    def available_corpus(self, here: Iterable[Path] | None = None) -> Corpus:
-        """Return the corpus as far as it is here; the whole one, in its own order, when all is.
-
-        What is there to train on comes several times, so that epochs are not many and short while the data arrives.
-
-        Args:
-            here: these files only (default: ``ready``).
-        """
-        files = set(self.ready() if here is None else here)
-        training, validation = (
-            tuple(span for span in side if span.path in files)
-            for side in (self.corpus.training, self.corpus.validation)
-        )
-        n_missing = len(self.corpus.training) - len(training)
-        repeats = itertools.islice(itertools.cycle(training), min(n_missing, (_MAX_REPEATS - 1) * len(training)))
-        return dataclasses.replace(self.corpus, training=(*training, *repeats), validation=validation)
-
     def close(self) -> None:
         """Fetch nothing more; what is here stays."""
-        self._stop()
-        if self._thread.ident is not None:
-            self._thread.join(timeout=5)  # a request under way may take longer: the thread ends with the process
+        self._closing.set()
+        self._thread.join(timeout=5)  # a request under way may take longer: the thread ends with the process
 
-    def _order(self) -> Iterable[Path]:
-        # A few to begin with, then all that the validation loss needs, so that it is soon that of the whole.
-        training, validation = ([span.path for span in side] for side in (self.corpus.training, self.corpus.validation))
-        return dict.fromkeys([*training[:1], *validation[:1], *training[: self.n_threads], *validation, *training])
+    def common_corpus(self, ranks: ProcessRanks, device: torch.device) -> Corpus:
+        """Return the corpus as far as it is here on every machine; all ranks have to ask together.
+
+        What is there to train on comes several times, so that epochs are not many and short while the data arrives.
+        """
+        paths, ready = sorted(self.folder / entry.file for entry in self.index.recordings), set(self.ready)
+        counts = ranks.all_reduce(torch.tensor([float(path in ready) for path in paths], device=device)).tolist()
+        here = {path for path, count in zip(paths, counts) if count == ranks.size}
+        training, validation = (
+            tuple(span for span in side if span.path in here) for side in (self.corpus.training, self.corpus.validation)
+        )
+        n_repeats = min(len(self.corpus.training) - len(training), (_MAX_REPEATS - 1) * len(training))
+        training += tuple(itertools.islice(itertools.cycle(training), n_repeats))
+        return dataclasses.replace(self.corpus, training=training, validation=validation)
+
+    def wait_for_first(self, ranks: ProcessRanks, device: torch.device) -> None:
+        """Wait for a recording to train on and, unless there is trouble, one held out, on every machine.
+
+        Raises:
+            HubError: none will come.
+        """
+        while True:
+            no_hope = self.in_trouble or all(span.path in self.failed for span in self.corpus.validation)
+            votes = torch.tensor([float(self.finished), float(no_hope)], device=device)
+            n_over, n_without_hope = ranks.all_reduce(votes).tolist()  # first: what comes meanwhile is seen below
+            corpus = self.common_corpus(ranks, device)
+            if corpus.training and (corpus.validation or n_without_hope or n_over == ranks.size):
+                return
+            if n_over == ranks.size:
+                reasons = "; ".join(dict.fromkeys(self.failed.values())) or "the machines have none in common"
+                raise HubError(f"{self.repo_id}: there is no recording to train on: {reasons}")
+            time.sleep(0.1)
+
+    def _open_index(self) -> tuple[str, HubIndex]:
+        """Return the revision of the data set and its index; without network, those of the last time."""
+        path, note = self.folder / NOTE_FILE, None
+        if path.is_file():
+            try:
+                note = json.loads(path.read_text(encoding="utf-8"))
+                origin, known, index = note["repo_id"], note["revision"], HubIndex.from_json(note["index"], str(path))
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
+                raise HubError(f"{path} is damaged; delete the folder and run the same command again") from error
+            if origin != self.repo_id:
+                raise HubError(f"{self.folder} holds {origin!r:.99}; give another --data_dir for {self.repo_id}")
+        elif list_recordings(self.folder):
+            raise HubError(f"{self.folder} holds other recordings; give an empty --data_dir for {self.repo_id}")
+        try:
+            info = ask_hub(lambda: self._api.dataset_info(self.repo_id, timeout=30), self._address, 1 if note else 8)
+            if note and known == info.sha:
+                return known, index
+            text = ask_hub(lambda: read_text(self._api, self.repo_id, INDEX_FILE, info.sha), self._address)
+        except UnreachableError as error:
+            if note is None:
+                raise
+            log.warning("%s; going on with what is in %s", error, self.folder)
+            return known, index
+        if text is None:
+            raise HubError(f"{self._address} holds no {INDEX_FILE}; scripts/upload_to_hf.py makes it")
+        index = HubIndex.from_json(text, self.repo_id)
+        write_text(path, json.dumps({"repo_id": self.repo_id, "revision": info.sha, "index": text}), shared=True)
+        return info.sha, index
+
+    def _is_whole(self, entry: HubFile) -> bool:
+        path = self.folder / entry.file
+        try:
+            return path.stat().st_size == entry.n_bytes and hash_file(path) == entry.sha256
+        except FileNotFoundError:  # perhaps another process is fetching it
+            return False
 
     def _fetch_all(self) -> None:
-        lock = FileLock(self.cache.folder / ".lock")
-        while self._queued and not self._closing.is_set():
+        # One recording to begin with, then all that the validation loss needs, so that it is soon that of the whole.
+        training, validation = ([span.path for span in side] for side in (self.corpus.training, self.corpus.validation))
+        entries = {self.folder / entry.file: entry for entry in self.index.recordings}
+        missing = [path for path in dict.fromkeys([*training[:1], *validation, *training]) if path not in self.ready]
+        for path in missing:
             try:
-                with lock.acquire(timeout=0):
-                    self._refresh_arrivals()
-                    self.cache.clear_incoming()
-                    self._run_workers()
-                    self.cache.clear_incoming(all_of_it=True)
-                break
-            except Timeout:  # another process fetches
-                self._refresh_arrivals()
-                if not self._queued:
-                    break
-                self._closing.wait(0.5)
-            except (OSError, NotImplementedError) as error:
-                log.error("%s cannot be locked, so nothing is fetched into it: %s", self.cache.folder, error)
-                break
-        self._stop()
-
-    def _refresh_arrivals(self) -> None:
-        """Take note of what another process has fetched."""
-        with self._changed:
-            arrived = [entry for entry in self._queued if self.cache.path(entry).is_file()]
-            self._ready |= dict.fromkeys(map(self.cache.path, arrived))
-            self._queued = deque(entry for entry in self._queued if self.cache.path(entry) not in self._ready)
-            self._changed.notify_all()
-
-    def _run_workers(self) -> None:
-        workers = [threading.Thread(target=self._fetch_queued, daemon=True) for _ in range(self.n_threads)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        if not self._queued and not self._closing.is_set():
-            log.info("%s: %d recordings are here, %d failed", self.repo_id, len(self._ready), len(self.failed))
-
-    def _fetch_queued(self) -> None:
-        while not self._closing.is_set():
-            with self._changed:
-                if not self._queued:
-                    return
-                entry = self._queued.popleft()
-            try:
-                self._fetch(entry)
-            except (RefusedError, UnreachableError, OSError, RuntimeError) as error:
-                self._give_up(entry, str(error))
+                self._fetch(path, entries[path])
+            except (HubError, OSError, NotImplementedError) as error:  # refused, a full disk, a disk without locks
+                if not self._closing.is_set():
+                    log.error("%s; no more recordings will come, %d are here to train on", error, len(self.ready))
+                    self.failed[path] = str(error)
+                return
+            if self._closing.is_set():
                 return
 
-    def _fetch(self, entry: HubFile, attempts: int = 3) -> None:
-        requested_at = 0.0
-
-        def warn(message: str) -> None:
-            self._warn_once(message, requested_at)
-
-        def download() -> Path:
-            nonlocal requested_at
-            requested_at = time.monotonic()
-            return self.cache.download(entry)
-
-        path, reason = self.cache.path(entry), ""
+    def _fetch(self, path: Path, entry: HubFile, attempts: int = 3) -> None:
+        """Fetch one file, and again if it arrives damaged; one that stays so is named and left out."""
+        lock, fault = FileLock(self.folder / ".lock"), ""
         for _ in range(attempts):
             try:
-                arrived = request_with_retries(download, self.repo_id, self.retry_policy, self._closing.wait, warn)
-                self.cache.accept(arrived, entry)
-            except (HubError, DamagedHubFileError, OSError) as error:
-                # The client's own complaint about a file of the wrong size is an OSError without a number.
-                if isinstance(error, (RefusedError, UnreachableError)) or getattr(error, "errno", None) is not None:
-                    raise
-                reason = str(error)
-                continue
-            return self._note_arrival(path, requested_at)
-        log.warning("%s will be missing: %s", entry.file, reason)
-        with self._changed:
-            self.failed[path] = reason
-            self._changed.notify_all()
-
-    def _note_arrival(self, path: Path, requested_at: float) -> None:
-        with self._changed:
-            # What was on its way when the trouble began says nothing of how the Hub is now.
-            if self._trouble_began is not None and requested_at > self._trouble_began:
-                log.info("the Hub answers again")
-                self._trouble_began, self._answered = None, time.monotonic()
-            self._ready[path] = None
-            self._changed.notify_all()
-
-    def _warn_once(self, message: str, requested_at: float) -> None:
-        with self._changed:
-            if requested_at < self._answered:  # by now it is known to answer again
+                with lock.acquire(cancel_check=lambda: self._closing.is_set() or self._is_whole(entry)):
+                    fault = self._download(path, entry)
+            except Timeout:  # another process fetches, perhaps for as long as the network is lost
+                if self._closing.is_set():
+                    return
+                fault = self._find_fault(path, entry)
+            if not fault:
+                self.ready.append(path)
                 return
-            if self._trouble_began is None:
-                log.warning("%s; training goes on with the %d recordings that are here", message, len(self._ready))
-                self._trouble_began = time.monotonic()
-            self._changed.notify_all()
+        log.warning("%s/%s is left out: %s", self._address, entry.file, fault)
+        self.failed[path] = fault
 
-    def _give_up(self, entry: HubFile, reason: str) -> None:
-        if not self._closing.is_set():
-            log.error("%s; training goes on with the %d recordings that are here", reason, len(self._ready))
-            with self._changed:
-                self.failed[self.cache.path(entry)] = reason
-        self._stop()
+    def _download(self, path: Path, entry: HubFile) -> str:
+        """Fetch a file that is not here whole, and return why it cannot be trained on, or nothing."""
+        where = {"repo_type": "dataset", "revision": self._revision, "local_dir": self.folder}
+        try:
+            if not self._is_whole(entry):
+                # What a killed process left; without notes of its own the client replaces what is damaged.
+                shutil.rmtree(self.folder / ".cache" / "huggingface" / "download", ignore_errors=True)
+                download = functools.partial(self._api.hf_hub_download, self.repo_id, entry.file, **where)
+                address = f"{self._address}/resolve/{self._revision}/{entry.file}"
+                ask_hub(download, address, math.inf, self._closing.wait, self._report_trouble)
+                self._report_trouble(None)
+            fault = self._find_fault(path, entry)
+        except (HubError, OSError) as error:
+            # The client's own complaint about a wrong size is a plain OSError without a number.
+            if type(error) is not HubError and (type(error) is not OSError or error.errno is not None):
+                raise
+            fault = str(error)
+        if fault:
+            path.unlink(missing_ok=True)
+        return fault
 
-    def _stop(self) -> None:
-        with self._changed:
-            self._closing.set()
-            self._changed.notify_all()
+    def _find_fault(self, path: Path, entry: HubFile) -> str:
+        """Return why a file that has arrived cannot be trained on, or nothing."""
+        if not self._is_whole(entry):
+            return f"{entry.file} arrived damaged"
+        try:
+            recording = load_recording(path)
+        except ValueError as error:
+            return str(error)
+        expected = self.index.instrument, entry.n_frames, entry.take
+        found = recording.instrument, recording.n_frames, recording.source["sha256"]
+        return "" if found == expected else f"{entry.file} is not what {INDEX_FILE} says"
 
-
-def common_corpus(recordings: HubRecordings, ranks: ProcessRanks, device: torch.device) -> Corpus:
-    """Return the corpus as far as it is here on every machine; all ranks have to ask together."""
-    paths = sorted({span.path for span in (*recordings.corpus.training, *recordings.corpus.validation)})
-    here = set(recordings.ready())
-    counts = ranks.all_reduce(torch.tensor([float(path in here) for path in paths], device=device))
-    return recordings.available_corpus(path for path, count in zip(paths, counts.tolist()) if count == ranks.size)
-
-
-def wait_for_common_recording(
-    recordings: HubRecordings, ranks: ProcessRanks, device: torch.device, seconds: float = _COMMON_RECORDING_SECONDS
-) -> None:
-    """Wait until one recording to train on is here on every machine; each may have a folder of its own.
-
-    Raises:
-        HubError: none is after so many seconds, or none can come any more.
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        is_over = recordings.finished  # asked first: what comes meanwhile is seen below
-        if common_corpus(recordings, ranks, device).training:
-            return
-        votes = torch.tensor([float(is_over), float(time.monotonic() > deadline)], device=device)
-        n_over, n_late = ranks.all_reduce(votes).tolist()  # so that all leave, or none
-        if n_over == ranks.size or n_late:
-            raise HubError(
-                f"{recordings.repo_id}: the machines have no recording in common to train on; is the connection of "
-                f"one of them slow? Run the same command again"
-            )
-        time.sleep(_POLL_SECONDS)
+    def _report_trouble(self, problem: str | None) -> None:
+        if problem and not self.in_trouble:
+            log.warning("%s; meanwhile %d recordings are here to train on", problem, len(self.ready))
+        elif self.in_trouble and not problem:
+            log.info("the Hub answers again")
+        self.in_trouble = problem is not None
 
 
 def corpus_from_index(
-    index: HubIndex, cache_dir: Path, config: Config, origin: str, boundary: str | None = None
+    index: HubIndex, folder: Path, config: Config, origin: str, boundary: str | None = None
 ) -> Corpus:
     """Split a data set as ``read_corpus`` splits the same files on disk.
 
@@ -311,6 +235,6 @@ def corpus_from_index(
             f"train the preset that it was made for (--config_name), or upload it anew"
         )
     takes: dict[str, list[Span]] = {}
-    for entry in sorted(index.recordings, key=lambda entry: cache_dir / entry.file):
-        takes.setdefault(entry.take, []).append(Span(cache_dir / entry.file, 0, entry.n_frames))
-    return Corpus(cache_dir, index.instrument, *split_takes(takes, config.train.val_fraction, boundary))
+    for entry in sorted(index.recordings, key=lambda entry: folder / entry.file):
+        takes.setdefault(entry.take, []).append(Span(folder / entry.file, 0, entry.n_frames))
+    return Corpus(folder, index.instrument, *split_takes(takes, config.train.val_fraction, boundary))

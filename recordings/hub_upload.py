@@ -1,194 +1,126 @@
-"""Upload a folder of processed recordings to a data set on the Hugging Face Hub, in commits of bounded size.
+"""Upload a folder of processed recordings to a data set on the Hugging Face Hub, in one commit.
 
-Each commit has an index and a card that describe just what is there, so that a stopped upload is a smaller data set,
-not a broken one.
+The commit has the index and a card that describe just what is there. A stopped upload leaves the data set as it was;
+files that had arrived are not sent again.
 """
 
-import functools
 import logging
-from collections.abc import Iterator, Sequence
+import re
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
 from tqdm import tqdm
 
 from config import Config
-from data import Recording, extractor_settings, find_recordings, load_recording
-from recordings.data_card import format_dataset_card
-from recordings.hub_client import (
-    INDEX_FILE,
-    HubError,
-    HubFile,
-    HubIndex,
-    is_safe_name,
-    request_with_retries,
-)
+from data import extractor_settings, find_recordings, load_recording
+from recordings.hub_client import HubError, ask_hub
+from recordings.hub_index import INDEX_FILE, HubFile, HubIndex, read_text
 from sound.atomic_files import hash_file
 
 CARD = "README.md"
-BATCH_FILES = 500  # of a commit: the Hub wants few commits, a lost connection should cost little
-BATCH_BYTES = 4 << 30
-
+HUB_LICENCES = ("cc0-1.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "mit", "apache-2.0")
+_MARKS = ("<!-- statistics -->", "<!-- /statistics -->")  # around what is written anew at each upload
 log = logging.getLogger("upload_to_hf")
 
+_CARD = f"""---
+tags: [audio, ddsp, {{instrument}}]
+---
 
-def describe(path: Path, data_dir: Path, recording: Recording) -> HubFile:
-    """Describe one processed file.
+# {{repo_id}}
 
-    Raises:
-        ValueError: a name that not every system can have.
-    """
-    name = path.relative_to(data_dir).as_posix()
-    if not is_safe_name(name):
-        raise ValueError(f"{path} cannot be uploaded under its name: no hidden folders, no ':' and no '\\', please")
-    return HubFile(
-        name,
-        sha256=hash_file(path),
-        n_bytes=path.stat().st_size,
-        n_frames=recording.n_frames,
-        take=recording.source["sha256"],
-        f0_range=_f0_range(recording),
-    )
+Recordings of one instrument, {{instrument}}, measured for training a DDSP instrument (Engel et al., ICLR 2020): f0,
+A-weighted loudness and sound, one `.pt` file each, listed with their settings in `{INDEX_FILE}`. Train on them while
+they download: `./venv/bin/python train.py --hf_repo_id {{repo_id}}`
+
+{_MARKS[0]}
+{_MARKS[1]}
+"""
 
 
-def _f0_range(recording: Recording) -> tuple[float, float] | None:
-    settings = recording.extractor["features"]
-    voiced = recording.periodicity >= settings["periodicity_threshold"]
-    voiced &= recording.loudness > settings["loudness_floor"]
-    if not voiced.any():
-        return None
-    low, high = torch.quantile(recording.f0[voiced], torch.tensor([0.01, 0.99])).tolist()
-    return round(low, 1), round(high, 1)
-
-
-def read_folder(data_dir: Path, config: Config) -> HubIndex:
-    """Describe a folder of processed files.
+def describe_folder(data_dir: Path, config: Config) -> HubIndex:
+    """Return the index of a folder of processed files.
 
     Raises:
-        ValueError: none, one that is damaged or stale, or several instruments.
+        ValueError: none, one that is damaged, stale or badly named, or several instruments.
     """
-    paths = find_recordings(data_dir)
     entries: list[HubFile] = []
     played: dict[str, Path] = {}
-    for path in tqdm(paths, desc="reading", unit="file", disable=None):
+    for path in tqdm(find_recordings(data_dir), desc="reading", unit="file", disable=None):
         recording = load_recording(path, config)
         played.setdefault(recording.instrument, path)
-        entries.append(describe(path, data_dir, recording))
+        name, take, size = path.relative_to(data_dir).as_posix(), recording.source["sha256"], path.stat().st_size
+        entries.append(HubFile(name, hash_file(path), size, recording.n_frames, take))
     if len(played) > 1:
         named = ", ".join(f"{name} ({path})" for name, path in played.items())
         raise ValueError(f"a data set has one instrument, {data_dir} has several: {named}; give the folder of one")
     (instrument,) = played
-    return HubIndex(instrument, extractor_settings(config, instrument), tuple(entries))
+    index = HubIndex(instrument, extractor_settings(config, instrument), tuple(entries))
+    return HubIndex.from_json(index.to_json(), str(data_dir))  # what could not be read there is not sent
 
 
-class Upload:
-    """The folder, and what the Hub has of it."""
+def upload(
+    api: HfApi, repo_id: str, data_dir: Path, local: HubIndex, licence: str | None, public: bool, delete_missing: bool
+) -> tuple[list[HubFile], list[HubFile]]:
+    """Make the data set if there is none, and bring it up to date; what is not in its index is left alone.
 
-    def __init__(self, api: HfApi, repo_id: str, local: HubIndex, data_dir: Path, licence: str | None) -> None:
-        self.api, self.repo_id, self.local, self.data_dir, self.licence = api, repo_id, local, data_dir, licence
-        self._ask = functools.partial(request_with_retries, repo_id=repo_id)
-        self.remote = self._list_files()
-        self.texts = {name: self._read_text(name) for name in (INDEX_FILE, CARD) if name in self.remote}
-        self.old_index = HubIndex.from_json(self.texts[INDEX_FILE], repo_id) if INDEX_FILE in self.texts else None
-        self.there = [entry for entry in local.recordings if self._is_there(entry)]
-        self.missing = [entry for entry in local.recordings if not self._is_there(entry)]
-        names = {entry.file for entry in local.recordings}
-        known = self.old_index.recordings if self.old_index else ()
-        self.others = [entry for entry in known if entry.file not in names and self._is_there(entry)]
-        self.surplus = sorted(name for name in self.remote if name.endswith(".pt") and name not in names)
+    Returns:
+        The files that were sent, and those that are there but not here.
 
-    def _list_files(self) -> dict[str, RepoFile]:
-        def list_files() -> dict[str, RepoFile]:
-            tree = self.api.list_repo_tree(self.repo_id, repo_type="dataset", recursive=True)
-            return {file.path: file for file in tree if isinstance(file, RepoFile)}
+    Raises:
+        HubError: refused or unreachable, or the data set keeps recordings of another instrument or other settings.
+    """
 
-        return self._ask(list_files)
-
-    def _is_there(self, entry: HubFile) -> bool:
-        file = self.remote.get(entry.file)
-        return file is not None and file.lfs is not None and file.lfs.sha256 == entry.sha256
-
-    def _read_text(self, name: str) -> str:
-        return Path(self._ask(lambda: self.api.hf_hub_download(self.repo_id, name, repo_type="dataset"))).read_text()
-
-    def require_one_kind(self) -> None:
-        """Refuse to mix what is here with what the Hub has and keeps.
-
-        Raises:
-            HubError: another instrument, or other settings.
-        """
-        old = self.old_index
-        if self.others and (old.instrument, old.extractor) != (self.local.instrument, self.local.extractor):
+    def commit() -> tuple[
+        list[HubFile], list[HubFile]
+    ]:  # planned anew at each attempt, for an earlier one may have got through
+        api.create_repo(repo_id, repo_type="dataset", private=not public, exist_ok=True)
+        info = api.dataset_info(repo_id)
+        if not public and not info.private:
+            log.warning("%s exists already and is public", repo_id)
+        there, names = {file.rfilename for file in info.siblings}, {entry.file.lower() for entry in local.recordings}
+        texts = {name: read_text(api, repo_id, name) for name in (INDEX_FILE, CARD)}
+        try:
+            old = HubIndex.from_json(texts[INDEX_FILE], repo_id) if texts[INDEX_FILE] else replace(local, recordings=())
+        except HubError as error:
+            if not delete_missing:
+                raise HubError(f"{error}; --delete_missing replaces it") from error
+            old = replace(local, recordings=())
+        known = [entry for entry in old.recordings if entry.file in there]
+        others = [entry for entry in known if entry.file.lower() not in names]
+        if others and not delete_missing and (old.instrument, old.extractor) != (local.instrument, local.extractor):
             raise HubError(
-                f"{self.repo_id} holds {len(self.others)} other recordings ({old.instrument}) of another instrument or "
-                f"made with other settings: take another --repo_id, or replace them with --delete_missing"
+                f"{repo_id} holds {len(others)} other recordings ({old.instrument}) of another instrument or made "
+                f"with other settings: take another --repo_id, or replace them with --delete_missing"
             )
+        kept = () if delete_missing else tuple(others)
+        index = replace(local, recordings=tuple(sorted((*local.recordings, *kept), key=lambda entry: entry.file)))
+        written = {INDEX_FILE: index.to_json(), CARD: write_card(index, repo_id, licence, texts[CARD])}
+        unchanged = {(entry.file, entry.sha256) for entry in known}
+        sent = [entry for entry in local.recordings if (entry.file, entry.sha256) not in unchanged]
+        operations = [CommitOperationAdd(entry.file, data_dir / entry.file) for entry in sent]
+        operations += [CommitOperationAdd(name, text.encode()) for name, text in written.items()]
+        operations += [CommitOperationDelete(entry.file) for entry in others if delete_missing]
+        api.create_commit(repo_id, operations, commit_message=f"Add {len(sent)} recordings", repo_type="dataset")
+        return sent, others
 
-    def run(self, delete_missing: bool) -> None:
-        """Bring the Hub up to date.
-
-        Raises:
-            HubError: see ``require_one_kind`` and ``hub.ask``.
-        """
-        if delete_missing:
-            self.others = []
-        self.require_one_kind()
-        done, surplus = [*self.others, *self.there], self.surplus if delete_missing else []
-        batches = list(batched(self.missing))
-        for number, batch in enumerate(batches, start=1):
-            megabytes = sum(entry.n_bytes for entry in batch) / 1e6
-            log.info("commit %d of %d: %d files, %.0f MB", number, len(batches), len(batch), megabytes)
-            done += batch
-            self._commit(batch, done, f"Add {len(batch)} recordings")
-        if not batches:
-            self._commit([], done, "Update the index and the card")
-        if surplus:
-            self._ask(lambda: self._delete(surplus))
-
-    def _index_of(self, entries: Sequence[HubFile]) -> HubIndex:
-        ordered = tuple(sorted(entries, key=lambda entry: entry.file))
-        return HubIndex(self.local.instrument, self.local.extractor, ordered)
-
-    def _commit(self, batch: Sequence[HubFile], done: Sequence[HubFile], message: str) -> None:
-        index = self._index_of(done)
-        new = {
-            INDEX_FILE: index.to_json(),
-            CARD: format_dataset_card(index, self.repo_id, self.licence, self.texts.get(CARD)),
-        }
-        if not batch and new == self.texts:
-            return
-
-        def commit() -> None:
-            files = [CommitOperationAdd(entry.file, self.data_dir / entry.file) for entry in batch]
-            texts = [CommitOperationAdd(name, text.encode()) for name, text in new.items()]
-            self.api.create_commit(self.repo_id, [*files, *texts], commit_message=message, repo_type="dataset")
-
-        self._ask(commit)
-
-    def _delete(self, names: Sequence[str]) -> None:
-        there = self._list_files()  # anew: an earlier try may have got through
-        operations = [CommitOperationDelete(name) for name in names if name in there]
-        if operations:
-            message = f"Delete {len(operations)} recordings"
-            self.api.create_commit(self.repo_id, operations, commit_message=message, repo_type="dataset")
+    return ask_hub(commit, f"{api.endpoint}/datasets/{repo_id}")
 
 
-def batched(entries: Sequence[HubFile]) -> Iterator[list[HubFile]]:
-    """Cut a list into commits of bounded size."""
-    batch: list[HubFile] = []
-    for entry in entries:
-        if batch and (len(batch) == BATCH_FILES or sum(e.n_bytes for e in batch) + entry.n_bytes > BATCH_BYTES):
-            yield batch
-            batch = []
-        batch.append(entry)
-    if batch:
-        yield batch
-
-
-def open_data_set(api: HfApi, repo_id: str, private: bool) -> None:
-    """Make the data set if there is none."""
-    request_with_retries(lambda: api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True), repo_id)
-    if private and not request_with_retries(lambda: api.dataset_info(repo_id), repo_id).private:
-        log.warning("%s exists already and is public", repo_id)
+def write_card(index: HubIndex, repo_id: str, licence: str | None, old: str | None) -> str:
+    """Return the data card; an old one keeps what is outside of the marks, and its licence unless one is given."""
+    card = DatasetCard(old or _CARD.format(repo_id=repo_id, instrument=index.instrument))
+    if licence is not None or card.data.license is None:
+        known = licence is not None and licence.lower() in HUB_LICENCES
+        card.data.license = licence.lower() if known else "other" if licence else "unknown"
+        card.data.license_name = None if known else licence
+    audio, n_takes = index.extractor["audio"], len({entry.take for entry in index.recordings})
+    minutes = sum(entry.n_frames for entry in index.recordings) * audio["hop_length"] / audio["sample_rate"] / 60
+    statistics = (
+        f"{len(index.recordings):,} recordings ({n_takes:,} different), {minutes:.1f} minutes at "
+        f"{audio['sample_rate']:,} Hz. Licence: {card.data.get('license_name') or card.data.license}."
+    )
+    card.text = re.sub(
+        f"({_MARKS[0]}).*?({_MARKS[1]})", lambda m: f"{m[1]}\n{statistics}\n{m[2]}", card.text, flags=re.S
+    )
+    return str(card)

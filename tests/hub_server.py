@@ -1,8 +1,8 @@
 """A small Hugging Face Hub on loopback, for the real client: repositories, commits, LFS, and faults on demand.
 
-It speaks what ``huggingface_hub`` 2.4 asks of the Hub without Xet: who am I, create a repository, list a tree in
-pages, preupload, LFS batch, PUT, commit, and resolve with ETag and ranges. Large files come from another host name,
-as from the real one, so that a token sent too far is seen.
+It speaks what ``huggingface_hub`` 2.4 asks of the Hub without Xet: create a repository, preupload, LFS batch, PUT,
+commit, and resolve with ETag and ranges. Large files come from another host name, as from the real one, so that a
+token sent too far is seen.
 """
 
 import base64
@@ -13,11 +13,9 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import yaml
-
-PAGE = 7  # entries of a tree in one answer; the real one has 1000
 
 
 @dataclass
@@ -46,12 +44,6 @@ class Blob:
     @property
     def git_sha(self) -> str:
         return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
-
-    def described(self, path: str) -> dict:
-        entry = {"type": "file", "path": path, "size": len(self.content), "oid": self.git_sha}
-        if self.lfs:
-            entry["lfs"] = {"oid": self.sha256, "size": len(self.content), "pointerSize": 130}
-        return entry
 
 
 @dataclass
@@ -158,11 +150,9 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(self.url.path)
         kind = r"(model|dataset|space)s"
         for pattern, action in (
-            (r"/api/whoami-v2", self._whoami),
             (r"/api/repos/create", self._create),
             (r"/api/validate-yaml", self._validate),
             (rf"/api/{kind}/([^/]+/[^/]+)(?:/revision/([^/]+))?", self._info),
-            (rf"/api/{kind}/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?", self._tree),
             (rf"/api/{kind}/([^/]+/[^/]+)/preupload/[^/]+", self._preupload),
             (rf"/api/{kind}/([^/]+/[^/]+)/commit/[^/]+", self._commit),
             (r"/(?:(dataset|space)s/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", self._lfs_batch),
@@ -189,12 +179,6 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(403, message="You need write access")
         return repo
 
-    def _whoami(self, body: bytes) -> tuple:
-        role = self._role()
-        if role is None:
-            raise Refused(401)
-        return 200, {"type": "user", "name": "user", "auth": {"accessToken": {"displayName": "mine", "role": role}}}
-
     def _create(self, body: bytes) -> tuple:
         asked = json.loads(body)
         name = f"{asked['organization']}/{asked['name']}"
@@ -218,16 +202,8 @@ class Handler(BaseHTTPRequestHandler):
         found = repo.at(revision or "main")
         if found is None:
             raise Refused(404, "RevisionNotFound")
-        return 200, {"id": name, "sha": found[0], "private": repo.private, "siblings": []}
-
-    def _tree(self, body: bytes, kind: str, name: str, revision: str) -> tuple:
-        found = self._repo(kind, name).at(revision)
-        if found is None:
-            raise Refused(404, "RevisionNotFound")
-        entries = [blob.described(path) for path, blob in sorted(found[1].items())]
-        first = int(parse_qs(self.url.query).get("cursor", ["0"])[0])
-        more = f'<{self.server.url}{self.url.path}?recursive=True&cursor={first + PAGE}>; rel="next"'
-        return 200, entries[first : first + PAGE], {"Link": more} if first + PAGE < len(entries) else {}
+        siblings = [{"rfilename": path} for path in found[1]]
+        return 200, {"id": name, "sha": found[0], "private": repo.private, "siblings": siblings}
 
     def _preupload(self, body: bytes, kind: str, name: str) -> tuple:
         repo = self._repo(kind, name, write=True)

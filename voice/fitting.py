@@ -29,6 +29,7 @@ _OPTION_LIMITS = {
     "output_rate": (8000, 48000),
 }
 ARTICULATIONS = ("follow", "pluck")
+_MAX_OUTSIDE = 0.05  # more of the sung frames may lie out of range than in the best register
 _OPTIONAL = ("semitones", "output_rate")
 
 
@@ -140,17 +141,21 @@ def pluck_curves(
 def fit_register(f0: np.ndarray, profile: InstrumentProfile) -> float:
     """Return the whole octaves, in semitones, that bring a melody into the instrument's range.
 
-    Frames outside count, and so, a little, does the distance of the melody's median from the middle of the
-    training data: it decides among octaves that leave equally few outside.
+    The melody moves by as few octaves as leave hardly more of it out of range than any register does: it stays where it
+    is sung if that fits. One octave up or down alike, the one nearer to the middle of the training data is taken.
     """
     settings = profile.config.transfer
 
-    def cost(octaves: int) -> float:
-        shifted = f0 * 2.0**octaves
-        outside = np.mean((shifted < profile.f0_min) | (shifted > profile.f0_max))
-        return float(outside + settings.octave_distance_cost * abs(np.log2(np.median(shifted) / profile.median_f0)))
+    def fraction_outside(octaves: int) -> float:
+        return fraction_out_of_range(f0 * 2.0**octaves, profile)
 
-    return 12.0 * min(range(-settings.max_octaves, settings.max_octaves + 1), key=cost)
+    def distance(octaves: int) -> float:
+        return float(abs(np.log2(np.median(f0) * 2.0**octaves / profile.median_f0)))
+
+    octaves = range(-settings.max_octaves, settings.max_octaves + 1)
+    outside = {number: fraction_outside(number) for number in octaves}
+    fitting = [number for number in octaves if outside[number] <= min(outside.values()) + _MAX_OUTSIDE]
+    return 12.0 * min(fitting, key=lambda number: (abs(number), distance(number)))
 
 
 def correct_pitch(

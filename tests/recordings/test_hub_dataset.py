@@ -1,10 +1,7 @@
-"""train.py on a data set that arrives from a Hub on loopback, as users run it."""
+"""train.py on a data set that arrives from a Hub on loopback which drops, spoils and refuses."""
 
-import dataclasses
 import json
 import threading
-import time
-import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
@@ -19,20 +16,24 @@ from checkpoint import read_checkpoint
 from config import DEFAULT_CONFIG_PATH
 from conftest import harmonic_tone
 from data import Recording, extractor_settings, save_recording
+from hub_server import Blob, Fault
+from recordings import hub_client
 from recordings.corpus import read_corpus
-from recordings.hub_client import HubError
-from recordings.hub_dataset import HubRecordings, common_corpus, wait_for_common_recording
-from recordings.process_ranks import ProcessRanks
+from recordings.hub_client import HubError, RefusedError, UnreachableError
+from recordings.hub_dataset import HubRecordings
+from recordings.process_ranks import SINGLE_PROCESS, ProcessRanks
 from training.held_out_phrases import choose_phrases
 
 NAME = "user/trumpet"
+N_FILES = 8
+CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
 
 
 @pytest.fixture
 def folder(tmp_path, config):
-    """Eight takes of 2 s."""
-    for number in range(8):
+    """Eight recordings of 2 s of seven takes, some in a subfolder."""
+    for number in range(N_FILES):
         f0 = 200.0 + 40 * number
         recording = Recording(
             "trumpet",
@@ -40,27 +41,60 @@ def folder(tmp_path, config):
             loudness=torch.linspace(-50, -20, 200)[None, :, None],
             periodicity=torch.ones(1, 200, 1),
             audio=torch.from_numpy(harmonic_tone(f0, 2.0) * np.linspace(0, 1, 32000, dtype=np.float32))[None],
-            source={"file": f"{number}.wav", "sha256": f"{number * 7919:064x}"},
+            source={"file": f"{number}.wav", "sha256": f"{max(number, 1) * 7919:064x}"},
             extractor=extractor_settings(config, "trumpet"),
         )
-        path = tmp_path / "local" / f"{number}.wav.pt"
-        path.parent.mkdir(exist_ok=True)
+        path = tmp_path / "local" / ("" if number % 3 else "more") / f"{number}.wav.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_recording(path, recording)
     return tmp_path / "local"
 
 
 @pytest.fixture
-def place(hub, folder, tmp_path, monkeypatch):
-    """A folder to work in, with a small configuration; the recordings are on the Hub."""
+def repo(hub, folder, tmp_path, monkeypatch):
+    """The data set on the Hub; the working folder has a small configuration."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr(hub_client, "_LONGEST_PAUSE", 0.01)
     content = json.loads(DEFAULT_CONFIG_PATH.read_text())
     content["base"]["model"]["hidden_size"] = 32
     content["base"]["train"] |= {"batch_size": 4}
-    (tmp_path / "config.json").write_text(json.dumps(content))
+    Path("config.json").write_text(json.dumps(content))
     assert upload_to_hf.main(["--repo_id", NAME, "--data_dir", str(folder), "--licence", "mit"]) == 0
     hub.requests.clear()
-    return tmp_path
+    return hub.repos["dataset", NAME]
+
+
+@pytest.fixture
+def stream(repo, config):
+    """Return a function that begins to fetch; all are closed in the end."""
+    opened = []
+
+    def start(folder="cache", name=NAME, settings=config):
+        opened.append(HubRecordings(name, Path(folder), settings))
+        return opened[-1]
+
+    yield start
+    for recordings in opened:
+        recordings.close()
+
+
+def finish(recordings):
+    """Wait until nothing more comes."""
+    wait_until(lambda: recordings.finished)
+    return recordings
+
+
+def wait_until(holds):
+    for _ in range(1200):
+        if holds():
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError("waited in vain")
+
+
+def names_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*.pt"))
 
 
 def run(*flags):
@@ -71,62 +105,182 @@ def weights(folder):
     return read_checkpoint(Path(folder) / "latest.pth")["model"]
 
 
-def fetch_all(folder, config):
-    """Fetch the eight recordings: training ends without waiting for the last."""
-    recordings = HubRecordings(NAME, Path(folder), config)
-    recordings.start()
-    recordings.wait_for(7)
-    recordings.close()
-    assert len(recordings.ready()) == 8 and recordings.finished
-
-
 def fetching():
-    """Whether a thread of a download is alive."""
     return any(thread.name == "hub" for thread in threading.enumerate())
 
 
-def test_data_set_on_the_hub_is_all_that_is_needed(hub, place):
+# --- what arrives -------------------------------------------------------------------------------
+
+
+def test_data_set_on_the_hub_is_all_that_is_needed(hub, repo):
     assert run("--hf_repo_id", NAME, "--epochs", 2) == 0
-    checkpoint = read_checkpoint(place / "checkpoints" / "latest.pth")
+    checkpoint = read_checkpoint(Path("checkpoints/latest.pth"))
     assert checkpoint["epoch"] == 2 and checkpoint["instrument"] == "trumpet"
-    n_here = len(list((place / "data" / "hub" / "user--trumpet").glob("*.pt")))
-    assert 1 < n_here <= len(hub.asked("GET /cdn")) <= 8
-    assert not fetching()
+    assert names_in("data/hub/user--trumpet") and not fetching()
 
 
-def test_cached_data_set_trains_to_the_bits_of_a_local_one(place, folder, config):
-    fetch_all("cache", config)
+def test_every_file_comes_once_and_the_next_time_none_is_fetched(hub, repo, folder, stream, config):
+    recordings = finish(stream())
+    assert names_in("cache") == names_in(folder) and len(recordings.ready) == N_FILES
+    assert all((Path("cache") / name).read_bytes() == (folder / name).read_bytes() for name in names_in(folder))
+    assert len(hub.asked("GET /cdn")) == N_FILES
+    assert {token for line, token in hub.requests if "/cdn" in line} == {None}  # a token is not for the storage
+    assert recordings.common_corpus(SINGLE_PROCESS, CPU) == recordings.corpus
+    hub.requests.clear()
+    assert len(finish(stream()).ready) == N_FILES and not hub.asked("/cdn|/resolve")
+
+
+@pytest.mark.parametrize("n_takes", [8, 3])
+def test_split_is_that_of_the_same_folder_on_disk(repo, folder, stream, config, n_takes):
+    for name in names_in(folder)[n_takes:]:
+        (folder / name).unlink()
+    assert upload_to_hf.main(["--repo_id", NAME, "--data_dir", str(folder), "--delete_missing"]) == 0
+    streamed, local = stream().corpus, read_corpus(folder, config)
+    for side in ("training", "validation"):
+        here = [(span.path.relative_to("cache"), *span[1:]) for span in getattr(streamed, side)]
+        assert here == [(span.path.relative_to(folder), *span[1:]) for span in getattr(local, side)] and here
+    assert streamed.boundary == local.boundary
+
+
+def test_cached_data_set_trains_offline_to_the_bits_of_a_local_one(hub, repo, folder, stream):
+    finish(stream())
+    hub.down = True
     assert run("--hf_repo_id", NAME, "--data_dir", "cache", "--epochs", 2, "--checkpoint_dir", "streamed") == 0
     assert run("--data_dir", folder, "--epochs", 2, "--checkpoint_dir", "local") == 0
     streamed, local = weights("streamed"), weights("local")
     assert all(torch.equal(streamed[name], local[name]) for name in local)
 
 
-def test_training_goes_on_without_the_network_and_takes_on_what_comes(hub, place, caplog):
+# --- what goes wrong on the way -----------------------------------------------------------------
+
+
+def test_training_starts_early_goes_on_in_an_outage_and_takes_in_what_comes(hub, repo, folder, config, caplog):
     caplog.set_level("INFO")
     hub.files_left = 3
     assert run("--hf_repo_id", NAME, "--epochs", 2) == 0
-    assert "training goes on with" in caplog.text and hub.down
-    some = len(list((place / "data" / "hub" / "user--trumpet").glob("*.pt")))
-    assert 1 <= some <= 4
+    assert "are here to train on" in caplog.text and hub.down
+    assert 1 <= len(names_in("data/hub/user--trumpet")) <= 3
+    chosen = list(choose_phrases(read_corpus(folder, config)))  # of all recordings, also those to come
+    assert read_checkpoint(Path("checkpoints/latest.pth"))["schedule"]["phrases"] == chosen
     hub.files_left, hub.down = None, False
-    caplog.clear()
     assert run("--hf_repo_id", NAME, "--epochs", 4) == 0
     assert "resumed" in caplog.text and "epoch 4" in caplog.text
 
 
-def test_phrases_are_chosen_from_all_that_will_come_and_kept(hub, place, folder, config):
-    chosen = list(choose_phrases(read_corpus(folder, with_half_held_out(config))))
+def test_network_is_lost_and_comes_back(hub, stream, caplog):
+    caplog.set_level("INFO")
     hub.files_left = 3
-    for epochs in (1, 2):
-        assert run("--hf_repo_id", NAME, "--epochs", epochs, "--val_fraction", 0.5) == 0
-        assert read_checkpoint(place / "checkpoints" / "latest.pth")["schedule"]["phrases"] == chosen
-        hub.files_left, hub.down = None, False
-    assert len(chosen) == 2
+    recordings = stream()
+    wait_until(lambda: recordings.in_trouble)
+    recordings.wait_for_first(SINGLE_PROCESS, CPU)  # training can start, with repeats for those that are missing
+    some = recordings.common_corpus(SINGLE_PROCESS, CPU)
+    assert len(set(some.training)) == 1 and len(some.training) == len(recordings.corpus.training)
+    hub.files_left, hub.down = None, False
+    assert len(finish(recordings).ready) == N_FILES
+    assert caplog.text.count("are here to train on") == 1 and "answers again" in caplog.text
 
 
-def with_half_held_out(config):
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, val_fraction=0.5))
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Fault("GET /cdn", times=5, cut=9000)],
+        [Fault("HEAD .*pt", times=5)],
+        [Fault("HEAD .*pt", times=3, status=500), Fault("GET /cdn", times=2, flip=True)],
+        [Fault("GET /cdn", times=3, status=503), Fault("GET /cdn", times=2, short=True)],
+        [Fault("GET /api/datasets", times=2, status=503), Fault("GET .*index.json", times=1)],
+    ],
+    ids=["cut", "dropped", "flipped", "short", "at the start"],
+)
+def test_passing_faults_leave_no_trace(hub, stream, folder, faults):
+    hub.faults = faults
+    recordings = finish(stream())
+    assert not recordings.failed and all(fault.times == 0 for fault in faults)
+    assert all((Path("cache") / name).read_bytes() == (folder / name).read_bytes() for name in names_in(folder))
+
+
+def test_damaged_files_in_the_folder_are_fetched_again(hub, stream, folder):
+    finish(stream())
+    broken = Path("cache/1.wav.pt")
+    broken.write_bytes(broken.read_bytes()[:-1] + b"x")
+    Path("cache/2.wav.pt").write_bytes(b"")
+    hub.requests.clear()
+    hub.faults = [Fault("HEAD .*pt", times=3, status=503)]  # for which the client would be content with what is there
+    assert len(finish(stream()).ready) == N_FILES
+    assert {line.rpartition("/")[2] for line in hub.asked("HEAD")} == {"1.wav.pt", "2.wav.pt"}
+    assert broken.read_bytes() == (folder / "1.wav.pt").read_bytes()
+
+
+def change_index(repo, change):
+    values = json.loads(repo.files["index.json"].content)
+    change({entry["file"]: entry for entry in values["recordings"]})
+    repo.commit(repo.files | {"index.json": Blob(json.dumps(values).encode(), False)}, "change")
+
+
+def spoil(hub, repo):
+    hub.faults = [Fault(f"GET /cdn/{repo.files['1.wav.pt'].sha256}", times=99, flip=True)]
+
+
+def lose(hub, repo):
+    repo.commit({name: blob for name, blob in repo.files.items() if name != "1.wav.pt"}, "lose")
+
+
+def replace(hub, repo):
+    blob = Blob(b"no recording", True)
+    repo.commit(repo.files | {"1.wav.pt": blob}, "replace")
+    change_index(repo, lambda entries: entries["1.wav.pt"].update(sha256=blob.sha256, n_bytes=12))
+
+
+def misdescribe(hub, repo):
+    change_index(repo, lambda entries: entries["1.wav.pt"].update(n_frames=7))
+
+
+@pytest.mark.parametrize("change", [spoil, lose, replace, misdescribe])
+def test_file_that_cannot_be_had_is_left_out_and_named(hub, repo, stream, caplog, change):
+    change(hub, repo)
+    recordings = finish(stream())
+    assert list(recordings.failed) == [Path("cache/1.wav.pt")] and f"datasets/{NAME}" in caplog.text
+    assert "1.wav.pt" in caplog.text and len(names_in("cache")) == len(recordings.ready) == N_FILES - 1
+    assert change is not spoil or hub.faults[0].times == 96
+
+
+def test_access_that_is_withdrawn_ends_the_download_not_the_training(hub, stream, caplog):
+    hub.faults = [Fault("HEAD .*[3-7].wav.pt", times=99, status=403)]
+    recordings = finish(stream())
+    recordings.wait_for_first(SINGLE_PROCESS, CPU)
+    assert "HF_TOKEN" in caplog.text and 1 <= len(recordings.ready) < N_FILES and len(recordings.failed) == 1
+
+
+@pytest.mark.parametrize("place", ["cache/.cache", "cache/.lock/x"])
+def test_folder_that_cannot_be_written_is_named(stream, caplog, place):
+    Path(place).parent.mkdir(parents=True)
+    Path(place).touch()  # a file where a folder has to be, or the other way round
+    recordings = stream()
+    with pytest.raises(HubError, match="no recording to train on"):
+        recordings.wait_for_first(SINGLE_PROCESS, CPU)
+    assert str(Path(place).parent) in caplog.text
+
+
+def test_two_processes_share_one_download(hub, stream):
+    both = stream(), stream()
+    assert all(len(finish(recordings).ready) == N_FILES for recordings in both)
+    assert len(hub.asked("GET /cdn")) == N_FILES
+
+
+def test_process_that_waits_for_the_network_does_not_keep_the_others_from_what_is_here(hub, stream):
+    hub.files_left = 4
+    both = stream(), stream()
+    wait_until(lambda: all(len(recordings.ready) == 4 for recordings in both))
+    hub.files_left, hub.down = None, False
+    assert all(len(finish(recordings).ready) == N_FILES for recordings in both)
+
+
+def test_training_that_cannot_begin_fetches_nothing_more(hub, repo, caplog):
+    hub.files_left = 3  # the network is gone while more are wanted, which is tried again for ever
+    assert run("--hf_repo_id", NAME, "--val_fraction", 0, "--patience", 1) == 1
+    assert "nothing is held out" in caplog.text and not fetching()
+
+
+# --- several machines ---------------------------------------------------------------------------
 
 
 class Machine(ProcessRanks):
@@ -143,73 +297,86 @@ class Machine(ProcessRanks):
         return total
 
 
-def corpora_of_two_machines(config, **options):
-    """Let two machines stream, each into a cache that holds one recording, another one each; return what each says."""
-    streams = [HubRecordings(NAME, Path(f"cache {rank}"), config) for rank in (0, 1)]
-
-    def live(recordings, rank):
-        machine = Machine(rank, 0, 2)
-        try:
-            wait_for_common_recording(recordings, machine, torch.device("cpu"), **options)
-            return common_corpus(recordings, machine, torch.device("cpu"))
-        except HubError as error:
-            return error
-
-    for recordings in streams:
-        recordings.start()
-    try:
-        with ThreadPoolExecutor(2) as pool:
-            return list(pool.map(live, streams, (0, 1)))
-    finally:
-        for recordings in streams:
-            recordings.close()
-
-
-@pytest.fixture
-def two_caches(hub, place, folder, config):
-    """Two caches with one recording to train on each, another one; the network is gone."""
-    fetch_all("cache 0", config)
-    fetch_all("cache 1", config)
+def test_machines_resume_with_what_both_have(hub, stream, folder, config):
+    """Each has one recording to train on, another one each, and the network is gone; then it comes back."""
     training = read_corpus(folder, config).training
     for number in (0, 1):
-        for path in Path(f"cache {number}").glob("*.pt"):
+        finish(stream(f"cache {number}"))
+        for path in Path(f"cache {number}").rglob("*.pt"):
             if path.name != training[number].path.name:
                 path.unlink()
     hub.down = True
+    machines = [(stream(f"cache {number}"), Machine(number, 0, 2)) for number in (0, 1)]
 
-
-def test_machines_wait_until_they_have_a_recording_in_common(hub, two_caches, config, monkeypatch):
-    looked = []
-
-    def network_comes_back(seconds):
-        looked.append(seconds)
+    def live(recordings, machine):
+        assert not recordings.common_corpus(machine, CPU).training
         hub.down = False
-        threading.Event().wait(0.05)
+        recordings.wait_for_first(machine, CPU)
+        return recordings.common_corpus(machine, CPU)
 
-    clock = types.SimpleNamespace(monotonic=time.monotonic, sleep=network_comes_back)
-    monkeypatch.setattr("recordings.hub_dataset.time", clock)
-    one, other = corpora_of_two_machines(config)
-    names = [{span.path.name for span in each.training} for each in (one, other)]
-    assert names[0] == names[1] and names[0] and looked
-
-
-def test_machines_without_a_recording_in_common_say_so(hub, two_caches, config):
-    for error in corpora_of_two_machines(config, seconds=0.0):
-        assert "the machines have no recording in common to train on" in str(error)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(live, *zip(*machines))
+    names = [[span.path.relative_to(each.folder) for span in each.training] for each in (one, other)]
+    assert names[0] == names[1] and names[0]
 
 
-def test_a_training_that_cannot_begin_fetches_nothing_more(hub, place, caplog):
-    hub.files_left = 3  # the network is gone while more are wanted, which is tried again for ever
-    assert run("--hf_repo_id", NAME, "--val_fraction", 0, "--patience", 1) == 1
-    assert "nothing is held out" in caplog.text and not fetching()
+def test_machines_that_can_have_nothing_in_common_say_so(hub, stream):
+    hub.faults = [Fault("HEAD .*pt", times=10**6, status=404)]
+    machines = [(stream(f"cache {number}"), Machine(number, 0, 2)) for number in (0, 1)]
+
+    def live(recordings, machine):
+        with pytest.raises(HubError, match="404"):
+            recordings.wait_for_first(machine, CPU)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(live, *zip(*machines)))
 
 
-def test_trouble_gets_a_sentence(hub, place, caplog, capsys):
-    assert run("--hf_repo_id", "user/none") == 1
-    assert "the Hub has no user/none" in caplog.text
-    assert run("--hf_repo_id", NAME, "--data_dir", "local") == 1
-    assert "holds recordings of its own" in caplog.text
-    with pytest.raises(SystemExit):
-        train.parse_args([])
-    assert "give --data_dir, a folder of processed recordings, or --hf_repo_id" in capsys.readouterr().err
-    assert train.parse_args(["--config_name", "deep", "--hf_repo_id", NAME]).data_dir is None
+# --- what is refused ----------------------------------------------------------------------------
+
+
+def test_without_network_and_data_the_message_is_clear(hub, stream):
+    hub.down = True
+    with pytest.raises(UnreachableError, match=rf"{hub.url}/datasets/{NAME}.*attempt 8"):
+        stream()
+
+
+def test_private_data_set_needs_a_token(hub, stream, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(RefusedError, match=NAME):
+        stream()
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(RefusedError, match="without a token"):
+        stream()
+    Path(hub_token := "home/token").parent.mkdir(exist_ok=True)
+    Path(hub_token).write_text("hf_read\n")  # as hf auth login leaves it
+    assert len(finish(stream()).ready) == N_FILES
+
+
+def test_data_sets_that_do_not_fit_are_refused(hub, stream, config, caplog):
+    hub.add("dataset", "user/other", {"a.pt": b"a"})
+    with pytest.raises(HubError, match=r"user/other.*index\.json"):
+        stream("other", "user/other")
+    assert run("--hf_repo_id", NAME, "--config_name", "wide") == 1 and "other settings" in caplog.text
+    assert run("--hf_repo_id", "user/none") == 1 and "user/none" in caplog.text
+
+
+def test_folder_that_is_not_the_data_sets_is_left_alone(hub, stream, folder, config):
+    before = names_in(folder)
+    with pytest.raises(HubError, match="local"):
+        stream("local")
+    assert names_in(folder) == before
+    finish(stream())
+    with pytest.raises(HubError, match=f"{NAME}.*user/other"):
+        stream(name="user/other")
+    for text in ("{}", "[" * 10**5, json.dumps({"repo_id": NAME, "revision": "", "index": "{}"})):
+        Path("cache/hub.json").write_text(text)
+        with pytest.raises(HubError, match=r"hub\.json"):
+            stream()
+
+
+def test_new_version_of_the_data_set_is_seen(repo, folder, stream):
+    finish(stream())
+    (folder / "1.wav.pt").unlink()
+    assert upload_to_hf.main(["--repo_id", NAME, "--data_dir", str(folder), "--delete_missing"]) == 0
+    assert len(finish(stream()).ready) == N_FILES - 1

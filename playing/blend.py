@@ -1,0 +1,59 @@
+"""Two instruments as one: their controls are mixed frame by frame, and one synthesizer plays the mixture.
+
+    ./venv/bin/python transfer.py --input examples/hum.wav --blend violin:0.4 --output out/blend.wav
+
+Mixing harmonic amplitudes and noise magnitudes, not sounds, gives one tone between the two: both parts share one phase,
+so nothing beats (DDSP, Engel et al., ICLR 2020, interpolates timbres so).
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from model import Controls, NeuralGuitar
+
+
+class BlendedModel(nn.Module):
+    """A model between two others. Register, range, loudness and articulation are the first one's."""
+
+    def __init__(self, first: NeuralGuitar, second: NeuralGuitar, share: float) -> None:
+        """Take two models from ``checkpoint.load_model`` and the share of the second, 0..1.
+
+        Raises:
+            ValueError: the share is out of range, or the models differ in sample rate or in their controls.
+        """
+        super().__init__()
+        if not 0 <= share <= 1:
+            raise ValueError(f"the share of a blended instrument should be between 0 and 1, not {share}")
+        for model in (first, second):
+            if model.config.onset_inputs:
+                raise ValueError(f"the {model.instrument} has onset_inputs and cannot be blended")
+        described = [
+            (model.audio.sample_rate, model.config.n_harmonics, model.config.n_noise_bands) for model in (first, second)
+        ]
+        if described[0] != described[1]:
+            raise ValueError(
+                f"{first.instrument} and {second.instrument} cannot be blended: {described[0]} against {described[1]} "
+                "(sample rate, harmonics, noise bands)"
+            )
+        self.first, self.second, self.share = first, second, share
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the first model has: its settings, statistics and synthesizers."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("first"), name)
+
+    def proceed(
+        self, f0: Tensor, loudness: Tensor, state: tuple | None, plucks: Tensor | None = None
+    ) -> tuple[Controls, tuple]:
+        """Return the mixed controls of the frames that follow a state, and the state after them.
+
+        Arguments as for ``NeuralGuitar.proceed``.
+        """
+        first, second = state or (None, None)
+        one, first = self.first.proceed(f0, loudness, first, plucks)
+        two, second = self.second.proceed(f0, loudness, second, plucks)
+        mixed = Controls(*(a + self.share * (b - a) for a, b in zip(one, two)))
+        return mixed, (first, second)
