@@ -183,7 +183,7 @@ def test_offline_is_not_said_when_nothing_is_kept(tmp_path, corpus, small_config
     monkeypatch.setattr(wandb_run, "start_run", fail)
     tracker = watch(tmp_path / "run", small_config, corpus)
     tracker.start_wandb("online", "p", "abcd1234")
-    assert "offline" not in caplog.text and str(tmp_path / "run") in caplog.messages[-1]
+    assert "kept offline" not in caplog.text and str(tmp_path / "run") in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("given", ["flag", "variable"])
