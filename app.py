@@ -35,6 +35,7 @@ from starlette.middleware import Middleware
 
 from config import PageConfig, get_device, load_config
 from playing.transfer_report import describe_transfer, is_polyphonic
+from sound.console import as_command
 from voice.fitting import TransferOptions
 from web import page_layout
 from web.endpoints import add_endpoints
@@ -61,7 +62,6 @@ _FOCUS_SCRIPT = (
     "() => { document.getElementById('cancel')?.focus({preventScroll: true}); "
     "document.getElementById('status').scrollIntoView({behavior: 'smooth', block: 'nearest'}); }"
 )
-log = logging.getLogger("app")
 
 
 def build_ui(
@@ -270,26 +270,19 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
     return address
 
 
+@as_command(level=logging.WARNING)
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     port = args.port or int(os.environ["GRADIO_SERVER_PORT"])
+    limits = load_config().page
+    limits = dataclasses.replace(limits, max_seconds=args.max_seconds or limits.max_seconds)
+    page = build_ui(args.checkpoint_dir, get_device(args.device), limits, args.checkpoint)
     try:
-        limits = load_config().page
-        limits = dataclasses.replace(limits, max_seconds=args.max_seconds or limits.max_seconds)
-        page = build_ui(args.checkpoint_dir, get_device(args.device), limits, args.checkpoint)
-        try:
-            launch(page, limits, args.host, port, args.share)
-            while True:
-                time.sleep(1)  # a Ctrl-C that comes just before a wait without end would be lost
-        finally:
-            page.close(verbose=False)
-    except (ValueError, OSError) as error:
-        log.error("app.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.warning("app.py: stopped")
-        return 130
+        launch(page, limits, args.host, port, args.share)
+        while True:
+            time.sleep(1)  # a Ctrl-C that comes just before a wait without end would be lost
+    finally:
+        page.close(verbose=False)
 
 
 if __name__ == "__main__":

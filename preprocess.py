@@ -10,7 +10,6 @@ rate of the preset that is to be trained, together with the band up to which the
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -29,10 +28,8 @@ from recordings.process_ranks import read_ranks
 from sound.atomic_files import hash_file
 from sound.audio_files import SUFFIXES, load_audio
 from sound.bandwidth import measure_bandwidth
-from sound.console import escape_unprintable
+from sound.console import as_command
 from sound.sound_folders import find_sound_files
-
-log = logging.getLogger("preprocess")
 
 
 class Job(NamedTuple):
@@ -162,31 +159,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command("stopped; what is written stays, the same command goes on from here")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    escape_unprintable()
-    try:
-        config = load_config(args.config, args.config_name)
-        if args.instrument is not None:
-            config.instrument(args.instrument)
-        # Under torchrun every process does its share; they need not talk to each other.
-        ranks = read_ranks()
-        all_jobs = plan_jobs(args.input_dir, args.output_dir, args.instrument, config)
-        jobs = ranks.shard(all_jobs)
-        counts = count_outcomes(run_jobs(jobs, config, min(args.num_workers, len(jobs))), len(jobs))
-        if ranks.is_first:
-            for path in find_stale(all_jobs, args.output_dir):
-                if args.prune:
-                    path.unlink()
-                advice = "deleted" if args.prune else "it is trained on all the same; --prune deletes it"
-                log.info("%s: its recording is not in %s; %s", path, args.input_dir, advice)
-    except (ValueError, OSError) as error:
-        log.error("preprocess.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.error("preprocess.py: stopped; what is written stays, the same command goes on from here")
-        return 130
+    config = load_config(args.config, args.config_name)
+    if args.instrument is not None:
+        config.instrument(args.instrument)
+    # Under torchrun every process does its share; they need not talk to each other.
+    ranks = read_ranks()
+    all_jobs = plan_jobs(args.input_dir, args.output_dir, args.instrument, config)
+    jobs = ranks.shard(all_jobs)
+    counts = count_outcomes(run_jobs(jobs, config, min(args.num_workers, len(jobs))), len(jobs))
+    if ranks.is_first:
+        for path in find_stale(all_jobs, args.output_dir):
+            if args.prune:
+                path.unlink()
+            advice = "deleted" if args.prune else "it is trained on all the same; --prune deletes it"
+            log.info("%s: its recording is not in %s; %s", path, args.input_dir, advice)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
     return 1 if counts["failed"] else 0
 

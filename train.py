@@ -41,6 +41,7 @@ from config import (
 from model import NeuralGuitar
 from recordings.corpus import MIN_WHOLE_TAKES, RECORDING_ENDS, Corpus, read_corpus, split_boundary
 from recordings.process_ranks import SINGLE_PROCESS, ProcessRanks, process_group, read_ranks
+from sound.console import as_command
 from training.experiment_log import ExperimentLog, choose_run_name
 from training.held_out_phrases import choose_phrases
 from training.optimization import PRECISIONS, compilable_layers, is_compile_error
@@ -312,32 +313,27 @@ def describe_result(trainer: Trainer) -> str:
     )
 
 
+@as_command("stopped at once; the last checkpoint is intact")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     ranks = read_ranks()
-    logging.basicConfig(level=logging.INFO if ranks.is_first else logging.ERROR, format="%(message)s")
-    try:
-        with (
-            lock_checkpoint_dir(args.checkpoint_dir) if ranks.is_first else nullcontext(),
-            process_group(ranks, get_device(ranks.device_name(args.device))),
-            torch.autograd.set_detect_anomaly(args.debug),
-            ExitStack() as at_exit,
-        ):
+    if not ranks.is_first:
+        logging.getLogger().setLevel(logging.ERROR)
+    with (
+        lock_checkpoint_dir(args.checkpoint_dir) if ranks.is_first else nullcontext(),
+        process_group(ranks, get_device(ranks.device_name(args.device))),
+        torch.autograd.set_detect_anomaly(args.debug),
+        ExitStack() as at_exit,
+    ):
+        try:
             return run_training(build_trainer(args, ranks, at_exit), args)
-    except (ValueError, OSError) as error:
-        log.error("train.py: %s", error)
-        return 1
-    except torch.OutOfMemoryError as error:
-        log.error("train.py: %s A smaller --batch_size needs less; the last checkpoint is intact", error)
-        return 1
-    except RuntimeError as error:
-        if not is_compile_error(error):
-            raise
-        log.error("train.py: torch.compile failed, train without --compile: %s", str(error).strip().splitlines()[0])
-        return 1
-    except KeyboardInterrupt:
-        log.error("train.py: stopped at once; the last checkpoint is intact")
-        return 130
+        except torch.OutOfMemoryError as error:
+            raise ValueError(f"{error} A smaller --batch_size needs less; the last checkpoint is intact") from error
+        except RuntimeError as error:
+            if not is_compile_error(error):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"torch.compile failed, train without --compile: {reason}") from error
 
 
 if __name__ == "__main__":
