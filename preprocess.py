@@ -10,6 +10,7 @@ rate of the preset that is to be trained, together with the band up to which the
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,6 +31,8 @@ from sound.audio_files import SUFFIXES, load_audio
 from sound.bandwidth import measure_bandwidth
 from sound.console import as_command
 from sound.sound_folders import find_sound_files
+
+log = logging.getLogger("preprocess")
 
 
 class Job(NamedTuple):
