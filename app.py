@@ -17,6 +17,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import getproxies
+
+# Gradio reads these as soon as it is imported. What is empty is as unset; the page asks only this machine, so it needs
+# no proxy, and one that Gradio's client does not know must not keep it from coming up.
+os.environ["GRADIO_SERVER_PORT"] = os.environ.get("GRADIO_SERVER_PORT") or "7860"
+os.environ["GRADIO_SERVER_NAME"] = os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+os.environ["no_proxy"] = (
+    "*"
+    if any(proxy.startswith("socks") for proxy in getproxies().values())
+    else ",".join(filter(None, (getproxies().get("no"), "localhost,127.0.0.1")))
+)
 
 import gradio as gr
 import torch
@@ -37,13 +48,13 @@ from web.transfer_request import (
     TransferRequest,
     TransferService,
     answer_request,
+    describe_training,
     draw_result,
     explain_failure,
     read_model_card,
     write_result_files,
 )
 
-DEFAULT_PORT = 7860
 _POLYPHONIC = "I hear more than one note at a time. I play one melody, so chords and backing tracks come out odd."
 _BUSY = "Too many people are playing just now, or the server had a hiccup. Please try again in a minute."
 # The keyboard and the screen follow the work.
@@ -54,17 +65,26 @@ _FOCUS_SCRIPT = (
 
 
 def build_ui(
-    checkpoint_dir: Path = Path("checkpoints"), device: torch.device | str = "cpu", limits: PageConfig | None = None
+    checkpoint_dir: Path = Path("checkpoints"),
+    device: torch.device | str = "cpu",
+    limits: PageConfig | None = None,
+    checkpoint: Path | None = None,
 ) -> gr.Blocks:
     """Build the page; serve it by ``launch``.
 
     Args:
-        checkpoint_dir: where training writes; the newest latest.pth in or under it can be played.
+        checkpoint_dir: where trainings write; each best.pth and latest.pth in or under it can be played.
         device: where models run.
         limits: what a visitor may ask for; None takes config.json's.
+        checkpoint: a model to be offered before all others.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be read.
     """
+    if checkpoint is not None:
+        describe_training(checkpoint, Path(checkpoint_dir))
     device, limits = torch.device(device), limits or load_config().page
-    service = TransferService(ModelCollection(Path(checkpoint_dir), device), limits)
+    service = TransferService(ModelCollection(Path(checkpoint_dir), device, checkpoint), limits)
     cache = (limits.keep_seconds // 4, limits.keep_seconds)
     with gr.Blocks(title="Vox2Trumpet", analytics_enabled=False, delete_cache=cache) as page:
         gr.HTML(page_layout.HEADER)
@@ -209,9 +229,10 @@ def _connect_instruments(
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Serve the web page.")
     parser.add_argument("--host", help="address to listen on (default $GRADIO_SERVER_NAME, else 127.0.0.1)")
-    parser.add_argument("--port", type=int, help=f"default $GRADIO_SERVER_PORT, else {DEFAULT_PORT}")
+    parser.add_argument("--port", type=int, help="default $GRADIO_SERVER_PORT, else 7860")
     parser.add_argument("--share", action="store_true", help="make a public link, through Gradio's servers")
     parser.add_argument("--checkpoint_dir", type=Path, default=Path("checkpoints"), help="where training writes")
+    parser.add_argument("--checkpoint", type=Path, help="a model of your own to be offered first")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
     parser.add_argument("--max_seconds", type=float, help="longest recording (default: config.json's)")
     args = parser.parse_args(argv)
@@ -228,11 +249,15 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
     Raises:
         OSError: the port is in use.
     """
+<<<<<<< HEAD
     space = os.environ.get("SPACE_HOST", "")
     listens = host or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     is_local = listens in ("127.0.0.1", "localhost", "::1") and not space
     hosts = tuple(filter(None, (*space.lower().split(","), ".gradio.live" if share else "")))
     guard = Middleware(OwnPageOnly, is_local, limits.max_upload_megabytes * 2**20, hosts)
+=======
+    os.environ["no_proxy"] += f",{host or os.environ['GRADIO_SERVER_NAME']}"
+>>>>>>> trainfaults
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -256,10 +281,10 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
 @as_command(level=logging.WARNING)
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    port = args.port or int(os.environ.get("GRADIO_SERVER_PORT", DEFAULT_PORT))
+    port = args.port or int(os.environ["GRADIO_SERVER_PORT"])
     limits = load_config().page
     limits = dataclasses.replace(limits, max_seconds=args.max_seconds or limits.max_seconds)
-    page = build_ui(args.checkpoint_dir, get_device(args.device), limits)
+    page = build_ui(args.checkpoint_dir, get_device(args.device), limits, args.checkpoint)
     try:
         launch(page, limits, args.host, port, args.share)
         while True:

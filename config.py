@@ -293,7 +293,12 @@ class Config:
     def instrument(self, name: str) -> InstrumentConfig:
         """Return an instrument's settings; raise ValueError with the known names."""
         if name not in self.instruments:
-            raise ValueError(f"unknown instrument '{name}'; config.json knows {', '.join(self.instruments)}")
+            entry = next(iter(config_to_dict(self)["instruments"].values()), {})
+            raise ValueError(
+                f"unknown instrument '{name}'; config.json knows {', '.join(self.instruments)}. To add it, write under "
+                f'"instruments" there, with its own articulation ({" or ".join(ARTICULATIONS)}), lowest and highest '
+                f'note in Hz, file names and licence, "{name}": {json.dumps(entry)}'
+            )
         return self.instruments[name]
 
     def for_recordings_of(self, instrument: str | None) -> "Config":

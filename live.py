@@ -151,6 +151,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_device", help="number or part of the name of the headphones")
     parser.add_argument("--list_devices", action="store_true", help="list the sound devices and stop")
     parser.add_argument("--block_ms", type=float, default=10.0, help="milliseconds at a time (default 10)")
+    parser.add_argument("--no_realtime", action="store_true", help="take no real-time priority over other programs")
     parser.add_argument("--semitones", type=float, help="the register, instead of the one that suits a middle voice")
     parser.add_argument("--transpose", type=float, default=0.0, help="semitones on top of the register")
     parser.add_argument("--loudness_offset", type=float, default=0.0, help="dB louder or softer")
@@ -177,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     model = load_model(args.checkpoint or pretrained_path(args.instrument), "cpu")
     stream = StreamingTransfer(model, args.options)
     warm_up(model)
-    if not request_realtime_priority():
+    if not args.no_realtime and not request_realtime_priority():
         log.info("other programs may make it late: this user may not have real-time priority (see the README)")
     play_live(stream, model.audio.sample_rate, args)
     return 0

@@ -13,16 +13,23 @@ and SIGTERM finish the step and save).
 import argparse
 import dataclasses
 import logging
+import os
+import shlex
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: beside busy programs, threads that spin are slow
 
-from checkpoint import LATEST, archive_checkpoints, checkpoint_config, read_checkpoint, remove_partial_files
+import torch
+from filelock import FileLock, Timeout
+
+from checkpoint import BEST, LATEST, archive_checkpoints, checkpoint_config, read_checkpoint, remove_partial_files
 from config import (
     DEFAULT_CONFIG_PATH,
     DEFAULT_PRESET,
@@ -65,6 +72,30 @@ def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def lock_checkpoint_dir(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a folder; the lock is the operating system's, so a killed process leaves none.
+
+    Raises:
+        ValueError: another training is at work there.
+        OSError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        lock = FileLock(folder / ".lock")
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        message = f"another training writes into {folder}; stop it first, or give another --checkpoint_dir"
+        raise ValueError(message) from error
+    except OSError as error:
+        raise OSError(f"--checkpoint_dir {folder} cannot be written ({error.strerror}); give another") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -166,7 +197,9 @@ def build_trainer(
     )
     if checkpoint:
         trainer.resume(checkpoint, latest)
-        log.info("resumed %s: epoch %d, step %d", latest, trainer.progress.epoch, trainer.progress.step)
+        log.info("resumed %s: %s", latest, trainer.progress)
+    if not corpus.validation:
+        log.info("nothing is held out: the best checkpoint is that of the lowest training loss")
     return trainer
 
 
@@ -199,9 +232,12 @@ def open_corpus(
 
 
 def _wrong_training_error(path: Path, differences: list[str], instrument: str) -> ValueError:
+    folder = path.parent
+    root = folder if folder.parent in (Path(), folder) else folder.parent
+    free = next(new for n in count(1) if not (new := root / (instrument if n == 1 else f"{instrument}_{n}")).exists())
     return ValueError(
         f"{path} belongs to another training: {'; '.join(differences)}. Start afresh with --no_resume, "
-        f"or elsewhere with --checkpoint_dir {path.parent / instrument}"
+        f"or elsewhere with --checkpoint_dir {free}"
     )
 
 
@@ -248,6 +284,7 @@ def run_training(trainer: Trainer, args: argparse.Namespace) -> int:
     epochs = trainer.config.train.epochs
     if trainer.progress.epoch >= epochs:
         log.info("epoch %d of %d is done already; give more --epochs to go on", trainer.progress.epoch, epochs)
+        log.info("%s", describe_result(trainer))
         return 0
     exit_code = 1
     with stopping_on_signals(trainer):
@@ -255,13 +292,29 @@ def run_training(trainer: Trainer, args: argparse.Namespace) -> int:
         try:
             trainer.run(epochs)
             exit_code = 0
+            log.info("%s", describe_result(trainer))
         except TrainingStopped:
-            log.info("stopped at step %d and saved; the same command goes on from here", trainer.progress.step)
+            log.info("stopped %s, and saved; the same command goes on from here", trainer.progress)
             exit_code = 130
         finally:
             if trainer.experiment_log:
                 trainer.experiment_log.finish(exit_code)
     return exit_code
+
+
+def describe_result(trainer: Trainer) -> str:
+    """Return what the best checkpoint is and the line that plays it."""
+    path = trainer.checkpoint_dir / BEST
+    if path.is_file():
+        judged_by = "validation" if trainer.corpus.validation else "training"
+        what = f"{path} is epoch {read_checkpoint(path)['epoch']}, that of the lowest {judged_by} loss"
+    else:
+        path = trainer.checkpoint_dir / LATEST
+        what = f"{path} is epoch {trainer.progress.epoch}, the last"
+    return (
+        f"{what}; to hear it: ./venv/bin/python transfer.py --input examples/hum.wav "
+        f"--checkpoint {shlex.quote(str(path))} --output out/hum_{trainer.corpus.instrument}.wav"
+    )
 
 
 @as_command("stopped at once; the last checkpoint is intact")
@@ -271,6 +324,7 @@ def main(argv: list[str] | None = None) -> int:
     if not ranks.is_first:
         logging.getLogger().setLevel(logging.ERROR)
     with (
+        lock_checkpoint_dir(args.checkpoint_dir) if ranks.is_first else nullcontext(),
         process_group(ranks, get_device(ranks.device_name(args.device))),
         torch.autograd.set_detect_anomaly(args.debug),
         ExitStack() as at_exit,

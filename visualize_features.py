@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         print(target)
         return 0
     counts = visualize_all(plan_pictures(args.data_dir, args.output_dir), threshold, args.theme)
-    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    print(", ".join(f"{count} {status}" for status, count in counts.items()), f"in {args.output_dir}")
     return 1 if counts["failed"] else 0
 
 

@@ -43,7 +43,9 @@ def strip(source: dict[str, Any], path: Path, half: bool = False) -> dict[str, A
         path: where it is from, for messages.
         half: keep large weights in 16 bits; loading a model widens them again.
     """
-    metrics = {"best_val_loss": (source["metrics"] or {}).get("best_val_loss")}
+    metrics = source["metrics"] or {}
+    is_validation = metrics.get("first_val_loss", 0) is not None  # None: nothing was held out, so it is a training loss
+    metrics = {"best_val_loss": metrics.get("best_val_loss") if is_validation else None}
     boundary = split_boundary(source)
     stripped = make_checkpoint(
         checkpoint_config(source, path),

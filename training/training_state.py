@@ -5,6 +5,7 @@ Checkpoints are made of it, and it goes on from them; ``trainer.py`` does the st
 
 import dataclasses
 import logging
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,18 @@ class TrainingProgress:
     step: int = 0  # optimizer steps in all
     position_in_epoch: int = 0  # crops done in the unfinished epoch
     loss_sum: float = 0.0  # over those crops
-    best_val_loss: float = float("inf")
+    best_val_loss: float = float("inf")  # training loss where nothing is held out
     epochs_since_best: int = 0
+    first_val_loss: float | None = None  # of those that compare with the best
+
+    def __str__(self) -> str:
+        """Say where the training stands, in the epoch that it counts aloud."""
+        place = f"in epoch {self.epoch + 1}" if self.position_in_epoch else f"after epoch {self.epoch}"
+        return f"{place}, at step {self.step}"
 
     def reset_best(self) -> None:
-        """Reset the best validation loss: those to come do not compare with it."""
-        self.best_val_loss, self.epochs_since_best = float("inf"), 0
+        """Reset the best loss: those to come do not compare with it."""
+        self.best_val_loss, self.epochs_since_best, self.first_val_loss = float("inf"), 0, None
 
 
 class TrainingState:
@@ -112,6 +119,8 @@ class TrainingState:
         regrouped = checkpoint["schedule"].get("validation", held_out) != held_out
         if regrouped or makes_losses_incomparable(checkpoint, changes, self.average is not None):
             log.info("validation losses do not compare with earlier ones any more: the best loss is reset")
+            self.progress.reset_best()
+        elif math.isnan(self.progress.best_val_loss):  # of earlier versions, where nothing was held out
             self.progress.reset_best()
 
     def to_checkpoint(self) -> dict[str, Any]:

@@ -178,8 +178,8 @@ def browser(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
 
 def test_an_example_becomes_a_trumpet_that_can_be_saved(browser: Browser) -> None:
     browser.open()
-    assert browser.find("#instrument input:checked").get_attribute("value") == "latest"  # there is a training
-    assert "Latest oboe (epoch 7, step 70" in browser.text("#instrument")
+    assert browser.find("#instrument input:checked").get_attribute("value") == "trumpet"
+    assert "Oboe, latest (epoch 7" in browser.text("#instrument")
     assert "CPU" in browser.text(".foot")
     browser.photograph("start")
     browser.click("#examples button")
@@ -378,4 +378,4 @@ def test_refresh_finds_a_training_that_was_just_saved(browser: Browser, checkpoi
     browser.open()
     save_untrained(checkpoints / "latest.pth", "tuba", epoch=8)
     browser.click("#instrument .custom-button")
-    browser.wait(lambda: "Latest tuba (epoch 8" in browser.text("#instrument"))
+    browser.wait(lambda: "Tuba, latest (epoch 8" in browser.text("#instrument"))
