@@ -249,15 +249,11 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
     Raises:
         OSError: the port is in use.
     """
-<<<<<<< HEAD
-    space = os.environ.get("SPACE_HOST", "")
-    listens = host or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    space, listens = os.environ.get("SPACE_HOST", ""), host or os.environ["GRADIO_SERVER_NAME"]
     is_local = listens in ("127.0.0.1", "localhost", "::1") and not space
     hosts = tuple(filter(None, (*space.lower().split(","), ".gradio.live" if share else "")))
     guard = Middleware(OwnPageOnly, is_local, limits.max_upload_megabytes * 2**20, hosts)
-=======
-    os.environ["no_proxy"] += f",{host or os.environ['GRADIO_SERVER_NAME']}"
->>>>>>> trainfaults
+    os.environ["no_proxy"] += f",{listens}"
     try:
         _, address, _ = page.launch(
             server_name=host,
