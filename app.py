@@ -17,6 +17,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import getproxies
+
+# Gradio reads these as soon as it is imported. What is empty is as unset; the page asks only this machine, so it needs
+# no proxy, and one that Gradio's client does not know must not keep it from coming up.
+os.environ["GRADIO_SERVER_PORT"] = os.environ.get("GRADIO_SERVER_PORT") or "7860"
+os.environ["GRADIO_SERVER_NAME"] = os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+os.environ["no_proxy"] = (
+    "*"
+    if any(proxy.startswith("socks") for proxy in getproxies().values())
+    else ",".join(filter(None, (getproxies().get("no"), "localhost,127.0.0.1")))
+)
 
 import gradio as gr
 import torch
@@ -24,10 +35,11 @@ from starlette.middleware import Middleware
 
 from config import PageConfig, get_device, load_config
 from playing.transfer_report import describe_transfer, is_polyphonic
+from sound.console import as_command
 from voice.fitting import TransferOptions
 from web import page_layout
 from web.endpoints import add_endpoints
-from web.file_guard import OwnFilesOnly
+from web.file_guard import OwnPageOnly
 from web.page_style import launch_options
 from web.transfer_request import (
     DRAW,
@@ -36,13 +48,13 @@ from web.transfer_request import (
     TransferRequest,
     TransferService,
     answer_request,
+    describe_training,
     draw_result,
     explain_failure,
     read_model_card,
     write_result_files,
 )
 
-DEFAULT_PORT = 7860
 _POLYPHONIC = "I hear more than one note at a time. I play one melody, so chords and backing tracks come out odd."
 _BUSY = "Too many people are playing just now, or the server had a hiccup. Please try again in a minute."
 # The keyboard and the screen follow the work.
@@ -50,21 +62,29 @@ _FOCUS_SCRIPT = (
     "() => { document.getElementById('cancel')?.focus({preventScroll: true}); "
     "document.getElementById('status').scrollIntoView({behavior: 'smooth', block: 'nearest'}); }"
 )
-log = logging.getLogger("app")
 
 
 def build_ui(
-    checkpoint_dir: Path = Path("checkpoints"), device: torch.device | str = "cpu", limits: PageConfig | None = None
+    checkpoint_dir: Path = Path("checkpoints"),
+    device: torch.device | str = "cpu",
+    limits: PageConfig | None = None,
+    checkpoint: Path | None = None,
 ) -> gr.Blocks:
     """Build the page; serve it by ``launch``.
 
     Args:
-        checkpoint_dir: where training writes; the newest latest.pth in or under it can be played.
+        checkpoint_dir: where trainings write; each best.pth and latest.pth in or under it can be played.
         device: where models run.
         limits: what a visitor may ask for; None takes config.json's.
+        checkpoint: a model to be offered before all others.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be read.
     """
+    if checkpoint is not None:
+        describe_training(checkpoint, Path(checkpoint_dir))
     device, limits = torch.device(device), limits or load_config().page
-    service = TransferService(ModelCollection(Path(checkpoint_dir), device), limits)
+    service = TransferService(ModelCollection(Path(checkpoint_dir), device, checkpoint), limits)
     cache = (limits.keep_seconds // 4, limits.keep_seconds)
     with gr.Blocks(title="Vox2Trumpet", analytics_enabled=False, delete_cache=cache) as page:
         gr.HTML(page_layout.HEADER)
@@ -85,7 +105,7 @@ def build_ui(
         _connect_play(service, controls, results, play, cancel)
         _connect_instruments(service, controls, card, play, page)
         add_endpoints(service)
-    return page.queue(max_size=limits.max_waiting)
+    return page.queue(max_size=limits.max_waiting, api_open=False)  # no way around the queue
 
 
 def _name_device(device: torch.device) -> str:
@@ -209,9 +229,10 @@ def _connect_instruments(
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Serve the web page.")
     parser.add_argument("--host", help="address to listen on (default $GRADIO_SERVER_NAME, else 127.0.0.1)")
-    parser.add_argument("--port", type=int, help=f"default $GRADIO_SERVER_PORT, else {DEFAULT_PORT}")
+    parser.add_argument("--port", type=int, help="default $GRADIO_SERVER_PORT, else 7860")
     parser.add_argument("--share", action="store_true", help="make a public link, through Gradio's servers")
     parser.add_argument("--checkpoint_dir", type=Path, default=Path("checkpoints"), help="where training writes")
+    parser.add_argument("--checkpoint", type=Path, help="a model of your own to be offered first")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
     parser.add_argument("--max_seconds", type=float, help="longest recording (default: config.json's)")
     args = parser.parse_args(argv)
@@ -228,6 +249,11 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
     Raises:
         OSError: the port is in use.
     """
+    space, listens = os.environ.get("SPACE_HOST", ""), host or os.environ["GRADIO_SERVER_NAME"]
+    is_local = listens in ("127.0.0.1", "localhost", "::1") and not space
+    hosts = tuple(filter(None, (*space.lower().split(","), ".gradio.live" if share else "")))
+    guard = Middleware(OwnPageOnly, is_local, limits.max_upload_megabytes * 2**20, hosts)
+    os.environ["no_proxy"] += f",{listens}"
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -239,7 +265,7 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
             max_file_size=f"{limits.max_upload_megabytes}mb",
             ssr_mode=False,
             enable_monitoring=False,
-            app_kwargs={"middleware": [Middleware(OwnFilesOnly)]},
+            app_kwargs={"middleware": [guard]},
             **launch_options(page_layout.HEAD),
         )
     except OSError as error:
@@ -248,26 +274,19 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
     return address
 
 
+@as_command(level=logging.WARNING)
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    port = args.port or int(os.environ.get("GRADIO_SERVER_PORT", DEFAULT_PORT))
+    port = args.port or int(os.environ["GRADIO_SERVER_PORT"])
+    limits = load_config().page
+    limits = dataclasses.replace(limits, max_seconds=args.max_seconds or limits.max_seconds)
+    page = build_ui(args.checkpoint_dir, get_device(args.device), limits, args.checkpoint)
     try:
-        limits = load_config().page
-        limits = dataclasses.replace(limits, max_seconds=args.max_seconds or limits.max_seconds)
-        page = build_ui(args.checkpoint_dir, get_device(args.device), limits)
-        try:
-            launch(page, limits, args.host, port, args.share)
-            while True:
-                time.sleep(1)  # a Ctrl-C that comes just before a wait without end would be lost
-        finally:
-            page.close(verbose=False)
-    except (ValueError, OSError) as error:
-        log.error("app.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.warning("app.py: stopped")
-        return 130
+        launch(page, limits, args.host, port, args.share)
+        while True:
+            time.sleep(1)  # a Ctrl-C that comes just before a wait without end would be lost
+    finally:
+        page.close(verbose=False)
 
 
 if __name__ == "__main__":

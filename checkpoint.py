@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import Config, adopt_instrument, adopt_settings, config_to_dict, load_config
+from config import Config, adopt_instrument, adopt_settings, config_to_dict, load_config, short_repr
 from model import NeuralGuitar, build_model
 from sound.atomic_files import load_tensors, save_tensors
 from sound.plucks import PluckTable
@@ -89,9 +89,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a checkpoint of this project")
     version = checkpoint["format_version"]
     if not isinstance(version, int) or version not in (1, FORMAT_VERSION):
-        raise ValueError(f"{path} has format {version!r}, this version reads {FORMAT_VERSION} and older")
-    if differing := sorted(set(_KEYS) ^ set(checkpoint), key=str):
-        raise ValueError(f"{path} lacks or adds {', '.join(map(str, differing))}; it is not whole")
+        raise ValueError(f"{path} has format {short_repr(version)}, this version reads {FORMAT_VERSION} and older")
+    if differing := sorted(set(_KEYS) ^ set(checkpoint), key=short_repr):
+        raise ValueError(f"{path} lacks or adds {', '.join(map(short_repr, differing[:9]))}; it is not whole")
     try:
         return _upgraded(checkpoint) if version == 1 else checkpoint
     except (LookupError, TypeError) as error:
@@ -175,13 +175,18 @@ def load_weights(model: NeuralGuitar, weights: dict[str, Any], path: Path) -> No
     Raises:
         ValueError: they belong to another architecture.
     """
-    try:
-        model.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{path} holds weights of another architecture: {reason}") from error
+    _copy_weights(model, weights, path)
     if not all(weight.isfinite().all() for weight in model.parameters()):
         raise ValueError(f"{path} holds weights that are not finite (NaN or infinity); use an earlier one")
+
+
+def _copy_weights(model: NeuralGuitar, weights: dict[str, Any], path: Path) -> None:
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # a copy to the meta device copies nothing
+            model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[-1].strip()[:300]
+        raise ValueError(f"{path} holds weights of another architecture: {reason}") from error
 
 
 def inference_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -199,9 +204,12 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> NeuralGu
     checkpoint = read_checkpoint(path)
     settings = checkpoint_config(checkpoint, path)
     try:
-        model = build_model(settings, checkpoint["instrument"])
-    except (ValueError, RuntimeError, ArithmeticError) as error:
+        with torch.device("meta"):  # takes no memory: what is too large for its weights is refused
+            described = build_model(settings, checkpoint["instrument"])
+    except (ValueError, LookupError, RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{path} describes a model that cannot be built: {error}") from error
+    _copy_weights(described, inference_weights(checkpoint), path)
+    model = build_model(settings, checkpoint["instrument"])
     load_weights(model, inference_weights(checkpoint), path)
     model.settings = settings
     model.instrument = checkpoint["instrument"]
@@ -211,18 +219,18 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> NeuralGu
 
 
 def _checked_statistics(statistics: Any, path: Path) -> dict[str, Any]:
-    keys = ("f0_quantiles", "loudness_quantiles")
-    entries = [statistics.get(key) for key in keys] if isinstance(statistics, dict) else [None]
-    for values in entries:
+    limits = {"f0_quantiles": (1.0, 1e5), "loudness_quantiles": (-300.0, 100.0)}  # Hz and dB
+    for key, (low, high) in limits.items():
+        values = statistics.get(key) if isinstance(statistics, dict) else None
         if not (
             isinstance(values, list)
             and len(values) == 101
-            and all(isinstance(value, float) and math.isfinite(value) for value in values)
+            and all(isinstance(value, float) and low <= value <= high for value in values)
         ):
             raise ValueError(f"{path} lacks the statistics of its training data; train.py writes them")
     bandwidth = statistics.get("bandwidth", 1.0)  # checkpoints of sound at the features' rate have none
     if not (isinstance(bandwidth, float) and 0 < bandwidth < math.inf):
-        raise ValueError(f"{path} holds a bandwidth of {bandwidth!r}; it should be a number of Hz over 0")
+        raise ValueError(f"{path} holds a bandwidth of {short_repr(bandwidth)}; it should be a number of Hz over 0")
     if "plucks" in statistics:
         try:
             PluckTable.from_dict(statistics["plucks"])

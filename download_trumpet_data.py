@@ -17,17 +17,18 @@ from pathlib import Path
 
 import requests
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recordings.archives import (
     PlaceMember,
     checksum_text,
     install_dataset,
     is_done,
-    run_command,
     unpack_tar,
     write_member,
 )
-from recordings.resumable_download import DownloadSource, open_session, require_space
+from recordings.resumable_download import DataError, DownloadSource, open_session, require_space
+from sound.console import as_command
 
 log = logging.getLogger(__name__)
 
@@ -134,9 +135,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command("stopped; what has been downloaded is kept, the same command resumes from there", errors=(DataError,))
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    return run_command(lambda: download_urmp(args))
+    with logging_redirect_tqdm():
+        download_urmp(args)
+    return 0
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import torch
 from checkpoint import load_model, pretrained_path
 from model import NeuralGuitar
 from playing.causal_transfer import StreamingTransfer
+from sound.console import as_command
 from voice.fitting import TransferOptions
 
 _PRIORITY = 10  # of 1 to 99, among those that go before all other programs; the kernel's own threads have 50
@@ -109,6 +110,8 @@ def play_live(stream: StreamingTransfer, rate: int, args: argparse.Namespace) ->
             raise AudioDeviceError("the sound device has stopped; is it still plugged in?")
     except (sounddevice.PortAudioError, ValueError) as error:
         raise AudioDeviceError(f"no sound device can be opened ({error}); see --list_devices") from error
+    finally:
+        print(file=sys.stderr)  # what follows does not stand on the meter's line
 
 
 def warm_up(model: NeuralGuitar) -> None:
@@ -148,6 +151,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_device", help="number or part of the name of the headphones")
     parser.add_argument("--list_devices", action="store_true", help="list the sound devices and stop")
     parser.add_argument("--block_ms", type=float, default=10.0, help="milliseconds at a time (default 10)")
+    parser.add_argument("--no_realtime", action="store_true", help="take no real-time priority over other programs")
     parser.add_argument("--semitones", type=float, help="the register, instead of the one that suits a middle voice")
     parser.add_argument("--transpose", type=float, default=0.0, help="semitones on top of the register")
     parser.add_argument("--loudness_offset", type=float, default=0.0, help="dB louder or softer")
@@ -164,26 +168,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)  # a frame is too small to be shared, and a second thread would wake up too late
-    try:
-        if args.list_devices:
-            print(import_sounddevice().query_devices() or "there are no sound devices")
-            return 0
-        model = load_model(args.checkpoint or pretrained_path(args.instrument), "cpu")
-        stream = StreamingTransfer(model, args.options)
-        warm_up(model)
-        if not request_realtime_priority():
-            log.info("other programs may make it late: this user may not have real-time priority (see the README)")
-        play_live(stream, model.audio.sample_rate, args)
-    except (ValueError, OSError) as error:
-        log.error("live.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
+    if args.list_devices:
+        print(import_sounddevice().query_devices() or "there are no sound devices")
+        return 0
+    model = load_model(args.checkpoint or pretrained_path(args.instrument), "cpu")
+    stream = StreamingTransfer(model, args.options)
+    warm_up(model)
+    if not args.no_realtime and not request_realtime_priority():
+        log.info("other programs may make it late: this user may not have real-time priority (see the README)")
+    play_live(stream, model.audio.sample_rate, args)
     return 0
 
 

@@ -74,38 +74,6 @@ class MultiResolutionSTFTLoss(nn.Module):
         return StftLoss(*(torch.stack(values).mean() for values in zip(*parts)))
 
 
-class LogMelLoss(nn.Module):
-    """A loss with a further term: the mean difference of log mel bands, which count as an ear does, not as an FFT.
-
-    Half of an FFT's bins lie in the topmost octave; there are about as many mel bands in each.
-    """
-
-    def __init__(self, first: MultiResolutionSTFTLoss, filters: Tensor, weight: float) -> None:
-        """Take the loss to add to, a filter bank [bands, n_fft / 2 + 1] and the weight of the term."""
-        super().__init__()
-        self.first = first
-        self.weight = weight
-        self.n_fft = 2 * (filters.shape[1] - 1)
-        self.register_buffer("filters", filters.t().contiguous(), persistent=False)  # (F, bands)
-        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
-
-    def forward(self, prediction: Tensor, target: Tensor, bandwidth: Tensor | None = None) -> StftLoss:
-        """Return the loss between two sounds [B, N]; the term is part of the total alone. ``bandwidth``: as there."""
-        first = self.first(prediction, target, bandwidth)
-        kept = None if bandwidth is None else _kept_bins(bandwidth, len(self.filters))
-        bands, wanted = (self._log_bands(audio, kept) for audio in (prediction, target.detach()))
-        distance = (bands - wanted).abs()  # (B, frames, bands)
-        if kept is not None:  # bands without a bin are equal, and do not count in the mean
-            distance = distance.mean(dim=(1, 2)) / (kept[:, 0] @ self.filters > 0).float().mean(dim=-1)
-        return first._replace(total=first.total + self.weight * distance.mean())
-
-    def _log_bands(self, audio: Tensor, kept: Tensor | None) -> Tensor:
-        """[B, N] -> [B, frames, bands]."""
-        spectra = torch.view_as_real(_spectra(audio, self.window, self.n_fft // 4)).square().sum(dim=-1)
-        magnitudes = torch.sqrt(spectra + _VANISHING)
-        return torch.log((magnitudes if kept is None else magnitudes * kept) @ self.filters + self.first.eps)
-
-
 class _Comparison(torch.autograd.Function):
     """Two sounds [B, N] at one resolution to total loss, spectral convergence and log-magnitude distance."""
 

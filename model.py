@@ -302,7 +302,7 @@ class NeuralGuitar(nn.Module):
             f0: [B, T, 1] in Hz, positive.
             loudness: [B, T, 1] in dB re full scale.
             decoder: stands in for the model's own, such as one that goes on from a state.
-            heard: from ``hear``, if the decoder is to hear other curves than these, or what went before them.
+            heard: from ``hear``, where it knows what went before these curves.
             plucks: [B, T, 2], see ``hear``.
         """
         assert f0.shape == loudness.shape and f0.shape[-1] == 1, f"{tuple(f0.shape)} and {tuple(loudness.shape)}"
@@ -368,20 +368,10 @@ class NeuralGuitar(nn.Module):
             return Sound(*map(self.reverb, (harmonic, noise))) if self.reverb else Sound(harmonic, noise)
 
     def forward(
-        self,
-        f0: Tensor,
-        loudness: Tensor,
-        generator: NoiseSource = None,
-        heard: tuple[Tensor, Tensor] | None = None,
-        plucks: Tensor | None = None,
+        self, f0: Tensor, loudness: Tensor, generator: NoiseSource = None, plucks: Tensor | None = None
     ) -> Tensor:
-        """Turn f0 [B, T, 1] in Hz and loudness [B, T, 1] in dB into audio [B, T * hop_length].
-
-        ``heard`` are other such curves, for the decoder; the sound keeps to the pitch and loudness of the first two.
-        ``plucks`` [B, T, 2]: see ``hear``.
-        """
-        controls = self.controls(f0, loudness, heard=self.hear(*(heard or (f0, loudness)), plucks=plucks))
-        return self.synthesize(f0, controls, generator).audio
+        """Turn f0 [B, T, 1] in Hz and loudness [B, T, 1] in dB into audio [B, T * hop_length]; plucks: see ``hear``."""
+        return self.synthesize(f0, self.controls(f0, loudness, plucks=plucks), generator).audio
 
 
 class Vox2Trumpet(NeuralGuitar):

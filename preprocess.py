@@ -23,13 +23,13 @@ import torch
 from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
-from data import Recording, extractor_settings, load_recording, save_recording
+from data import Recording, extractor_settings, list_recordings, load_recording, save_recording
 from features import extract_features
 from recordings.process_ranks import read_ranks
 from sound.atomic_files import hash_file
 from sound.audio_files import SUFFIXES, load_audio
 from sound.bandwidth import measure_bandwidth
-from sound.console import escape_unprintable
+from sound.console import as_command
 from sound.sound_folders import find_sound_files
 
 log = logging.getLogger("preprocess")
@@ -65,6 +65,12 @@ def plan_jobs(input_dir: Path, output_dir: Path, instrument: str | None, config:
         relative = source.relative_to(input_dir)
         jobs.append(Job(source, output_dir / relative.with_name(relative.name + ".pt"), played_by))
     return jobs
+
+
+def find_stale(jobs: list[Job], output_dir: Path) -> list[Path]:
+    """Return the processed files whose recordings are not, or no longer, among the jobs."""
+    targets = {job.target for job in jobs}
+    return [path for path in list_recordings(output_dir) if path not in targets]
 
 
 def process_recording(job: Job, config: Config) -> JobOutcome:
@@ -146,6 +152,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--instrument", help="who plays; guessed from the data sets' own file names if not given")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
     parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default {DEFAULT_PRESET})")
+    parser.add_argument("--prune", action="store_true", help="delete processed files whose recordings are gone")
     parser.add_argument("--num_workers", type=int, default=2, help="processes (default 2)")
     args = parser.parse_args(argv)
     if not args.input_dir.is_dir():
@@ -155,23 +162,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command("stopped; what is written stays, the same command goes on from here")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    escape_unprintable()
-    try:
-        config = load_config(args.config, args.config_name)
-        if args.instrument is not None:
-            config.instrument(args.instrument)
-        # Under torchrun every process does its share; they need not talk to each other.
-        jobs = read_ranks().shard(plan_jobs(args.input_dir, args.output_dir, args.instrument, config))
-        counts = count_outcomes(run_jobs(jobs, config, min(args.num_workers, len(jobs))), len(jobs))
-    except (ValueError, OSError) as error:
-        log.error("preprocess.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.error("preprocess.py: stopped; what is written stays, the same command goes on from here")
-        return 130
+    config = load_config(args.config, args.config_name)
+    if args.instrument is not None:
+        config.instrument(args.instrument)
+    # Under torchrun every process does its share; they need not talk to each other.
+    ranks = read_ranks()
+    all_jobs = plan_jobs(args.input_dir, args.output_dir, args.instrument, config)
+    jobs = ranks.shard(all_jobs)
+    counts = count_outcomes(run_jobs(jobs, config, min(args.num_workers, len(jobs))), len(jobs))
+    if ranks.is_first:
+        for path in find_stale(all_jobs, args.output_dir):
+            if args.prune:
+                path.unlink()
+            advice = "deleted" if args.prune else "it is trained on all the same; --prune deletes it"
+            log.info("%s: its recording is not in %s; %s", path, args.input_dir, advice)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
     return 1 if counts["failed"] else 0
 

@@ -331,13 +331,13 @@ class FilteredNoiseSynthesizer(nn.Module):
         # A frame's sound depends on so many frames before it and after it: a fade of one, and the filter's reach.
         self.context = 1 + math.ceil((n_noise_bands - 1) / hop_length)
         # A frame's filter fades in over one hop and out over the next: neighbours sum to one.
-        fade = torch.arange(hop_length) / hop_length
+        fade = torch.arange(hop_length, device="cpu") / hop_length  # on the meta device, slow to divide
         self.register_buffer("fades", torch.cat([fade, 1 - fade]), persistent=False)
         # The filter is linear in the magnitudes: one band alone has one of these K responses. Undone its delay
         # of K - 1 samples it is symmetric, so its transform is real.
         n_taps, n_bands = 2 * (n_noise_bands - 1), n_noise_bands
         self.n_fft = 64 * math.ceil((2 * hop_length + n_taps) / 64)  # only small prime factors: a fast transform
-        responses = nn.functional.pad(noise_filters(torch.eye(n_bands)), (0, self.n_fft - n_taps))
+        responses = nn.functional.pad(noise_filters(torch.eye(n_bands, device="cpu")), (0, self.n_fft - n_taps))
         spectra = torch.fft.rfft(torch.roll(responses, 1 - n_bands, dims=-1)).real.contiguous()
         self.register_buffer("band_spectra", spectra, persistent=False)  # (K, n_fft / 2 + 1)
 

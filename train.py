@@ -13,16 +13,23 @@ and SIGTERM finish the step and save).
 import argparse
 import dataclasses
 import logging
+import os
+import shlex
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: beside busy programs, threads that spin are slow
 
-from checkpoint import LATEST, archive_checkpoints, checkpoint_config, read_checkpoint, remove_partial_files
+import torch
+from filelock import FileLock, Timeout
+
+from checkpoint import BEST, LATEST, archive_checkpoints, checkpoint_config, read_checkpoint, remove_partial_files
 from config import (
     DEFAULT_CONFIG_PATH,
     DEFAULT_PRESET,
@@ -30,10 +37,12 @@ from config import (
     architecture_differences,
     get_device,
     load_config,
+    require_name,
 )
 from model import NeuralGuitar
 from recordings.corpus import MIN_WHOLE_TAKES, RECORDING_ENDS, Corpus, read_corpus, split_boundary
 from recordings.process_ranks import SINGLE_PROCESS, ProcessRanks, process_group, read_ranks
+from sound.console import as_command
 from training.experiment_log import ExperimentLog, choose_run_name
 from training.held_out_phrases import choose_phrases
 from training.optimization import PRECISIONS, compilable_layers, is_compile_error
@@ -63,6 +72,30 @@ def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def lock_checkpoint_dir(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a folder; the lock is the operating system's, so a killed process leaves none.
+
+    Raises:
+        ValueError: another training is at work there.
+        OSError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        lock = FileLock(folder / ".lock")
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        message = f"another training writes into {folder}; stop it first, or give another --checkpoint_dir"
+        raise ValueError(message) from error
+    except OSError as error:
+        raise OSError(f"--checkpoint_dir {folder} cannot be written ({error.strerror}); give another") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -103,8 +136,11 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error("--val_fraction must be at least 0 and less than 1")
     if args.save_every_minutes is not None and not args.save_every_minutes > 0:
         parser.error("--save_every_minutes must be more than 0")
-    if args.run_name is not None and Path(args.run_name).name != args.run_name:
-        parser.error("--run_name is the name of a folder in runs/, without slashes")
+    if args.run_name is not None:
+        try:
+            require_name("--run_name", args.run_name)
+        except ValueError as error:
+            parser.error(str(error))
 
 
 def read_config(args: argparse.Namespace) -> Config:
@@ -161,7 +197,9 @@ def build_trainer(
     )
     if checkpoint:
         trainer.resume(checkpoint, latest)
-        log.info("resumed %s: epoch %d, step %d", latest, trainer.progress.epoch, trainer.progress.step)
+        log.info("resumed %s: %s", latest, trainer.progress)
+    if not corpus.validation:
+        log.info("nothing is held out: the best checkpoint is that of the lowest training loss")
     return trainer
 
 
@@ -194,9 +232,12 @@ def open_corpus(
 
 
 def _wrong_training_error(path: Path, differences: list[str], instrument: str) -> ValueError:
+    folder = path.parent
+    root = folder if folder.parent in (Path(), folder) else folder.parent
+    free = next(new for n in count(1) if not (new := root / (instrument if n == 1 else f"{instrument}_{n}")).exists())
     return ValueError(
         f"{path} belongs to another training: {'; '.join(differences)}. Start afresh with --no_resume, "
-        f"or elsewhere with --checkpoint_dir {path.parent / instrument}"
+        f"or elsewhere with --checkpoint_dir {free}"
     )
 
 
@@ -243,6 +284,7 @@ def run_training(trainer: Trainer, args: argparse.Namespace) -> int:
     epochs = trainer.config.train.epochs
     if trainer.progress.epoch >= epochs:
         log.info("epoch %d of %d is done already; give more --epochs to go on", trainer.progress.epoch, epochs)
+        log.info("%s", describe_result(trainer))
         return 0
     exit_code = 1
     with stopping_on_signals(trainer):
@@ -250,8 +292,9 @@ def run_training(trainer: Trainer, args: argparse.Namespace) -> int:
         try:
             trainer.run(epochs)
             exit_code = 0
+            log.info("%s", describe_result(trainer))
         except TrainingStopped:
-            log.info("stopped at step %d and saved; the same command goes on from here", trainer.progress.step)
+            log.info("stopped %s, and saved; the same command goes on from here", trainer.progress)
             exit_code = 130
         finally:
             if trainer.experiment_log:
@@ -259,31 +302,42 @@ def run_training(trainer: Trainer, args: argparse.Namespace) -> int:
     return exit_code
 
 
+def describe_result(trainer: Trainer) -> str:
+    """Return what the best checkpoint is and the line that plays it."""
+    path = trainer.checkpoint_dir / BEST
+    if path.is_file():
+        judged_by = "validation" if trainer.corpus.validation else "training"
+        what = f"{path} is epoch {read_checkpoint(path)['epoch']}, that of the lowest {judged_by} loss"
+    else:
+        path = trainer.checkpoint_dir / LATEST
+        what = f"{path} is epoch {trainer.progress.epoch}, the last"
+    return (
+        f"{what}; to hear it: ./venv/bin/python transfer.py --input examples/hum.wav "
+        f"--checkpoint {shlex.quote(str(path))} --output out/hum_{trainer.corpus.instrument}.wav"
+    )
+
+
+@as_command("stopped at once; the last checkpoint is intact")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     ranks = read_ranks()
-    logging.basicConfig(level=logging.INFO if ranks.is_first else logging.ERROR, format="%(message)s")
-    try:
-        with (
-            process_group(ranks, get_device(ranks.device_name(args.device))),
-            torch.autograd.set_detect_anomaly(args.debug),
-            ExitStack() as at_exit,
-        ):
+    if not ranks.is_first:
+        logging.getLogger().setLevel(logging.ERROR)
+    with (
+        lock_checkpoint_dir(args.checkpoint_dir) if ranks.is_first else nullcontext(),
+        process_group(ranks, get_device(ranks.device_name(args.device))),
+        torch.autograd.set_detect_anomaly(args.debug),
+        ExitStack() as at_exit,
+    ):
+        try:
             return run_training(build_trainer(args, ranks, at_exit), args)
-    except (ValueError, OSError) as error:
-        log.error("train.py: %s", error)
-        return 1
-    except torch.OutOfMemoryError as error:
-        log.error("train.py: %s A smaller --batch_size needs less; the last checkpoint is intact", error)
-        return 1
-    except RuntimeError as error:
-        if not is_compile_error(error):
-            raise
-        log.error("train.py: torch.compile failed, train without --compile: %s", str(error).strip().splitlines()[0])
-        return 1
-    except KeyboardInterrupt:
-        log.error("train.py: stopped at once; the last checkpoint is intact")
-        return 130
+        except torch.OutOfMemoryError as error:
+            raise ValueError(f"{error} A smaller --batch_size needs less; the last checkpoint is intact") from error
+        except RuntimeError as error:
+            if not is_compile_error(error):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"torch.compile failed, train without --compile: {reason}") from error
 
 
 if __name__ == "__main__":

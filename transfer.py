@@ -40,7 +40,7 @@ from playing.offline_transfer import (
 from playing.transfer_report import describe_transfer
 from sound.atomic_files import write_text
 from sound.audio_files import SUFFIXES, read_blocks, write_blocks
-from sound.console import escape_unprintable
+from sound.console import as_command
 from sound.sound_folders import find_sound_files
 from voice.curves import read_curves, write_curves
 from voice.fitting import ARTICULATIONS, TransferOptions
@@ -269,30 +269,22 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("pluck_repeat", float, "seconds after which a held note is plucked again (default: never)")
 
 
+@as_command("stopped; what is written stays")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    escape_unprintable()
-    try:
-        device = get_device(args.device)
-        model = load_model(args.checkpoint or pretrained_path(args.instrument or "trumpet"), device)
-        if args.blend:
-            instrument, share = args.blend
-            model = BlendedModel(model, load_model(pretrained_path(instrument), device), share)
-        jobs = plan_files(args.controls or args.input, args.output, model.instrument)
-        if args.controls is None and args.input.is_dir() and (args.midi or args.export_controls):
-            raise ValueError(f"--midi and --export_controls take one recording, and --input {args.input} is a folder")
-        require_free_targets(jobs, args)
-        _warn_of_ignored_flags(jobs, args)
-        reports = transfer_all(jobs, model, args)
-        if args.report and reports:
-            write_text(args.report, json.dumps(reports, indent=2) + "\n")
-    except (ValueError, OSError) as error:
-        log.error("transfer.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.error("transfer.py: stopped; what is written stays")
-        return 130
+    device = get_device(args.device)
+    model = load_model(args.checkpoint or pretrained_path(args.instrument or "trumpet"), device)
+    if args.blend:
+        instrument, share = args.blend
+        model = BlendedModel(model, load_model(pretrained_path(instrument), device), share)
+    jobs = plan_files(args.controls or args.input, args.output, model.instrument)
+    if args.controls is None and args.input.is_dir() and (args.midi or args.export_controls):
+        raise ValueError(f"--midi and --export_controls take one recording, and --input {args.input} is a folder")
+    require_free_targets(jobs, args)
+    _warn_of_ignored_flags(jobs, args)
+    reports = transfer_all(jobs, model, args)
+    if args.report and reports:
+        write_text(args.report, json.dumps(reports, indent=2) + "\n")
     return 0 if len(reports) == len(jobs) else 1
 
 

@@ -237,14 +237,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return argparse.ArgumentParser(description="Check the installation; takes a few seconds.").parse_args(argv)
 
 
+# IMPORT @as_command()
 def main(argv: list[str] | None = None) -> int:
     parse_args(argv)
     started = time.perf_counter()
-    try:
-        results = [run_check(check) for check in list_checks()]
-    except KeyboardInterrupt:
-        print("verify_project.py: stopped", file=sys.stderr)
-        return 130
+    results = [run_check(check) for check in list_checks()]
     failed, seconds = results.count(False), time.perf_counter() - started
     if failed:
         print(f"\n{failed} of {len(results)} checks failed ({seconds:.1f} s). Begin with the first, others may follow.")

@@ -7,7 +7,6 @@ The pictures go to ``data/visualization``. ``sound/feature_plots.py`` draws them
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,10 +16,8 @@ from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import Recording, find_recordings, load_recording
-from sound.console import escape_unprintable
+from sound.console import as_command
 from sound.feature_plots import THEMES, plot_features, save_figure
-
-log = logging.getLogger("visualize_features")
 
 
 def plot_recording(recording: Recording, periodicity_threshold: float, title: str = "", theme: str = "light") -> Figure:
@@ -79,25 +76,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command("stopped; the pictures that are written stay")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    escape_unprintable()
-    try:
-        threshold = load_config(args.config).features.periodicity_threshold
-        if args.file:
-            target = args.output_dir / f"{args.file.stem}.png"
-            visualize_file(args.file, target, threshold, args.theme)
-            print(target)
-            return 0
-        counts = visualize_all(plan_pictures(args.data_dir, args.output_dir), threshold, args.theme)
-    except (ValueError, OSError) as error:
-        log.error("visualize_features.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.error("visualize_features.py: stopped; the pictures that are written stay")
-        return 130
-    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    threshold = load_config(args.config).features.periodicity_threshold
+    if args.file:
+        target = args.output_dir / f"{args.file.stem}.png"
+        visualize_file(args.file, target, threshold, args.theme)
+        print(target)
+        return 0
+    counts = visualize_all(plan_pictures(args.data_dir, args.output_dir), threshold, args.theme)
+    print(", ".join(f"{count} {status}" for status, count in counts.items()), f"in {args.output_dir}")
     return 1 if counts["failed"] else 0
 
 

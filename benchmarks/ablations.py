@@ -22,6 +22,7 @@ from evaluation import judging
 from evaluation.scorecard_tables import RESYNTHESIS, TRANSFER, Column, format_value
 from measuring import format_table
 from sound.atomic_files import write_text
+from sound.console import as_command
 
 ROOT = Path(__file__).resolve().parents[1]
 _WEIGHTED = {"amplitude": "weighted", "initial_gain": 1.0, "noise_bias": -9.0}
@@ -36,17 +37,6 @@ VARIANTS: dict[str, tuple[str, str, Changes]] = {  # name: what it is, the prese
     "projection": ("and one of 256 behind it: `solo` without the rise", "tiny", {"model": _PROJECTED}),
     "solo": ("and the rise of loudness is heard: `solo`", "solo", {}),
     "ema": ("without the rise, weights averaged", "tiny", {"model": _PROJECTED, "train": {"ema_decay": 0.99}}),
-    "jitter": (
-        "without the rise, inputs waver",
-        "tiny",
-        {"model": _PROJECTED, "train": {"f0_jitter": 30.0, "loudness_jitter": 2.0}},
-    ),
-    "smoothing": (
-        "without the rise, inputs smoothed",
-        "tiny",
-        {"model": _PROJECTED, "train": {"input_smoothing": 0.05}},
-    ),
-    "mel": ("without the rise, log-mel loss", "tiny", {"model": _PROJECTED, "loss": {"mel_loss_weight": 0.5}}),
     "reverb": ("without the rise, learned reverb", "tiny", {"model": {**_PROJECTED, "reverb_seconds": 0.3}}),
 }
 # Pitch and pauses are exact by construction: no variant changes them.
@@ -178,6 +168,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     figures = []

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from config import get_device
 from measuring import describe_machine, format_table, summarize_ratio, time_in_turns
 from sound.atomic_files import write_text
+from sound.console import as_command
 from speed import Workload, build_crepe, build_models, build_textbook_loss, make_batch, make_step
 from training.optimization import PRECISIONS, build_loss, compilable_layers, is_compile_error
 
@@ -147,9 +148,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = get_device(args.device)
     load = Workload(batch_size=args.batch_size, crop_seconds=args.crop_seconds, render_seconds=args.voice_seconds)
     presets = tqdm(args.presets, unit="preset", leave=False)

@@ -36,6 +36,7 @@ import train
 from checkpoint import LATEST, read_checkpoint
 from config import DEFAULT_CONFIG_PATH, Config, load_config
 from data import Recording, extractor_settings, load_recording, save_recording
+from sound.console import as_command
 
 _STEPS_PER_EPOCH, _STEPS_PER_KILL = 100, 60  # of the training made here; at most trained by a run before it is killed
 _MAX_DELAY = 0.1  # s, from a random step to the kill
@@ -267,6 +268,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     torch.set_num_threads(1)  # a forked copy of torch's threads would hang

@@ -21,6 +21,7 @@ from live import request_realtime_priority, warm_up
 from measuring import describe_machine, format_table, resident_mb
 from playing.causal_transfer import StreamingTransfer
 from sound.audio_files import load_audio
+from sound.console import as_command
 
 ROOT = Path(__file__).resolve().parents[1]
 _CLOCKS = ("by the clock", "of the processor")
@@ -76,9 +77,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     model = load_model(pretrained_path(args.instrument), "cpu")
     warm_up(model)  # as live.py does

@@ -30,6 +30,7 @@ from recordings.corpus import measure_statistics, read_corpus
 from recordings.crops import build_dataset, load_batches
 from recordings.process_ranks import SINGLE_PROCESS
 from sound.audio_files import load_audio
+from sound.console import as_command
 
 ROOT = Path(__file__).resolve().parents[1]
 _RATE = 16000
@@ -165,6 +166,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     print(describe_machine())

@@ -28,6 +28,7 @@ from config import load_config
 from features import extract_features
 from measuring import describe_machine, format_table, resident_mb
 from sound.audio_files import load_audio
+from sound.console import as_command
 
 ROOT = Path(__file__).resolve().parents[1]
 _RATE = 16000
@@ -131,6 +132,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="page_load_") as name:

@@ -33,6 +33,7 @@ from features import bridge_f0, extract_features, extract_loudness, pad_to_frame
 from measuring import describe_machine, format_table
 from recordings.pitch_annotations import count_octave_errors, read_voice_annotation
 from sound.audio_files import load_audio
+from sound.console import as_command
 from voice.midi import read_midi_f0
 
 CONFIG = load_config()
@@ -259,9 +260,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     sounds, snrs = read_sounds(args), [None, *args.snr]
     rendered = {folder.resolve().name for folder in args.rendered}

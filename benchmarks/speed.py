@@ -41,6 +41,7 @@ from model import NeuralGuitar, scale_f0, scale_loudness
 from sound import pitch_decoder
 from sound.atomic_files import write_text
 from sound.audio_files import load_audio
+from sound.console import as_command
 from synth import harmonic_bank
 from tests import textbook
 from training.optimization import build_loss, build_optimizer, train_step
@@ -386,6 +387,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)

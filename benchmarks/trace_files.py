@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from sound.console import as_command
+
 ROOT = Path(__file__).resolve().parents[1]
 JOURNEYS = ("wav to wav", "preprocessing", "training step", "click on the page")
 _OUTSIDE = tuple(str(ROOT / name) + os.sep for name in ("venv", "benchmarks", "tests"))
@@ -171,6 +173,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@as_command()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if not args.command and not args.journey:  # modules stay imported, so each has a process of its own

@@ -12,7 +12,6 @@ import argparse
 import io
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from evaluation.recorded_notes import (
     string_melody,
 )
 from sound.atomic_files import hash_file, save_tensors, write_text
+from sound.console import as_command
 
 LICENCE = (
     "Learned from recordings under CC BY-SA 3.0 (Philharmonia Orchestra's sound samples) and CC0 (Karoryfer's "
@@ -266,8 +266,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@as_command()
 def main(argv: list[str] | None = None) -> int:
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
     args = parse_args(argv)
     notes = find_notes(args.data_dir)
     trained, tested = read_sounds(notes, RECOGNISER), read_sounds(notes, HELD_OUT)
@@ -288,4 +288,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

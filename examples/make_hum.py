@@ -18,7 +18,6 @@ STL-QPSR 4/1985 (LF model); Fant, STL-QPSR 2-3/1995 (its shape Rd); Klatt, JASA 
 
 import argparse
 import io
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +28,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import butter, fftconvolve, resample_poly, sosfilt
 
 from sound.atomic_files import atomic_write, write_text
+from sound.console import as_command
 
 EIGHTH, REST = 0.22, 0.75  # s: an eighth note; the pause between two phrases, in which the singer breathes
 LEAD_IN, TAIL = 0.85, 0.70  # s before the first note and after the last
@@ -325,17 +325,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        save_wav(args.output, make_hum(args.seed))
-        save_pitch(args.output.with_name(f"{args.output.stem}_f0.csv"), sung_pitch(args.seed))
-    except OSError as error:
-        print(f"make_hum.py: cannot write {args.output}: {error.strerror}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("make_hum.py: stopped", file=sys.stderr)
-        return 130
+    save_wav(args.output, make_hum(args.seed))
+    save_pitch(args.output.with_name(f"{args.output.stem}_f0.csv"), sung_pitch(args.seed))
     return 0
 
 

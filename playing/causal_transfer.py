@@ -20,13 +20,15 @@ from features import Ears
 from model import NeuralGuitar, Sound
 from playing.block_player import BlockPlayer
 from voice.causal_plucks import CausalPlucker
-from voice.curves import Curves
-from voice.fitting import TransferOptions
+from voice.curves import GATE_FADE_SECONDS, Curves
+from voice.fitting import LOUDNESS_ANCHOR, TransferOptions
 from voice.instrument_profile import InstrumentProfile
 from voice.melody import NoMelodyError, SilentError
 
 _DEFAULTS = TransferOptions()
 _LOOK_AHEAD = ("fold", "autotune", "key", "smoothing")
+LIMITER_HOLD_SECONDS = 0.03  # what was turned down stays so: over half a cycle of the lowest note, or it hums
+LIMITER_RELEASE_SECONDS = 0.08  # and then comes back, to 1/e of the way in so long
 
 
 class PlayedFrame(NamedTuple):
@@ -54,7 +56,7 @@ class CausalFitter:
         config, settings, middle = profile.config, profile.config.transfer, profile.median_f0
         octaves = round(float(np.log2(middle / settings.live_f0))) if options.fit else 0
         register = 12.0 * octaves if options.semitones is None else options.semitones
-        wanted = profile.loudness_quantiles[settings.loudness_anchor]
+        wanted = profile.loudness_quantiles[LOUDNESS_ANCHOR]
         self.semitones = register + options.transpose
         self.gain = (wanted - settings.live_loudness if options.fit else 0.0) + options.loudness_offset  # dB
         self._floor, self._ceiling = config.features.loudness_floor, 0.0
@@ -62,7 +64,7 @@ class CausalFitter:
             self._ceiling = profile.loudness_quantiles[-1]
         self._settings, self._gate_level = settings, settings.live_gate + options.gate_offset
         self._n_release = config.audio.seconds_to_frames(settings.release_seconds)
-        self._n_fade = max(1, config.audio.seconds_to_frames(settings.gate_fade_seconds))
+        self._n_fade = max(1, config.audio.seconds_to_frames(GATE_FADE_SECONDS))
         self._recent_f0 = deque(maxlen=3)  # f0 of the note's newest frames
         self._f0, self._note_loudness = middle, self._floor
         self._voiced, self._frames_since_note, self._gate_position = False, self._n_release, 0.0
@@ -135,11 +137,9 @@ class Limiter:
         audio, settings = config.audio, config.transfer
         self.min_gain = self._gain = 1.0
         self._ceiling = 10 ** (settings.max_peak / 20) * (1 - 1e-6)  # so that no sum of rounded parts is over it
-        self._recent_limits = deque(
-            maxlen=1 + audio.seconds_to_frames(settings.limiter_hold_seconds)
-        )  # by the newest hops
+        self._recent_limits = deque(maxlen=1 + audio.seconds_to_frames(LIMITER_HOLD_SECONDS))  # by the newest hops
         self._steps = np.arange(1, audio.hop_length + 1)
-        self._release = np.exp(-self._steps / (settings.limiter_release_seconds * audio.sample_rate))
+        self._release = np.exp(-self._steps / (LIMITER_RELEASE_SECONDS * audio.sample_rate))
 
     def find_gains(self, hop: np.ndarray) -> np.ndarray:
         """Return the gain of each sample of the next hop [hop_length], in double precision."""

@@ -190,7 +190,7 @@ def transfer_midi(
     started, profile = time.perf_counter(), InstrumentProfile.of(model)
     config = profile.config
     notes, bends = read_midi(path)
-    played = make_monophonic(notes, config.transfer.midi_gap_seconds)
+    played = make_monophonic(notes)
     melody, written = melody_from_notes(played, bends, profile.loudness_quantiles[95], config)
     if options.semitones is None:
         options = dataclasses.replace(options, semitones=_choose_register(melody, profile))

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recordings.resumable_download import (
     CHUNK,
@@ -250,18 +249,3 @@ def checksum_text(text: str) -> str:
     if not re.fullmatch(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{64}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no md5 (32 hexadecimal digits) and no sha256 (64)")
     return text.lower()
-
-
-def run_command(task: Callable[[], None]) -> int:
-    """Run a download command; every foreseeable end of it is one sentence and an exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        with logging_redirect_tqdm():
-            task()
-    except KeyboardInterrupt:
-        log.error("Stopped. What has been downloaded is kept; the same command resumes from there.")
-        return 130
-    except (DataError, OSError) as error:
-        log.error("Error: %s", error)
-        return 1
-    return 0

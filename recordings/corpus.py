@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from config import Config
-from data import FORMAT_VERSION, extractor_settings, find_recordings, load_recording
+from data import FORMAT_VERSION, extractor_settings, find_recordings, load_recording, require_sane_curves
 from recordings.crops import Span
 from sound.atomic_files import write_text
 from sound.plucks import measure_plucks, melody_plucks
@@ -89,6 +89,7 @@ def _read_entries(data_dir: Path, config: Config) -> list[tuple[Path, _IndexLine
         entry = known.get(str(path.relative_to(data_dir)))
         if entry is None or entry.stamp != stamp:
             recording = load_recording(path, config)
+            require_sane_curves(path, recording)
             entry = _IndexLine(stamp, recording.instrument, recording.source["sha256"], recording.n_frames)
             n_new += 1
         entries.append((path, entry))
@@ -104,7 +105,7 @@ def _load_index(path: Path, config: Config) -> dict[str, _IndexLine]:
         entries = {name: _IndexLine(tuple(stamp), *rest) for name, (stamp, *rest) in content["files"].items()}
         expected = [FORMAT_VERSION, _settings_of(entries.values(), config)]
         return entries if [content["format_version"], content["extractors"]] == expected else {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
 
 

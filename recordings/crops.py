@@ -1,4 +1,4 @@
-"""Training crops: stretches of processed recordings, cut at random, wavered and loaded in batches."""
+"""Training crops: stretches of processed recordings, cut at random and loaded in batches."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from config import AudioConfig, Config, TrainConfig
+from config import AudioConfig, Config
 from data import Recording, load_recording
 from recordings.process_ranks import ProcessRanks
 from sound.plucks import trace_plucks
@@ -30,12 +29,11 @@ class Span(NamedTuple):
 class CropDataset(Dataset):
     """Crops of equal length, each ``{"f0": [T, 1], "loudness": [T, 1], "audio": [N]}``.
 
-    Where the configuration disturbs what the decoder hears, random crops also have "heard_f0" and "heard_loudness".
     For a model that hears plucks, crops also have "plucks", [T, 2]: time since the onset (s) and velocity (dB).
     Where the sound has another rate than the features, crops also have "bandwidth", [], the share of the band up to
     Nyquist in which the recording has sound.
     Random crops are a function of (seed, epoch, index) alone, so that a resumed training sees what an
-    undisturbed one would have seen. Without a seed the crops lie one after another, for validation.
+    uninterrupted one would have seen. Without a seed the crops lie one after another, for validation.
     """
 
     def __init__(self, spans: Sequence[Span], config: Config, seed: int | None = None) -> None:
@@ -44,7 +42,6 @@ class CropDataset(Dataset):
         self.loudness_floor = config.features.loudness_floor
         self.n_frames = config.audio.seconds_to_frames(config.train.crop_seconds)
         self.seed = seed
-        self.disturbance = config.train if seed is not None and is_wanted(config.train) else None
         self.epoch = 0
         counts = [self._count_crops(span, config.train.crops_per_recording) for span in self.spans]
         self._ends = np.cumsum(counts)
@@ -86,13 +83,7 @@ class CropDataset(Dataset):
             raise IndexError(f"crop {index} of {len(self)}")
         number = self._number(index)
         span = self.spans[number]
-        crop = self._crop(self._open(span.path), span, self._first_frame(span, index, number))
-        return {**crop, **self._disturbed(crop, index)} if self.disturbance else crop
-
-    def _disturbed(self, crop: dict[str, Tensor], index: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([self.seed, self.epoch, index, 1])
-        heard = disturb(crop["f0"], crop["loudness"], self.disturbance, self.audio.frame_rate, rng)
-        return dict(zip(("heard_f0", "heard_loudness"), heard))
+        return self._crop(self._open(span.path), span, self._first_frame(span, index, number))
 
     def _first_frame(self, span: Span, index: int, number: int) -> int:
         if self.seed is None:
@@ -174,43 +165,3 @@ def load_batches(
     )
     for positions, share, batch in zip(batches, shares, loader):
         yield positions, share, {name: value.to(device, non_blocking=is_pinned) for name, value in batch.items()}
-
-
-def is_wanted(settings: TrainConfig) -> bool:
-    """Say whether the decoder is to hear anything but the true curves."""
-    return max(settings.f0_jitter, settings.loudness_jitter, settings.input_smoothing) > 0
-
-
-def disturb(
-    f0: Tensor, loudness: Tensor, settings: TrainConfig, frame_rate: float, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Return pitch and loudness as the decoder is to hear them.
-
-    How strongly a crop is disturbed is drawn anew for each, from not at all to what the settings allow.
-
-    Args:
-        f0: [T, 1] in Hz.
-        loudness: [T, 1] in dB.
-        settings: how far a curve may be off.
-        frame_rate: frames a second.
-        rng: source of all that is drawn.
-    """
-    width = settings.input_smoothing * frame_rate * rng.uniform()
-    slowest = max(1.0, settings.jitter_seconds * frame_rate)
-    cents, decibels = (
-        most * rng.uniform() * _waver(len(f0), slowest, rng) for most in (settings.f0_jitter, settings.loudness_jitter)
-    )
-    heard = _smooth(f0.log2(), width) + torch.from_numpy(cents)[:, None] / 1200
-    return heard.exp2(), _smooth(loudness, width) + torch.from_numpy(decibels)[:, None]
-
-
-def _waver(n_frames: int, slowest: float, rng: np.random.Generator) -> np.ndarray:
-    """Return float32 noise [T] of RMS one, as slow as a Gaussian of 1 to ``slowest`` frames makes it."""
-    noise = ndimage.gaussian_filter1d(rng.standard_normal(n_frames), slowest ** rng.uniform(), mode="wrap")
-    return (noise / max(np.sqrt(np.mean(noise**2)), 1e-9)).astype(np.float32)
-
-
-def _smooth(curve: Tensor, n_frames: float) -> Tensor:
-    if n_frames <= 0:
-        return curve
-    return torch.from_numpy(ndimage.gaussian_filter1d(curve.numpy(), n_frames, axis=0, mode="nearest"))

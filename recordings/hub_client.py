@@ -7,7 +7,9 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, TypeVar
+from urllib.request import getproxies
 
 import httpx2  # what huggingface_hub speaks through; its exceptions come out of it
 from huggingface_hub import errors, get_token
@@ -70,6 +72,10 @@ def ask_hub(
         HubError: one sentence with the address, the cause and the attempt.
         OSError: it was not the Hub (a full disk, say).
     """
+    for proxy in getproxies().values():
+        if proxy.startswith("socks") and not (proxy.startswith("socks5") and find_spec("socksio")):
+            advice = "./venv/bin/python -m pip install socksio and write socks5://host:port, or set an http proxy"
+            raise HubError(f"{address}: the proxy {proxy} cannot be used for the Hub; {advice}")
     for attempt in itertools.count(1):
         try:
             return action()

@@ -14,6 +14,7 @@ from scipy import ndimage, signal
 
 from config import Config, InstrumentConfig
 from data import Recording
+from sound.mains_lines import find_mains_lines
 from sound.note_names import hz_to_midi, midi_to_hz, note_name
 
 PITCHES = range(21, 109)  # MIDI, the rows of the heat map
@@ -21,8 +22,16 @@ LEVELS = range(-80, 4, 4)  # dB, the lower edges of its columns
 _N_FFT = 4096
 _MAX_WINDOWS = 300
 _FINGERPRINT = 64  # points
-_DIGITAL_SILENCE = 1e-10  # power of a 16-bit file's last bit
 _FULL_SCALE = 0.97  # what a sound that was clipped reaches again and again
+_MIN_VOICED_SHARE = 0.3  # of all time; with less, most crops hold no note
+_MIN_IN_RANGE = 0.95  # share of the voiced frames inside the instrument's range
+_MAX_FULL_SCALE_PEAKS = 4.0  # a second; a clean take at full level has one now and then, a clipped one hundreds
+_SILENCE_LEVEL = -60.0  # dB; a take that is never louder is empty
+_HUM_SECONDS = 120  # of a take are searched for hum, which lasts
+BLEED_LEVEL = 34.0  # dB under the take's loud frames; what begins under it is somebody else, not a soft note
+BLEED_SHARE = 0.06  # of the time with such sound beside loud frames; of 240 clean takes 3 have 0.03 to 0.05
+_MAX_BAND_DROP = 35.0  # dB from 3-3.7 to 4.2-5 kHz; instruments lose up to 20, a telephone's filter 60
+_MAX_OCTAVE_ERRORS = 0.02  # share of the annotated frames
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class RecordingMeasurement:
     loudest: float  # dB
     polyphony: float  # share of the loud frames with more than one pitch
     full_scale_peaks: float  # a second
-    hum: tuple[int, float]  # mains frequency in Hz (0: none) and its excess in dB
+    hum: int  # mains frequency in Hz; 0: none
     bleed: float  # share of the time in which something else is heard, far under the take
     ringing_seconds: float  # for 60 dB; NaN where nothing falls silent
     band_drop: float  # dB from 3-3.7 to 4.2-5 kHz
@@ -66,8 +75,8 @@ def measure_for_inspection(path: Path, recording: Recording, config: Config) -> 
         loudest=float(loudness.max()),
         polyphony=measure_polyphony(audio, rate, f0, loudness),
         full_scale_peaks=count_full_scale_peaks(audio) / (len(audio) / rate),
-        hum=find_mains_hum(audio, rate, config.inspect.hum_excess),
-        bleed=measure_bleed(loudness, voiced, config.inspect.bleed_level),
+        hum=find_mains_hum(audio, rate),
+        bleed=measure_bleed(loudness, voiced, BLEED_LEVEL),
         ringing_seconds=measure_ringing(loudness, frame_seconds),
         band_drop=measure_band_drop(audio, rate, loudness),
         fingerprint=take_fingerprint(f0, loudness, voiced),
@@ -150,44 +159,10 @@ def count_full_scale_peaks(audio: np.ndarray) -> int:
     return int(np.count_nonzero(high[1:] & ~high[:-1]) + high[0])
 
 
-def find_mains_hum(audio: np.ndarray, rate: int, least_excess: float) -> tuple[int, float]:
-    """Look for the mains in the quietest tenth of the recording.
-
-    Hum is there all the time, while a note that ends in a quiet moment smears over low frequencies only there: so the
-    mains must stand out in nine of ten quiet windows, each looked at alone.
-
-    Returns:
-        50 or 60 (Hz), and by how many dB its third strongest multiple stands out; (0, 0.0) without hum.
-    """
-    size = 2 * 8192
-    windows = _quietest(audio[: len(audio) // size * size].reshape(-1, size))
-    if not len(windows):
-        return 0, 0.0
-    low = int(6 * 60 * size / rate)  # bins; five multiples and their neighbours
-    spectra = 10 * np.log10(_spectra(windows)[:, :low] + 1e-20)
-    excess = {
-        mains: float(np.quantile([_mains_excess(each, mains, rate / size) for each in spectra], 0.1))
-        for mains in (50, 60)
-    }
-    mains = max(excess, key=excess.get)
-    return (mains, excess[mains]) if excess[mains] > least_excess else (0, 0.0)
-
-
-def _quietest(windows: np.ndarray) -> np.ndarray:
-    """Return the quietest tenth of windows [M, n], at least two of them; digital silence does not count."""
-    level = np.mean(np.square(windows, dtype=np.float64), axis=1)
-    windows, level = windows[level > _DIGITAL_SILENCE], level[level > _DIGITAL_SILENCE]
-    return windows[np.argsort(level)[: max(2, min(len(level) // 10, _MAX_WINDOWS))]]
-
-
-def _mains_excess(spectrum: np.ndarray, mains: int, width: float) -> float:
-    """Return by how many dB the third strongest of five multiples stands out, odd and even ones among them."""
-    floor = ndimage.median_filter(spectrum, 41)
-    found = []
-    for number in range(1, 6):
-        bin_ = round(number * mains / width)
-        found.append(spectrum[bin_ - 1 : bin_ + 2].max() - floor[bin_])
-    return float(sorted(found)[2])
+def find_mains_hum(audio: np.ndarray, rate: int) -> int:
+    """Return 50 or 60 (Hz) if the mains hum through a take, or its first two minutes, else 0."""
+    lines = find_mains_lines(audio[: _HUM_SECONDS * rate], rate)
+    return 10 * round(lines[0] / 10) if len(lines) else 0
 
 
 def measure_bleed(loudness: np.ndarray, voiced: np.ndarray, below: float) -> float:
@@ -295,8 +270,8 @@ def judge_coverage(recordings: list[RecordingMeasurement], config: Config) -> li
         amount = f"{minutes:.1f} min voiced, {wanted.advised_minutes:g} to {2 * wanted.advised_minutes:g} advised"
         is_problem = minutes < wanted.min_minutes
         findings.append(Finding(is_problem, amount + ("; too little to learn an instrument from" * is_problem)))
-    if voiced < wanted.min_voiced_share * seconds:
-        share = f"only {voiced / seconds:.0%} of the time has a pitch, {wanted.min_voiced_share:.0%} is wanted"
+    if voiced < _MIN_VOICED_SHARE * seconds:
+        share = f"only {voiced / seconds:.0%} of the time has a pitch, {_MIN_VOICED_SHARE:.0%} is wanted"
         findings.append(Finding(False, f"{share}; most of the training would hear rests and noise"))
     if voiced:
         findings += judge_range(recordings, instrument, config) + judge_dynamics(recordings, config)
@@ -309,11 +284,11 @@ def judge_range(recordings: list[RecordingMeasurement], instrument: InstrumentCo
     inside, covered, notes = measure_coverage(
         recordings, instrument, wanted.min_seconds_per_note, config.audio.frame_rate
     )
-    if inside < wanted.min_in_range:
+    if inside < _MIN_IN_RANGE:
         span = f"{note_name(instrument.f0_min)} to {note_name(instrument.f0_max)}"
         text = f"{1 - inside:.0%} of the pitched time lies outside the {recordings[0].instrument}'s range, {span}; "
         text += "another instrument, or octave errors?"
-        findings.append(Finding(inside < 2 * wanted.min_in_range - 1, text))
+        findings.append(Finding(inside < 2 * _MIN_IN_RANGE - 1, text))
     if covered.mean() < wanted.min_coverage:
         text = f"{covered.mean():.0%} of the range's notes sound for {wanted.min_seconds_per_note:g} s or more, "
         findings.append(Finding(False, f"{text}{wanted.min_coverage:.0%} is advised{describe_gaps(covered, notes)}"))
@@ -366,16 +341,16 @@ def list_faults(config: Config) -> dict[str, tuple[Callable[[RecordingMeasuremen
     """Return what may be wrong with a take: name -> (test, what to do about it)."""
     limits = config.inspect
     return {
-        "silent": (lambda each: each.loudest <= limits.silence_level, "leave it out"),
+        "silent": (lambda each: each.loudest <= _SILENCE_LEVEL, "leave it out"),
         "several pitches at once": (
             lambda each: each.polyphony > limits.polyphony_share,
             "chords, or strings that ring on: this model plays one note at a time",
         ),
-        "clipped": (lambda each: each.full_scale_peaks > limits.max_full_scale_peaks, "record it again, 10 dB softer"),
-        "50 Hz mains hum": (lambda each: each.hum[0] == 50, "mind the cables, or cut it with a notch filter"),
-        "60 Hz mains hum": (lambda each: each.hum[0] == 60, "mind the cables, or cut it with a notch filter"),
+        "clipped": (lambda each: each.full_scale_peaks > _MAX_FULL_SCALE_PEAKS, "record it again, 10 dB softer"),
+        "50 Hz mains hum": (lambda each: each.hum == 50, "mind the cables, or cut it with a notch filter"),
+        "60 Hz mains hum": (lambda each: each.hum == 60, "mind the cables, or cut it with a notch filter"),
         "bleed": (  # hum has a pitch as well
-            lambda each: each.bleed > limits.bleed_share and not each.hum[0],
+            lambda each: each.bleed > BLEED_SHARE and not each.hum,
             "another instrument is heard in the rests; mute them",
         ),
         "reverb": (
@@ -383,7 +358,7 @@ def list_faults(config: Config) -> dict[str, tuple[Callable[[RecordingMeasuremen
             "or strings never damped; record dry, for what rings on is heard in the next note",
         ),
         "nothing over 4 kHz": (
-            lambda each: each.band_drop > limits.max_band_drop,
+            lambda each: each.band_drop > _MAX_BAND_DROP,
             "sound of a telephone, or of a file once at 8 kHz: the model would be as dull",
         ),
     }
@@ -426,7 +401,7 @@ def judge_octave_errors(errors: tuple[int, int], is_asked: bool, config: Config)
     n_wrong, n_compared = errors
     if is_asked and not n_compared:
         return [Finding(False, "no annotation belongs to any recording, by its name")]
-    if n_compared and n_wrong > config.inspect.max_octave_errors * n_compared:
+    if n_compared and n_wrong > _MAX_OCTAVE_ERRORS * n_compared:
         share = f"{n_wrong / n_compared:.1%} of {n_compared} annotated frames are octaves off"
         fix = 'set its "crepe_model" to "full", or f0_min and f0_max closer, in config.json'
         return [Finding(True, f"{share}; {fix}")]

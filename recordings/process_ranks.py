@@ -73,7 +73,7 @@ SINGLE_PROCESS = ProcessRanks(0, 0, 1)
 
 def read_ranks() -> ProcessRanks:
     """Return what torchrun has put into the environment."""
-    return ProcessRanks(*(int(os.environ.get(name, alone)) for name, alone in _VARIABLES))
+    return ProcessRanks(*(int(os.environ.get(name) or alone) for name, alone in _VARIABLES))
 
 
 @contextmanager

@@ -8,7 +8,6 @@ is found there, under the same names. The exit code is 1 if anything was found.
 """
 
 import argparse
-import logging
 import math
 import shutil
 from pathlib import Path
@@ -19,13 +18,12 @@ from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
 from data import Recording, extractor_settings, find_recordings, load_recording
+from sound.console import as_command
 
 SILENCE = -60.0  # dBFS, of the loudest sample: below it the training loss has its floor
 CEILING = 0.999  # of full scale
 MAX_AT_CEILING = 0.005  # share of a second's samples; a normalised tone stays under 0.003, clipped by 0.5 dB over 0.006
 FLAT_TOP = 4  # equal samples in a row at the peak: cut off, then made softer
-
-log = logging.getLogger("check_dataset_nans")
 
 
 def find_problems(path: Path, config: Config) -> list[str]:
@@ -122,17 +120,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        bad = check_folder(args.data_dir, load_config(args.config, args.config_name), args.move_bad)
-    except (ValueError, OSError) as error:
-        log.error("check_dataset_nans.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.error("check_dataset_nans.py: stopped")
-        return 130
+    bad = check_folder(args.data_dir, load_config(args.config, args.config_name), args.move_bad)
     return 1 if bad else 0
 
 

@@ -11,8 +11,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from recordings.archives import run_command
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from recordings.download_samples import INSTRUMENTS, download_samples
+from recordings.resumable_download import DataError
+from sound.console import as_command
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -33,21 +36,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command("stopped; what has been downloaded is kept, the same command resumes from there", errors=(DataError,))
 def main(argv: Sequence[str] | None = None) -> int:
     """Download what the command line asks for and say what to do next."""
     args = parse_args(argv)
-
-    def task() -> None:
+    with logging_redirect_tqdm():
         counts = download_samples(args.instrument, args.output_dir, tuple(args.local_archive), args.local_dir)
-        folder = args.output_dir / args.instrument
-        print(f"{sum(counts.values())} recordings in {folder}")
-        if args.instrument != "others":
-            print(
-                f"Next: python scripts/render_dataset.py --samples {folder} --instrument {args.instrument} "
-                f"--minutes 30 --output_dir data/raw/rendered/{args.instrument}"
-            )
-
-    return run_command(task)
+    folder = args.output_dir / args.instrument
+    print(f"{sum(counts.values())} recordings in {folder}")
+    if args.instrument != "others":
+        print(
+            f"Next: python scripts/render_dataset.py --samples {folder} --instrument {args.instrument} "
+            f"--minutes 30 --output_dir data/raw/rendered/{args.instrument}"
+        )
+    return 0
 
 
 if __name__ == "__main__":

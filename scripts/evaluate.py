@@ -32,7 +32,7 @@ from evaluation.scorecard_page import Exhibit, build_scorecard_page
 from evaluation.scorecard_tables import check_targets, format_tables, format_targets
 from model import NeuralGuitar, build_model
 from sound.atomic_files import hash_file, write_text
-from sound.console import escape_unprintable
+from sound.console import as_command
 from voice.fitting import ARTICULATIONS, TransferOptions
 
 log = logging.getLogger("evaluate")
@@ -148,29 +148,21 @@ def _describe_baseline(path: Path) -> str:
     return f"{path.name}, preset `{content['preset']}` after {content['step']:,} steps"
 
 
+@as_command("stopped; nothing was written")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    escape_unprintable()
-    try:
-        report, exhibits, failed = run(args)
-        report["targets"], untrained = check_targets(report, MODEL), check_targets(report, UNTRAINED)
-        report["untrained_targets"] = untrained
-        print(format_tables(report))
-        if args.targets:
-            print(f"\n{format_targets(report['targets'])}")
-            missed = sum(not target["met"] for target in untrained if not target["sanity"])
-            print(f"\nThe untrained model misses {missed} of {sum(not target['sanity'] for target in untrained)}.")
-        if args.json:
-            write_text(args.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
-        if args.html:
-            write_text(args.html, build_scorecard_page(report, exhibits))
-    except (ValueError, OSError) as error:
-        log.error("evaluate.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.error("evaluate.py: stopped; nothing was written")
-        return 130
+    report, exhibits, failed = run(args)
+    report["targets"], untrained = check_targets(report, MODEL), check_targets(report, UNTRAINED)
+    report["untrained_targets"] = untrained
+    print(format_tables(report))
+    if args.targets:
+        print(f"\n{format_targets(report['targets'])}")
+        missed = sum(not target["met"] for target in untrained if not target["sanity"])
+        print(f"\nThe untrained model misses {missed} of {sum(not target['sanity'] for target in untrained)}.")
+    if args.json:
+        write_text(args.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
+    if args.html:
+        write_text(args.html, build_scorecard_page(report, exhibits))
     missed = args.targets and not all(target["met"] for target in report["targets"])
     return 1 if failed or missed else 0
 

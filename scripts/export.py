@@ -17,8 +17,7 @@ from pathlib import Path
 
 from checkpoint import load_model
 from playing.export import SUFFIXES, export_model
-
-log = logging.getLogger("export")
+from sound.console import as_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,20 +36,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command("stopped; nothing was replaced", level=logging.WARNING)
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        done = export_model(load_model(args.checkpoint), args.format, args.output, args.block_frames)
-    except ModuleNotFoundError as error:
-        log.error("export.py: the package %s is missing; run ./setup_env.sh", error.name)
-        return 1
-    except (ValueError, OSError) as error:
-        log.error("export.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.error("export.py: stopped; nothing was replaced")
-        return 130
+    done = export_model(load_model(args.checkpoint), args.format, args.output, args.block_frames)
     took, block = done["milliseconds_a_block"], 1000 * args.block_frames * done["hop_length"] / done["sample_rate"]
     print(
         f"{args.output}: {done['bytes'] / 1e6:.1f} MB, equals the Python model to {done['largest_difference']:.1g}, "

@@ -10,7 +10,6 @@ takes the place of an older one. The source itself is never changed.
 """
 
 import argparse
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,8 @@ from evaluation.model_card import format_card, format_scorecard
 from model import NeuralGuitar
 from recordings.corpus import split_boundary
 from sound.atomic_files import atomic_write, write_text
-from sound.console import escape_unprintable
+from sound.console import as_command
 
-log = logging.getLogger("export_checkpoint")
 _LARGE = 2**14  # numbers of a weight that --half keeps in 16 bits: nearly all, and the first layer stays exact
 _HALF_DIFFERENCE = -50.0  # dB, of the power of what weights of 16 bits may change to that of the sound
 
@@ -45,7 +43,9 @@ def strip(source: dict[str, Any], path: Path, half: bool = False) -> dict[str, A
         path: where it is from, for messages.
         half: keep large weights in 16 bits; loading a model widens them again.
     """
-    metrics = {"best_val_loss": (source["metrics"] or {}).get("best_val_loss")}
+    metrics = source["metrics"] or {}
+    is_validation = metrics.get("first_val_loss", 0) is not None  # None: nothing was held out, so it is a training loss
+    metrics = {"best_val_loss": metrics.get("best_val_loss") if is_validation else None}
     boundary = split_boundary(source)
     stripped = make_checkpoint(
         checkpoint_config(source, path),
@@ -129,23 +129,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command("stopped; what stood there stays")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    escape_unprintable()
     card, replaced = args.output.with_suffix(".md"), args.output.exists()
-    try:
-        judged = [args.checkpoint, *([args.output] if replaced else [])]  # or what it was exported to before
-        scorecard = format_scorecard(args.scorecard, judged) if args.scorecard else ""
-        model = export(args.checkpoint, args.output, args.half)
-        text = format_card(args.output, model, args.data, args.licence, args.command, args.card_note, scorecard)
-        write_text(card, text)
-    except (ValueError, OSError) as error:
-        log.error("export_checkpoint.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.error("export_checkpoint.py: stopped; what stood there stays")
-        return 130
+    judged = [args.checkpoint, *([args.output] if replaced else [])]  # or what it was exported to before
+    scorecard = format_scorecard(args.scorecard, judged) if args.scorecard else ""
+    model = export(args.checkpoint, args.output, args.half)
+    text = format_card(args.output, model, args.data, args.licence, args.command, args.card_note, scorecard)
+    write_text(card, text)
     done, size = "replaced" if replaced else "written", args.output.stat().st_size / 1e6
     sounds = f"the difference is over {-_HALF_DIFFERENCE:g} dB below the sound of" if args.half else "sounds equal to"
     print(f"{args.output} {done}: {size:.1f} MB, {sounds} {args.checkpoint}; its card is {card}")

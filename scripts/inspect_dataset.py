@@ -4,7 +4,7 @@
 
 How much there is and what of the instrument it covers; takes that spoil a model of single notes (chords, clipping,
 silence, hum, bleed, reverb, telephone sound, copies); with ``--annotations`` of GuitarSet or URMP also how often the
-pitch tracker is an octave off. The thresholds stand in ``config.json`` under ``inspect``, why in ``settings.py``.
+pitch tracker is an octave off. Thresholds are in ``config.json`` (``inspect``) and in ``recordings/inspection.py``.
 
 The exit code is 0 if the set is fit (there may be advice), 1 if there are problems, 2 if it cannot be inspected.
 
@@ -13,7 +13,6 @@ numbers, ``pitch_annotations.py`` reads annotations, ``inspection_report.py`` dr
 """
 
 import argparse
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
-from data import Recording, extractor_settings, find_recordings, load_recording
+from data import Recording, extractor_settings, find_recordings, load_recording, require_sane_curves
 from recordings.inspection import (
     Finding,
     RecordingMeasurement,
@@ -36,10 +35,8 @@ from recordings.inspection import (
 )
 from recordings.inspection_report import write_inspection_page
 from recordings.pitch_annotations import count_octave_errors, find_annotations, read_annotation
-from sound.console import escape_unprintable
+from sound.console import as_command
 from sound.note_names import note_name
-
-log = logging.getLogger("inspect_dataset")
 
 
 @dataclass(frozen=True)
@@ -76,6 +73,7 @@ def inspect(data_dir: Path, config: Config, annotations: Path | None = None) -> 
     for path in tqdm(find_recordings(data_dir), unit="file", desc="inspect", leave=False, disable=None):
         try:
             recording = load_recording(path)
+            require_sane_curves(path, recording)
         except ValueError as error:
             unreadable.append(str(error))
             continue
@@ -160,23 +158,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command(failure=2)
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    escape_unprintable()
-    try:
-        config = load_config(args.config, args.config_name)
-        found = inspect(args.data_dir, config, args.annotations)
-        if args.html:
-            faults = list_faults(config)
-            marks = {each.name: [name for name, (test, _) in faults.items() if test(each)] for each in found.recordings}
-            write_inspection_page(args.html, found, summarise(found, config), marks, config)
-    except (ValueError, OSError) as error:
-        log.error("inspect_dataset.py: %s", error)
-        return 2
-    except KeyboardInterrupt:
-        log.error("inspect_dataset.py: stopped")
-        return 130
+    config = load_config(args.config, args.config_name)
+    found = inspect(args.data_dir, config, args.annotations)
+    if args.html:
+        faults = list_faults(config)
+        marks = {each.name: [name for name, (test, _) in faults.items() if test(each)] for each in found.recordings}
+        write_inspection_page(args.html, found, summarise(found, config), marks, config)
     print(format_text(found, config))
     return 0 if found.is_fit else 1
 

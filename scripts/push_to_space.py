@@ -10,7 +10,6 @@ what is up to date is not sent again, and nothing on the Hub is deleted. Needs n
 
 import argparse
 import ast
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from recordings.hub_client import ask_hub, check_repo_id
+from sound.console import as_command
 
 ROOT = Path(__file__).resolve().parents[1]
 APP = "app.py"
@@ -31,8 +31,6 @@ ALLOWED = (  # beside the needed ones and the modules; a pattern of a folder tak
     "examples/hum.wav",
     *(f"{folder}/*.{ending}" for folder in ("web", "web/live") for ending in ("html", "css", "js", "mjs", "svg")),
 )
-
-log = logging.getLogger("push_to_space")
 
 
 def find_modules(root: Path, first: str = APP) -> list[str]:
@@ -126,21 +124,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@as_command("stopped; the same command starts again")
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        if args.dry_run:
-            print("\n".join(find_files(root)))
-            return 0
-        api = HfApi()
-        names = push(api, args.repo_id, root, not args.public)
-    except (ValueError, OSError) as error:
-        log.error("push_to_space.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.error("push_to_space.py: stopped; the same command starts again")
-        return 130
+    if args.dry_run:
+        print("\n".join(find_files(root)))
+        return 0
+    api = HfApi()
+    names = push(api, args.repo_id, root, not args.public)
     print(f"{api.endpoint}/spaces/{args.repo_id}: {len(names)} files")
     return 0
 

@@ -19,6 +19,7 @@ from recordings.composition import FILE_SECONDS, INSTRUMENTS
 from recordings.render_samples import render_samples
 from recordings.score import PLAYING
 from recordings.soundfont import SOUNDFONT, write_set
+from sound.console import as_command
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -39,24 +40,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command("stopped; the files that are written are whole, the same command goes on from here")
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the set that the command line asks for and say what was written."""
-    logging.basicConfig(level=logging.INFO, format="render_dataset.py: %(message)s")
     args = parse_args(argv)
-    try:
-        if args.samples:
-            written, skipped = render_samples(args.samples, args.instrument, args.minutes, args.output_dir, args.seed)
-        else:
-            logging.info("without --samples a sound font plays, which sounds less like the instrument than recordings")
-            written, skipped = write_set(
-                args.instrument, args.minutes, args.output_dir, args.seed, args.soundfont, args.num_workers
-            )
-    except (OSError, ValueError) as error:
-        logging.error(error)
-        return 1
-    except KeyboardInterrupt:
-        logging.error("interrupted; the files in %s are whole, run again to go on", args.output_dir)
-        return 130
+    if args.samples:
+        written, skipped = render_samples(args.samples, args.instrument, args.minutes, args.output_dir, args.seed)
+    else:
+        logging.info("without --samples a sound font plays, which sounds less like the instrument than recordings")
+        written, skipped = write_set(
+            args.instrument, args.minutes, args.output_dir, args.seed, args.soundfont, args.num_workers
+        )
     minutes = (written + skipped) * FILE_SECONDS / 60
     print(f"{written} written, {skipped} skipped: {minutes:g} minutes of {args.instrument} in {args.output_dir}")
     return 0

@@ -8,7 +8,6 @@ and it sends what is missing. Nothing on the Hub is deleted unless ``--delete_mi
 """
 
 import argparse
-import logging
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -17,8 +16,7 @@ from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, load_config
 from recordings.hub_client import check_repo_id
 from recordings.hub_index import INDEX_FILE
 from recordings.hub_upload import CARD, HUB_LICENCES, describe_folder, upload
-
-log = logging.getLogger("upload_to_hf")
+from sound.console import as_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -55,17 +53,10 @@ def run(args: argparse.Namespace) -> None:
         print(f"{len(others)} {'deleted there' if args.delete_missing else 'there but not here, and kept'}")
 
 
+@as_command("stopped; the same command goes on from here")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        log.error("upload_to_hf.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.error("upload_to_hf.py: stopped; the same command goes on from here")
-        return 130
+    run(args)
     return 0
 
 

@@ -4,16 +4,22 @@ import contextlib
 import hashlib
 import os
 import pickle
+import pickletools
 import secrets
 import struct
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _MAX_NAME = 255  # bytes, of a file's name
+_MAX_MEMBERS = 10_000  # of a torch file: one a tensor
+_MAX_SHARED_TUPLES = 16  # tuples of a pickle that stand in it a second time; in tuples, each doubles the time of a hash
 # What torch's unpickler raises on bytes that it did not write.
 _UNREADABLE = (
     RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
     pickle.UnpicklingError,
     EOFError,
     OSError,
@@ -84,6 +90,8 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
 def load_tensors(path: Path, mmap: bool = False) -> Any:
     """Read what ``save_tensors`` wrote, to the CPU; with ``mmap`` tensors are read when they are looked at.
 
+    Memory and time are bounded by the size of the file: nothing in it is compressed, or larger than it.
+
     Raises:
         ValueError: damaged, or not such a file; nothing in it was run.
     """
@@ -92,6 +100,58 @@ def load_tensors(path: Path, mmap: bool = False) -> Any:
     mmap = mmap and not any("\ud800" <= letter <= "\udfff" for letter in str(path))  # torch maps UTF-8 names only
     try:
         with path.open("rb") as file:
-            return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
+            _require_plain_archive(file)
+            file.seek(0)
+            content = torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
+        _require_plain_tensors(content, path.stat().st_size)
     except _UNREADABLE as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    return content
+
+
+def _require_plain_archive(file: BinaryIO) -> None:
+    """Raise ValueError for a torch file with compressed or overlapping members, or tuples that take long to hash."""
+    size = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("its members are compressed")
+        if len(members) > _MAX_MEMBERS or sum(member.file_size for member in members) > size:
+            raise ValueError("its members are too many, or larger than the file")
+        for member in members:
+            if member.filename.rpartition("/")[2] == "data.pkl":
+                _require_few_shared_tuples(archive.read(member))
+
+
+def _require_few_shared_tuples(pickled: bytes) -> None:
+    tuples, before, n_shared = set(), "", 0
+    for opcode, number, _ in pickletools.genops(pickled):
+        if opcode.name.endswith("PUT") and "TUPLE" in before:
+            tuples.add(number)
+        n_shared += opcode.name.endswith("GET") and number in tuples
+        if n_shared > _MAX_SHARED_TUPLES:
+            raise ValueError("too many of its tuples are shared")
+        before = opcode.name
+
+
+def _require_plain_tensors(content: Any, size: int) -> None:
+    """Raise ValueError for a tensor that is not dense, contiguous and on the CPU, or for more than a file holds."""
+    import torch
+
+    waiting, seen, n_bytes = [content], set(), 0
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        if isinstance(value, torch.Tensor):
+            is_dense = value.layout == torch.strided and not value.is_nested and not value.is_quantized
+            if not is_dense or value.device.type != "cpu" or not value.is_contiguous():
+                raise ValueError("it holds a tensor that is sparse, expanded, or without values")
+            n_bytes += value.nbytes
+        elif isinstance(value, dict | list | tuple | set):
+            waiting += value.values() if isinstance(value, dict) else value
+        else:
+            continue
+        seen.add(id(value))
+    if n_bytes > size:
+        raise ValueError("its tensors are larger than the file")

@@ -17,7 +17,9 @@ ROOT = Path(__file__).parent.parent
 RATE = 16000
 
 
-def save_untrained(path: Path, instrument: str = "trumpet", epoch: int = 1, when: float | None = None) -> Path:
+def save_untrained(
+    path: Path, instrument: str = "trumpet", epoch: int = 1, when: float | None = None, **values: object
+) -> Path:
     """Write a checkpoint that was never trained, with the statistics of one that was."""
     torch.manual_seed(0)
     config = load_config()
@@ -26,7 +28,8 @@ def save_untrained(path: Path, instrument: str = "trumpet", epoch: int = 1, when
         "loudness_quantiles": np.linspace(-50, -12, 101).tolist(),
     }
     weights = build_model(config, instrument).state_dict()
-    content = make_checkpoint(config, instrument, model=weights, statistics=statistics, epoch=epoch, step=10 * epoch)
+    reached = {"epoch": epoch, "step": 10 * epoch}
+    content = make_checkpoint(config, instrument, model=weights, statistics=statistics, **reached, **values)
     save_checkpoint(path, content)
     if when is not None:
         os.utime(path, (when, when))

@@ -24,7 +24,7 @@ from training.optimization import WeightAverage, build_loss, train_step
 from training.trainer import TrainingStopped
 
 META = torch.device("meta")
-OPTIONS = {"mel": {"loss": {"mel_loss_weight": 1.0}}, "reverb": {"model": {"reverb_seconds": 0.1}}}
+OPTIONS = {"reverb": {"model": {"reverb_seconds": 0.1}}}
 
 
 @pytest.fixture(autouse=True)

@@ -440,7 +440,7 @@ def test_the_command_line_says_one_sentence_and_no_traceback(tmp_path):
     command = [sys.executable, ROOT / "download_data.py", "--url", "nonsense", "--output_dir", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "Traceback" not in done.stderr and not done.stdout
-    assert len([line for line in done.stderr.splitlines() if line.startswith("Error: ")]) == 1
+    assert len([line for line in done.stderr.splitlines() if line.startswith("download_data.py: ")]) == 1
 
 
 @pytest.mark.parametrize("flags", [["--md5", "123"], ["--takes", "duet"]])

@@ -164,6 +164,83 @@ def test_one_weight_too_many_is_not_overlooked(write_checkpoint, small_config):
         load_weights(build_model(small_config, "trumpet"), content["model"], checkpoint_module.PRETRAINED_DIR / "x.pth")
 
 
+# --- small files that ask for much -----------------------------------------------------------------
+
+
+def nested(depth):
+    """Return a list whose text doubles with each level, and takes a few bytes of a file for it."""
+    value = []
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        pytest.param("model", "hidden_size", nested(60), id="nested"),
+        ("model", "n_harmonics", 3_000_000),
+        ("model", "n_noise_bands", 100_000),
+        ("model", "reverb_seconds", 50_000.0),
+        ("model", "hidden_size", 12_000),
+        ("model", "num_layers", 10**6),
+        ("model", "attention_window", 10**6),
+        ("model", "initial_gain", float("inf")),
+        ("model", "noise_bias", 1e308),
+        ("audio", "feature_rate", 10**9),
+        ("audio", "hop_length", 10**5),
+        ("features", "loudness_window", 10**9),
+    ],
+)
+def test_settings_beyond_all_measure(rewrite, section, key, value):
+    path = rewrite(lambda content: content["config"][section].update({key: value}))
+    with pytest.raises(ValueError, match=rf"model\.pth cannot be used .*{key} is .{{,300}}$"):
+        load_model(path)
+
+
+def test_a_large_model_is_refused_before_it_takes_memory(rewrite, monkeypatch):
+    devices = []
+    build = checkpoint_module.build_model
+
+    def note_device(*args):
+        model = build(*args)
+        devices.append(model.log_gain.device.type)
+        return model
+
+    monkeypatch.setattr(checkpoint_module, "build_model", note_device)
+    with pytest.raises(ValueError, match="another architecture"):
+        load_model(rewrite(lambda content: content["config"]["model"].update(hidden_size=4096, num_layers=16)))
+    assert devices == ["meta"]
+
+
+@pytest.mark.parametrize("name", ["f0_quantiles", "loudness_quantiles"])
+@pytest.mark.parametrize("value", [1e308, -1e308])
+def test_statistics_beyond_all_measure(rewrite, name, value):
+    with pytest.raises(ValueError, match=r"model\.pth .*statistics"):
+        load_model(rewrite(lambda content: content["statistics"].update({name: [value] * 101})))
+
+
+@pytest.mark.parametrize("name", ["/../../x", "Trumpet", "", "x" * 41, "a\nb", 5, nested(9)])
+def test_instrument_that_is_no_name(rewrite, name):
+    def rename(content):
+        content["config"]["instruments"]["kazoo"] = content["config"]["instruments"]["trumpet"]
+        if isinstance(name, str):
+            content["config"]["instruments"][name] = content["config"]["instruments"]["trumpet"]
+        content["instrument"] = name
+
+    with pytest.raises(ValueError, match=r"model\.pth .*instrument.{,200}$"):
+        load_model(rewrite(rename))
+
+
+def test_instrument_of_an_unknown_class(rewrite):
+    def change(content):
+        content["config"]["instruments"]["kazoo"] = {**content["config"]["instruments"]["trumpet"], "model": "Kazoo"}
+        content["instrument"] = "kazoo"
+
+    with pytest.raises(ValueError, match=r"model\.pth describes a model that cannot be built"):
+        load_model(rewrite(change))
+
+
 # --- settings of older and newer versions -------------------------------------------------------
 
 

@@ -93,6 +93,13 @@ def test_without_precedence_it_plays_and_says_so(write_checkpoint, monkeypatch, 
     gc.unfreeze()
 
 
+def test_precedence_can_be_declined(write_checkpoint, monkeypatch) -> None:
+    monkeypatch.setattr(live, "request_realtime_priority", lambda: pytest.fail("it was asked for"))
+    monkeypatch.setattr(live, "play_live", lambda *_: None)
+    assert live.main(["--checkpoint", str(write_checkpoint()), "--no_realtime"]) == 0
+    gc.unfreeze()
+
+
 def test_the_level_meter() -> None:
     meter = live.LevelMeter()
     meter.input_peak, meter.output_peak = 1.0, 0.0

@@ -186,6 +186,31 @@ def test_asks_who_plays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     assert "unknown instrument 'kazoo'" in caplog.text
 
 
+def test_an_instrument_that_is_not_known_can_be_added_as_the_sentence_says(raw: Path, tmp_path: Path, caplog) -> None:
+    flags = ["--input_dir", raw, "--output_dir", tmp_path / "out", "--instrument", "zorgophone"]
+    assert run(*flags) == 1
+    entry = json.loads("{" + caplog.messages[-1].partition('"zorgophone": ')[2].join(['"zorgophone": ', "}"]))
+    content = json.loads(DEFAULT_CONFIG_PATH.read_text())
+    content["instruments"] |= entry
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    assert run(*flags, "--config", tmp_path / "own.json") == 0
+
+
+def test_a_deleted_take_is_named_and_pruned(raw: Path, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    out, gone = tmp_path / "out", raw / "sub" / "rendered_trumpet_1.wav"
+    gone.parent.mkdir()
+    soundfile.write(gone, tone(f0=300.0), 16000)
+    flags = ["--input_dir", raw, "--output_dir", out]
+    assert run(*flags) == 0 and caplog.messages == []
+    gone.unlink()
+    stale = out / "sub" / "rendered_trumpet_1.wav.pt"
+    assert run(*flags) == 0
+    assert str(stale) in caplog.text and "--prune" in caplog.text and stale.exists()
+    assert run(*flags, "--prune") == 0
+    assert [path.name for path in out.rglob("*.pt")] == ["rendered_trumpet_0.wav.pt"]
+
+
 def test_an_empty_or_missing_folder_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert run("--input_dir", tmp_path, "--output_dir", tmp_path / "out") == 1
     assert "holds no recordings" in caplog.text

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,11 +15,13 @@ import pytest
 import torch
 
 import train
-from checkpoint import load_model, read_checkpoint
+import transfer
+from checkpoint import load_model, read_checkpoint, save_checkpoint
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import Recording, extractor_settings, save_recording
 from model import TransformerDecoder
 from recordings.corpus import read_corpus
+from recordings.process_ranks import SINGLE_PROCESS, read_ranks
 from training.experiment_log import read_metrics
 from training.optimization import learning_rate_at
 from training.trainer import TrainingStopped
@@ -78,7 +81,7 @@ def test_trains_saves_and_the_loss_falls(corpus: Path, small_config: Path, tmp_p
     assert train.main(arguments(corpus, small_config, tmp_path / "out", "--epochs", 6)) == 0
     losses = [float(line.split("train_loss ")[1].split()[0]) for line in caplog.messages if "train_loss" in line]
     assert len(losses) == 6 and losses[-1] < 0.8 * losses[0]
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.pth"))
     assert names == ["best.pth", "latest.pth", "model_epoch_4.pth", "model_epoch_5.pth", "model_epoch_6.pth"]
     model = load_model(tmp_path / "out" / "latest.pth")
     assert model.instrument == "trumpet" and not model.training
@@ -136,7 +139,7 @@ def test_a_signal_finishes_the_step_and_saves(corpus: Path, small_config: Path, 
     messages = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "Traceback" not in messages
     step = read_checkpoint(tmp_path / "out" / "latest.pth")["step"]
-    assert f"stopped at step {step} and saved" in messages
+    assert f"at step {step}, and saved" in messages
     assert not list((tmp_path / "out").glob("*.part"))
 
 
@@ -163,7 +166,7 @@ def test_no_resume_keeps_the_old_checkpoint(corpus: Path, small_config: Path, tm
     out = tmp_path / "out"
     train.main(arguments(corpus, small_config, out, "--epochs", 2))
     before = (out / "latest.pth").read_bytes()
-    old = {path.name for path in out.iterdir()}
+    old = {path.name for path in out.glob("*.pth")}
     assert {"best.pth", "model_epoch_2.pth"} < old
     assert train.main(arguments(corpus, small_config, out, "--epochs", 1, "--no_resume")) == 0
     assert read_checkpoint(out / "latest.pth")["epoch"] == 1
@@ -555,3 +558,101 @@ def test_a_failing_compiler_is_one_sentence(corpus: Path, small_config: Path, tm
     flags = ["--epochs", 1, "--config_name", "transformer", "--compile"]
     assert train.main(arguments(corpus, small_config, tmp_path / "out", *flags)) == 1
     assert "torch.compile failed, train without --compile" in caplog.text and "Traceback" not in caplog.text
+
+
+# --- the folder, and what is said ---------------------------------------------------------------
+
+
+def test_a_second_training_in_the_folder_is_one_sentence_and_a_killed_one_leaves_no_lock(
+    corpus: Path, small_config: Path, tmp_path: Path, caplog
+) -> None:
+    out = tmp_path / "out"
+    code = f"import time, pathlib, train\nwith train.lock_checkpoint_dir(pathlib.Path({str(out)!r})):\n    "
+    code += "print('locked', flush=True)\n    time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        assert train.main(arguments(corpus, small_config, out, "--epochs", 1)) == 1
+        assert len(caplog.messages) == 1 and str(out) in caplog.text and not list(out.glob("*.pth"))
+        other.kill()
+    assert train.main(arguments(corpus, small_config, out, "--epochs", 1)) == 0
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_first_step(
+    corpus: Path, small_config: Path, tmp_path: Path, caplog, monkeypatch
+) -> None:
+    monkeypatch.setattr(train, "build_trainer", lambda *_: pytest.fail("it began"))
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "out", Path("/proc/nothing")):
+        assert train.main(arguments(corpus, small_config, out, "--epochs", 1)) == 1
+        assert str(out) in caplog.messages[-1]
+
+
+def test_the_folder_proposed_for_another_training_is_free(
+    corpus: Path, small_config: Path, tmp_path: Path, caplog
+) -> None:
+    out = tmp_path / "checkpoints" / "trumpet"
+    train.main(arguments(corpus, small_config, out, "--epochs", 1))
+    other = arguments(corpus, small_config, out, "--epochs", 2, "--config_name", "transformer")
+    for free in ("trumpet_2", "trumpet_3"):
+        assert train.main(other) == 1
+        assert caplog.messages[-1].endswith(f"--checkpoint_dir {out.with_name(free)}")
+        out.with_name(free).mkdir()
+
+
+def test_with_nothing_held_out_the_best_is_that_of_the_lowest_training_loss(
+    corpus: Path, small_config: Path, tmp_path: Path, caplog
+) -> None:
+    caplog.set_level("INFO")
+    none = ("--val_fraction", 0)
+    assert train.main(arguments(corpus, small_config, tmp_path / "out", "--epochs", 2, *none)) == 0
+    metrics = read_checkpoint(tmp_path / "out" / "best.pth")["metrics"]
+    assert np.isfinite(metrics["best_val_loss"]) and metrics["first_val_loss"] is None
+    assert "lowest training loss" in caplog.text
+    latest = read_checkpoint(tmp_path / "out" / "latest.pth")  # as earlier versions left it
+    latest["metrics"]["best_val_loss"] = float("nan")
+    save_checkpoint(tmp_path / "out" / "latest.pth", latest)
+    (tmp_path / "out" / "best.pth").unlink()
+    assert train.main(arguments(corpus, small_config, tmp_path / "out", "--epochs", 3, *none)) == 0
+    assert (tmp_path / "out" / "best.pth").is_file()
+
+
+def test_the_end_names_the_best_and_the_line_that_plays_it(
+    corpus: Path, small_config: Path, tmp_path: Path, caplog
+) -> None:
+    caplog.set_level("INFO")
+    best = tmp_path / "out" / "best.pth"
+    for _ in range(2):  # the second finds it done
+        assert train.main(arguments(corpus, small_config, tmp_path / "out", "--epochs", 2)) == 0
+        said, line = caplog.messages[-1].split("; to hear it: ")
+        assert f"{best} is epoch {read_checkpoint(best)['epoch']}" in said
+        program, script, *flags = shlex.split(line)
+        assert (program, script) == ("./venv/bin/python", "transfer.py")
+        assert transfer.parse_args(flags).checkpoint == best
+
+
+def test_a_stop_and_a_resume_count_epochs_alike(corpus: Path, small_config: Path, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    args = arguments(corpus, small_config, tmp_path / "out", "--epochs", 3)
+    train.main(arguments(corpus, small_config, tmp_path / "out", "--epochs", 1))
+    trainer = train.build_trainer(train.parse_args(args))
+    assert "after epoch 1, at step 3" in caplog.messages[-1]
+    trainer.stop_requested = True
+    assert train.run_training(trainer, train.parse_args(args)) == 130
+    assert "in epoch 2, at step 4" in caplog.messages[-1]
+    train.build_trainer(train.parse_args(args))
+    assert "in epoch 2, at step 4" in caplog.messages[-1]
+
+
+def test_empty_variables_are_as_unset(monkeypatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "")
+    assert read_ranks() == SINGLE_PROCESS
+
+
+def test_threads_of_a_training_wait_without_spinning() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    code = "import os, train; print(os.environ['OMP_WAIT_POLICY'])"
+    for given, found in (({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, env=environment | given, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == found

@@ -387,11 +387,11 @@ def test_all_keeps_equal_names_apart_and_names_what_failed(tmp_path, counting_re
     (data_dir / "b" / "other.wav.pt").write_bytes(b"damaged")
     assert run("--all", "--data_dir", data_dir, "--output_dir", tmp_path / "out") == 1
     output = capsys.readouterr()
-    assert output.out == "3 written, 1 failed\n"
+    assert output.out == f"3 written, 1 failed in {tmp_path / 'out'}\n"
     assert str(data_dir / "b" / "other.wav.pt") in output.err
     assert pictures(tmp_path / "out") == ["a/take.wav.png", "b/take.wav.png", "take.flac.png"]
     assert run("--all", "--data_dir", data_dir / "a", "--output_dir", tmp_path / "out") == 0
-    assert capsys.readouterr().out == "1 written, 0 failed\n"
+    assert capsys.readouterr().out == f"1 written, 0 failed in {tmp_path / 'out'}\n"
 
 
 @pytest.mark.usefixtures("small_pictures")

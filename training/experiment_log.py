@@ -40,7 +40,7 @@ def choose_run_name(runs_dir: Path, wanted: str | None = None) -> str:
     stem = wanted or f"{secrets.choice(_ADJECTIVES)}-{secrets.choice(_NOUNS)}"
     name, number = stem, 2
     while (runs_dir / name).exists():
-        name, number = f"{stem}-{number}", number + 1
+        name, number = f"{stem[:32]}-{number}", number + 1
     return name
 
 
@@ -97,12 +97,15 @@ class ExperimentLog:
             return
         self._wandb = self._try_to(wandb_run.start_run, chosen, project, run_id, self.folder, self.config)
         if self._wandb is None and chosen == "online":
-            log.info("W&B cannot be reached: this run is kept offline")
             self._try_to(wandb_run.stop_service)
             chosen = "offline"
             self._wandb = self._try_to(wandb_run.start_run, chosen, project, run_id, self.folder, self.config)
+            if self._wandb is not None:
+                log.info("W&B cannot be reached: this run is kept offline")
+        if self._wandb is None:
+            log.info("W&B gets nothing of this run; %s has all of it", self.folder)
         if self._wandb is not None and chosen == "offline":
-            hint = "" if mode else " (`wandb login` once, and the next run is online)"
+            hint = "" if mode else " (`./venv/bin/python -m wandb login` once, and the next run is online)"
             log.info("W&B is offline%s; to upload this run%s", hint, wandb_run.describe_upload(self.folder, run_id))
 
     def log_step(self, epoch: int, step: int, values: dict[str, float]) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from config import Config, TrainConfig
-from loss import LogMelLoss, MultiResolutionSTFTLoss
+from loss import MultiResolutionSTFTLoss
 from model import GruDecoder, NeuralGuitar, NoiseSource
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the decoder's products, in training
@@ -18,18 +18,12 @@ def learning_rate_at(step: int, settings: TrainConfig) -> float:
     return max(decayed, settings.min_learning_rate)
 
 
-def build_loss(config: Config) -> MultiResolutionSTFTLoss | LogMelLoss:
+def build_loss(config: Config) -> MultiResolutionSTFTLoss:
     """Build the training loss of a configuration."""
     settings = config.loss
-    loss = MultiResolutionSTFTLoss(
+    return MultiResolutionSTFTLoss(
         settings.fft_sizes, settings.hop_sizes, settings.win_lengths, settings.mag_loss_weight, settings.eps
     )
-    if not settings.mel_loss_weight:
-        return loss
-    from librosa.filters import mel  # a second that most trainings need not wait
-
-    filters = mel(sr=config.audio.sample_rate, n_fft=settings.mel_fft_size, n_mels=settings.mel_bands, norm=None)
-    return LogMelLoss(loss, torch.from_numpy(filters), settings.mel_loss_weight)
 
 
 def build_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Adam:
@@ -64,9 +58,8 @@ def train_step(
     ``precision`` is that of the decoder's products, all else is done in float32.
     """
     optimizer.zero_grad(set_to_none=True)
-    decoder_inputs = (batch["heard_f0"], batch["heard_loudness"]) if "heard_f0" in batch else None
     with torch.autocast(batch["f0"].device.type, precision, enabled=precision != torch.float32):
-        audio = model(batch["f0"], batch["loudness"], generator, decoder_inputs, batch.get("plucks"))
+        audio = model(batch["f0"], batch["loudness"], generator, batch.get("plucks"))
     loss = loss_function(audio, batch["audio"], batch.get("bandwidth"))
     (weight * loss.total).backward()
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)

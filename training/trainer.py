@@ -174,7 +174,7 @@ class Trainer(TrainingState):
             if self.experiment_log and step.number % self.config.train.log_every_steps == 0:
                 learning_rate = learning_rate_at(step.number - 1, self.config.train)
                 self.experiment_log.log_step(
-                    self.progress.epoch,
+                    self.progress.epoch + 1,
                     step.number,
                     {
                         "train_loss": loss,
@@ -246,9 +246,12 @@ class Trainer(TrainingState):
 
     def _finish_epoch(self, train_loss: float, validation: StftLoss) -> None:
         progress, val_loss = self.progress, validation.total
-        is_best = val_loss < progress.best_val_loss
-        progress.best_val_loss = min(val_loss, progress.best_val_loss)
-        progress.epochs_since_best = 0 if is_best or np.isnan(val_loss) else progress.epochs_since_best + 1
+        judged = val_loss if len(self.validation) else train_loss
+        is_best = judged < progress.best_val_loss
+        progress.best_val_loss = min(judged, progress.best_val_loss)
+        progress.epochs_since_best = 0 if is_best else progress.epochs_since_best + 1
+        if progress.first_val_loss is None and len(self.validation):
+            progress.first_val_loss = val_loss
         if self.experiment_log:
             self.experiment_log.log_epoch(progress.epoch, progress.step, train_loss, validation)
         self.save(LATEST, f"model_epoch_{progress.epoch}.pth", *([BEST] if is_best else []))

@@ -5,6 +5,7 @@ Checkpoints are made of it, and it goes on from them; ``trainer.py`` does the st
 
 import dataclasses
 import logging
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from checkpoint import (
     random_state,
     restore_random_state,
 )
-from config import Config, training_changes
+from config import Config, require_name, training_changes
 from model import NeuralGuitar, build_model
 from recordings.corpus import Corpus, measure_statistics
 from recordings.crops import CropDataset, Span, build_dataset
@@ -36,12 +37,18 @@ class TrainingProgress:
     step: int = 0  # optimizer steps in all
     position_in_epoch: int = 0  # crops done in the unfinished epoch
     loss_sum: float = 0.0  # over those crops
-    best_val_loss: float = float("inf")
+    best_val_loss: float = float("inf")  # training loss where nothing is held out
     epochs_since_best: int = 0
+    first_val_loss: float | None = None  # of those that compare with the best
+
+    def __str__(self) -> str:
+        """Say where the training stands, in the epoch that it counts aloud."""
+        place = f"in epoch {self.epoch + 1}" if self.position_in_epoch else f"after epoch {self.epoch}"
+        return f"{place}, at step {self.step}"
 
     def reset_best(self) -> None:
-        """Reset the best validation loss: those to come do not compare with it."""
-        self.best_val_loss, self.epochs_since_best = float("inf"), 0
+        """Reset the best loss: those to come do not compare with it."""
+        self.best_val_loss, self.epochs_since_best, self.first_val_loss = float("inf"), 0, None
 
 
 class TrainingState:
@@ -99,6 +106,8 @@ class TrainingState:
         position = min(checkpoint["position_in_epoch"], len(self.training))
         self.progress = TrainingProgress(checkpoint["epoch"], checkpoint["step"], position, **checkpoint["metrics"])
         self.run_name, self.wandb_id = checkpoint["run_name"], checkpoint["wandb_id"]
+        if self.run_name is not None:
+            require_name("the name of the run", self.run_name)
         changes = training_changes(checkpoint["config"], self.config)
         reordered = crop_order_changes(checkpoint, self.seed, len(self.training))
         self.changes = changes | reordered
@@ -110,6 +119,8 @@ class TrainingState:
         regrouped = checkpoint["schedule"].get("validation", held_out) != held_out
         if regrouped or makes_losses_incomparable(checkpoint, changes, self.average is not None):
             log.info("validation losses do not compare with earlier ones any more: the best loss is reset")
+            self.progress.reset_best()
+        elif math.isnan(self.progress.best_val_loss):  # of earlier versions, where nothing was held out
             self.progress.reset_best()
 
     def to_checkpoint(self) -> dict[str, Any]:

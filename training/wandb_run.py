@@ -32,8 +32,8 @@ def choose_mode(wanted: str | None) -> str:
 
 
 def has_key() -> bool:
-    """Return True if a W&B key is configured, by its variable or in the netrc file, as ``wandb login`` leaves it."""
-    if os.environ.get("WANDB_API_KEY"):
+    """Return True if a W&B key is configured, by its variable or in the netrc file, as ``wandb login`` writes it."""
+    if os.environ.get("WANDB_API_KEY", "").strip():
         return True
     host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
@@ -46,6 +46,8 @@ def start_run(mode: str, project: str, run_id: str, folder: Path, config: Config
     """Start the W&B run with this id, or resume it where it is known; its files lie in ``folder / "wandb"``."""
     import wandb  # slow to import, and not needed to train
 
+    if key := os.environ.pop("WANDB_API_KEY", "").strip():  # W&B refuses the newline that a file's key ends with
+        os.environ["WANDB_API_KEY"] = key
     (folder / "wandb").mkdir(parents=True, exist_ok=True)  # else wandb takes a temporary folder
     settings = wandb.Settings(
         silent=True,
@@ -84,11 +86,12 @@ def stop_service() -> None:
 
 
 def describe_upload(folder: Path, run_id: str) -> str:
-    """Return how to upload an offline run later: ": wandb sync ..."."""
+    """Return how to upload an offline run later: ": ./venv/bin/python -m wandb sync ..."."""
     parts = folder / "wandb" / f"offline-run-*-{run_id}"
     n_parts = len(list(parts.parent.glob(parts.name)))
     order = f", its {n_parts} parts in the order of their names" if n_parts > 1 else ""
-    return f"{order}: wandb sync {shlex.quote(str(parts.parent))}/{parts.name}"  # the shell fills in the star
+    command = f"./venv/bin/python -m wandb sync {shlex.quote(str(parts.parent))}/{parts.name}"
+    return f"{order}: {command}"  # the shell fills in the star
 
 
 def make_media(folder: Path, shown: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from sound.atomic_files import write_text
 MAX_SECONDS = 4 * 3600.0  # s, of a file of curves or a MIDI file: what is longer was not meant
 _MAX_SHOWN = 80  # characters of a row that an error quotes
 COLUMNS = ("time", "f0", "loudness", "periodicity", "voiced")
+GATE_FADE_SECONDS = 0.02  # a fade at both ends of a sound, too short to soften an attack and long enough not to click
 
 
 class Melody(NamedTuple):
@@ -61,7 +62,7 @@ def shape_notes(melody: Melody, config: Config) -> Curves:
         loudness=np.maximum(loudness, floor).astype(np.float32),
         periodicity=periodicity,
         voiced=voiced,
-        gate=_fade_edges(voiced | releasing, config.audio.seconds_to_frames(settings.gate_fade_seconds)),
+        gate=_fade_edges(voiced | releasing, config.audio.seconds_to_frames(GATE_FADE_SECONDS)),
     )
 
 

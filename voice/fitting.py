@@ -31,6 +31,13 @@ _OPTION_LIMITS = {
 ARTICULATIONS = ("follow", "pluck")
 _MAX_OUTSIDE = 0.05  # more of the sung frames may lie out of range than in the best register
 _OPTIONAL = ("semitones", "output_rate")
+_RANGE_TOLERANCE = 0.5  # semitones beyond the instrument's range that still count as inside
+_MAX_OCTAVES = 5  # by which the register is moved
+_NOTE_CHANGE_COST = 7.0  # a change of note is as bad as this many frames a semitone off
+_VIBRATO_SECONDS = 0.2  # over which a note's pitch is averaged, to see its tuning
+_LOUDNESS_FROM = 10  # percent: the quantiles of loudness from here on
+_LOUDNESS_TO = 95  # percent; to here they decide how far dynamics are stretched
+LOUDNESS_ANCHOR = 75  # percent: the quantile of loudness that is matched exactly
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,6 @@ def fit_register(f0: np.ndarray, profile: InstrumentProfile) -> float:
     The melody moves by as few octaves as leave hardly more of it out of range than any register does: it stays where it
     is sung if that fits. One octave up or down alike, the one nearer to the middle of the training data is taken.
     """
-    settings = profile.config.transfer
 
     def fraction_outside(octaves: int) -> float:
         return fraction_out_of_range(f0 * 2.0**octaves, profile)
@@ -152,7 +158,7 @@ def fit_register(f0: np.ndarray, profile: InstrumentProfile) -> float:
     def distance(octaves: int) -> float:
         return float(abs(np.log2(np.median(f0) * 2.0**octaves / profile.median_f0)))
 
-    octaves = range(-settings.max_octaves, settings.max_octaves + 1)
+    octaves = range(-_MAX_OCTAVES, _MAX_OCTAVES + 1)
     outside = {number: fraction_outside(number) for number in octaves}
     fitting = [number for number in octaves if outside[number] <= min(outside.values()) + _MAX_OUTSIDE]
     return 12.0 * min(fitting, key=lambda number: (abs(number), distance(number)))
@@ -166,23 +172,22 @@ def correct_pitch(
     Returns:
         Pitch in MIDI numbers [T], and the share of the sung frames left out of range.
     """
-    settings = profile.config.transfer
     low, high = (hz_to_midi(f0) for f0 in (profile.f0_min, profile.f0_max))
-    low, high = low - settings.range_tolerance, high + settings.range_tolerance
+    low, high = low - _RANGE_TOLERANCE, high + _RANGE_TOLERANCE
     if options.autotune:
-        notes = track_notes(pitch, voiced, settings.note_change_cost, key_pitch_classes(options.key))
+        notes = track_notes(pitch, voiced, _NOTE_CHANGE_COST, key_pitch_classes(options.key))
         # The vibrato is averaged over, so that it stays in a note that is moved.
-        centre = smooth_within_notes(pitch, voiced, settings.vibrato_seconds * profile.config.audio.frame_rate)
+        centre = smooth_within_notes(pitch, voiced, _VIBRATO_SECONDS * profile.config.audio.frame_rate)
         pitch = pitch + options.autotune * (notes - centre)
     if options.fold:
-        notes = track_notes(pitch, voiced, settings.note_change_cost)
+        notes = track_notes(pitch, voiced, _NOTE_CHANGE_COST)
         pitch = pitch + 12 * (np.ceil(np.maximum(low - notes, 0) / 12) - np.ceil(np.maximum(notes - high, 0) / 12))
     return pitch, fraction_out_of_range(midi_to_hz(pitch[voiced]), profile)
 
 
 def fraction_out_of_range(f0: np.ndarray, profile: InstrumentProfile) -> float:
     """Return the fraction of the pitches [T] in Hz that lie outside the instrument's range; 0 if there are none."""
-    tolerance = 2 ** (profile.config.transfer.range_tolerance / 12)
+    tolerance = 2 ** (_RANGE_TOLERANCE / 12)
     outside = (f0 < profile.f0_min / tolerance) | (f0 > profile.f0_max * tolerance)
     return float(outside.mean()) if len(f0) else 0.0
 
@@ -236,12 +241,12 @@ def fit_loudness(loudness: np.ndarray, voiced: np.ndarray, profile: InstrumentPr
     """
     settings = profile.config.transfer
     wanted = np.asarray(profile.loudness_quantiles)  # at 0, 1, ... 100 %
-    percent = np.arange(settings.loudness_from, settings.loudness_to + 1, 5)
+    percent = np.arange(_LOUDNESS_FROM, _LOUDNESS_TO + 1, 5)
     found = np.quantile(loudness[voiced], percent / 100)
     slope = np.std(wanted[percent]) / max(np.std(found), 1e-3)
     slope = np.clip(slope, 1 / settings.max_loudness_slope, settings.max_loudness_slope)
     # Anchored in the upper half: notes, not their fading ends, decide how loud a player seems.
-    anchor = np.quantile(loudness[voiced], settings.loudness_anchor / 100)
-    gain = min(wanted[settings.loudness_anchor] - anchor, settings.max_loudness_gain)
+    anchor = np.quantile(loudness[voiced], LOUDNESS_ANCHOR / 100)
+    gain = min(wanted[LOUDNESS_ANCHOR] - anchor, settings.max_loudness_gain)
     fitted = anchor + gain + slope * (loudness - anchor)
     return np.clip(fitted, profile.config.features.loudness_floor, wanted[-1])

@@ -15,7 +15,7 @@ from config import Config
 from features import Features, bridge_f0, extract_feature_blocks
 from sound.audio_files import SpooledAudio, block_slices
 from voice.curves import Melody
-from voice.mains_hum import is_mains_frequency, remove_mains_hum
+from voice.mains_hum import RESIDUE, is_mains_frequency, remove_mains_hum
 from voice.note_gate import find_voiced, noise_floor
 
 _BLOCK_SAMPLES = 2**20  # of a recording in memory at once: a minute
@@ -23,6 +23,18 @@ _BLOCK_FRAMES = 1000  # whose spectra are in memory at once
 _SMALLEST = 1e-20
 _HIGHEST_WHISTLE = 5200.0  # Hz
 _WHISTLE_SHARE = 0.8  # of a frame's power that its tone holds, in most frames; 7 dB over the breath
+_TOO_HIGH_N_FFT = 1024  # samples, to see a tone above CREPE's range
+_TOO_HIGH_MARGIN = 1.02  # above CREPE's highest pitch times this
+_TOO_HIGH_SHARE = 0.5  # of a frame's power that such a tone holds
+_TOO_HIGH_REPORTED = 0.05  # share of frames that makes it the reason why there is no melody
+_MAX_GLIDE = 1.0  # semitones a frame; faster is a jump of the tracker
+_MAX_LEAP = 3.0  # semitones that a stretch between two jumps, short as a gap, may lie off the notes around it
+_OCTAVE_TOLERANCE = 0.7  # semitones around an octave that make a stretch an octave error
+_MAX_GLITCH_SECONDS = 0.15  # a longer stretch between two jumps is meant
+_GLITCH_CONTEXT_SECONDS = 0.25  # on either side of a stretch between two jumps, with which it is compared
+_POLYPHONY_N_FFT = 2048  # samples, to see several pitches at once
+_POLYPHONY_MAX_FREQUENCY = 1500.0  # Hz, up to which harmonics are told apart
+_POLYPHONY_SHARE = 0.1  # of the power, beside the melody's harmonics: another pitch
 
 
 class SilentError(ValueError):
@@ -64,7 +76,7 @@ def extract_melody(
     is_whistled = whistle > 0
     f0, periodicity = np.where(is_whistled, whistle, f0), np.where(is_whistled, np.float32(1), periodicity)
     # A hum is not taken out to its last bit, and CREPE hears a pitch in what is left, however soft.
-    is_hum = loudness - gain <= mains_hum.loudness - config.transfer.mains_left
+    is_hum = loudness - gain <= mains_hum.loudness - RESIDUE
     is_hum |= is_mains_frequency(f0, mains_hum.frequency)
     voiced = find_voiced(loudness, periodicity, ~(too_high | is_hum), config, gate_offset)
     if not voiced.any():
@@ -103,7 +115,7 @@ def _subtract_noise(loudness: np.ndarray, noise: float) -> np.ndarray:
 
 
 def _explain_no_melody(too_high: np.ndarray, config: Config) -> str:
-    if too_high.mean() > config.transfer.too_high_reported:
+    if too_high.mean() > _TOO_HIGH_REPORTED:
         return f"the melody lies over {_HIGHEST_WHISTLE:.0f} Hz, higher than anybody whistles; sing or whistle lower"
     return "no melody can be heard in the recording; sing or hum closer to the microphone"
 
@@ -120,19 +132,18 @@ def trace_whistling(audio: np.ndarray | SpooledAudio, config: Config) -> tuple[n
     Returns:
         f0 [T] Hz, 0 where nothing is whistled above CREPE's range; and bool [T], a tone that is higher than whistling.
     """
-    settings = config.transfer
     f0, share = _trace_tone(audio, config)
-    is_tone, whistle = share > settings.too_high_share, np.zeros_like(f0)
-    for stretch in _find_stretches(12 * np.log2(f0), is_tone, 2 * settings.max_glide):  # a whistle slides faster
-        if f0[stretch].max() > config.features.f0_max / settings.too_high_margin:
+    is_tone, whistle = share > _TOO_HIGH_SHARE, np.zeros_like(f0)
+    for stretch in _find_stretches(12 * np.log2(f0), is_tone, 2 * _MAX_GLIDE):  # a whistle slides faster
+        if f0[stretch].max() > config.features.f0_max / _TOO_HIGH_MARGIN:
             is_pure = np.median(share[stretch]) > _WHISTLE_SHARE
             whistle[stretch] = np.where(is_pure & (f0[stretch] <= _HIGHEST_WHISTLE), f0[stretch], 0)
-    return whistle, is_tone & (f0 > config.features.f0_max * settings.too_high_margin) & (whistle == 0)
+    return whistle, is_tone & (f0 > config.features.f0_max * _TOO_HIGH_MARGIN) & (whistle == 0)
 
 
 def _trace_tone(audio: np.ndarray | SpooledAudio, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Return the frequency [T] of the highest peak of each frame's spectrum, and its share [T] of the frame's power."""
-    rate, n_fft = config.audio.feature_rate, config.transfer.too_high_n_fft // 2  # short, for glides and vibrato
+    rate, n_fft = config.audio.feature_rate, _TOO_HIGH_N_FFT // 2  # short, for glides and vibrato
     f0, shares = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
     for _, power in _power_spectra(audio, np.arange(len(audio) // config.audio.feature_hop_length), n_fft, config):
         peak = np.clip(power.argmax(axis=1), 1, n_fft // 2 - 1)[:, None]
@@ -162,9 +173,9 @@ def repair_f0(f0: np.ndarray, voiced: np.ndarray, config: Config) -> tuple[np.nd
     """
     settings, audio = config.transfer, config.audio
     pitch, usable = 12 * np.log2(f0), voiced.copy()
-    longest, spike = (audio.seconds_to_frames(s) for s in (settings.max_glitch_seconds, settings.max_gap_seconds))
-    reach = audio.seconds_to_frames(settings.glitch_context_seconds)
-    stretches = _find_stretches(pitch, voiced, settings.max_glide)
+    longest, spike = (audio.seconds_to_frames(s) for s in (_MAX_GLITCH_SECONDS, settings.max_gap_seconds))
+    reach = audio.seconds_to_frames(_GLITCH_CONTEXT_SECONDS)
+    stretches = _find_stretches(pitch, voiced, _MAX_GLIDE)
     is_sure = np.zeros(len(f0), dtype=bool)
     for stretch in stretches:
         is_sure[stretch] = stretch.stop - stretch.start > longest
@@ -175,9 +186,9 @@ def repair_f0(f0: np.ndarray, voiced: np.ndarray, config: Config) -> tuple[np.nd
             continue
         off = np.median(pitch[stretch]) - np.median(context)
         octaves = 12 * np.round(off / 12)
-        if octaves and abs(off - octaves) <= settings.octave_tolerance:
+        if octaves and abs(off - octaves) <= _OCTAVE_TOLERANCE:
             pitch[stretch] -= octaves
-        elif abs(off) > settings.max_leap and stretch.stop - stretch.start <= spike:
+        elif abs(off) > _MAX_LEAP and stretch.stop - stretch.start <= spike:
             usable[stretch] = False
     return (2 ** (pitch / 12)).astype(np.float32), usable
 
@@ -199,16 +210,15 @@ def estimate_polyphony(audio: np.ndarray | SpooledAudio, f0: np.ndarray, voiced:
     Measured where f0 holds still: what is tonal and lies between the harmonics of f0 (and of the
     octave below it, which a tracker may have missed) is another pitch. 0 for one voice.
     """
-    settings = config.transfer
     steady = voiced & (ndimage.maximum_filter1d(f0, 13) < 2 ** (1 / 24) * ndimage.minimum_filter1d(f0, 13))
     frames = np.flatnonzero(ndimage.binary_erosion(steady, iterations=3))[::4]
-    hertz = np.fft.rfftfreq(settings.polyphony_n_fft, 1 / config.audio.feature_rate)
-    band = (hertz > 70) & (hertz < settings.polyphony_max_frequency)
+    hertz = np.fft.rfftfreq(_POLYPHONY_N_FFT, 1 / config.audio.feature_rate)
+    band = (hertz > 70) & (hertz < _POLYPHONY_MAX_FREQUENCY)
     hertz, n_found = hertz[band], 0
-    for here, spectra in _power_spectra(audio, frames, settings.polyphony_n_fft, config):
+    for here, spectra in _power_spectra(audio, frames, _POLYPHONY_N_FFT, config):
         power = spectra[:, band]
         strays = np.min([_inharmonic_power(power, hertz, f0[here, None] / divisor) for divisor in (1, 2)], axis=0)
-        n_found += np.count_nonzero(strays > settings.polyphony_share * power.sum(axis=1))
+        n_found += np.count_nonzero(strays > _POLYPHONY_SHARE * power.sum(axis=1))
     return float(n_found / max(1, len(frames)))
 
 

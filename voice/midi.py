@@ -32,6 +32,9 @@ _MAX_BYTES = 3_000_000  # a million events: two hours with a bend in every frame
 _UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, ZeroDivisionError, KeySignatureError)  # of mido
 _CHORD_SECONDS = 0.03  # notes that begin within this are one chord
 _Keys = dict[int, list[tuple[float, int]]]  # key: start in s and velocity, the oldest first
+_ATTACK_SECONDS = 0.03  # a note of a MIDI file takes so long to its full loudness
+_ATTACK_DEPTH = 9.0  # dB, from so far below
+_GAP_SECONDS = 0.03  # between two notes of the same pitch
 
 
 class MidiNote(NamedTuple):
@@ -245,7 +248,7 @@ class _Receiver:
                 self._bend[each] = bend
 
 
-def make_monophonic(notes: list[MidiNote], gap: float) -> list[MidiNote]:
+def make_monophonic(notes: list[MidiNote], gap: float = _GAP_SECONDS) -> list[MidiNote]:
     """Keep of each chord the highest note, and end each note where the next begins; ``gap`` s before the same note."""
     tops: list[MidiNote] = []
     for note in notes:
@@ -309,7 +312,7 @@ def _note_loudness(note: MidiNote, seconds: float, config: Config) -> np.ndarray
     """Return a note's loudness in dB below that of the highest velocity: it speaks, then dies away."""
     settings = config.transfer
     times = np.arange(round(seconds * config.audio.frame_rate)) / config.audio.frame_rate
-    attack = settings.midi_attack_depth * np.clip(1 - times / settings.midi_attack_seconds, 0, 1)
+    attack = _ATTACK_DEPTH * np.clip(1 - times / _ATTACK_SECONDS, 0, 1)
     return 40 * np.log10(note.velocity / 127) - attack - settings.midi_held_decay * times
 
 

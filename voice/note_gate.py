@@ -8,6 +8,10 @@ from scipy import ndimage
 
 from config import Config, TransferConfig
 
+_NOISE_QUANTILE = 0.2  # of the loudness of frames without a pitch: the recording's noise floor
+_PEAK_QUANTILE = 0.95  # of the loudness of all frames: its loud frames
+_NEVER_GATED = 15.0  # dB under the loud frames that are played however high the noise floor
+
 
 def find_voiced(
     loudness: np.ndarray, periodicity: np.ndarray, can_sound: np.ndarray, config: Config, gate_offset: float = 0.0
@@ -29,10 +33,10 @@ def find_voiced(
     settings = config.transfer
     pitched = _hysteresis(periodicity, settings.voiced_periodicity, settings.sustained_periodicity) & can_sound
     noise = noise_floor(loudness, pitched, config)
-    peak = float(np.quantile(loudness, settings.peak_quantile))
+    peak = float(np.quantile(loudness, _PEAK_QUANTILE))
     threshold = max(noise + settings.gate_above_noise, peak - settings.gate_below_peak)
     # However noisy, what is loud is played: a hum over a fan is still a melody.
-    threshold = min(threshold, peak - settings.never_gated) + gate_offset
+    threshold = min(threshold, peak - _NEVER_GATED) + gate_offset
     loud = _hysteresis(loudness, threshold, threshold - settings.gate_hysteresis)
     return _clean_runs(pitched & loud, settings, config.audio.frame_rate)
 
@@ -42,7 +46,7 @@ def noise_floor(loudness: np.ndarray, pitched: np.ndarray, config: Config) -> fl
     unpitched = loudness[~pitched]
     if len(unpitched) == 0:
         return config.features.loudness_floor
-    return float(np.quantile(unpitched, config.transfer.noise_quantile))
+    return float(np.quantile(unpitched, _NOISE_QUANTILE))
 
 
 def _hysteresis(values: np.ndarray, begin: float, end: float) -> np.ndarray:

@@ -123,6 +123,10 @@ _DRAWINGS = {
     "trumpet": "M4 22h36c11 0 17-7 24-14v28c-7-7-13-14-24-14M17 22v-9M26 22v-9M35 22v-9M13 22c0 15 28 15 28 0",
     "guitar": "M40 22l24-16M21 40c-9 3-17-3-17-11 0-7 6-11 12-10 6 0 6-8 14-7 7 0 11 7 8 13-2 5-8 4-8 9 0 4-4 5-9 6z"
     "M24 26a3 3 0 1 0 6 0a3 3 0 1 0-6 0",
+    "flute": "M4 36L64 20M4 44L64 28M4 36v8M64 20v8M16 33l-1-6M30 29l-1-8M40 26l-1-8M50 24l-1-8",
+    "saxophone": "M12 4h10c5 0 7 3 7 8v16c0 7 9 8 11 1l4-13 14 4-6 16c-4 11-31 11-31-6V12h-9M21 21h-6M21 30h-6",
+    "violin": "M38 22l24-16M19 41c-8 1-13-5-12-11 1-5 5-5 8-9 3-5 7-6 11-4 4 1 8 2 11 5 2 3 2 7 1 11-2 4-7 3-10 6"
+    "-3 3-4 3-9 2M56 3l8 8M36 46L64 24",
     "note": "M26 36V10l24-5v26M12 36a7 7 0 1 0 14 0a7 7 0 1 0-14 0M36 31a7 7 0 1 0 14 0a7 7 0 1 0-14 0",
 }
 
@@ -156,6 +160,9 @@ _CSS = """
 #instrument label.selected::before { background: var(--color-accent); }
 #instrument label:has([value=trumpet])::before { mask-image: var(--trumpet); }
 #instrument label:has([value=guitar])::before { mask-image: var(--guitar); }
+#instrument label:has([value=flute])::before { mask-image: var(--flute); }
+#instrument label:has([value=saxophone])::before { mask-image: var(--saxophone); }
+#instrument label:has([value=violin])::before { mask-image: var(--violin); }
 #octave .wrap { gap: 6px; }
 #octave label { padding: 7px 0; min-width: 48px; justify-content: center; border-radius: 10px; }
 #octave label span { margin: 0 12px; }

@@ -8,11 +8,13 @@ where a cancel and the time limit are noticed, and the work stops at its next st
 """
 
 import contextvars
+import dataclasses
 import logging
 import os
 import re
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from checkpoint import LATEST, PRETRAINED_DIR, load_model, read_checkpoint
+from checkpoint import BEST, LATEST, PRETRAINED_DIR, load_model, read_checkpoint
 from config import PageConfig
 from model import NeuralGuitar
 from playing.offline_transfer import transfer
@@ -44,6 +46,7 @@ StepCallback = Callable[[int], None]  # called with each step before it begins
 _LISTENING_SHARE = 0.6  # share of a transfer after which the voice has been listened to
 _ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))  # then what a request does on the GPU happens in another process
 _POLL_SECONDS = 0.1  # s, how soon a cancel is noticed
+_MIN_EPOCHS = 10  # that a training must have passed to be preselected
 _FIRST_INSTRUMENT = "trumpet"  # of the shipped instruments
 log = logging.getLogger("app")
 
@@ -55,10 +58,11 @@ log = logging.getLogger("app")
 class PlayableModel:
     """A model that can be chosen."""
 
-    name: str  # what it is chosen by: "latest", or as shipped
+    name: str  # what it is chosen by: as shipped, or a training's file under the folder of trainings: "trumpet/best"
     sound: str  # such as "trumpet"
     label: str  # for people
     path: Path
+    is_trained: bool = True  # past its first epochs, and much better than after the first
 
 
 @dataclass
@@ -67,20 +71,32 @@ class ModelCollection:
 
     checkpoint_dir: Path
     device: torch.device
+    checkpoint: Path | None = None  # to be offered first
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _models: dict[Path, tuple[int, NeuralGuitar]] = field(default_factory=dict)
     _described: dict[Path, tuple[int, PlayableModel]] = field(default_factory=dict)
 
     def find(self) -> list[PlayableModel]:
-        """Return the newest training, if there is one that can be read, then the shipped models."""
+        """Return what can be played, the one to be preselected first.
+
+        The shipped models come first, unless the newest training is worth it; of trainings, the newest first, and in
+        each the best before the latest. A checkpoint that was asked for goes before all.
+        """
         shipped = sorted(PRETRAINED_DIR.glob("*.pth"), key=lambda path: (path.stem != _FIRST_INSTRUMENT, path.stem))
         found = [PlayableModel(path.stem, path.stem, path.stem.capitalize(), path) for path in shipped]
+        trained = [one for path in find_trainings(self.checkpoint_dir) if (one := self._describe(path))]
+        found = trained + found if trained and trained[0].is_trained else found + trained
+        if self.checkpoint and (asked := self._describe(self.checkpoint)):
+            others = [one for one in found if one.path.resolve() != self.checkpoint.resolve()]
+            return [dataclasses.replace(asked, name="checkpoint"), *others]
+        return found
+
+    def _describe(self, path: Path) -> PlayableModel | None:
         try:
-            latest = find_latest_checkpoint(self.checkpoint_dir)
-            return [self._read(self._described, latest, describe_latest), *found] if latest else found
+            return self._read(self._described, path, lambda path: describe_training(path, self.checkpoint_dir))
         except (ValueError, OSError) as error:
             log.warning("app.py: %s", error)
-            return found
+            return None
 
     def choose(self, name: str) -> PlayableModel:
         """Return an instrument by name; the first for an empty name.
@@ -108,17 +124,28 @@ class ModelCollection:
             return known[path][1]
 
 
-def find_latest_checkpoint(checkpoint_dir: Path) -> Path | None:
-    """Return the most recently written latest.pth in or under a folder."""
-    return max(checkpoint_dir.rglob(LATEST), key=lambda path: path.stat().st_mtime_ns, default=None)
+def find_trainings(checkpoint_dir: Path) -> list[Path]:
+    """Return each best.pth and latest.pth in and under a folder: the training saved last first, its best before all."""
+    saved: dict[Path, int] = defaultdict(int)
+    for path in (*checkpoint_dir.rglob(LATEST), *checkpoint_dir.rglob(BEST)):
+        saved[path.parent] = max(saved[path.parent], path.stat().st_mtime_ns)
+    folders = sorted(saved, key=saved.__getitem__, reverse=True)
+    return [path for folder in folders for name in (BEST, LATEST) if (path := folder / name).is_file()]
 
 
-def describe_latest(path: Path) -> PlayableModel:
+def describe_training(path: Path, checkpoint_dir: Path) -> PlayableModel:
     """Read what a training has reached; raises what ``checkpoint.read_checkpoint`` raises."""
     content = read_checkpoint(path)
+    complete = content["epoch"] or 0
+    epoch = complete + bool(content["position_in_epoch"])  # the one that the training is in
     saved = time.strftime("%d %b %Y, %H:%M", time.localtime(path.stat().st_mtime))
-    reached = f"epoch {content['epoch']}, step {content['step']}, {saved}"
-    return PlayableModel("latest", content["instrument"], f"Latest {content['instrument']} ({reached})", path)
+    is_inside = path.is_relative_to(checkpoint_dir)
+    name = (path.relative_to(checkpoint_dir) if is_inside else Path(path.name)).with_suffix("").as_posix()
+    metrics = content["metrics"] or {}
+    first = metrics.get("first_val_loss") or 0.0
+    is_trained = complete > _MIN_EPOCHS and metrics.get("best_val_loss", float("inf")) <= first / 2
+    label = f"{content['instrument'].capitalize()}, {name} (epoch {epoch}, {saved})"
+    return PlayableModel(name, content["instrument"], label, path, is_trained)
 
 
 def read_model_card(instrument: PlayableModel) -> str:

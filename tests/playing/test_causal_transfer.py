@@ -13,7 +13,14 @@ import torch
 from checkpoint import load_model
 from conftest import melody
 from features import Ears, extract_features
-from playing.causal_transfer import CausalFitter, Limiter, PlayedFrame, StreamingTransfer
+from playing.causal_transfer import (
+    LIMITER_HOLD_SECONDS,
+    LIMITER_RELEASE_SECONDS,
+    CausalFitter,
+    Limiter,
+    PlayedFrame,
+    StreamingTransfer,
+)
 from playing.offline_transfer import transfer, transfer_causal
 from playing.transfer_report import describe_transfer
 from voice.fitting import TransferOptions
@@ -146,17 +153,16 @@ def test_a_tone_that_is_too_loud_stays_a_tone(config, f0: float) -> None:
 
 
 def test_the_gain_falls_without_a_corner_at_the_peaks_and_comes_back(config) -> None:
-    settings = config.transfer
     loud = np.zeros(RATE)
     loud[4010:4800] = 4 * CEILING * np.sin(2 * np.pi * 200 * np.arange(790) / RATE)
     gains, limiter = limit(config, loud)
     assert gains[:4000].min() == 1 and limiter.min_gain == pytest.approx(0.25, rel=1e-3) == gains.min()
     assert np.abs(gains * loud).max() <= CEILING * (1 + 1e-12)
-    lowest, end = int(gains.argmin()), 4800 + round(settings.limiter_hold_seconds * RATE)
+    lowest, end = int(gains.argmin()), 4800 + round(LIMITER_HOLD_SECONDS * RATE)
     assert np.diff(gains[4000:lowest]).std() < 1e-9 and np.ptp(gains[lowest:end]) < 1e-12
     back = np.diff(gains[end:])
-    assert back.min() >= 0 and back.max() < 0.75 / (settings.limiter_release_seconds * RATE) * 1.001
-    later = end + round(settings.limiter_release_seconds * RATE)
+    assert back.min() >= 0 and back.max() < 0.75 / (LIMITER_RELEASE_SECONDS * RATE) * 1.001
+    later = end + round(LIMITER_RELEASE_SECONDS * RATE)
     assert gains[later - 1] == pytest.approx(1 - 0.75 / np.e, rel=1e-6)
 
 

@@ -176,7 +176,6 @@ def test_a_long_recording_is_no_other_than_a_short_one(model, song: np.ndarray, 
     monkeypatch.setattr("playing.offline_transfer._BLOCK_SAMPLES", 1000)
     monkeypatch.setattr("voice.melody._BLOCK_SAMPLES", 1000)
     monkeypatch.setattr("voice.melody._BLOCK_FRAMES", 30)
-    monkeypatch.setattr("voice.mains_hum._BLOCK_FRAMES", 15)
     monkeypatch.setattr("sound.audio_files._IN_MEMORY_BYTES", 1000)
     result = transfer.transfer(song, RATE, model, TransferOptions(output_rate=44100))
     assert np.array_equal(result.curves.gate, expected.curves.gate)

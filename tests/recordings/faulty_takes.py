@@ -7,7 +7,6 @@ that a recording can have, and a copy. All are synthetic, and the same for the s
 """
 
 import argparse
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import soundfile
 import soxr
 from scipy import signal
 from tqdm import tqdm
+
+from sound.console import as_command
 
 RATE = 16000
 CHORDS = (  # MIDI pitches of six strings, or fewer
@@ -26,7 +27,6 @@ CHORDS = (  # MIDI pitches of six strings, or fewer
     (48, 52, 55, 60, 64),  # C
     (40, 47, 52, 55, 59, 64),  # Em
 )
-log = logging.getLogger("faulty_takes")
 
 
 def to_hertz(pitch: float) -> float:
@@ -128,21 +128,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@as_command("stopped; what is written stays", errors=(soundfile.LibsndfileError,))
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     takes = make_takes(np.random.default_rng(args.seed), args.notes)
-    try:
-        for name, take in tqdm(takes.items(), unit="file", desc="write", leave=False, disable=None):
-            path = args.output_dir / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path, take, RATE)
-    except (OSError, soundfile.LibsndfileError) as error:
-        log.error("faulty_takes.py: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        log.error("faulty_takes.py: stopped; what is written stays")
-        return 130
+    for name, take in tqdm(takes.items(), unit="file", desc="write", leave=False, disable=None):
+        path = args.output_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, take, RATE)
     print(f"{len(takes)} takes of {args.notes} notes or chords in {args.output_dir}, strummed and broken")
     return 0
 

@@ -8,6 +8,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import close_session, get_session
 
 from hub_server import Fault
+from recordings import hub_client
 from recordings.hub_client import HubError, RefusedError, UnreachableError, ask_hub, check_repo_id
 from recordings.hub_index import HubFile, HubIndex
 
@@ -133,3 +134,11 @@ def test_index_that_cannot_be_is_refused(values, change):
 def test_text_that_is_no_index_is_refused(text):
     with pytest.raises(HubError, match=r"index\.json of user/trumpet"):
         HubIndex.from_json(text, NAME)
+
+
+@pytest.mark.parametrize("proxy", ["socks://127.0.0.1:1", "socks5://127.0.0.1:1"])
+def test_socks_proxy_that_cannot_be_used_is_one_sentence(monkeypatch, proxy):
+    monkeypatch.setenv("all_proxy", proxy)
+    monkeypatch.setattr(hub_client, "find_spec", lambda _: None)
+    with pytest.raises(HubError, match=f"{NAME}.*{proxy}"):
+        ask_hub(lambda: HfApi().dataset_info(NAME), NAME)

@@ -13,7 +13,7 @@ import torch
 
 import inspect_dataset
 from conftest import harmonic_tone
-from data import save_recording
+from data import load_recording, save_recording
 from features import extract_loudness
 from recordings import inspection, pitch_annotations
 
@@ -72,24 +72,24 @@ def test_two_faulty_sets_are_written(tmp_path, capsys, caplog):
         faulty_takes.main(["--output_dir", str(tmp_path), "--notes", "1"])
 
 
-def test_what_hums_in_one_quiet_moment_alone_is_no_mains(config):
-    excess, noise = config.inspect.hum_excess, np.random.default_rng(0).standard_normal(24 * RATE)
+def test_what_hums_in_one_quiet_moment_alone_is_no_mains():
+    noise = np.random.default_rng(0).standard_normal(24 * RATE)
     audio = noise * np.where(np.arange(len(noise)) < 3 * RATE, 1e-4, 1e-2)
     audio[:RATE] += harmonic_tone(60, 1.0, amplitude=2e-4)
-    assert inspection.find_mains_hum(audio, RATE, excess) == (0, 0.0)
+    assert inspection.find_mains_hum(audio, RATE) == 0
     audio[: 3 * RATE] += harmonic_tone(60, 3.0, amplitude=2e-4)
-    assert inspection.find_mains_hum(audio, RATE, excess)[0] == 60
+    assert inspection.find_mains_hum(audio, RATE) == 60
 
 
-def test_soft_notes_are_no_bleed(config):
+def test_soft_notes_are_no_bleed():
     """Loudness alone decides: three seconds of a soft note after silence, then a crescendo; or right up to the loud."""
     silence, loud = np.full(100, -80.0), np.full(400, -15.0)
     soft, crescendo = np.full(300, -55.0), np.linspace(-55, -15, 200)
     played = np.concatenate([loud, silence, soft, crescendo, loud, silence])
     others = np.concatenate([loud, soft, loud, silence])
     for loudness, is_bleed in ((played, False), (others, True)):
-        share = inspection.measure_bleed(loudness, loudness > -80, config.inspect.bleed_level)
-        assert (share > config.inspect.bleed_share) == is_bleed, share
+        share = inspection.measure_bleed(loudness, loudness > -80, inspection.BLEED_LEVEL)
+        assert (share > inspection.BLEED_SHARE) == is_bleed, share
 
 
 def test_copies(clean, inspect_audio):
@@ -298,3 +298,15 @@ def test_silence_makes_a_report_too(tmp_path, make_recording, config):
     assert inspect_dataset.main(["--data_dir", str(tmp_path), "--html", str(page)]) == 1
     assert "data:image" not in page.read_text()
     assert np.isnan(inspection.measure_ringing(extract_loudness(np.zeros(RATE, np.float32), config), 0.01))
+
+
+@pytest.mark.parametrize("change", [{"f0": float("nan")}, {"loudness": float("inf")}, {"periodicity": 2.0}])
+def test_curves_that_no_recording_has_are_reported(processed_file, config, change):
+    recording = load_recording(processed_file)
+    (name, value), *_ = change.items()
+    save_recording(processed_file.with_name("b.pt"), recording)
+    curve = getattr(recording, name).clone()
+    curve[0, 3] = value
+    save_recording(processed_file, dataclasses.replace(recording, **{name: curve}))
+    found = inspect_dataset.inspect(processed_file.parent, config)
+    assert any(str(processed_file) in finding.text and name in finding.text for finding in found.findings)

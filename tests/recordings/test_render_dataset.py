@@ -340,7 +340,7 @@ def test_interruption_leaves_no_half_file(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(rd, "render_midi", lambda *_: np.zeros(round(composition.FILE_SECONDS * rd.SAMPLE_RATE)))
     monkeypatch.setattr(rd.sf, "write", write_half)
     assert render_dataset.main(["--instrument", "guitar", "--minutes", "1", "--output_dir", str(tmp_path)]) == 130
-    assert list(tmp_path.iterdir()) == [] and "run again" in caplog.text
+    assert list(tmp_path.iterdir()) == [] and "stopped" in caplog.text
 
 
 def test_missing_program_is_said_in_one_sentence(tmp_path, monkeypatch, caplog):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zipfile
 
 import pytest
 import torch
@@ -78,3 +79,48 @@ def test_tensors_come_back_and_nothing_else_is_run(tmp_path, mmap, bomb):
 def test_digest_is_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert hash_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+# --- small files that ask for much -----------------------------------------------------------------
+
+
+def repack(path, compression=zipfile.ZIP_STORED, **replaced):
+    """Write a torch file's archive anew."""
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, replaced.get(name.rpartition("/")[2].replace(".", "_"), content))
+
+
+def test_compressed_members_are_refused(tmp_path):
+    save_tensors(path := tmp_path / "a.pt", {"x": torch.zeros(10**5)})
+    repack(path)
+    load_tensors(path)
+    repack(path, zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"a\.pt cannot be read"):
+        load_tensors(path)
+
+
+def test_tuples_in_tuples_that_take_for_ever_to_hash(tmp_path):
+    save_tensors(path := tmp_path / "a.pt", {})
+    levels = b"".join(b"h%c\x86q%c" % (number, number + 1) for number in range(60))
+    repack(path, data_pkl=b"\x80\x02})q\x00" + levels + b"K\x01s.")
+    with pytest.raises(ValueError, match=r"a\.pt cannot be read"):
+        load_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(10**11),
+        torch.empty(10**11, device="meta"),
+        torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.long), torch.ones(1), (10**11,), check_invariants=True),
+    ],
+    ids=["expanded", "meta", "sparse"],
+)
+@pytest.mark.parametrize("mmap", [False, True])
+def test_tensors_without_values_are_refused(tmp_path, tensor, mmap):
+    torch.save({"x": [tensor]}, path := tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt cannot be read"):
+        load_tensors(path, mmap)

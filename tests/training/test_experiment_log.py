@@ -91,8 +91,9 @@ def test_offline_runs_of_a_resumed_training_are_one_run(tmp_path, corpus, model,
         train_a_little(tracker, epochs)
         tracker.log_phrases(epochs[-1], epochs[-1], model, corpus)
         tracker.finish(0)
-    assert "W&B is offline (`wandb login` once" in caplog.text
-    assert f"its 2 parts in the order of their names: wandb sync {folder}/wandb/offline-run-*-abcd1234" in caplog.text
+    assert "W&B is offline (`./venv/bin/python -m wandb login` once" in caplog.text
+    upload = f"./venv/bin/python -m wandb sync {folder}/wandb/offline-run-*-abcd1234"
+    assert f"its 2 parts in the order of their names: {upload}" in caplog.text
     records = [list(read_wandb_file(path)) for path in sorted(folder.glob("wandb/offline-run-*/run-abcd1234.wandb"))]
     assert len(records) == 2
     for part in records:
@@ -160,6 +161,29 @@ def test_without_a_network_the_run_is_kept_offline(tmp_path, corpus, small_confi
     tracker.finish(0)
     assert "W&B cannot be reached: this run is kept offline" in caplog.text
     assert len(list(tmp_path.glob("run/wandb/offline-run-*/*.wandb"))) == 1
+
+
+def test_a_key_may_end_with_a_newline(tmp_path, corpus, small_config, no_account, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40 + "\n")
+    tracker = watch(tmp_path / "run", small_config, corpus)
+    tracker.start_wandb("offline", "p", "abcd1234")
+    tracker.finish(0)
+    assert "not tracked" not in caplog.text
+    assert len(list(tmp_path.glob("run/wandb/offline-run-*/*.wandb"))) == 1
+    monkeypatch.setenv("WANDB_API_KEY", "\n")
+    assert not wandb_run.has_key()
+
+
+def test_offline_is_not_said_when_nothing_is_kept(tmp_path, corpus, small_config, no_account, monkeypatch, caplog):
+    def fail(*_):
+        raise OSError("no W&B")
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(wandb_run, "start_run", fail)
+    tracker = watch(tmp_path / "run", small_config, corpus)
+    tracker.start_wandb("online", "p", "abcd1234")
+    assert "kept offline" not in caplog.text and str(tmp_path / "run") in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("given", ["flag", "variable"])

@@ -65,17 +65,40 @@ def outcome_of(service: TransferService, asked: TransferRequest) -> TransferOutc
 # --- instruments ----------------------------------------------------------------------------------
 
 
-def test_the_newest_latest_comes_first_and_the_trumpet_before_the_others(collection: ModelCollection) -> None:
+def test_all_trainings_are_offered_the_newest_first_and_its_best_before_its_latest(collection: ModelCollection) -> None:
     assert [one.name for one in collection.find()] == ["trumpet", "guitar"]
-    save_untrained(collection.checkpoint_dir / "a" / "latest.pth", "oboe", epoch=3, when=2e9)
-    save_untrained(collection.checkpoint_dir / "latest.pth", "tuba", epoch=4, when=1e9)
-    latest, *others = collection.find()
-    assert (latest.name, latest.sound, len(others)) == ("latest", "oboe", 2)
+    root = collection.checkpoint_dir
+    save_untrained(root / "a" / "latest.pth", "oboe", epoch=3, when=2e9)
+    save_untrained(root / "a" / "best.pth", "oboe", epoch=2, when=1.5e9)
+    save_untrained(root / "b" / "c" / "best.pth", "flute", epoch=5, when=1.9e9)
+    save_untrained(root / "latest.pth", "tuba", epoch=4, when=1e9, position_in_epoch=8)
+    found = collection.find()
+    assert [one.name for one in found] == ["trumpet", "guitar", "a/best", "a/latest", "b/c/best", "latest"]
     day = time.strftime("%d %b %Y", time.localtime(2e9))
-    assert "oboe" in latest.label and f"epoch 3, step 30, {day}" in latest.label
-    save_untrained(collection.checkpoint_dir / "a" / "latest.pth", "oboe", epoch=5, when=2.1e9)
-    assert "epoch 5" in collection.find()[0].label
-    assert collection.choose("").sound == "oboe" and collection.choose("guitar").sound == "guitar"
+    assert all(part in found[3].label for part in ("Oboe", "a/latest", "epoch 3", day))
+    assert "epoch 5" in found[-1].label  # it is in the fifth
+    save_untrained(root / "a" / "latest.pth", "oboe", epoch=6, when=2.1e9)
+    assert "epoch 6" in collection.find()[3].label
+    assert collection.choose("").sound == "trumpet" and collection.choose("a/best").sound == "oboe"
+
+
+@pytest.mark.parametrize(
+    ("epoch", "best", "first", "preselected"),
+    [(11, 1.0, 2.0, "a/best"), (10, 1.0, 2.0, "trumpet"), (11, 1.1, 2.0, "trumpet"), (11, 1.0, None, "trumpet")],
+)
+def test_a_training_is_preselected_when_it_is_worth_it(
+    collection: ModelCollection, epoch: int, best: float, first: float | None, preselected: str
+) -> None:
+    metrics = {"best_val_loss": best, "first_val_loss": first}
+    save_untrained(collection.checkpoint_dir / "a" / "best.pth", "oboe", epoch=epoch, metrics=metrics)
+    assert collection.find()[0].name == preselected
+
+
+def test_a_checkpoint_that_was_asked_for_goes_before_all(collection: ModelCollection) -> None:
+    collection.checkpoint = save_untrained(collection.checkpoint_dir / "best.pth", "oboe")
+    found = collection.find()
+    assert [one.name for one in found] == ["checkpoint", "trumpet", "guitar"] and found[0].sound == "oboe"
+    assert collection.choose("").path == collection.checkpoint
 
 
 def test_a_damaged_training_hides_no_other_instrument(collection: ModelCollection, caplog) -> None:
