@@ -157,13 +157,15 @@ def scorecard_of(checkpoint, path):
     """Write a report as scripts/evaluate.py does, of any figures."""
     figures = {figure.key: 1.0 for figure in (*RESYNTHESIS, *TRANSFER)}
     report = {
-        "baseline": "a.pth, preset `tiny` after 9 steps",
+        "baselines": ["a.pth, preset `tiny` after 9 steps"],
         "checkpoint": checkpoint.name,
         "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "date": "2026-01-02T03:04:05+00:00",
-        "resynthesis": [{"sound": "this model", **figures, "loudness_l1": 1.23}],
-        "transfer": [{"voice": "hum", "sound": "this model", **figures, "f0_p95": 45.6}],
-        "targets": [{"section": "transfer", "figure": "peak", "worst": 2.0, "limit": "at most 1", "met": False}],
+        "resynthesis": [{"sound": "this model", **figures, "log_mel": 1.23}],
+        "transfer": [{"voice": "hum", "sound": "this model", **figures, "brightness": 45.6}],
+        "targets": [
+            {"section": "transfer", "figure": "peak", "value": 2.0, "limit": "at most 1", "met": False, "sanity": True}
+        ],
     }
     path.write_text(json.dumps(report))
     return path
@@ -174,8 +176,10 @@ def test_scorecard_stands_in_the_card(trained, tmp_path):
     assert export(trained, tmp_path / "out.pth", "--scorecard", str(score)) == 0
     card = (tmp_path / "out.md").read_text()
     section = card[card.index("## Scorecard") : card.index("## Use")]
-    assert all(text in section for text in ("| 1.23 ", "| 45.6 ", "| hum ", "| MISS | transfer: peak", "2026-01-02"))
-    assert "The baseline is a.pth, preset `tiny` after 9 steps." in section
+    assert all(
+        text in section for text in ("| 1.23 ", "| 45.6 ", "| hum ", "| MISS | sanity, transfer: peak", "2026-01-02")
+    )
+    assert "Baselines: a.pth, preset `tiny` after 9 steps." in section
     assert "{" not in card
 
 
