@@ -133,7 +133,7 @@ def _whole_frames(blocks: Iterable[np.ndarray], most: int, hop_length: int) -> I
         yield np.zeros(-n_samples % hop_length, np.float32)
 
 
-class Ears:
+class FeatureStream:
     """Measures a sound while it comes in, frame by frame: as ``extract_features``, but each frame's pitch by itself.
 
     A frame is known ``reach`` samples after its centre. The frames do not depend on how the sound is cut.
@@ -149,7 +149,7 @@ class Ears:
         self._sound = np.zeros(self.reach - len(self._new), np.float32)  # from ``reach`` before the frame to come
         self._power = np.zeros(len(self._sound))  # of the same samples, A-weighted
 
-    def listen(self, samples: np.ndarray) -> Iterator[tuple[float, float, float]]:
+    def process(self, samples: np.ndarray) -> Iterator[tuple[float, float, float]]:
         """Take samples [n], yield f0 (Hz), loudness (dB) and periodicity of every frame that is complete."""
         hop_length = self._config.audio.feature_hop_length
         self._new = np.concatenate([self._new, samples], dtype=np.float32)

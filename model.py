@@ -44,9 +44,9 @@ class GruDecoder(nn.Module):
         self.gru = nn.GRU(n_inputs, config.hidden_size, config.num_layers, batch_first=True, dropout=dropout)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.proceed(inputs, None)[0]
+        return self.step(inputs, None)[0]
 
-    def proceed(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    def step(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Decode the frames that follow a state, the start if None; return what ``forward`` does, and the state."""
         one_frame = inputs.shape[:2] == (1, 1) and inputs.device.type == "cpu"
         if one_frame and not (self.training or torch.is_grad_enabled() or torch.compiler.is_exporting()):
@@ -89,7 +89,7 @@ class TransformerDecoder(nn.Module):
             hidden = layer(hidden)
         return self.norm(hidden)
 
-    def proceed(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    def step(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Decode the frames that follow a state: the inputs before them that can be seen, from a window's start."""
         known = inputs if state is None else torch.cat([state, inputs], dim=1)
         unseen = max(0, known.shape[1] // self.window - len(self.layers)) * self.window
@@ -269,7 +269,9 @@ class NeuralGuitar(nn.Module):
         nyquist = self.audio.sample_rate / 2
         self.bandwidth = nyquist if bandwidth is None else min(bandwidth, nyquist)
 
-    def hear(self, f0: Tensor, loudness: Tensor, before: Tensor | None = None, plucks: Tensor | None = None) -> Tensor:
+    def encode_inputs(
+        self, f0: Tensor, loudness: Tensor, before: Tensor | None = None, plucks: Tensor | None = None
+    ) -> Tensor:
         """Scale curves [B, T, 1] to the decoder's inputs, [B, T, 2 to 5].
 
         Args:
@@ -293,7 +295,7 @@ class NeuralGuitar(nn.Module):
         f0: Tensor,
         loudness: Tensor,
         decoder: _Decode | None = None,
-        heard: Tensor | None = None,
+        decoder_inputs: Tensor | None = None,
         plucks: Tensor | None = None,
     ) -> Controls:
         """Decide what the synthesizers play.
@@ -302,11 +304,13 @@ class NeuralGuitar(nn.Module):
             f0: [B, T, 1] in Hz, positive.
             loudness: [B, T, 1] in dB re full scale.
             decoder: stands in for the model's own, such as one that goes on from a state.
-            heard: from ``hear``, where it knows what went before these curves.
-            plucks: [B, T, 2], see ``hear``.
+            decoder_inputs: from ``encode_inputs``, where it knows what went before these curves.
+            plucks: [B, T, 2], see ``encode_inputs``.
         """
         assert f0.shape == loudness.shape and f0.shape[-1] == 1, f"{tuple(f0.shape)} and {tuple(loudness.shape)}"
-        embedded = self.embedding(self.hear(f0, loudness, plucks=plucks) if heard is None else heard)
+        embedded = self.embedding(
+            self.encode_inputs(f0, loudness, plucks=plucks) if decoder_inputs is None else decoder_inputs
+        )
         hidden = (decoder or self.decoder)(embedded)
         return self._decide(hidden, embedded, f0, loudness)
 
@@ -333,7 +337,7 @@ class NeuralGuitar(nn.Module):
         amplitude = amplitude / level.clamp(min=_LEAST_LEVEL)
         return Controls(harmonic_distribution * amplitude, noise_magnitudes * amplitude)
 
-    def proceed(
+    def step(
         self, f0: Tensor, loudness: Tensor, state: State | None, plucks: Tensor | None = None
     ) -> tuple[Controls, State]:
         """Decide on the frames that follow a state, the start if None, in blocks of any length.
@@ -345,10 +349,10 @@ class NeuralGuitar(nn.Module):
 
         def decode(inputs: Tensor) -> Tensor:
             nonlocal memory
-            hidden, memory = self.decoder.proceed(inputs, memory)
+            hidden, memory = self.decoder.step(inputs, memory)
             return hidden
 
-        controls = self.controls(f0, loudness, decode, self.hear(f0, loudness, before, plucks))
+        controls = self.controls(f0, loudness, decode, self.encode_inputs(f0, loudness, before, plucks))
         if n_frames := self.config.attack_frames:
             before = loudness[:, :1].expand(-1, n_frames, -1) if before is None else before
             before = torch.cat([before, loudness], dim=1)[:, -n_frames:]
@@ -370,7 +374,10 @@ class NeuralGuitar(nn.Module):
     def forward(
         self, f0: Tensor, loudness: Tensor, generator: NoiseSource = None, plucks: Tensor | None = None
     ) -> Tensor:
-        """Turn f0 [B, T, 1] in Hz and loudness [B, T, 1] in dB into audio [B, T * hop_length]; plucks: see ``hear``."""
+        """Turn f0 [B, T, 1] in Hz and loudness [B, T, 1] in dB into audio [B, T * hop_length].
+
+        ``plucks`` [B, T, 2]: see ``encode_inputs``.
+        """
         return self.synthesize(f0, self.controls(f0, loudness, plucks=plucks), generator).audio
 
 

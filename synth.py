@@ -402,9 +402,9 @@ class Reverb(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """Return the sound [B, N] in the room, of the same length."""
-        return self.proceed(audio, None)[0]
+        return self.step(audio, None)[0]
 
-    def proceed(self, audio: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor]:
+    def step(self, audio: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the sound [B, N] with what rings on from before it, and the tail [B, taps] that it leaves."""
         n_samples, n_taps = audio.shape[-1], len(self.response)
         n_fft = 1 << (n_samples + n_taps - 1).bit_length()

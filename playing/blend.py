@@ -45,15 +45,15 @@ class BlendedModel(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("first"), name)
 
-    def proceed(
+    def step(
         self, f0: Tensor, loudness: Tensor, state: tuple | None, plucks: Tensor | None = None
     ) -> tuple[Controls, tuple]:
         """Return the mixed controls of the frames that follow a state, and the state after them.
 
-        Arguments as for ``NeuralGuitar.proceed``.
+        Arguments as for ``NeuralGuitar.step``.
         """
         first, second = state or (None, None)
-        one, first = self.first.proceed(f0, loudness, first, plucks)
-        two, second = self.second.proceed(f0, loudness, second, plucks)
+        one, first = self.first.step(f0, loudness, first, plucks)
+        two, second = self.second.step(f0, loudness, second, plucks)
         mixed = Controls(*(a + self.share * (b - a) for a, b in zip(one, two)))
         return mixed, (first, second)

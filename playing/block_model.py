@@ -96,7 +96,9 @@ class BlockModel(nn.Module):
         recurrence = _UnrolledGru(self.model.decoder.gru, previous.hidden)
         # Before the first frame it was as loud as then.
         recent_loudness = torch.where(previous.f0 > 0, previous.loudness, loudness[:, :1])
-        controls = self.model.controls(f0, loudness, recurrence, self.model.hear(f0, loudness, recent_loudness))
+        controls = self.model.controls(
+            f0, loudness, recurrence, self.model.encode_inputs(f0, loudness, recent_loudness)
+        )
         recent_loudness = torch.cat([recent_loudness, loudness], dim=1)[:, -previous.loudness.shape[1] :]
         audible = harmonics_below_nyquist(f0, self.model.config.n_harmonics, self.model.audio.sample_rate)
         f0s = [previous.f0, *f0.split(1, dim=1)]

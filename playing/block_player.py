@@ -53,7 +53,7 @@ class BlockPlayer:
         Returns:
             Sound of the frames that are complete, and the controls of those given.
         """
-        controls, self._state = self.model.proceed(f0, loudness, self._state, plucks)
+        controls, self._state = self.model.step(f0, loudness, self._state, plucks)
         controls = Controls(controls.harmonic_amplitudes * gate, controls.noise_magnitudes * gate * self._noise_gain)
         hop_length = self.model.audio.hop_length
         noise = 2 * torch.rand(1, f0.shape[1], hop_length, generator=self._generator).to(f0.device) - 1
@@ -67,7 +67,7 @@ class BlockPlayer:
     def _apply_reverb(self, sound: Sound) -> Sound:
         if not self.model.reverb or not sound.harmonic.shape[1]:
             return sound
-        wet, self._tails = zip(*map(self.model.reverb.proceed, sound, self._tails))
+        wet, self._tails = zip(*map(self.model.reverb.step, sound, self._tails))
         return Sound(*wet)
 
     def _render(self, n_frames: int) -> Sound:

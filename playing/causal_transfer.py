@@ -16,7 +16,7 @@ import torch
 from scipy import signal
 
 from config import Config
-from features import Ears
+from features import FeatureStream
 from model import NeuralGuitar, Sound
 from playing.block_player import BlockPlayer
 from voice.causal_plucks import CausalPlucker
@@ -203,7 +203,7 @@ class StreamingTransfer:
             )
         if model.config.onset_inputs:
             raise ValueError("a model with onset_inputs cannot be played live yet: nothing tells it of plucks")
-        self.fitter, self._extractor = CausalFitter(InstrumentProfile.of(model), options), Ears(model.settings)
+        self.fitter, self._extractor = CausalFitter(InstrumentProfile.of(model), options), FeatureStream(model.settings)
         self._player, self._device = BlockPlayer(model, options.noise_balance, seed), next(model.parameters()).device
         self._limiter = Limiter(model.settings)
         self._decimator = Decimator(ratio)
@@ -222,7 +222,7 @@ class StreamingTransfer:
 
     def process_frames(self, block: np.ndarray) -> Iterator[tuple[PlayedFrame, Sound]]:
         """Take the next samples [n] at ``feature_rate``; yield each complete frame, and the sound that it completes."""
-        for measured in self._extractor.listen(block):
+        for measured in self._extractor.process(block):
             frame = self.fitter.fit_frame(measured)
             values = (torch.full((1, 1, 1), value, device=self._device) for value in frame[1:3] + frame[4:])
             sound, _ = self._player.play_block(*values)

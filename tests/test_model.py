@@ -381,7 +381,7 @@ def test_one_batch_overfits(decoder):
 def test_the_rise_of_loudness_is_heard():
     loudness = torch.full((1, 9, 1), -20.0)
     loudness[:, 5] = -40.0
-    heard = build("tiny", attack_frames=3).hear(torch.full_like(loudness, 300.0), loudness)
+    heard = build("tiny", attack_frames=3).encode_inputs(torch.full_like(loudness, 300.0), loudness)
     assert heard.shape == (1, 9, 3)
     # In units of 20 dB, over three frames; before the first frame it was as loud as then.
     assert heard[0, :, 2].tolist() == pytest.approx([0, 0, 0, 0, 0, -1, 0, 0, 1])
@@ -392,7 +392,7 @@ def test_blocks_of_a_model_that_hears_rises_are_the_whole(preset):
     model, (f0, loudness), state, blocks = build(preset, attack_frames=5), curves(1, 150), None, []
     with torch.no_grad():
         for start, stop in ((0, 1), (1, 3), (3, 90), (90, 150)):
-            controls, state = model.proceed(f0[:, start:stop], loudness[:, start:stop], state)
+            controls, state = model.step(f0[:, start:stop], loudness[:, start:stop], state)
             blocks.append(controls.noise_magnitudes)
         whole = model.controls(f0, loudness).noise_magnitudes
     assert (torch.cat(blocks, dim=1) - whole).abs().max() <= 1e-5

@@ -216,7 +216,7 @@ def test_reverb_in_blocks_is_the_reverb_at_once():
     reverb, audio = room(), torch.randn(1, 2000, generator=torch.Generator().manual_seed(1))
     parts, tail = [], None
     for block in audio.split([1, 160, 160, 700, 3, 976], dim=1):
-        part, tail = reverb.proceed(block, tail)
+        part, tail = reverb.step(block, tail)
         parts.append(part)
         assert tail.shape == (1, 500)
     assert (torch.cat(parts, dim=1) - reverb(audio)).abs().max() < 1e-5

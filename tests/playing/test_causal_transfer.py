@@ -12,7 +12,7 @@ import torch
 
 from checkpoint import load_model
 from conftest import melody
-from features import Ears, extract_features
+from features import FeatureStream, extract_features
 from playing.causal_transfer import (
     LIMITER_HOLD_SECONDS,
     LIMITER_RELEASE_SECONDS,
@@ -97,9 +97,9 @@ def test_the_tune_is_played_in_time_and_rests_are_silent(model) -> None:
 
 def test_ears_hear_as_the_features_do(config) -> None:
     song = melody()
-    expected, ears = extract_features(song, config), Ears(config)
+    expected, ears = extract_features(song, config), FeatureStream(config)
     given = np.concatenate([song, np.zeros(ears.reach, np.float32)])
-    f0, loudness, periodicity = np.array([frame for part in np.array_split(given, 7) for frame in ears.listen(part)]).T
+    f0, loudness, periodicity = np.array([frame for part in np.array_split(given, 7) for frame in ears.process(part)]).T
     n_frames = len(expected.f0)
     inner = slice(n_frames - 4)  # at the end the weighting filter rings on, into the zeros
     assert np.abs(loudness[inner] - expected.loudness.numpy()[inner]).max() < 1e-4
