@@ -13,9 +13,8 @@ import mido
 import numpy as np
 
 from recordings import brightness as timbre
+from recordings.score import ARCS, FILE_SECONDS, N_LEVELS, RHYTHMS, SCALES
 
-FILE_SECONDS = 30.0
-N_LEVELS = 6  # dynamic levels from pp to ff, and as many registers
 LEVEL_STEP = 6.0  # dB between neighbouring dynamic levels
 SILENT = -84.0  # dB, the last step of expression before zero
 CONTROL_SECONDS = 0.0025  # grid of wheel and expression
@@ -26,18 +25,6 @@ RING = 2.0  # s, a last note that rings is at least so long
 VIBRATO_LEVEL = 4.0  # dB a semitone: a vibrato's high side is the loud and bright one
 SLUR_SPAN = 6  # semitones that one struck note may be moved over before its timbre suffers
 
-SCALES = (
-    (0, 2, 4, 5, 7, 9, 11),
-    (0, 2, 3, 5, 7, 8, 10),
-    (0, 2, 3, 5, 7, 9, 10),
-    (0, 2, 4, 5, 7, 9, 10),
-    (0, 2, 3, 5, 7, 8, 11),
-    (0, 3, 5, 6, 7, 10),
-    (0, 2, 4, 7, 9),
-    tuple(range(12)),
-)  # semitones over the key
-RHYTHMS = ((1,), (1,), (2,), (3,), (0.5, 0.5), (1.5, 0.5), (0.5, 1, 0.5), (0.75, 0.25), (1 / 3,) * 3, (0.25,) * 4)
-ARCS = (lambda u: math.sin(math.pi * u), lambda u: 1 - math.sin(math.pi * u), lambda u: u, lambda u: 1 - u)
 SHAPES = (  # (share of the note, dB): swell in, swell out, both, forte-piano, dying away
     ((0, -16), (0.9, 0)),
     ((0.1, 0), (1, -18)),
