@@ -6,6 +6,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -27,10 +28,11 @@ _OPTION_LIMITS = {
     "gate_offset": (-60, 60),
     "noise_balance": (-60, 60),
     "output_rate": (8000, 48000),
+    "pluck_repeat": (0, 3600),
 }
 ARTICULATIONS = ("follow", "pluck")
 _MAX_OUTSIDE = 0.05  # more of the sung frames may lie out of range than in the best register
-_OPTIONAL = ("semitones", "output_rate")
+_OPTIONAL = ("semitones", "output_rate", "pluck_repeat")
 _RANGE_TOLERANCE = 0.5  # semitones beyond the instrument's range that still count as inside
 _MAX_OCTAVES = 5  # by which the register is moved
 _NOTE_CHANGE_COST = 7.0  # a change of note is as bad as this many frames a semitone off
@@ -61,7 +63,7 @@ class TransferOptions:
     def __post_init__(self) -> None:
         for name, (least, most) in _OPTION_LIMITS.items():
             value = getattr(self, name)
-            if not (name in _OPTIONAL if value is None else least <= value <= most):
+            if not (name in _OPTIONAL if value is None else isinstance(value, Real) and least <= value <= most):
                 raise ValueError(f"{name} should be between {least} and {most}, not {value}")
         if not isinstance(self.output_rate, int | None):
             raise ValueError(f"output_rate should be a whole number, not {self.output_rate}")
