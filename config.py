@@ -256,6 +256,9 @@ class PageConfig(_Bounded):
     max_upload_megabytes: int
     max_request_seconds: float  # a request that takes longer is stopped
     max_waiting: int  # requests in line; one more is turned away
+    max_waiting_per_visitor: int  # of those, from one network address
+    max_megabytes_per_visitor: int  # uploaded from one network address within keep_seconds
+    max_stored_megabytes: int  # recordings and results together; beyond it the oldest are deleted
     keep_seconds: int  # a result can be fetched for this long
 
 
