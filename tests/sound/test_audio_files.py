@@ -2,6 +2,9 @@
 
 import os
 import struct
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import av
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sound import audio_files
+from sound import audio_files, ffmpeg_decoder
 from sound.audio_files import (
     SUFFIXES,
     SpooledAudio,
@@ -23,6 +26,7 @@ from sound.audio_files import (
     resample_blocks,
 )
 
+ROOT = Path(__file__).parents[2]
 # What FFmpeg writes here, and how much longer it may come back: an encoder's own frames.
 RECORDED = {"m4a": "aac", "mp4": "aac", "aac": "aac", "webm": "libopus", "3gp": "aac"}
 
@@ -349,6 +353,50 @@ def test_hours_in_a_small_file_are_not_decoded(tmp_path, suffix, monkeypatch):
     with pytest.raises(ValueError, match="limit of 5 s"):
         load_audio(path, 16000, max_seconds=5)
     assert sum(seen) <= 5 * 48000  # nothing beyond the limit was taken in
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory and processes are read as Linux shows them")
+def test_an_index_of_millions_of_samples_takes_neither_memory_nor_time(tmp_path):
+    """A kilobyte of m4a that says that it has 80 million: FFmpeg took 2.9 GB and 8 s to refuse it."""
+    record(tmp_path / "take.m4a", sine(0.2)[None], 48000, "aac")
+    content = bytearray((tmp_path / "take.m4a").read_bytes())
+    for name, place, value in (
+        ("stsz", 8, 1),
+        ("stsz", 12, 80_000_000),
+        ("stts", 12, 80_000_000),
+        ("stsc", 16, 80_000_000),
+    ):
+        start = content.index(name.encode()) + place
+        content[start : start + 4] = struct.pack(">I", value)
+    (tmp_path / "take.m4a").write_bytes(content)
+    with pytest.raises(ValueError, match=r"take\.m4a"):
+        load_audio(tmp_path / "take.m4a", 16000)
+    with (tmp_path / "take.m4a").open("rb") as file:
+        child = subprocess.Popen([sys.executable, ffmpeg_decoder.__file__, "0"], stdin=file, stdout=subprocess.DEVNULL)
+    _, _, used = os.wait4(child.pid, 0)
+    assert used.ru_maxrss < 400_000 and used.ru_utime + used.ru_stime < 5  # kB, s
+
+
+def test_a_file_that_keeps_ffmpeg_busy_without_sound_is_given_up(tmp_path, monkeypatch):
+    (tmp_path / "busy.py").write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from sound import ffmpeg_decoder as child\n"
+        "child._MAX_SECONDS, child.decode = 0.2, lambda *_: [0 for _ in iter(int, 1)]; child.main()"
+    )
+    monkeypatch.setattr(ffmpeg_decoder, "__file__", str(tmp_path / "busy.py"))
+    record(tmp_path / "take.m4a", sine(0.2)[None], 48000, "aac")
+    with pytest.raises(ValueError, match=r"take\.m4a cannot be read as sound \(it takes far more work"):
+        load_audio(tmp_path / "take.m4a", 16000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory and processes are read as Linux shows them")
+def test_who_wants_no_more_sound_leaves_no_process(tmp_path):
+    record(tmp_path / "take.webm", sine(30.0)[None], 48000, "libopus")
+    blocks = read_blocks(tmp_path / "take.webm", 16000)
+    next(blocks)
+    children = Path(f"/proc/self/task/{threading.get_native_id()}/children")
+    assert len(children.read_text().split()) == 1
+    blocks.close()
+    assert not children.read_text()
 
 
 def test_a_header_that_promises_hours(tmp_path):
