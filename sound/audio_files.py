@@ -5,7 +5,8 @@ FFmpeg does, in a process with limits on memory and time (``sound/ffmpeg_decoder
 whose result does not depend on the blocks.
 
 No length that a file states is believed: it is decoded block by block until it ends, or until it is too long. Where
-libsndfile fails or ends before the file does (joined files, a recorder that crashed), FFmpeg reads the rest.
+libsndfile fails or ends before the file does (joined files, a recorder that crashed), FFmpeg reads the rest, and
+plain samples that go on are read as such.
 """
 
 import itertools
@@ -17,7 +18,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import soundfile
@@ -40,6 +41,10 @@ _FADE_SAMPLES = 256  # from one way of mixing to another, that it does not click
 _MAX_CHANNELS = 8  # of an array; a longer axis is time
 _PADDING_SECONDS = 0.1  # what FFmpeg finds beyond libsndfile's end is sound if longer, else an encoder's own frames
 _MAX_NAMED = 6  # kinds of files in a folder that are named as left out
+_PLAIN = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}  # samples as they are
+_PLAIN_FORMATS = {"WAV": "LITTLE", "WAVEX": "LITTLE", "RF64": "LITTLE", "AU": "BIG", "AIFF": "BIG"}
+_MIN_REST = 1024  # bytes after a plain file's samples that are looked at
+_MAX_CHUNKS = 1000  # of joined WAV files
 _LOUDEST = 1e4  # 80 dB over full scale: whatever is beyond is no sound, and its square may overflow
 log = logging.getLogger("audio_files")
 
@@ -201,6 +206,8 @@ def _open_sound(path: Path) -> tuple[int, Iterator[np.ndarray]]:
     try:
         sound = soundfile.SoundFile(file.fileno(), closefd=False)
     except soundfile.LibsndfileError as error:
+        if parts := _open_joined_waves(path, file):
+            return parts[0].samplerate, _mix_blocks(_read_parts(file, parts), str(path))
         file.close()
         decoded = _decode_with_ffmpeg(path)
         try:
@@ -255,28 +262,102 @@ def _unreadable(path: Path, reason: str) -> ValueError:
     return ValueError(f"{path} cannot be read as sound ({reason.strip().rstrip('.')})")
 
 
+def _open_joined_waves(path: Path, file: BinaryIO) -> list[soundfile.SoundFile]:
+    """Open the WAV files that lie in a file one after the other; none if it is not so, or one cannot be read."""
+    starts, place = [], 0
+    for _ in range(_MAX_CHUNKS):
+        file.seek(place)
+        head = file.read(12)
+        if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+            starts.append(place)
+            place += 12
+        elif starts and len(head) >= 8:
+            length = int.from_bytes(head[4:8], "little")
+            place += 8 + length + length % 2
+        else:
+            break
+    try:
+        ends = itertools.pairwise([*starts, file.seek(0, os.SEEK_END)])
+        sounds = [soundfile.SoundFile(_FilePart(file, *part)) for part in ends] if len(starts) > 1 else []
+    except soundfile.LibsndfileError:
+        return []
+    if len({(sound.samplerate, sound.channels) for sound in sounds}) > 1:
+        raise _changes_midway(path)
+    return sounds
+
+
+def _read_parts(file: BinaryIO, sounds: Iterable[soundfile.SoundFile]) -> Iterator[np.ndarray]:
+    with file:
+        for sound in sounds:
+            yield from _read_blocks(sound)
+
+
+def _read_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    size = _block_length(sound.samplerate, sound.channels)
+    with sound:
+        while len(channels := sound.read(size, dtype="float32", always_2d=True)):
+            yield channels
+
+
+class _FilePart:
+    """A part of an open file, as a file for libsndfile."""
+
+    def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
+        self.file, self.start, self.length, self.place = file, start, stop - start, 0
+
+    def seek(self, offset: int, whence: int) -> None:
+        self.place = min(max(offset + (0, self.place, self.length)[whence], 0), self.length)
+
+    def tell(self) -> int:
+        return self.place
+
+    def readinto(self, buffer: BinaryIO) -> int:
+        self.file.seek(self.start + self.place)
+        n_bytes = self.file.readinto(memoryview(buffer)[: self.length - self.place])
+        self.place += n_bytes
+        return n_bytes
+
+
 def _changes_midway(path: Path) -> ValueError:
     return ValueError(f"{path} changes its sample rate or its channels midway; export it again")
 
 
 def _read_with_libsndfile(path: Path, file: BinaryIO, sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
     """Yield samples [n, C]; where libsndfile ends before the file does, FFmpeg goes on."""
-    block, n_read, failure = _block_length(sound.samplerate, sound.channels), 0, None
-    with file, sound:
+    n_read, failure = 0, None
+    with file:
         try:
-            while len(channels := sound.read(block, dtype="float32", always_2d=True)):
+            for channels in _read_blocks(sound):
                 n_read += len(channels)
                 yield channels
         except soundfile.LibsndfileError as error:
             failure = error
-        if failure is None and file.seek(0, os.SEEK_CUR) == os.fstat(file.fileno()).st_size:
+        size = os.fstat(file.fileno()).st_size
+        if failure is None and (end := file.seek(0, os.SEEK_CUR)) == size:
             return
+        if failure is None and sound.subtype in _PLAIN and sound.format in _PLAIN_FORMATS:
+            file.seek(end + end % 2)  # chunks begin at even places
+            if not _is_no_sound(file.read(8), _PLAIN_FORMATS[sound.format], size - end):
+                rest = _FilePart(file, end, size)
+                kind = {"format": "RAW", "subtype": sound.subtype, "endian": _PLAIN_FORMATS[sound.format]}
+                yield from _read_blocks(soundfile.SoundFile(rest, "r", sound.samplerate, sound.channels, **kind))
+            return
+    least = 0 if failure else round(_PADDING_SECONDS * sound.samplerate)
     try:
-        least = 0 if failure else round(_PADDING_SECONDS * sound.samplerate)
         yield from _read_rest(path, sound.samplerate, n_read, least)
     except _FFmpegError as error:
         if failure:
             raise _unreadable(path, failure.error_string) from error
+
+
+def _is_no_sound(head: bytes, endian: Literal["LITTLE", "BIG"], size: int) -> bool:
+    """Return True if what follows the samples of a plain file is a chunk or a tag, or too short to matter."""
+    is_chunk = head[:4].isascii() and int.from_bytes(head[4:], endian.lower()) <= size - 8
+    return (
+        size < _MIN_REST
+        or head.startswith((b"ID3", b"TAG", b"APETAGEX"))
+        or (is_chunk and head[:4].decode().isprintable())
+    )
 
 
 def _read_rest(path: Path, rate: int, n_read: int, least: int) -> Iterator[np.ndarray]:
