@@ -25,6 +25,8 @@ from urllib.request import getproxies
 # Gradio reads these as soon as it is imported. What is empty is as unset; the page asks only this machine, so it needs
 # no proxy, and one that Gradio's client does not know must not keep it from coming up.
 os.environ["GRADIO_SERVER_PORT"] = os.environ.get("GRADIO_SERVER_PORT") or "7860"
+if not (os.environ["GRADIO_SERVER_PORT"].isdecimal() and 0 < int(os.environ["GRADIO_SERVER_PORT"]) < 2**16):
+    sys.exit(f"app.py: GRADIO_SERVER_PORT is '{os.environ['GRADIO_SERVER_PORT']}', give a number from 1 to 65535")
 os.environ["GRADIO_SERVER_NAME"] = os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
 os.environ["no_proxy"] = (
     "*"

@@ -702,6 +702,13 @@ def test_a_port_in_use_is_one_sentence_and_exit_1(tmp_path: Path, caplog, capsys
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("port", ["abc", "0", "65536", "-1"])
+def test_a_port_in_the_environment_that_is_none_is_one_sentence(port: str) -> None:
+    environment = {**os.environ, "GRADIO_SERVER_PORT": port}
+    done = subprocess.run([sys.executable, "app.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and f"'{port}'" in done.stderr
+
+
 def test_a_checkpoint_that_cannot_be_read_is_one_sentence(tmp_path: Path, caplog) -> None:
     missing = tmp_path / "best.pth"
     assert app.main(["--checkpoint", str(missing), "--device", "cpu"]) == 1
