@@ -41,6 +41,11 @@ def require_name(what: str, name: Any) -> str:
     return name
 
 
+def is_file_name(name: Any) -> bool:
+    """Return True if a user may name a run so: a file's name without a path, not hidden, without control characters."""
+    return isinstance(name, str) and re.fullmatch(r"[^\W.][\w. +-]{0,79}", name) is not None
+
+
 _LIMITS = {  # from, to
     "sample_rate": (1, 192_000),
     "hop_length": (1, 2000),
