@@ -22,7 +22,7 @@ from evaluation import judging
 from evaluation.scorecard_tables import RESYNTHESIS, TRANSFER, Column, format_value
 from measuring import format_table
 from sound.atomic_files import write_text
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 _WEIGHTED = {"amplitude": "weighted", "initial_gain": 1.0, "noise_bias": -9.0}
@@ -115,7 +115,7 @@ def judge(row: Row, path: Path, args: argparse.Namespace) -> dict[str, Any]:
     copies = rows[0]
     voices = [
         rows[0]
-        for path in judging.find_sound_files(args.input)
+        for path in judging.expand_folders(args.input)
         for rows, _ in judging.evaluate_voice(path, models, real, None, seed=0)
     ]
     return {
@@ -151,7 +151,7 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train variants of a model alike, and judge them alike.")
+    parser = command_parser("Train variants of a model alike, and judge them alike.")
     parser.add_argument("--data_dir", type=Path, required=True, help="processed recordings of the instrument")
     parser.add_argument("--input", type=Path, nargs="+", default=[], help="voices: sound files, or folders of them")
     rows = list(map(Row, VARIANTS, [0] * len(VARIANTS)))

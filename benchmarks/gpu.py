@@ -21,7 +21,7 @@ from tqdm import tqdm
 from config import get_device
 from measuring import describe_machine, format_table, summarize_ratio, time_in_turns
 from sound.atomic_files import write_text
-from sound.console import as_command
+from sound.console import as_command, command_parser
 from speed import Workload, build_crepe, build_models, build_textbook_loss, make_batch, make_step
 from training.optimization import PRECISIONS, build_loss, compilable_layers, is_compile_error
 
@@ -134,7 +134,7 @@ def _format_ratio(row: dict) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure training steps and CREPE on a GPU.")
+    parser = command_parser("Measure training steps and CREPE on a GPU.")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to try it out (default cuda)")
     parser.add_argument("--presets", nargs="+", default=["tiny", "solo", "deep"], help="default: tiny solo deep")
     parser.add_argument("--rounds", type=int, default=15, help="runs of each step (default 15)")

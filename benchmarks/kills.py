@@ -36,7 +36,7 @@ import train
 from checkpoint import LATEST, read_checkpoint
 from config import DEFAULT_CONFIG_PATH, Config, load_config
 from data import Recording, extractor_settings, load_recording, save_recording
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 _STEPS_PER_EPOCH, _STEPS_PER_KILL = 100, 60  # of the training made here; at most trained by a run before it is killed
 _MAX_DELAY = 0.1  # s, from a random step to the kill
@@ -252,7 +252,7 @@ def read_all(folder: Path) -> dict[str, bytes]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Kill a command at random moments and compare its result.")
+    parser = command_parser("Kill a command at random moments and compare its result.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("train", "preprocess"):
         command = commands.add_parser(name)

@@ -33,7 +33,7 @@ from features import bridge_f0, extract_features, extract_loudness, pad_to_frame
 from measuring import describe_machine, format_table
 from recordings.pitch_annotations import count_octave_errors, read_voice_annotation
 from sound.audio_files import load_audio
-from sound.console import as_command
+from sound.console import as_command, command_parser
 from voice.midi import read_midi_f0
 
 CONFIG = load_config()
@@ -242,7 +242,7 @@ def measure_time(track: Track, audio: np.ndarray) -> float:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Compare pitch trackers on sound whose pitch is known.")
+    parser = command_parser("Compare pitch trackers on sound whose pitch is known.")
     parser.add_argument("--voice", type=Path, nargs="+", default=[], help="recordings with NAME_f0.csv beside them")
     parser.add_argument("--rendered", type=Path, nargs="+", default=[], help="folders made by render_dataset.py")
     parser.add_argument("--takes", type=int, default=6, help="the first of each folder (default %(default)s)")

@@ -41,7 +41,7 @@ from model import NeuralGuitar, scale_f0, scale_loudness
 from sound import pitch_decoder
 from sound.atomic_files import write_text
 from sound.audio_files import load_audio
-from sound.console import as_command
+from sound.console import as_command, command_parser
 from synth import harmonic_bank
 from tests import textbook
 from training.optimization import build_loss, build_optimizer, train_step
@@ -369,7 +369,7 @@ def format_row(row: dict) -> list[str]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Compare speed and memory with the textbook implementation and peers.")
+    parser = command_parser("Compare speed and memory with the textbook implementation and peers.")
     parser.add_argument("--quick", action="store_true", help="few rounds, no memory, no preprocessing: under a minute")
     parser.add_argument("--rounds", type=int, help="runs of each implementation (default 15, with --quick up to 3)")
     parser.add_argument("--only", nargs="+", choices=[*PARTS, "preprocess"], help="only these parts")

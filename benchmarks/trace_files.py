@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 JOURNEYS = ("wav to wav", "preprocessing", "training step", "click on the page")
@@ -167,7 +167,7 @@ def prepare_click(folder: Path) -> Callable[[], Any]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Count the files of this project that a command runs.")
+    parser = command_parser("Count the files of this project that a command runs.")
     parser.add_argument("--journey", choices=JOURNEYS, help="trace this journey (default: each, one after another)")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="a script and its arguments")
     return parser.parse_args(argv)
