@@ -25,9 +25,8 @@ from huggingface_hub.utils import logging as client_logging
 from config import Config
 from data import extractor_settings, list_recordings, load_recording
 from recordings.corpus import Corpus, split_takes
-from recordings.crops import Span
+from recordings.crops import ProcessRanks, Span
 from recordings.hub_client import INDEX_FILE, HubError, HubFile, HubIndex, UnreachableError, ask_hub, read_text
-from recordings.process_ranks import ProcessRanks
 from sound.atomic_files import hash_file, write_text
 
 NOTE_FILE = "hub.json"  # which data set a folder holds: {"repo_id", "revision", "index"}

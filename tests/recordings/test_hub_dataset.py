@@ -19,9 +19,9 @@ from data import Recording, extractor_settings, save_recording
 from hub_server import Blob, Fault
 from recordings import hub_client
 from recordings.corpus import read_corpus
+from recordings.crops import SINGLE_PROCESS, ProcessRanks
 from recordings.hub_client import HubError, RefusedError, UnreachableError
 from recordings.hub_dataset import HubRecordings
-from recordings.process_ranks import SINGLE_PROCESS, ProcessRanks
 from training.held_out_phrases import choose_phrases
 
 NAME = "user/trumpet"

@@ -1,4 +1,4 @@
-"""scripts/render_dataset.py: a sound font plays what was composed, in tune, as bright as it is loud; rests are silent."""
+"""scripts/render_dataset.py: a sound font plays what was composed, in tune, as bright as it is loud, rests silent."""
 
 import io
 import json
