@@ -1,6 +1,6 @@
 """See what was measured: waveform, pitch, how sure the pitch is, and loudness of one recording in one picture.
 
-    ./venv/bin/python visualize_features.py --file data/processed/trumpet/rendered_trumpet_000.wav.pt
+    ./venv/bin/python visualize_features.py --file data/processed/trumpet/rendered_trumpet_000.flac.pt
     ./venv/bin/python visualize_features.py --all --data_dir data/processed/trumpet --theme dark
 
 The pictures go to ``data/visualization``. ``sound/feature_plots.py`` draws them, from plain arrays too.
