@@ -35,7 +35,7 @@ from starlette.middleware import Middleware
 
 from config import PageConfig, get_device, load_config
 from playing.offline_transfer import describe_transfer, is_polyphonic
-from sound.console import as_command
+from sound.console import as_command, command_parser
 from voice.fitting import TransferOptions
 from web import page_layout
 from web.endpoints import add_endpoints
@@ -227,7 +227,7 @@ def _connect_instruments(
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Serve the web page.")
+    parser = command_parser("Serve the web page.")
     parser.add_argument("--host", help="address to listen on (default $GRADIO_SERVER_NAME, else 127.0.0.1)")
     parser.add_argument("--port", type=int, help="default $GRADIO_SERVER_PORT, else 7860")
     parser.add_argument("--share", action="store_true", help="make a public link, through Gradio's servers")

@@ -99,7 +99,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _upgraded(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return a training state of format 1 as one of format 2; a model for use alone needs no change."""
+    """Return a training state of format 1 as one of format 2; a model without optimizer needs no change."""
     if checkpoint["optimizer"] is None:
         return checkpoint
     batch_size = checkpoint["config"]["train"]["batch_size"]

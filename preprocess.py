@@ -29,7 +29,7 @@ from recordings.process_ranks import read_ranks
 from sound.atomic_files import hash_file
 from sound.audio_files import SUFFIXES, find_sound_files, load_audio
 from sound.bandwidth import measure_bandwidth
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 log = logging.getLogger("preprocess")
 
@@ -145,7 +145,7 @@ def count_outcomes(outcomes: Iterable[JobOutcome], total: int) -> dict[str, int]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure a folder of recordings for training.")
+    parser = command_parser("Measure a folder of recordings for training.")
     parser.add_argument("--input_dir", type=Path, required=True, help="recordings; subfolders too")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the .pt files go")
     parser.add_argument("--instrument", help="who plays; guessed from the data sets' own file names if not given")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import Recording, find_recordings, load_recording
-from sound.console import as_command
+from sound.console import as_command, command_parser
 from sound.feature_plots import THEMES, plot_features, save_figure
 
 
@@ -61,7 +61,7 @@ def visualize_all(jobs: Iterable[tuple[Path, Path]], periodicity_threshold: floa
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Plot waveform, pitch and loudness of processed recordings.")
+    parser = command_parser("Plot waveform, pitch and loudness of processed recordings.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--file", type=Path, help="processed file (.pt)")
     what.add_argument("--all", action="store_true", help="all processed files in --data_dir")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
 from data import Recording, extractor_settings, find_recordings, load_recording
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 SILENCE = -60.0  # dBFS, of the loudest sample: below it the training loss has its floor
 CEILING = 0.999  # of full scale
@@ -107,7 +107,7 @@ def check_folder(data_dir: Path, config: Config, move_bad: Path | None = None) -
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Name the processed files that would spoil a training.")
+    parser = command_parser("Name the processed files that would spoil a training.")
     parser.add_argument("--data_dir", type=Path, required=True, help="processed recordings (.pt)")
     parser.add_argument("--move_bad", type=Path, metavar="DIR", help="move what is bad to this folder")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from checkpoint import load_model
 from playing.export import SUFFIXES, export_model
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Export a model, with explicit state, for other hosts.")
+    parser = command_parser("Export a model, with explicit state, for other hosts.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="shipped or from train.py")
     parser.add_argument("--format", choices=tuple(SUFFIXES), required=True)
     parser.add_argument("--output", type=Path, required=True, help="ends in .onnx or .pt2")

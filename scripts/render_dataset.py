@@ -19,12 +19,12 @@ from recordings.composition import FILE_SECONDS, INSTRUMENTS
 from recordings.render_samples import render_samples
 from recordings.score import PLAYING
 from recordings.soundfont import SOUNDFONT, write_set
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--instrument", choices=sorted({*INSTRUMENTS, *PLAYING}), required=True)
     parser.add_argument("--samples", type=Path, help="folder of recordings of the instrument (default: a sound font)")
     parser.add_argument("--minutes", type=float, default=15.0, help="how much, in files of 30 s (%(default)g)")

@@ -1,5 +1,6 @@
-"""Command lines: errors become a sentence and an exit code, and any file name can be printed."""
+"""Command lines: help, errors as a sentence and an exit code, and printing of any file name."""
 
+import argparse
 import functools
 import inspect
 import io
@@ -9,6 +10,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 log = logging.getLogger(__name__)
+
+
+_METAVARS = {int: "N", float: "X", Path: "PATH"}
+
+
+class _CompactHelp(argparse.RawDescriptionHelpFormatter):
+    """One line for each flag: short metavars by type, and a wide first column."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=120)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return _METAVARS.get(action.type, "NAME")
+
+
+def command_parser(description: str, usage: str = "[flags]") -> argparse.ArgumentParser:
+    """Return the argument parser of a command; ``usage`` follows the command's name in the first line of its help."""
+    return argparse.ArgumentParser(
+        description=description, usage=f"%(prog)s {usage}", formatter_class=_CompactHelp, allow_abbrev=False
+    )
 
 
 def as_command(
