@@ -4,14 +4,11 @@ import io
 import itertools
 import json
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
@@ -67,38 +64,15 @@ def test_notes_have_their_names(f0, name):
     assert note_name(f0) == name
 
 
-def test_pitch_has_gaps_where_periodicity_is_below_the_threshold():
-    periodicity = np.r_[np.full(10, 0.9), np.full(10, 0.49), np.full(30, 0.5)]
-    figure = plot_features(**sound(periodicity=periodicity, periodicity_threshold=0.5))
+def test_curves_are_drawn_unchanged_and_pitch_has_gaps_below_the_threshold():
+    periodicity, loudness = np.r_[np.full(10, 0.9), np.full(10, 0.49), np.full(30, 0.5)], np.linspace(-80, 0, 50)
+    figure = plot_features(**sound(periodicity=periodicity, periodicity_threshold=0.5, loudness=loudness))
+    assert np.allclose(drawn_line(figure, "Loudness", THEMES["light"].loudness)[1], loudness)
     seconds, f0 = drawn_line(figure, "Pitch", THEMES["light"].pitch)
     assert np.array_equal(np.isnan(f0), periodicity < 0.5)
     assert np.all(f0[periodicity >= 0.5] == 440)
     assert np.allclose(seconds, np.arange(50) / FRAME_RATE)
     assert "80 % voiced" in all_text(figure)
-
-
-def test_a_mask_overrides_the_threshold_and_hides_both_curves():
-    voiced = np.arange(50) < 25
-    curves = sound(voiced=voiced, periodicity=np.zeros(50), periodicity_threshold=0.5, second_f0=np.full(50, 220.0))
-    figure = plot_features(**curves)
-    for colour, hertz in ((THEMES["light"].pitch, 440), (THEMES["light"].second, 220)):
-        _, f0 = drawn_line(figure, "Pitch", colour)
-        assert np.array_equal(np.isfinite(f0), voiced)
-        assert np.all(f0[:25] == hertz)
-
-
-def test_a_single_frame_between_gaps_is_a_dot():
-    voiced = np.zeros(50, dtype=bool)
-    voiced[[7, 20, 21]] = True
-    axis = panel(plot_features(**sound(voiced=voiced)), "Pitch")
-    dots = [line for line in axis.lines if line.get_marker() == "o"]
-    assert [np.flatnonzero(np.isfinite(line.get_ydata())).tolist() for line in dots] == [[7]]
-
-
-def test_pitch_axis_is_logarithmic():
-    figure = plot_features(**sound(f0=np.geomspace(110, 880, 50)))
-    heights = panel(figure, "Pitch").transData.transform([(0, f0) for f0 in (110, 220, 440, 880)])[:, 1]
-    assert np.diff(heights) == pytest.approx(np.diff(heights)[0])
 
 
 @pytest.mark.parametrize("semitones", [0, 12, 17, 31, 40, 71])
@@ -115,12 +89,6 @@ def test_note_names_lie_at_their_notes_and_never_overlap(semitones):
     assert all(upper.y0 - lower.y1 > 2 for lower, upper in itertools.pairwise(boxes))  # pixels
 
 
-def test_a_steady_note_does_not_fill_the_axis():
-    figure = plot_features(**sound(f0=440 * 2 ** (0.2 / 12 * np.sin(np.arange(50)))))
-    low, high = panel(figure, "Pitch").get_ylim()
-    assert high / low >= 1.99
-
-
 def test_all_panels_share_the_time_axis():
     figure = plot_features(**sound(300, periodicity=np.ones(300)))
     names = ("Waveform", "Pitch", "Periodicity", "Loudness")
@@ -129,19 +97,12 @@ def test_all_panels_share_the_time_axis():
     assert len(edges) == 1
 
 
-def test_optional_panels_are_omitted():
-    text = all_text(plot_features(**sound()))
-    assert "Periodicity" not in text and "Spectrogram" not in text
-
-
 @pytest.mark.parametrize(
     ("seconds", "labels"),
     [
         (2, ["0 s", "0.2 s", "0.4 s"]),
         (30, ["0 s", "5 s", "10 s"]),
-        (59, ["0 s", "5 s", "10 s"]),
         (100, ["0:00", "0:10", "0:20"]),
-        (600, ["0:00", "1:00", "2:00"]),
         (0.01, ["0 s", "0.001 s", "0.002 s"]),
     ],
 )
@@ -163,14 +124,6 @@ def test_no_peak_is_lost_in_a_long_waveform():
     assert "peak −6.0 dBFS" in all_text(figure)
 
 
-def test_loudness_is_drawn_unchanged():
-    loudness = np.linspace(-80, 0, 50)
-    figure = plot_features(**sound(loudness=loudness))
-    seconds, drawn = drawn_line(figure, "Loudness", THEMES["light"].loudness)
-    assert np.allclose(drawn, loudness) and np.allclose(seconds, np.arange(50) / FRAME_RATE)
-    assert panel(figure, "Loudness").get_ylim() == (-80, 3)
-
-
 @both_themes
 def test_the_spectrogram_has_the_time_and_frequency_of_the_tone(theme):
     tone = np.sin(2 * np.pi * 2000 * np.arange(4 * RATE) / RATE) * (np.arange(4 * RATE) < 2 * RATE)
@@ -190,11 +143,10 @@ def test_the_spectrogram_has_the_time_and_frequency_of_the_tone(theme):
     [
         (48000, 2000, 8000),
         (48000, 15000, 15000),
-        (44100, 20000, 20000),
         (11025, 2000, 5512.5),
     ],
 )
-def test_the_spectrogram_ends_at_the_highest_component(rate: int, highest: float, top: float):
+def test_the_spectrogram_ends_at_the_highest_component(rate, highest, top):
     tone = sum(np.sin(2 * np.pi * f * np.arange(rate) / rate) for f in (500, highest)) * np.hanning(rate)
     axis = panel(plot_features(**sound(100, audio=tone, sample_rate=rate, spectrogram=True)), "Spectrogram")
     bottom, found = axis.get_ylim()
@@ -207,13 +159,6 @@ def test_spectrograms_can_share_a_scale():
     axis = figure.subplots()
     draw_spectrogram(axis, tone / 2, RATE, THEMES["light"], scale_to=tone)
     assert axis.images[0].get_array().max() == pytest.approx(-6.02, abs=0.01)
-
-
-def test_two_curves_have_a_legend():
-    figure = plot_features(**sound(second_f0=np.full(50, 220.0), f0_labels=("trumpet", "voice of $5")))
-    legend = panel(figure, "Pitch").get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["trumpet", "voice of $5"]
-    assert panel(plot_features(**sound()), "Pitch").get_legend() is None
 
 
 def test_plot_recording_takes_tensors(counting_recording):
@@ -271,52 +216,12 @@ def test_the_saved_figure_has_the_themes_colours(theme, tmp_path):
         {"title": r"$\frac{ _ ^ $", "subtitle": "$x", "second_f0": np.full(50, 220.0), "f0_labels": (r"$\bad{$", "b")},
         {"title": "long " * 100},
     ],
-    ids=[
-        "empty",
-        "one frame",
-        "empty spectrum",
-        "one spectrum",
-        "silent spectrum",
-        "silence",
-        "not finite",
-        "no f0",
-        "mathematical title",
-        "long title",
-    ],
 )
 def test_unusual_input_is_drawn(changes):
     figure = plot_features(**sound(**changes))
     figure.canvas.draw()
     right = figure.bbox.x1
     assert all(text.get_window_extent().x1 < right for text in figure.texts)
-
-
-def test_unusual_input_is_noted():
-    broken = np.zeros(8000)
-    broken[5] = np.nan
-    assert "NaN" in all_text(plot_features(**sound(audio=broken)))
-    assert "silent" in all_text(plot_features(**sound(audio=np.zeros(8000))))
-    assert "no pitch found" in all_text(plot_features(**sound(voiced=np.zeros(50))))
-
-
-def test_unknown_theme_is_refused():
-    with pytest.raises(ValueError, match="'blue'"):
-        plot_features(**sound(theme="blue"))
-
-
-def test_curves_of_different_lengths_are_refused():
-    with pytest.raises(ValueError, match="'loudness': 49"):
-        plot_features(**sound(loudness=np.zeros(49)))
-
-
-def test_global_state_is_unchanged(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # makes an import fail
-    before = matplotlib.rcParams.copy()
-    figure = plot_features(**sound(theme="dark"))
-    figure.canvas.draw()
-    assert isinstance(figure.canvas, FigureCanvasAgg)
-    changed = [key for key in before if key != "backend" and before[key] != matplotlib.rcParams[key]]
-    assert not changed  # pyplot chooses the backend at its first use
 
 
 def test_drawing_is_thread_safe():
@@ -350,14 +255,6 @@ def pictures(folder):
 
 
 @pytest.mark.usefixtures("small_pictures")
-def test_the_picture_is_named_after_the_file(tmp_path, counting_recording, capsys):
-    save_recording(tmp_path / "take.wav.pt", counting_recording())
-    assert run("--file", tmp_path / "take.wav.pt", "--output_dir", tmp_path / "out", "--theme", "dark") == 0
-    assert pictures(tmp_path / "out") == ["take.wav.png"]
-    assert str(tmp_path / "out" / "take.wav.png") in capsys.readouterr().out
-
-
-@pytest.mark.usefixtures("small_pictures")
 def test_the_threshold_comes_from_the_configuration(tmp_path, counting_recording, monkeypatch):
     recording = counting_recording(50)
     recording.periodicity[:] = torch.linspace(0, 1, 50)[None, :, None]
@@ -385,28 +282,11 @@ def test_all_keeps_subfolders_and_names_failed_files(tmp_path, counting_recordin
     (data_dir / "b" / "other.wav.pt").write_bytes(b"damaged")
     assert run("--all", "--data_dir", data_dir, "--output_dir", tmp_path / "out") == 1
     output = capsys.readouterr()
-    assert output.out.startswith("3 written, 1 failed") and str(tmp_path / "out") in output.out
+    assert output.out == f"3 written, 1 failed in {tmp_path / 'out'}\n"
     assert str(data_dir / "b" / "other.wav.pt") in output.err
     assert pictures(tmp_path / "out") == ["a/take.wav.png", "b/take.wav.png", "take.flac.png"]
     assert run("--all", "--data_dir", data_dir / "a", "--output_dir", tmp_path / "out") == 0
-
-
-@pytest.mark.usefixtures("small_pictures")
-def test_code_in_a_file_is_not_executed(tmp_path, bomb, caplog):
-    payload, target = bomb
-    torch.save(payload, tmp_path / "hostile.pt")
-    assert run("--file", tmp_path / "hostile.pt", "--output_dir", tmp_path / "out") == 1
-    assert "hostile.pt" in caplog.text and not target.exists()
-
-
-def test_a_missing_file_and_an_empty_folder_are_named(tmp_path, caplog):
-    assert run("--file", tmp_path / "none.pt") == 1
-    assert "none.pt" in caplog.text
-    caplog.clear()
-    assert run("--all", "--data_dir", tmp_path) == 1
-    assert str(tmp_path) in caplog.text
-    assert run("--all", "--data_dir", tmp_path, "--config", tmp_path / "none.json") == 1
-    assert "none.json" in caplog.text
+    assert capsys.readouterr().out == f"1 written, 0 failed in {tmp_path / 'out'}\n"
 
 
 def test_a_failed_write_keeps_the_old_picture(tmp_path, monkeypatch):
@@ -423,6 +303,17 @@ def test_a_failed_write_keeps_the_old_picture(tmp_path, monkeypatch):
         save_figure(figure, target)
     assert target.read_bytes() == b"old"
     assert pictures(tmp_path) == ["a4.png"]
+
+
+@pytest.mark.parametrize(("changes", "culprit"), [({"theme": "blue"}, "blue"), ({"loudness": np.zeros(49)}, "49")])
+def test_invalid_input_is_refused(changes, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        plot_features(**sound(**changes))
+
+
+def test_missing_files_are_named(tmp_path, caplog):
+    for argv in (["--file", tmp_path / "none.pt"], ["--all", "--data_dir", tmp_path]):
+        assert run(*argv) == 1 and str(argv[-1]) in caplog.messages[-1]
 
 
 @pytest.mark.parametrize(
