@@ -1,4 +1,4 @@
-"""Commands on a console: their help, errors as a sentence and an exit code, and printing any file name."""
+"""Command lines: help, errors as a sentence and an exit code, and printing of any file name."""
 
 import argparse
 import functools
@@ -35,15 +35,13 @@ def command_parser(description: str, usage: str = "[flags]") -> argparse.Argumen
 def as_command(
     stopped: str = "stopped", failure: int = 1, level: int = logging.INFO, errors: tuple = ()
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Decorate a command's ``main``: what a user can cause ends in one sentence, not in a traceback.
-
-    ValueError, OSError and ModuleNotFoundError are what a user can cause.
+    """Decorate a command's ``main``: report ValueError, OSError and ModuleNotFoundError without a traceback.
 
     Args:
-        stopped: what to say after Ctrl-C, for example what stays on the disk.
-        failure: the exit code of an error.
-        level: the least severe of the log's records that are printed.
-        errors: further exceptions whose text is a sentence for the user.
+        stopped: message after Ctrl-C, for example which files stay.
+        failure: exit code of an error.
+        level: lowest level of the log records that are printed.
+        errors: further exceptions to report in this way.
     """
 
     def decorate(main: Callable[..., int]) -> Callable[..., int]:
@@ -71,7 +69,7 @@ def as_command(
 
 
 def escape_unprintable() -> None:
-    """Print what the console cannot show as an escape such as ``\\u266f``, where Python would raise."""
+    """Set stdout and stderr to escape characters they cannot encode (``\\u266f``), where Python would raise."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a notebook has its own
+        if isinstance(stream, io.TextIOWrapper):  # not in a notebook
             stream.reconfigure(errors="backslashreplace")

@@ -1,27 +1,25 @@
-"""Pluck the notes of a melody while it comes in.
-
-It does what ``voice.plucked_notes`` does with the whole melody at hand, a frame at a time, as live playing needs it.
-"""
+"""Pluck the notes of a melody frame by frame: the causal version of ``voice.plucked_notes``, for live playing."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from sound.pitch_decoder import hz_to_midi
 from sound.plucks import CLOSEST, LONGEST_RING, SILENT_POWER, PluckTable, damped_share, window_share
 from voice.plucked_notes import MIDDLE_HARDNESS
 
-_LEAD = 0.02  # s from the detection of a note to its onset: what the window sees of a pluck before it
-_VELOCITY_SECONDS = 0.03  # after the detection a note's velocity is settled
-_STILL_RISING = 2.0  # dB that a voice's level rises after that, in the median
-_DIP = 6.0  # dB down and up again: a new syllable, if it is faster than what is forgotten
-_FORGETTING = 30.0  # dB/s, at which the last peak and the last dip are forgotten
-_STEP = 0.05  # semitones times seconds away from the note's pitch, what lies within _DRIFT not counted
-_DRIFT = 0.6  # semitones, of vibrato and drift
+_LEAD = 0.02  # s from detecting a note to its onset: the loudness window rises before a pluck
+_VELOCITY_SECONDS = 0.03  # s from detecting a note to fixing its velocity
+_STILL_RISING = 2.0  # dB, median rise of a voice's level after that
+_DIP = 6.0  # dB down and up again: a new syllable
+_DECAY_RATE = 30.0  # dB/s, at which the tracked peak and minimum decay towards the level; a slower dip is no syllable
+_STEP = 0.05  # semitones times seconds, the integral of the deviation beyond _DRIFT that makes a new note
+_DRIFT = 0.6  # semitones, tolerated as vibrato and drift
 
 
 class PluckedFrame(NamedTuple):
-    """What a plucked instrument plays in one frame; see ``PluckCurves``."""
+    """One frame of ``PluckCurves``."""
 
     loudness: float  # dB
     time_since_onset: float  # s
@@ -31,20 +29,19 @@ class PluckedFrame(NamedTuple):
 
 @dataclass
 class _String:
-    """A string that rings."""
+    """A ringing string."""
 
     pitch: float = 0.0  # MIDI number
     level: float = -np.inf  # dB, of its pluck
     age: int = 10**6  # frames since its onset, negative before it
-    damped: int = 0  # frames since it was let go
+    damped: int = 0  # frames since damping began
 
 
 class CausalPlucker:
-    """Plucks the notes of a melody while it comes in, frame by frame.
+    """Frame-by-frame plucking of the notes in a melody.
 
-    A note is detected where the gate opens, where the loudness has dipped and rises again, and where the pitch has
-    stepped; 20 ms later it is plucked, and after another 10 ms its velocity is settled. Velocity is the level reached
-    so far. What is kept from frame to frame is a handful of numbers.
+    A note is detected where the gate opens, where the loudness rises again after a dip, or where the pitch steps.
+    It is plucked 20 ms later, and 10 ms after that its velocity is fixed at the highest level reached.
     """
 
     def __init__(
@@ -56,35 +53,35 @@ class CausalPlucker:
         floor: float = -80.0,
         repeat_seconds: float | None = None,
     ) -> None:
-        """Take an instrument's table.
+        """Set up the plucker.
 
         Args:
-            table: of the instrument.
-            frame_rate: frames a second.
-            window_seconds: of the loudness.
-            reference: dB, the peak level of a sung note that is plucked middling hard.
-            floor: dB, where nothing sounds.
-            repeat_seconds: pluck a held note again after so many seconds; None never does.
+            table: the instrument's pluck table.
+            frame_rate: frames per second.
+            window_seconds: length of the loudness window.
+            reference: dB, peak level of a sung note that is plucked with medium hardness.
+            floor: dB, loudness of silence.
+            repeat_seconds: interval at which a held note is plucked again; None disables it.
         """
         self._table, self._rate, self._window = table, frame_rate, window_seconds
         self._reference, self._floor, self._repeat = reference, floor, repeat_seconds
         self._n_lead, self._n_velocity = round(_LEAD * frame_rate), round(_VELOCITY_SECONDS * frame_rate)
-        self._string, self._before = _String(), _String()  # the newest, and the one it takes the place of
+        self._string, self._before = _String(), _String()  # the newest string, and the one that it replaces
         self._is_open = False  # the gate, in the last frame
         self._detected = 10**6  # frames since the last note was detected
-        self._reached = floor  # dB, the highest level of the voice's note, while its velocity is not settled
-        self._pitch, self._away = 0.0, 0.0  # the voice's note, MIDI number; how far and long the voice has left it
-        self._peak, self._low = floor, floor  # dB of the voice, forgotten slowly
+        self._reached = floor  # dB, highest level of the sung note until its velocity is fixed
+        self._pitch, self._away = 0.0, 0.0  # MIDI number of the sung note; integrated deviation from it, see _STEP
+        self._peak, self._low = floor, floor  # dB, tracked peak and minimum of the voice
 
     def step(self, f0: float, loudness: float, gate: bool) -> PluckedFrame:
-        """Take the next frame of a voice.
+        """Return the next frame of the instrument.
 
         Args:
             f0: Hz, as it is to be played.
             loudness: dB, as measured.
             gate: True where the voice sings.
         """
-        pitch = 12 * np.log2(f0 / 440) + 69
+        pitch = hz_to_midi(f0)
         self._detected += 1
         for string in (self._string, self._before):
             string.age += 1
@@ -100,17 +97,17 @@ class CausalPlucker:
         return self._play()
 
     def _is_new_note(self, pitch: float, loudness: float, gate: bool) -> bool:
-        """Follow the voice; return True in the frame in which a new note is detected."""
-        forgotten = _FORGETTING / self._rate
-        self._peak, self._low = max(loudness, self._peak - forgotten), min(loudness, self._low + forgotten)
-        if self._detected < CLOSEST * self._rate:  # it scoops and swells, and belongs to the last note
+        """Update the tracked voice; return True in the frame in which a new note is detected."""
+        decay = _DECAY_RATE / self._rate
+        self._peak, self._low = max(loudness, self._peak - decay), min(loudness, self._low + decay)
+        if self._detected < CLOSEST * self._rate:  # a scoop or swell belongs to the last note
             self._pitch, self._low = pitch, loudness
             return gate and not self._is_open and self._detected > 2 * self._n_velocity
         distance = abs(pitch - self._pitch) - _DRIFT
         self._away = self._away + distance / self._rate if distance > 0 else 0.0
         has_dipped = min(self._peak, loudness) - self._low > _DIP
         is_due = self._repeat is not None and self._detected >= self._repeat * self._rate
-        # A step inside a dip waits for its end, where the syllable begins.
+        # A pitch step inside a dip counts only at the end of the dip, where the syllable begins.
         has_stepped = self._away > _STEP and self._peak - loudness < _DIP
         return gate and (not self._is_open or has_dipped or has_stepped or is_due)
 

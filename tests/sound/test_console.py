@@ -1,4 +1,4 @@
-"""sound/console.py: what a user can cause ends in a sentence and an exit code; a mistake of ours in a traceback."""
+"""sound/console.py: a user's error ends in a sentence and an exit code, a bug in a traceback."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_an_error_is_a_sentence_and_an_exit_code(error: BaseException, code: int
     assert main() == code and words in caplog.text
 
 
-def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+def test_a_bug_keeps_its_traceback() -> None:
     @as_command()
     def main(result: int) -> int:
         assert result
