@@ -124,7 +124,8 @@ class FramePlayer(nn.Module):
         angles = 2 * math.pi * torch.remainder(self.numbers * cycles, 1.0)
         cosines, sines = torch.cos(angles), torch.sin(angles)  # (P + Q, hop)
         both = torch.cat([amplitudes, next_amplitudes], dim=1)[0]  # (2, H)
-        weights = nn.functional.pad(both, (1, self.n_groups * _GROUP - both.shape[1] - 1)).view(2, self.n_groups, _GROUP)
+        padded = nn.functional.pad(both, (1, self.n_groups * _GROUP - both.shape[1] - 1))  # harmonic 0 is silent
+        weights = padded.view(2, self.n_groups, _GROUP)
         here, there = (
             sines[_GROUP:] * (group @ cosines[:_GROUP]) + cosines[_GROUP:] * (group @ sines[:_GROUP])
             for group in weights.unbind(dim=0)
@@ -162,20 +163,20 @@ class StatePacker(nn.Module):
 
     def __init__(self, initial: Any) -> None:
         super().__init__()
-        self._initial = initial
-        for name, values in zip(("single", "double"), self._join(initial)):
+        self._like = initial
+        for name, values in zip(("initial", "initial64"), self._join(initial)):
             self.register_buffer(name, values)
 
     def pack(self, state: Any) -> tuple[Tensor, Tensor]:
         single, double = self._join(state)
-        return single - self.single, double - self.double
+        return single - self.initial, double - self.initial64
 
     def unpack(self, single: Tensor, double: Tensor) -> Any:
         sizes = {torch.float32: [], torch.float64: []}
-        for leaf in _leaves(self._initial):
+        for leaf in _leaves(self._like):
             sizes[leaf.dtype].append(leaf.numel())
-        values = {torch.float32: single + self.single, torch.float64: double + self.double}
-        return _rebuild(self._initial, {dtype: iter(values[dtype].split(each)) for dtype, each in sizes.items()})
+        values = {torch.float32: single + self.initial, torch.float64: double + self.initial64}
+        return _rebuild(self._like, {dtype: iter(values[dtype].split(each)) for dtype, each in sizes.items()})
 
     @staticmethod
     def _join(state: Any) -> tuple[Tensor, Tensor]:

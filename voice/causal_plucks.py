@@ -38,7 +38,7 @@ class PluckerState(NamedTuple):
     """What a frame leaves for the next one."""
 
     strings: Tensor  # [2, 4], newest string and the one before: MIDI pitch, dB, frames since onset and since damping
-    voice: Tensor  # [7]: gate, frames since detection, dB reached, MIDI pitch, distance from it, last peak and dip in dB
+    voice: Tensor  # [7]: gate, frames since detection, dB reached, MIDI pitch, time off it, last peak and dip in dB
 
 
 class CausalPlucker(nn.Module):
@@ -131,9 +131,8 @@ class CausalPlucker(nn.Module):
         has_stepped = (drifted > _STEP) & (peak - loudness < _DIP)
         opens = ~was_open
         is_due = detected >= self._n_repeat
-        is_new = gate & torch.where(
-            is_early, opens & (detected > 2 * self._n_velocity), opens | has_dipped | has_stepped | is_due
-        )
+        begins = is_early & opens & (detected > 2 * self._n_velocity)
+        is_new = gate & (begins | ~is_early & (opens | has_dipped | has_stepped | is_due))
         starts = is_early | is_new
         low, peak = torch.where(starts, loudness, low), torch.where(is_new, loudness, peak)
         away = torch.where(is_new, 0.0, torch.where(is_early, away, drifted))
