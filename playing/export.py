@@ -27,8 +27,11 @@ from sound.atomic_files import write_text
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 TOLERANCE = 1e-4  # largest difference from the Python model, in samples of full scale 1
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vox2trumpet"  # of live graphs
+_MOST_CACHED = 20
 _OPSET = 20
 _PROOF_BLOCKS = 200
+_MAKES_GRAPHS = ("model.py", "synth.py", "playing/*.py", "voice/*.py", "sound/crepe.py", "sound/pitch_decoder.py")
 Run = Callable[..., Sequence[Tensor]]  # (*inputs, state, state64) -> (*outputs, state, state64)
 
 
@@ -217,15 +220,22 @@ def export_model(model: NeuralGuitar, kind: str, target: Path, size: int = 1, li
     return description
 
 
-def cached_live_graph(checkpoint: Path, folder: Path) -> Path:
+def cached_live_graph(checkpoint: Path, folder: Path = CACHE) -> Path:
     """Return the live graph of a checkpoint as an ONNX file in a folder, where it is written if it is not there yet.
 
-    Its name says what it was made of: the checkpoint and this code.
+    Its name says what it was made of: the checkpoint and this code. Only the newest graphs are kept.
+
+    Raises:
+        ValueError, OSError: as ``export_model`` and ``checkpoint.load_model`` raise.
     """
     digest = hashlib.sha256(checkpoint.read_bytes())
-    for source in ("playing/live_graph.py", "playing/block_model.py", "voice/causal_plucks.py", "sound/crepe.py"):
-        digest.update((Path(__file__).parent.parent / source).read_bytes())
+    root = Path(__file__).parents[1]
+    for source in sorted(path for name in _MAKES_GRAPHS for path in root.glob(name)):
+        digest.update(source.read_bytes())
     target = folder / f"{digest.hexdigest()[:32]}.onnx"
     if not (target.exists() and target.with_suffix(".json").exists()):
         export_model(load_model(checkpoint), "onnx", target, live=True)
+        for old in sorted(folder.glob("*.onnx"), key=lambda path: path.stat().st_mtime)[:-_MOST_CACHED]:
+            old.unlink()
+            old.with_suffix(".json").unlink(missing_ok=True)
     return target
