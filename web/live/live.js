@@ -97,8 +97,8 @@ async function loadInstrument() {
   }
   if (!response.ok) throw new Trouble(response.status === 404 ? "graph" : await response.text());
   live.about = await response.json();
-  sendControls();
   live.worker ??= startWorker();
+  sendControls();
   const loaded = new Promise((resolve, reject) => Object.assign(live, { resolve, reject }));
   live.worker.postMessage({ load: { graph: new URL(graph, location).href, about: live.about } });
   await loaded;

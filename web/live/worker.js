@@ -1,7 +1,7 @@
 // The instrument: onnxruntime-web runs the live graph on blocks of 10 ms, one after the other.
 //
 // From the page: {load: {graph, about}}, {controls}, {port}. To the page: {progress}, {ready}, {frames}, {error, kind}.
-// On the port: {voice, noise?} in, {audio, shown} out. Without a noise it is drawn here.
+// On the port: {voice, at, noise?} in, {audio, shown, at} out. Without a noise it is drawn here.
 
 const VERSION = "1.30.0";
 const FILES = {
@@ -98,10 +98,10 @@ async function work(port) {
     await ready;
     while (waiting.length) {
       if (waiting.length > MOST_WAITING) waiting.splice(0, waiting.length - 2);
-      const { voice, noise } = waiting.shift();
+      const { voice, noise, at } = waiting.shift();
       const block = await step(instrument, voice, noise);
       shown.push(block.shown);
-      port.postMessage(block);
+      port.postMessage({ ...block, at });
       if (shown.length >= 3) self.postMessage({ frames: shown.splice(0) });
     }
   } catch (error) {

@@ -1,10 +1,10 @@
 // The audio thread: the microphone goes to the Worker as blocks of 10 ms, what comes back is queued and played.
 //
 // Both ends have the device's own rate and are resampled here. The queue begins with 30 ms. It grows when it runs dry,
-// and shrinks while its lowest level over two seconds leaves room; both ends share one clock, so nothing drifts.
+// and shrinks while its lowest level over a second leaves room; both ends share one clock, so nothing drifts.
 
 const START = 0.03; // s in the queue before the first sound
-const WINDOW = 2; // s over which the queue's lowest level is looked at
+const WINDOW = 1; // s over which the queue's lowest level is looked at
 const LEAST_SPARE = 0.004; // s that the queue should hold at its lowest
 const MOST_SPARE = 0.1;
 const STEP = 0.005; // s by which it grows or shrinks
@@ -79,7 +79,7 @@ class Live extends AudioWorkletProcessor {
       if (this.nVoice < this.hop) return;
       const voice = this.voice.slice();
       this.nVoice = 0;
-      this.worker?.postMessage({ voice }, [voice.buffer]);
+      this.worker?.postMessage({ voice, at: currentFrame }, [voice.buffer]);
     };
     this.emitSound = (sample) => {
       this.queue[this.written++ & (this.queue.length - 1)] = sample;
@@ -89,6 +89,7 @@ class Live extends AudioWorkletProcessor {
         this.worker = data.worker;
         this.worker.onmessage = ({ data: block }) => {
           this.blocks++;
+          this.offset = block.at - (sampleRate * this.hop) / featureRate - this.written; // of what is written now
           this.up.push(block.audio, this.emitSound);
         };
       }
@@ -139,13 +140,13 @@ class Live extends AudioWorkletProcessor {
     if (this.playing) this.adapt(output.length);
   }
 
-  // Leave out a little of the queue when it never runs low.
+  // Leave out a little of the queue when it never runs low, and all that is too much after the machine was busy.
   adapt(n) {
     this.lowest = Math.min(this.lowest, this.written - this.read);
     this.nWindow += n;
     if (this.nWindow < WINDOW * sampleRate) return;
     const room = this.lowest / sampleRate - this.spare;
-    if (room > 0.001) this.cut(Math.round(Math.min(room, STEP) * sampleRate));
+    if (room > 0.001) this.cut(Math.round((room > 10 * STEP ? room : Math.min(room, STEP)) * sampleRate));
     this.spare = Math.max(LEAST_SPARE, this.spare - 0.0002);
     this.lowest = Infinity;
     this.nWindow = 0;
@@ -185,7 +186,7 @@ class Live extends AudioWorkletProcessor {
     if (this.nReport < 0.05 * sampleRate) return;
     const { voicePeak, soundPeak, underruns, blocks, playing } = this;
     // What is read now came into the page so long ago, beside the graph's own latency.
-    const queue = playing ? (currentFrame - this.read) / sampleRate + this.resampling : null;
+    const queue = playing ? (currentFrame - this.read - this.offset) / sampleRate + this.resampling : null;
     this.port.postMessage({ voicePeak, soundPeak, underruns, blocks, queue });
     this.voicePeak = this.soundPeak = this.nReport = 0;
   }
