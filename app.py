@@ -39,11 +39,12 @@ from starlette.middleware import Middleware
 
 from config import PageConfig, get_device, load_config
 from playing.offline_transfer import describe_transfer, is_polyphonic
-from sound.console import as_command
+from sound.console import as_command, command_parser
 from voice.fitting import TransferOptions
 from web import page_layout
 from web.endpoints import AnsweringBlocks, add_endpoints
 from web.file_guard import OwnPageOnly, WaitingLine
+from web.live_page import LivePage
 from web.page_style import launch_options
 from web.stored_files import list_files, own_folder, remove_old_files
 from web.transfer_request import (
@@ -110,6 +111,7 @@ def build_ui(
         _connect_play(service, controls, results, play, cancel)
         _connect_instruments(service, controls, card, play, page)
         add_endpoints(service)
+    page.live = Middleware(LivePage, service.collection)
     return page.queue(max_size=limits.max_waiting, api_open=False)  # no way around the queue
 
 
@@ -232,7 +234,7 @@ def _connect_instruments(
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Serve the web page.")
+    parser = command_parser("Serve the web page.")
     parser.add_argument("--host", help="address to listen on (default $GRADIO_SERVER_NAME, else 127.0.0.1)")
     parser.add_argument("--port", type=int, help="default $GRADIO_SERVER_PORT, else 7860")
     parser.add_argument("--share", action="store_true", help="make a public link, through Gradio's servers")
@@ -272,7 +274,7 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
             max_file_size=f"{limits.max_upload_megabytes}mb",
             ssr_mode=False,
             enable_monitoring=False,
-            app_kwargs={"middleware": [guard]},
+            app_kwargs={"middleware": [guard, page.live]},
             **launch_options(page_layout.HEAD),
         )
     except OSError as error:
