@@ -61,6 +61,7 @@ from web.transfer_request import (
     write_result_files,
 )
 
+_MAX_VISITS = 200  # whose controls Gradio remembers, at up to a megabyte each
 _SWEEP_SECONDS = 5.0  # between two looks at what is stored
 _POLYPHONIC = "I hear more than one note at a time. I play one melody, so chords and backing tracks come out odd."
 _BUSY = "Too many people are playing just now, or the server had a hiccup. Please try again in a minute."
@@ -274,6 +275,7 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
             max_file_size=f"{limits.max_upload_megabytes}mb",
             ssr_mode=False,
             enable_monitoring=False,
+            state_session_capacity=_MAX_VISITS,
             app_kwargs={"middleware": [guard, page.live]},
             **launch_options(page_layout.HEAD),
         )

@@ -1,7 +1,9 @@
 """The web page for programs: ``/transfer`` plays a recording, ``/instruments`` lists what it can be played on."""
 
 import dataclasses
+import logging
 import tempfile
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,16 @@ import gradio as gr
 
 from config import short_repr
 from voice.fitting import TransferOptions
-from web.transfer_request import TransferRequest, TransferService, answer_request, explain_failure, write_result_files
+from web.transfer_request import (
+    TransferRequest,
+    TransferService,
+    answer_request,
+    explain_failure,
+    hide_folders,
+    write_result_files,
+)
+
+log = logging.getLogger("app")
 
 
 class AnsweringBlocks(gr.Blocks):
@@ -29,8 +40,12 @@ class AnsweringBlocks(gr.Blocks):
             return await super().process_api(*args, **options)
         except gr.Error:
             raise
-        except Exception as error:  # ours, so the log has all of it
-            raise gr.Error("Something went wrong here, or too many are playing. Please try again.") from error
+        except Exception as error:  # ours, or Gradio's about what a stranger sent
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = hide_folders(f"{type(error).__name__}: {error}"[:200])
+            log.error("app.py: %s (%s, line %d)", reason, Path(place.filename).name, place.lineno)
+            sentence = "Something went wrong here, or too many are playing. Please try again."
+            raise gr.Error(sentence, print_exception=False) from error
 
 
 def _name_culprit(block_fn: Any, inputs: list) -> str:
