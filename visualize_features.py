@@ -62,9 +62,9 @@ def visualize_all(jobs: Iterable[tuple[Path, Path]], periodicity_threshold: floa
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("Plot waveform, pitch and loudness of processed recordings.")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--file", type=Path, help="processed file (.pt)")
-    what.add_argument("--all", action="store_true", help="all processed files in --data_dir")
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--file", type=Path, help="processed file (.pt)")
+    group.add_argument("--all", action="store_true", help="all processed files in --data_dir")
     parser.add_argument(
         "--data_dir", type=Path, default=Path("data/processed"), help="folder for --all, with subfolders"
     )
