@@ -40,6 +40,7 @@ from voice.fitting import TransferOptions
 from web import page_layout
 from web.endpoints import add_endpoints
 from web.file_guard import OwnPageOnly
+from web.live_page import LivePage
 from web.page_style import launch_options
 from web.transfer_request import (
     DRAW,
@@ -105,6 +106,7 @@ def build_ui(
         _connect_play(service, controls, results, play, cancel)
         _connect_instruments(service, controls, card, play, page)
         add_endpoints(service)
+    page.live = Middleware(LivePage, service.collection)
     return page.queue(max_size=limits.max_waiting, api_open=False)  # no way around the queue
 
 
@@ -265,7 +267,7 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
             max_file_size=f"{limits.max_upload_megabytes}mb",
             ssr_mode=False,
             enable_monitoring=False,
-            app_kwargs={"middleware": [guard]},
+            app_kwargs={"middleware": [guard, page.live]},
             **launch_options(page_layout.HEAD),
         )
     except OSError as error:

@@ -212,6 +212,10 @@ class TrainConfig(_Bounded):
         )
         super().__post_init__()
 
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate; it depends on the step alone, so that training on is the same training."""
+        return max(self.learning_rate * 0.5 ** (step / self.learning_rate_half_life), self.min_learning_rate)
+
 
 @dataclass(frozen=True)
 class TransferConfig(_Bounded):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from recordings.archives import checksum_text, install_dataset, unpack_zip
+from recordings.archives import checksum_text, install_dataset
 from recordings.resumable_download import DataError, DownloadSource
 from sound.console import as_command, command_parser
 
@@ -46,13 +46,13 @@ def download_guitarset(args: argparse.Namespace) -> None:
     share = len(takes) / len(TAKES)
     hint = by_hand("audio_mono-mic.zip", "--local_archive", "--url")
     audio = DownloadSource(args.url, "audio_mono-mic.zip", args.md5, 1.5 * share, hint)
-    install_dataset(audio, args.output_dir, takes, place_take, unpack_zip, args.local_archive, args.keep_archive)
+    install_dataset(audio, args.output_dir, takes, place_take, args.local_archive, args.keep_archive)
     if args.annotations:
         hint = by_hand("annotation.zip", "--local_annotations", "--annotations_url")
         jams = DownloadSource(args.annotations_url, "annotation.zip", args.annotations_md5, 10.0 * share, hint)
         groups = tuple(f"{take}_annotation" for take in takes)
         local = args.local_annotations
-        install_dataset(jams, args.output_dir, groups, place_take, unpack_zip, local, args.keep_archive)
+        install_dataset(jams, args.output_dir, groups, place_take, local, args.keep_archive)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

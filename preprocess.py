@@ -11,6 +11,7 @@ rate of the preset that is to be trained, together with the band up to which the
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,7 +26,6 @@ from tqdm import tqdm
 from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
 from data import Recording, extractor_settings, list_recordings, load_recording, save_recording
 from features import extract_features
-from recordings.process_ranks import read_ranks
 from sound.atomic_files import hash_file
 from sound.audio_files import SUFFIXES, find_sound_files, load_audio
 from sound.bandwidth import measure_bandwidth
@@ -168,11 +168,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.instrument is not None:
         config.instrument(args.instrument)
     # Under torchrun every process does its share; they need not talk to each other.
-    ranks = read_ranks()
+    rank, n_ranks = (int(os.environ.get(name) or alone) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))
     all_jobs = plan_jobs(args.input_dir, args.output_dir, args.instrument, config)
-    jobs = ranks.shard(all_jobs)
+    jobs = all_jobs[rank::n_ranks]
     counts = count_outcomes(run_jobs(jobs, config, min(args.num_workers, len(jobs))), len(jobs))
-    if ranks.is_first:
+    if rank == 0:
         for path in find_stale(all_jobs, args.output_dir):
             if args.prune:
                 path.unlink()

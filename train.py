@@ -41,12 +41,11 @@ from config import (
 )
 from model import NeuralGuitar
 from recordings.corpus import MIN_WHOLE_TAKES, RECORDING_ENDS, Corpus, read_corpus, split_boundary
-from recordings.process_ranks import SINGLE_PROCESS, ProcessRanks, process_group, read_ranks
+from recordings.crops import SINGLE_PROCESS, ProcessRanks, process_group, read_ranks
 from sound.console import as_command, command_parser
 from training.experiment_log import ExperimentLog, choose_run_name
 from training.held_out_phrases import choose_phrases
-from training.optimization import PRECISIONS, compilable_layers, is_compile_error
-from training.trainer import Trainer, TrainingStopped
+from training.trainer import PRECISIONS, Trainer, TrainingStopped, compilable_layers, is_compile_error
 from training.wandb_run import MODES, new_run_id
 
 log = logging.getLogger("train")

@@ -180,7 +180,7 @@ def check_loss() -> str:
     import torch
 
     from config import load_config
-    from training.optimization import build_loss
+    from training.trainer import build_loss
 
     config = load_config()
     compare = build_loss(config)

@@ -1,6 +1,6 @@
 """Plot waveform, pitch, periodicity and loudness of processed recordings.
 
-    ./venv/bin/python visualize_features.py --file data/processed/trumpet/rendered_trumpet_000.wav.pt
+    ./venv/bin/python visualize_features.py --file data/processed/trumpet/rendered_trumpet_000.flac.pt
     ./venv/bin/python visualize_features.py --all --data_dir data/processed/trumpet --theme dark
 
 Writes PNG files to ``data/visualization``. ``sound/feature_plots.py`` draws the same plots from arrays.

@@ -23,7 +23,7 @@ from measuring import describe_machine, format_table, summarize_ratio, time_in_t
 from sound.atomic_files import write_text
 from sound.console import as_command, command_parser
 from speed import Workload, build_crepe, build_models, build_textbook_loss, make_batch, make_step
-from training.optimization import PRECISIONS, build_loss, compilable_layers, is_compile_error
+from training.trainer import PRECISIONS, build_loss, compilable_layers, is_compile_error
 
 log = logging.getLogger("gpu")
 

@@ -27,8 +27,7 @@ from config import load_config
 from data import Recording, extractor_settings, save_recording
 from measuring import describe_machine, format_table, measure_growth, resident_mb, run_in_fresh_process
 from recordings.corpus import measure_statistics, read_corpus
-from recordings.crops import build_dataset, load_batches
-from recordings.process_ranks import SINGLE_PROCESS
+from recordings.crops import SINGLE_PROCESS, build_dataset, load_batches
 from sound.audio_files import load_audio
 from sound.console import as_command, command_parser
 

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import importlib.util
 import io
+import json
 import logging
 import statistics
 import sys
@@ -34,7 +35,6 @@ from measuring import describe_machine, format_table
 from recordings.pitch_annotations import count_octave_errors, read_voice_annotation
 from sound.audio_files import load_audio
 from sound.console import as_command, command_parser
-from voice.midi import read_midi_f0
 
 CONFIG = load_config()
 RATE, HOP = CONFIG.audio.feature_rate, CONFIG.audio.feature_hop_length
@@ -166,9 +166,10 @@ def read_voice(path: Path) -> Clip:
 
 
 def read_take(path: Path) -> Clip:
-    """Read a take of render_dataset.py; of the notes in its MIDI file, the audible frames count."""
+    """Read a take of render_dataset.py; of the f0 in its JSON file, the audible frames count."""
     audio = pad_to_frames(load_audio(path, RATE), HOP)
-    f0 = read_midi_f0(path.with_suffix(".mid"), len(audio) // HOP, CONFIG)
+    truth = np.array(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["f0"])  # 100 a second
+    f0 = np.pad(truth, (0, max(len(audio) // HOP - len(truth), 0)))[: len(audio) // HOP]
     return Clip(audio, np.where(extract_loudness(audio, CONFIG) > AUDIBLE_LEVEL, f0, 0.0), f0 == 0)
 
 
@@ -180,9 +181,9 @@ def read_sounds(args: argparse.Namespace) -> dict[str, list[Clip]]:
     """
     sounds = {path.stem: [read_voice(path)] for path in args.voice}
     for folder in args.rendered:
-        paths = sorted(folder.glob("*.wav"))[: args.takes]
+        paths = sorted(folder.glob("*.flac"))[: args.takes]
         if not paths:
-            raise FileNotFoundError(f"{folder} holds no wav files; scripts/render_dataset.py writes some")
+            raise FileNotFoundError(f"{folder} holds no flac files; scripts/render_dataset.py writes some")
         sounds[folder.resolve().name] = [read_take(path) for path in paths]
     return sounds
 

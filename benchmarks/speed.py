@@ -44,7 +44,8 @@ from sound.audio_files import load_audio
 from sound.console import as_command, command_parser
 from synth import harmonic_bank
 from tests import textbook
-from training.optimization import build_loss, build_optimizer, train_step
+from training.trainer import build_loss, train_step
+from training.training_state import build_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 _FEATURE_RATE, _FEATURE_HOP = 16000, 160

@@ -13,8 +13,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, load_config
-from recordings.hub_client import check_repo_id
-from recordings.hub_index import INDEX_FILE
+from recordings.hub_client import INDEX_FILE, check_repo_id
 from recordings.hub_upload import CARD, HUB_LICENCES, describe_folder, upload
 from sound.console import as_command, command_parser
 

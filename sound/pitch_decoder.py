@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 from scipy import ndimage
+from torch import Tensor, nn
 
-from sound.crepe import N_BINS, WINDOW, load_crepe, load_frame_crepe
+from sound.crepe import N_BINS, WINDOW, load_crepe
 
 SAMPLE_RATE = 16000  # Hz, of CREPE's input
 MARGIN = WINDOW // 2  # samples of a frame on either side of its centre
@@ -59,13 +60,6 @@ def crepe_activation(
         if sounding.any():
             activation[start : start + len(batch)][sounding] = network(batch, sounding).cpu()
     return activation.numpy()
-
-
-def frame_activation(frame: np.ndarray, model: str = "tiny") -> np.ndarray:
-    """Run CREPE on the CPU over a single frame [1024]; return its activation [1, 360], as ``crepe_activation``."""
-    if frame.max() == frame.min():
-        return np.zeros((1, N_BINS), np.float32)
-    return load_frame_crepe(model)(frame)[None]
 
 
 def decode_blocks(
@@ -125,14 +119,17 @@ def _decode(activation: np.ndarray, inside: np.ndarray, parts: list[slice]) -> t
     return _refine(activation, allowed, path)
 
 
-def find_peak(activation: np.ndarray, f0_min: float, f0_max: float) -> tuple[float, float]:
-    """Return f0 and periodicity of a single frame's activation [360], without a path."""
-    allowed = np.where(_inside(f0_min, f0_max), activation, 0.0)
-    peak = int(allowed.argmax())
-    first = max(0, peak - 4)
-    weights = activation[first : peak + 5].astype(np.float64) + _SMALLEST
-    centre = float((weights * np.arange(first, first + len(weights))).sum() / weights.sum())
-    return float(_bins_to_hz(centre)), float(allowed[peak])
+def find_peak(activation: Tensor, f0_min: float, f0_max: float) -> tuple[Tensor, Tensor]:
+    """Return f0 and periodicity, [1] each, of a frame's activation [360] by itself, as ``decode_blocks`` along a path.
+
+    In operations that every exporter knows.
+    """
+    allowed = activation * torch.from_numpy(_inside(f0_min, f0_max))
+    peak = allowed.argmax(dim=0, keepdim=True)
+    around = torch.arange(-4, 5)
+    weights = nn.functional.pad(activation, (4, 4))[peak + 4 + around] + _SMALLEST
+    bins = (peak + (weights * around).sum() / weights.sum()).clamp(0, N_BINS - 1)
+    return _bins_to_hz(bins), allowed.amax(dim=0, keepdim=True)
 
 
 def _refine(activation: np.ndarray, allowed: np.ndarray, path: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

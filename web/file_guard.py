@@ -24,7 +24,8 @@ _FORM_BYTES = 2**16  # of an upload, around the file
 _READ = re.compile(  # GET and HEAD
     r"/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|(static|assets|svelte)/.+)?"
     r"|/gradio_api/(info|startup-events|app_id|theme\.css|queue/(data|status)|upload_progress|heartbeat/\w+|file=.+)"
-    r"|/gradio_api/call/(v2/)?(transfer|instruments)/\w+",
+    r"|/gradio_api/call/(v2/)?(transfer|instruments)/\w+"
+    r"|/live(/.*)?",
     re.DOTALL,
 )
 # POST; /run/predict is how the page calls what does not wait in the queue.

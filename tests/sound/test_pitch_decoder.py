@@ -11,7 +11,8 @@ from checkpoint import load_model, pretrained_path
 from conftest import harmonic_tone
 from features import load_audio
 from sound import crepe, pitch_decoder
-from sound.pitch_decoder import crepe_activation, decode_blocks, find_peak, frame_activation
+from sound.crepe import FrameCrepe, load_crepe
+from sound.pitch_decoder import crepe_activation, decode_blocks, find_peak
 
 HOP = 160
 
@@ -83,20 +84,20 @@ def test_activation_is_torchcrepes(torchcrepe, model, seconds, sound):
 def test_a_frame_that_comes_alone_is_torchcrepes(torchcrepe, model):
     audio = np.concatenate([hum(0.3) + 0.3, noise(0.1), np.zeros(2 * 1024, np.float32)])
     expected = reference_activation(torchcrepe, reference_network(torchcrepe, model), audio)
-    padded = np.pad(audio, 512)
+    padded, crepe = torch.from_numpy(np.pad(audio, 512)), FrameCrepe(load_crepe(model, "cpu"))
     for t in (0, 10, 25, 35, 40):  # at the start, in the voice, in the noise, at its end
         assert expected[t].max() > 0.05 or t > 30
-        ours = frame_activation(padded[t * HOP : t * HOP + 1024], model)
-        assert ours.shape == (1, 360) and np.abs(ours[0] - expected[t]).max() <= 1e-5
-    assert not frame_activation(padded[-1024:], model).any()
+        ours = crepe(padded[t * HOP : t * HOP + 1024]).numpy()
+        assert ours.shape == (360,) and np.abs(ours - expected[t]).max() <= 1e-5
+    assert not crepe(padded[-1024:]).any()
 
 
 @pytest.mark.parametrize("centre, lowest, highest", [(100.3, 50.0, 1900.0), (1.2, 31.0, 2100.0), (357.9, 31.0, 2100.0)])
 def test_the_peak_of_a_frame_is_where_its_activation_is(centre, lowest, highest):
     bins = np.arange(360)
-    activation = 0.8 * np.exp(-0.5 * (bins - centre) ** 2).astype(np.float32)
+    activation = torch.from_numpy(0.8 * np.exp(-0.5 * (bins - centre) ** 2).astype(np.float32))
     activation[int(centre) + (-40 if centre > 300 else 40)] = 0.7
-    f0, periodicity = find_peak(activation, lowest, highest)
+    f0, periodicity = map(float, find_peak(activation, lowest, highest))
     assert 1200 * np.log2(f0 / 10) == pytest.approx(1997.3794 + 20 * centre, abs=15)  # at an end it is cut in half
     assert periodicity == pytest.approx(0.8, abs=0.05)
     f0, periodicity = find_peak(activation, 1000.0, 1975.5) if centre < 300 else find_peak(activation, 32.7, 500.0)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from sound.plucks import KNOTS, PluckTable
 from voice.causal_plucks import CausalPlucker
@@ -14,9 +15,13 @@ TABLE = PluckTable((40.0, 80.0), (-40.0,) * 2, (-20.0,) * 2, *[(tuple(-20.0 * kn
 
 def pluck(f0, loudness, voiced, **options):
     """Return loudness, time since the onset, velocity and ringing, [T] each."""
-    plucker = CausalPlucker(TABLE, RATE, WINDOW, reference=-30.0, **options)
-    frames = zip(f0.tolist(), loudness.tolist(), voiced.tolist())
-    return tuple(map(np.array, zip(*(plucker.step(*frame) for frame in frames))))
+    plucker, played = CausalPlucker(TABLE, RATE, WINDOW, **options), []
+    state, reference = plucker.initial_state(), torch.tensor([-30.0])
+    curves = (torch.from_numpy(curve.astype(np.float32)) for curve in (f0, loudness))
+    for frame in zip(*(curve.split(1) for curve in curves), torch.from_numpy(voiced).split(1)):
+        pluck, state = plucker(*frame, reference, state)
+        played.append(pluck)
+    return tuple(torch.cat(values).numpy() for values in zip(*played))
 
 
 def onsets_of(time):
