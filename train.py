@@ -36,8 +36,10 @@ from config import (
     Config,
     architecture_differences,
     get_device,
+    is_file_name,
     load_config,
     require_name,
+    short_repr,
 )
 from model import NeuralGuitar
 from recordings.corpus import MIN_WHOLE_TAKES, RECORDING_ENDS, Corpus, read_corpus, split_boundary
@@ -139,11 +141,8 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error("--val_fraction must be at least 0 and less than 1")
     if args.save_every_minutes is not None and not args.save_every_minutes > 0:
         parser.error("--save_every_minutes must be more than 0")
-    if args.run_name is not None:
-        try:
-            require_name("--run_name", args.run_name)
-        except ValueError as error:
-            parser.error(str(error))
+    if args.run_name is not None and not is_file_name(args.run_name):
+        parser.error(f"--run_name is {short_repr(args.run_name)}, it must be a name of a folder, such as trumpet-2")
 
 
 def read_config(args: argparse.Namespace) -> Config:
@@ -263,7 +262,11 @@ def _keep_val_fraction(checkpoint: dict[str, Any], config: Config) -> Config:
 
 def open_experiment_log(trainer: Trainer, args: argparse.Namespace) -> None:
     """Open the run's folder and, where wanted, its W&B run: the same one as before, if the training was resumed."""
-    trainer.run_name = trainer.run_name or choose_run_name(args.runs_dir, args.run_name)
+    name = trainer.run_name
+    is_own = is_file_name(name) and (name == args.run_name or (args.runs_dir / name).is_dir())
+    if name is not None and not is_own:  # of a file that came from somebody else
+        require_name("the name of the run (if you gave it, give it again by --run_name)", name)
+    trainer.run_name = name or choose_run_name(args.runs_dir, args.run_name)
     trainer.wandb_id = trainer.wandb_id or new_run_id()
     if args.run_name not in (None, trainer.run_name):
         log.info("a resumed training keeps its name: %s", trainer.run_name)

@@ -8,6 +8,7 @@ import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -127,7 +128,7 @@ class TransferOptions:
     def __post_init__(self) -> None:
         for name, (least, most) in _OPTION_LIMITS.items():
             value = getattr(self, name)
-            if not (name in _OPTIONAL if value is None else least <= value <= most):
+            if not (name in _OPTIONAL if value is None else isinstance(value, Real) and least <= value <= most):
                 raise ValueError(f"{name} should be between {least} and {most}, not {value}")
         if not isinstance(self.output_rate, int | None):
             raise ValueError(f"output_rate should be a whole number, not {self.output_rate}")

@@ -3,6 +3,8 @@
 import os
 import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sound import audio_files
+from sound import audio_files, ffmpeg_decoder
 from sound.audio_files import (
     SUFFIXES,
     SpooledAudio,
@@ -24,6 +26,7 @@ from sound.audio_files import (
     resample_blocks,
 )
 
+ROOT = Path(__file__).parents[2]
 RECORDED = {"m4a": "aac", "mp4": "aac", "aac": "aac", "webm": "libopus", "3gp": "aac"}  # codecs, for FFmpeg
 
 
@@ -350,6 +353,39 @@ def test_hours_in_a_small_file_are_not_decoded(tmp_path, suffix, monkeypatch):
     assert sum(seen) <= 5 * 48000
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read as Linux counts it")
+def test_an_index_of_millions_of_samples_takes_neither_memory_nor_time(tmp_path):
+    """A kilobyte of m4a that says that it has 80 million: FFmpeg took 2.9 GB and 8 s to refuse it."""
+    record(tmp_path / "take.m4a", sine(0.2)[None], 48000, "aac")
+    content = bytearray((tmp_path / "take.m4a").read_bytes())
+    for name, place, value in (
+        ("stsz", 8, 1),
+        ("stsz", 12, 80_000_000),
+        ("stts", 12, 80_000_000),
+        ("stsc", 16, 80_000_000),
+    ):
+        start = content.index(name.encode()) + place
+        content[start : start + 4] = struct.pack(">I", value)
+    (tmp_path / "take.m4a").write_bytes(content)
+    with pytest.raises(ValueError, match=r"take\.m4a"):
+        load_audio(tmp_path / "take.m4a", 16000)
+    with (tmp_path / "take.m4a").open("rb") as file:
+        child = subprocess.Popen([sys.executable, ffmpeg_decoder.__file__, "0"], stdin=file, stdout=subprocess.DEVNULL)
+    _, _, used = os.wait4(child.pid, 0)
+    assert used.ru_maxrss < 400_000 and used.ru_utime + used.ru_stime < 5  # kB, s
+
+
+def test_a_file_that_keeps_ffmpeg_busy_without_sound_is_given_up(tmp_path, monkeypatch):
+    (tmp_path / "busy.py").write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from sound import ffmpeg_decoder as child\n"
+        "child._MAX_SECONDS, child.decode = 0.2, lambda *_: [0 for _ in iter(int, 1)]; child.main()"
+    )
+    monkeypatch.setattr(ffmpeg_decoder, "__file__", str(tmp_path / "busy.py"))
+    record(tmp_path / "take.m4a", sine(0.2)[None], 48000, "aac")
+    with pytest.raises(ValueError, match=r"take\.m4a cannot be read as sound \(it takes far more work"):
+        load_audio(tmp_path / "take.m4a", 16000)
+
+
 def test_a_header_that_claims_hours(tmp_path):
     soundfile.write(tmp_path / "take.wav", sine(0.5, 16000), 16000)
     content = bytearray((tmp_path / "take.wav").read_bytes())
@@ -370,6 +406,41 @@ def test_a_recorder_that_crashed(tmp_path, length, n_cut, riff_length):
         content[4:8] = struct.pack("<I", riff_length)
     (tmp_path / "take.wav").write_bytes(content[: len(content) - n_cut])
     assert np.abs(load_audio(tmp_path / "take.wav", 16000) - sine(1.0, 16000)[: 16000 - n_cut]).max() < 1e-4
+
+
+_LENGTH_AT = {"wav": (40, "<I"), "rf64": (28, "<Q"), "au": (8, ">I"), "aiff": (42, ">I")}  # of the samples, in bytes
+
+
+@pytest.mark.parametrize("suffix", _LENGTH_AT)
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+@pytest.mark.parametrize("length", [0, 16000, 2**31 - 1])
+def test_a_length_that_was_never_brought_up_to_date(tmp_path, suffix, subtype, length):
+    tone = np.stack([sine(1.0, 16000), sine(1.0, 16000, 660)], axis=1)
+    path = tmp_path / f"take.{suffix}"
+    soundfile.write(path, tone, 16000, format=suffix, subtype=subtype)
+    content = bytearray(path.read_bytes())
+    at, kind = _LENGTH_AT[suffix]
+    if suffix != "au":
+        at = content.index(b"SSND" if suffix == "aiff" else b"data") + 4 if suffix != "rf64" else at
+    content[at : at + struct.calcsize(kind)] = struct.pack(kind, length)
+    path.write_bytes(content)
+    audio = load_audio(path, 16000)
+    assert len(audio) == 16000 and np.abs(audio - tone.mean(axis=1)).max() < 1e-4
+
+
+def test_waves_joined_one_after_the_other(tmp_path):
+    parts = []
+    for hertz in (440, 660, 880):
+        soundfile.write(tmp_path / "part.wav", sine(1.0, 16000, hertz), 16000)
+        parts.append((tmp_path / "part.wav").read_bytes() + b"LIST" + struct.pack("<I", 5) + bytes(6))
+    (tmp_path / "take.wav").write_bytes(b"".join(parts))
+    expected = np.concatenate([sine(1.0, 16000, hertz) for hertz in (440, 660, 880)])
+    audio = load_audio(tmp_path / "take.wav", 16000)
+    assert len(audio) == len(expected) and np.abs(audio - expected).max() < 1e-4
+    soundfile.write(tmp_path / "part.wav", sine(1.0, 22050), 22050)
+    (tmp_path / "take.wav").write_bytes(parts[0] + (tmp_path / "part.wav").read_bytes())
+    with pytest.raises(ValueError, match=r"take\.wav changes its sample rate"):
+        load_audio(tmp_path / "take.wav", 16000)
 
 
 @pytest.mark.parametrize("n_stated", [0, 8000])
@@ -431,11 +502,14 @@ def test_concatenated_files(tmp_path, suffix, subtype, rate, between):
         load_audio(tmp_path / f"take.{suffix}", 16000, max_seconds=3)
 
 
-def test_chunks_after_the_samples_of_a_wav_are_ignored(tmp_path):
-    soundfile.write(tmp_path / "take.wav", sine(1.0, 16000), 16000)
-    with (tmp_path / "take.wav").open("ab") as file:
-        file.write(b"LIST" + struct.pack("<I", 40000) + bytes(40000))
-    assert len(load_audio(tmp_path / "take.wav", 16000)) == 16000
+@pytest.mark.parametrize("suffix", ["wav", "aiff"])
+@pytest.mark.parametrize("after", [b"LIST%b" + bytes(40000), b"ID3\x04" + bytes(40004), b"TAG" + b"x" * 40005])
+def test_what_follows_the_samples_is_no_sound(tmp_path, suffix, after):
+    path = tmp_path / f"take.{suffix}"
+    soundfile.write(path, sine(1.0, 15999), 15999, subtype="PCM_U8" if suffix == "wav" else "PCM_S8")
+    with path.open("ab") as file:
+        file.write(after.replace(b"%b", struct.pack("<I" if suffix == "wav" else ">I", 40000)))
+    assert len(load_audio(path, 15999)) == pytest.approx(15999, abs=1)  # a pad byte
 
 
 @pytest.mark.parametrize("rate", [1, 999, 1_000_001, 2**31 - 1])
