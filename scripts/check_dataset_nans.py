@@ -110,8 +110,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("Find processed files that are unfit for training.")
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of processed files (.pt)")
     parser.add_argument("--move_bad", type=Path, metavar="DIR", help="folder to move bad files to")
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
-    parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default {DEFAULT_PRESET})")
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="settings (default: config.json)")
+    parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default: {DEFAULT_PRESET})")
     args = parser.parse_args(argv)
     if not args.data_dir.is_dir():
         parser.error(f"--data_dir {args.data_dir} is not a folder")
