@@ -61,11 +61,6 @@ def test_wrong_shapes_and_foreign_files_are_found(sound, tmp_path, config):
     assert check.find_problems(tmp_path / "data" / "take.pt", config) == ["is not a readable processed file"]
 
 
-def test_stale_settings_are_found(sound, tmp_path, config):
-    other = {**sound.extractor, "features": {**sound.extractor["features"], "crepe_model": "full"}}
-    assert "other settings" in problems_of(dataclasses.replace(sound, extractor=other), tmp_path, config)
-
-
 def test_silence_is_found(sound, tmp_path, config):
     assert problems_of(with_audio(sound, np.zeros(9)), tmp_path, config) == "is silent"
     quiet = 0.0009 * harmonic_tone(440, 0.5, n_harmonics=1, amplitude=1)
