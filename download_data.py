@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recordings.archives import checksum_text, install_dataset
 from recordings.resumable_download import DataError, DownloadSource
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def download_guitarset(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Download GuitarSet (Zenodo record 3371780, 657 MB, CC BY 4.0).")
+    parser = command_parser("Download GuitarSet (Zenodo record 3371780, 657 MB, CC BY 4.0).")
     add = parser.add_argument
     add("--takes", choices=(*TAKES, "all"), default="solo", help="solo: melodies; comp: strummed chords; all: both")
     add("--annotations", action="store_true", help="also the JAMS annotations (39 MB), to OUTPUT_DIR/annotation")

@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recordings.archives import checksum_text, install_dataset, is_done
 from recordings.resumable_download import DataError, DownloadSource
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def instruments_text(text: str) -> tuple[str, ...]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Download instruments of URMP (Dryad, 12 GB, CC0).")
+    parser = command_parser("Download instruments of URMP (Dryad, 12 GB, CC0).")
     add = parser.add_argument
     add("--instruments", type=instruments_text, default=("trumpet",), metavar="trumpet,sax,...|all")
     add("--output_dir", type=Path, default=Path("data/raw/urmp"), help="gets trumpet_only, saxophone_only, ...")

@@ -22,6 +22,7 @@ import soxr
 from scipy.sparse.csgraph import connected_components
 
 from sound.atomic_files import write_text
+from sound.audio_files import find_sound_files
 
 SAMPLE_RATE = 48_000  # Hz, of everything that is loaded
 SUFFIXES = {".mp3", ".flac", ".wav", ".ogg"}
@@ -317,7 +318,7 @@ def build_index(folder: Path, instrument: str, cache: Path | None = None) -> Ind
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; download recordings with scripts/download_samples.py")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    paths = find_sound_files(folder, SUFFIXES)
     named = [s for s in (parse_name(p.relative_to(folder).as_posix()) for p in paths) if s]
     named = [s for s in named if s.instrument == instrument]
     if not named:

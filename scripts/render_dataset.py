@@ -18,12 +18,12 @@ from pathlib import Path
 from recordings.rendering import render_samples, render_soundfont
 from recordings.score import FILE_SECONDS, PLAYING
 from recordings.soundfont import SOUNDFONT, VOICES
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--instrument", choices=sorted(PLAYING), required=True)
     parser.add_argument("--samples", type=Path, help="folder of recordings of the instrument (default: a sound font)")
     parser.add_argument("--minutes", type=float, default=15.0, help="how much, in files of 30 s (%(default)g)")

@@ -211,6 +211,8 @@ def test_learning_rate_depends_on_the_step_and_has_a_floor():
         ("--seed", "-1"),
         ("--val_fraction", "1"),
         ("--run_name", "a/b"),
+        ("--run_name", ".."),
+        ("--run_name", "a\nb"),
         ("--num_workers", "-1"),
     ],
 )
@@ -446,6 +448,20 @@ def test_a_run_is_watched_under_one_name(args, tmp_path, caplog):
     assert str(out / "latest.pth") in (folder / "index.html").read_text()
     checkpoint = read_checkpoint(out / "latest.pth")
     assert checkpoint["run_name"] == folder.name and len(checkpoint["wandb_id"]) == 8
+
+
+@pytest.mark.parametrize("flags", [["--run_name", "My.Run-2 é"], []])
+def test_a_run_is_resumed_under_the_name_that_its_user_gave(corpus: Path, small_config: Path, tmp_path, flags) -> None:
+    """Also without the flag, while its folder is there; a name like it in a stranger's file is refused."""
+    out, epochs = tmp_path / "out", iter(("1", "2", "3"))
+    first = [*arguments(corpus, small_config, out, "--epochs", next(epochs)), "--run_name", "My.Run-2 é"]
+    assert train.main(first) == 0
+    again = [*arguments(corpus, small_config, out, "--epochs", next(epochs)), *flags]
+    assert train.main(again) == 0 and [path.name for path in (tmp_path / "runs").iterdir()] == ["My.Run-2 é"]
+    if not flags:
+        shutil.rmtree(tmp_path / "runs")
+        assert train.main([*arguments(corpus, small_config, out, "--epochs", next(epochs))]) == 1
+        assert not (tmp_path / "runs").exists()
 
 
 # --- several processes --------------------------------------------------------------------------

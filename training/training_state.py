@@ -23,7 +23,7 @@ from checkpoint import (
     random_state,
     restore_random_state,
 )
-from config import Config, TrainConfig, require_name, training_changes
+from config import Config, TrainConfig, training_changes
 from model import NeuralGuitar, build_model
 from recordings.corpus import Corpus, measure_statistics
 from recordings.crops import CropDataset, Span, build_dataset
@@ -133,8 +133,6 @@ class TrainingState:
         position = min(checkpoint["position_in_epoch"], len(self.training))
         self.progress = TrainingProgress(checkpoint["epoch"], checkpoint["step"], position, **checkpoint["metrics"])
         self.run_name, self.wandb_id = checkpoint["run_name"], checkpoint["wandb_id"]
-        if self.run_name is not None:
-            require_name("the name of the run", self.run_name)
         changes = training_changes(checkpoint["config"], self.config)
         reordered = crop_order_changes(checkpoint, self.seed, len(self.training))
         self.changes = changes | reordered
