@@ -1,9 +1,7 @@
 """A checkpoint describes itself, and what is read is what was written."""
 
 import dataclasses
-import random
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,9 +13,7 @@ from checkpoint import (
     load_model,
     make_checkpoint,
     pretrained_path,
-    random_state,
     read_checkpoint,
-    restore_random_state,
     save_checkpoint,
 )
 from config import architecture_differences, config_to_dict, load_config
@@ -102,21 +98,6 @@ def test_optimizer_state_survives(write_checkpoint, small_config):
     restored.load_state_dict(saved)
     for before, after in zip(optimizer.state.values(), restored.state.values()):
         assert all(torch.equal(before[name], after[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
-
-
-def test_random_generators_go_on_where_they_were(write_checkpoint):
-    def draw():
-        drawn = [torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()]
-        return [*drawn, np.random.randn(), random.gauss(0, 1)]  # the last two keep a second value for later
-
-    draw()
-    path = write_checkpoint(rng=random_state())
-    drawn = []
-    for _ in range(2):
-        restore_random_state(read_checkpoint(path)["rng"])
-        drawn.append(draw() + draw())
-        draw()
-    assert drawn[0] == drawn[1]
 
 
 @pytest.mark.parametrize(
