@@ -1,4 +1,4 @@
-"""Processed recordings: one ``.pt`` file each, and the datasets that cut training crops from them.
+"""Processed recordings: one ``.pt`` file each (``recordings/crops.py`` cuts training crops from them).
 
 A file is a dict of plain types and tensors, readable with ``torch.load(weights_only=True)``. It says
 with which settings it was made; one made with other settings is stale and refused. Files are memory

@@ -328,3 +328,14 @@ def test_dataset_goes_to_another_process(spans, config):
 def test_crop_knows_its_file(spans, config):
     dataset = CropDataset(spans, config, seed=4)
     assert [dataset.path_of(index).name for index in range(8)] == ["take_00.pt"] * 5 + ["take_01.pt"] * 3
+
+
+@pytest.mark.parametrize("kind", [NeuralGuitarDataset, Vox2TrumpetDataset])
+def test_a_dataset_takes_a_folder(kind, tmp_path, counting_recording):
+    with pytest.raises(ValueError, match=tmp_path.name):
+        kind(tmp_path)
+    for number, n_frames in enumerate((250, 130)):
+        save_recording(tmp_path / f"{number}.pt", counting_recording(n_frames))
+    crops = kind(str(tmp_path))
+    assert len(crops) == 3 and crops[2]["f0"].shape == (100, 1)
+    assert [crops.path_of(index).name for index in range(3)] == ["0.pt", "0.pt", "1.pt"]
