@@ -135,17 +135,9 @@ def test_without_a_network_the_run_is_kept_offline(tmp_path, corpus, small_confi
     assert len(list(tmp_path.glob("run/wandb/offline-run-*/*.wandb"))) == 1
 
 
-@pytest.mark.parametrize("given", ["flag", "variable"])
-def test_disabled(tmp_path, corpus, small_config, no_account, monkeypatch, given):
-    monkeypatch.setenv("WANDB_MODE", "disabled" if given == "variable" else "online")
-    tracker = watch(tmp_path / "run", small_config, corpus)
-    tracker.start_wandb("disabled" if given == "flag" else None, "p", "abcd1234")
-    tracker.finish(0)
-    assert not (tmp_path / "run" / "wandb").exists() and (tmp_path / "run" / "index.html").exists()
-
-
 def test_a_key_is_found_where_wandb_login_leaves_it(tmp_path, no_account, monkeypatch):
-    assert not wandb_run.has_key()
+    assert not wandb_run.has_key() and wandb_run.choose_mode("disabled") == "disabled"
+    assert wandb_run.choose_mode(None) == "offline"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40 + "\n")
     assert wandb_run.has_key()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
