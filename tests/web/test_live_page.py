@@ -292,6 +292,12 @@ def test_a_static_page_has_all_that_it_needs(checkpoint: Path, tmp_path: Path, p
 
 def test_what_cannot_be_played_live_is_a_sentence(page: Page, checkpoint: Path) -> None:
     script = "fetch(arguments[0]).then(async (r) => arguments[1]([r.status, await r.text()]))"
-    for name in ("graphs/nothing.onnx", "graphs/../../app.py", "graphs/trumpet", "../app.py", "vendor/../../live_page.py"):
+    for name in (
+        "graphs/nothing.onnx",
+        "graphs/../../app.py",
+        "graphs/trumpet",
+        "../app.py",
+        "vendor/../../live_page.py",
+    ):
         status, text = page.driver.execute_async_script(script, f"{page.browser.address}live/{name}")
         assert status in (404, 405) and "import" not in text
