@@ -22,12 +22,12 @@ from pathlib import Path
 
 from checkpoint import load_model
 from playing.export import SUFFIXES, export_model
-from sound.console import as_command
+from sound.console import as_command, command_parser
 from web.live_page import write_static_page
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Export a model, with explicit state, for other hosts.")
+    parser = command_parser("Export a model, with explicit state, for other hosts.")
     parser.add_argument("--checkpoint", type=Path, help="shipped or from train.py")
     parser.add_argument("--format", choices=tuple(SUFFIXES))
     parser.add_argument("--output", type=Path, help="ends in .onnx or .pt2")

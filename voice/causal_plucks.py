@@ -57,7 +57,7 @@ class CausalPlucker(nn.Module):
         floor: float = -80.0,
         repeat_seconds: float | None = None,
     ) -> None:
-        """Take an instrument's table.
+        """Set up the plucker.
 
         Args:
             table: of the instrument.

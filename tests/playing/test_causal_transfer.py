@@ -15,8 +15,7 @@ from conftest import melody
 from features import extract_features
 from playing.causal_transfer import StreamingTransfer
 from playing.live_graph import LIMITER_HOLD_SECONDS, LIMITER_RELEASE_SECONDS, Limiter, LiveGraph, shown_values
-from playing.offline_transfer import transfer, transfer_causal
-from playing.transfer_report import describe_transfer
+from playing.offline_transfer import describe_transfer, transfer, transfer_causal
 from voice.fitting import TransferOptions
 
 RATE = 16000
