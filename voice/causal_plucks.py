@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sound.plucks import CLOSEST, DAMPING_SECONDS, KNOTS, LONGEST_RING, SILENT_POWER, PluckTable
-from voice.plucked_notes import MIDDLE_HARDNESS, checked_repeat
+from voice.plucked_notes import MIDDLE_HARDNESS
 
 _LEAD = 0.02  # s from the detection of a note to its onset: what the window sees of a pluck before it
 _VELOCITY_SECONDS = 0.03  # after the detection a note's velocity is settled
@@ -68,8 +68,7 @@ class CausalPlucker(nn.Module):
         """
         super().__init__()
         self._rate, self._window, self._floor = frame_rate, window_seconds, floor
-        repeat = checked_repeat(repeat_seconds)
-        self._n_repeat = _LONG_AGO * 100 if repeat is None else repeat * frame_rate
+        self._n_repeat = _LONG_AGO * 100 if repeat_seconds is None else repeat_seconds * frame_rate
         self._n_lead, self._n_velocity = round(_LEAD * frame_rate), round(_VELOCITY_SECONDS * frame_rate)
         self._levels = _Interpolation(table.pitches, np.stack([table.soft, table.loud], axis=1))
         self._decays = _Interpolation(table.pitches, np.stack([table.soft_decay, table.loud_decay], axis=1))

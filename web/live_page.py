@@ -1,7 +1,7 @@
-"""The live page on the server: its files, the instruments that it offers, and their graphs, made when first asked for.
+"""The live page on the server: its files, the instruments it offers, and their graphs, made when first asked for.
 
-The page itself (``web/live/``) runs in the browser alone. ``write_static_page`` makes a folder of it that any web server
-can serve.
+The page itself (``web/live/``) runs in the browser alone. ``write_static_page`` makes a folder of it that any web
+server can serve.
 """
 
 import json
