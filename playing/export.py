@@ -40,7 +40,8 @@ Run = Callable[..., Sequence[Tensor]]  # (*inputs, state, state64) -> (*outputs,
 
 
 def write_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str], path: Path) -> None:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # they report each step
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):  # the exporter's remarks on torch's own code
         torch.onnx.export(
             module,
