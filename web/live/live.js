@@ -221,7 +221,8 @@ function stop() {
   midi.silence();
   setState("idle");
   say("");
-  $("sung").textContent = $("played").textContent = "–";
+  showNote("sung", null);
+  showNote("played", null);
   $("latency").textContent = "\u00a0";
   for (const id of ["voice-level", "sound-level"]) $(id).value = -60;
 }
@@ -236,6 +237,11 @@ async function restart() {
 function noteName(f0) {
   const note = Math.round(HZ_PER_NOTE(f0));
   return `${NAMES[note % 12]}${Math.floor(note / 12) - 1}`;
+}
+
+function showNote(id, f0) {
+  $(id).textContent = f0 === null ? "–" : noteName(f0);
+  $(id).classList.toggle("idle", f0 === null);
 }
 
 function follow(values) {
@@ -365,8 +371,8 @@ function draw() {
   drawTrace($("trace"), trace);
   const { shown } = live;
   if (live.state === "playing" && shown) {
-    $("sung").textContent = shown.voiced ? noteName(shown.f0) : "–";
-    $("played").textContent = shown.gate > 0.05 ? noteName(shown.played_f0) : "–";
+    showNote("sung", shown.voiced ? shown.f0 : null);
+    showNote("played", shown.gate > 0.05 ? shown.played_f0 : null);
   }
   requestAnimationFrame(draw);
 }
