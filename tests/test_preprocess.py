@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import preprocess
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import load_recording
 from features import extract_features, load_audio
+from sound.swift_tracker import track_f0
 
 ROOT = Path(__file__).parent.parent
 
@@ -250,3 +252,27 @@ def test_memory_does_not_grow_with_the_length(tmp_path, config):
         (tmp_path / "take.pt").unlink()
     # Measured 1.07 times the samples, 1.125 where they were just grown; whole-file activation would add 2.2.
     assert peaks[1] - peaks[0] < 1.25 * 6 * 60 * 16000 * 4
+
+
+def test_swift_f0_may_measure_an_instrument(raw: Path, tmp_path: Path) -> None:
+    pytest.importorskip("swift_f0", reason="the package swift-f0 is optional")
+    settings = json.loads(DEFAULT_CONFIG_PATH.read_text())
+    settings["instruments"]["guitar"]["crepe_model"] = "swift-f0"
+    (tmp_path / "own.json").write_text(json.dumps(settings))
+    sound = tone(f0=98.0)  # under D3
+    sound[len(sound) // 2 :] = 0
+    soundfile.write(raw / "rendered_trumpet_0.wav", sound, 16000)
+    flags = ("--output_dir", tmp_path / "out", "--instrument", "guitar", "--config", tmp_path / "own.json")
+    assert run("--input_dir", raw, *flags) == 0
+    recording = load_recording(tmp_path / "out" / "rendered_trumpet_0.wav.pt")
+    assert recording.extractor["features"]["crepe_model"] == "swift-f0"
+    f0, periodicity = recording.f0[0, :, 0].numpy(), recording.periodicity[0, :, 0].numpy()
+    assert np.abs(1200 * np.log2(f0[5:45] / 98)).max() < 15
+    assert periodicity[5:45].min() > 0.5 > periodicity[60:].max()
+    assert np.allclose(f0[60:], f0[59])  # bridged
+
+
+def test_swift_f0_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "swift_f0", None)
+    with pytest.raises(ValueError, match="pip install swift-f0"):
+        track_f0(np.zeros(16000, np.float32), 160, 50, 1000)
