@@ -26,7 +26,7 @@ from voice.instrument_profile import InstrumentProfile
 from voice.melody import NoMelodyError, SilentError
 
 _DEFAULTS = TransferOptions()
-_LOOK_AHEAD = ("fold", "autotune", "key", "smoothing")
+_LOOK_AHEAD = ("fold", "autotune", "key", "smoothing", "harmony", "ensemble")
 LIMITER_HOLD_SECONDS = 0.03  # what was turned down stays so: over half a cycle of the lowest note, or it hums
 LIMITER_RELEASE_SECONDS = 0.08  # and then comes back, to 1/e of the way in so long
 

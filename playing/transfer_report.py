@@ -11,6 +11,7 @@ NO_VOICE = {  # what a report says where no voice was measured
     "loudness_gain": 0.0,
     "share_too_high": 0.0,
     "share_polyphonic": 0.0,
+    "has_backing": False,
     "mains_hum": None,
 }
 
@@ -39,8 +40,8 @@ def make_report(
 
 
 def is_polyphonic(report: dict[str, Any]) -> bool:
-    """Return True if much of a recording holds several notes at once."""
-    return report["share_polyphonic"] > _POLYPHONY_WARNING
+    """Return True if much of a recording holds several notes at once, or a band plays along."""
+    return report["has_backing"] or report["share_polyphonic"] > _POLYPHONY_WARNING
 
 
 def describe_transfer(report: dict[str, Any]) -> str:
