@@ -34,7 +34,7 @@ import torch
 from starlette.middleware import Middleware
 
 from config import PageConfig, get_device, load_config
-from playing.transfer_report import describe_transfer, is_polyphonic
+from playing.offline_transfer import describe_transfer, is_polyphonic
 from sound.console import as_command
 from voice.fitting import TransferOptions
 from web import page_layout

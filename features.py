@@ -1,6 +1,6 @@
-"""Measure a sound: pitch (CREPE, see ``pitch.py``) and A-weighted loudness, 100 frames a second.
+"""Measure a sound: pitch (CREPE, see ``sound/pitch_decoder.py``) and A-weighted loudness, 100 frames a second.
 
-Files are read by ``audio_files.py``, whose ``load_audio`` is offered here too.
+``load_audio`` of ``sound/audio_files.py`` can be imported from here too.
 
 Loudness is the level after A-weighting (IEC 61672-1), filtered by second-order sections.
 """
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from config import Config
 from sound import pitch_decoder as pitch
-from sound.audio_files import load_audio  # noqa: F401  offered here too
+from sound.audio_files import load_audio  # noqa: F401  re-exported
 
 _SMALLEST = np.finfo(np.float32).tiny
-_BLOCK_FRAMES = 6400  # measured at once; a multiple of CREPE's batches, so that any sound meets the same batches
+_BLOCK_FRAMES = 6400  # measured at once; a multiple of CREPE's batch, so that results do not depend on the blocks
 
 
 class Features(NamedTuple):
@@ -46,7 +46,7 @@ def extract_features(audio: np.ndarray | Tensor, config: Config, device: torch.d
         Features of T = ceil(N / hop) frames; frame t is centred on sample t * hop.
 
     Raises:
-        ValueError: no samples, or a feature_rate that CREPE does not hear.
+        ValueError: no samples, or a feature_rate other than CREPE's.
     """
     parts = extract_feature_blocks([np.asarray(audio)], config, device)
     return Features(*map(torch.cat, zip(*parts)))
@@ -57,9 +57,9 @@ def extract_feature_blocks(
 ) -> Iterator[Features]:
     """Measure a sound that comes in blocks of any sizes, in memory that does not depend on its length.
 
-    The pieces joined are ``extract_features`` of the blocks joined, bit for bit. A piece comes as soon
-    as its pitch is certain: at a gap of the sound, or half a minute later at most; where there is no
-    pitch, its curves wait for the next note, to which f0 is bridged.
+    The pieces joined equal ``extract_features`` of the blocks joined, bit for bit. A piece is yielded as soon
+    as its pitch is certain: at a gap in the sound, or half a minute later at most. Frames without a pitch
+    wait for the next note, to which f0 is bridged.
 
     Args:
         blocks: [n] each, at ``config.audio.feature_rate``; ``audio_files.read_blocks`` makes them of a file.
@@ -74,7 +74,7 @@ def extract_feature_blocks(
     """
     settings = config.features
     if config.audio.feature_rate != pitch.SAMPLE_RATE:
-        raise ValueError(f"CREPE hears {pitch.SAMPLE_RATE} Hz, but feature_rate is {config.audio.feature_rate} Hz")
+        raise ValueError(f"CREPE needs {pitch.SAMPLE_RATE} Hz, but feature_rate is {config.audio.feature_rate} Hz")
     loudness = np.empty(0, np.float32)  # of frames whose pitch is not certain yet
 
     def activations() -> Iterator[np.ndarray]:
@@ -92,11 +92,11 @@ def extract_feature_blocks(
 
 
 def _frame_blocks(blocks: Iterable[np.ndarray], config: Config) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Cut a sound into runs of whole frames, and weigh it.
+    """Cut a sound into runs of whole frames, and apply A-weighting.
 
     Yields:
         Samples (float32) and A-weighted power (float64) of the next ``_BLOCK_FRAMES`` frames, or of the
-        last ones, with ``_margin`` more of each at both ends: neighbours, or zeros outside the sound.
+        last ones, with ``_margin`` more samples at both ends: neighbours, or zeros outside the sound.
     """
     margin, size = _margin(config), _BLOCK_FRAMES * config.audio.feature_hop_length
     held = np.zeros((margin, 2))
@@ -123,7 +123,7 @@ def _split(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _whole_frames(blocks: Iterable[np.ndarray], most: int, hop_length: int) -> Iterator[np.ndarray]:
-    """Pass a sound on in pieces of at most ``most`` samples, and fill its last frame with zeros."""
+    """Yield a sound in pieces of at most ``most`` samples, its last frame padded with zeros."""
     n_samples = 0
     for block in blocks:
         n_samples += len(block)
@@ -134,9 +134,9 @@ def _whole_frames(blocks: Iterable[np.ndarray], most: int, hop_length: int) -> I
 
 
 class FeatureStream:
-    """Measures a sound while it comes in, frame by frame: as ``extract_features``, but each frame's pitch by itself.
+    """Measure a sound as it arrives, frame by frame: as ``extract_features``, but without a path over the frames.
 
-    A frame is known ``reach`` samples after its centre. The frames do not depend on how the sound is cut.
+    A frame is ready ``reach`` samples after its centre. The frames do not depend on how the sound is cut.
     """
 
     def __init__(self, config: Config) -> None:
@@ -236,7 +236,7 @@ def extract_loudness(audio: np.ndarray, config: Config) -> np.ndarray:
 
 
 def _weigh(blocks: Iterable[np.ndarray], config: Config) -> Iterator[np.ndarray]:
-    """Yield float64 [n, 2]: samples, and the square of what the A-weighting filter, which never starts anew, makes."""
+    """Yield float64 [n, 2]: samples, and their square after A-weighting; the filter's state is kept between blocks."""
     sos = a_weighting_sos(config.audio.feature_rate)
     state = np.zeros((len(sos), 2))
     for block in blocks:
@@ -253,7 +253,7 @@ def _frame_levels(power: np.ndarray, config: Config, margin: int) -> np.ndarray:
 
 def _level(frames: np.ndarray, config: Config) -> np.ndarray:
     """Return dB, float32 [T], of windows [T, loudness_window] of weighted power."""
-    # einsum reads windows that overlap in place; a matrix product would first copy them all.
+    # einsum reads overlapping windows in place; a matrix product would copy them first.
     level = 10 * np.log10(np.einsum("tw,w->t", frames, _hann(frames.shape[1])) + _SMALLEST)
     return np.maximum(level, config.features.loudness_floor).astype(np.float32)
 
@@ -271,7 +271,7 @@ def _hann(length: int) -> np.ndarray:
 def _bridge_blocks(
     decoded: Iterable[tuple[np.ndarray, np.ndarray]], threshold: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Bridge f0 as ``bridge_f0`` does, block by block; what follows the last pitch waits for the next one."""
+    """Bridge f0 as ``bridge_f0`` does, block by block; frames after the last pitch wait for the next one."""
     held = (np.empty(0, np.float32), np.empty(0, np.float32))
     for block in decoded:
         held = tuple(map(np.concatenate, zip(held, block)))

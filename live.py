@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     stream = StreamingTransfer(model, args.options)
     warm_up(model)
     if not args.no_realtime and not request_realtime_priority():
-        log.info("other programs may make it late: this user may not have real-time priority (see the README)")
+        log.info("other programs may make it late: this user may not have real-time priority (see docs/live.md)")
     play_live(stream, model.audio.sample_rate, args)
     return 0
 

@@ -27,10 +27,9 @@ from data import Recording, extractor_settings, list_recordings, load_recording,
 from features import extract_features
 from recordings.process_ranks import read_ranks
 from sound.atomic_files import hash_file
-from sound.audio_files import SUFFIXES, load_audio
+from sound.audio_files import SUFFIXES, find_sound_files, load_audio
 from sound.bandwidth import measure_bandwidth
 from sound.console import as_command
-from sound.sound_folders import find_sound_files
 
 log = logging.getLogger("preprocess")
 

@@ -81,7 +81,7 @@ def test_the_readme_line(tmp_path: Path) -> None:
     out = tmp_path / "out" / "hum_trumpet.wav"
     done = python("transfer.py", "--input", HUM, "--instrument", "trumpet", "--output", out)
     said = done.stdout.strip().rpartition(",")[0].partition(": ")[2]  # without the speed
-    assert f"\nout/hum_trumpet.wav: {said}, " in (ROOT / "README.md").read_text()
+    assert f"\nout/hum_trumpet.wav: {said}, " in (ROOT / "docs" / "transfer.md").read_text()
     audio, rate = soundfile.read(out)
     assert rate == 48000 and abs(len(audio) / rate - soundfile.info(HUM).duration) < 0.02
 

@@ -32,17 +32,16 @@ from playing.loudness import normalize_loudness
 from playing.offline_transfer import (
     ProgressCallback,
     TransferResult,
+    describe_transfer,
     transfer,  # noqa: F401  offered here too
     transfer_blocks,
     transfer_causal,
     transfer_curves,
     transfer_midi,
 )
-from playing.transfer_report import describe_transfer
 from sound.atomic_files import write_text
-from sound.audio_files import SUFFIXES, read_blocks, write_blocks
+from sound.audio_files import SUFFIXES, find_sound_files, read_blocks, write_blocks
 from sound.console import as_command
-from sound.sound_folders import find_sound_files
 from voice.curves import read_curves, write_curves
 from voice.fitting import ARTICULATIONS, TransferOptions
 from voice.midi import write_midi

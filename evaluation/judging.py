@@ -28,7 +28,6 @@ from playing.offline_transfer import TransferResult, transfer
 from recordings.corpus import read_corpus, split_boundary
 from recordings.crops import Span
 from recordings.pitch_annotations import read_voice_annotation
-from sound import sound_folders
 from sound.audio_files import load_audio, prepare_audio
 from sound.bandwidth import measure_bandwidth
 from sound.plucks import trace_plucks
@@ -127,7 +126,7 @@ def find_sound_files(sources: Sequence[Path]) -> list[Path]:
     for source in sources:
         if not source.exists():
             raise FileNotFoundError(f"there is no file or folder {source}")
-        inside = sound_folders.find_sound_files(source) if source.is_dir() else [source]
+        inside = find_sound_files(source) if source.is_dir() else [source]
         if not inside:
             raise ValueError(f"{source} holds no sound files, nor files made by preprocess.py")
         found += inside

@@ -21,8 +21,7 @@ from model import NeuralGuitar, Sound
 from playing.block_player import BlockPlayer
 from voice.causal_plucks import CausalPlucker
 from voice.curves import GATE_FADE_SECONDS, Curves
-from voice.fitting import LOUDNESS_ANCHOR, TransferOptions
-from voice.instrument_profile import InstrumentProfile
+from voice.fitting import LOUDNESS_ANCHOR, InstrumentProfile, TransferOptions
 from voice.melody import NoMelodyError, SilentError
 
 _DEFAULTS = TransferOptions()

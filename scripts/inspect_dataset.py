@@ -36,7 +36,7 @@ from recordings.inspection import (
 from recordings.inspection_report import write_inspection_page
 from recordings.pitch_annotations import count_octave_errors, find_annotations, read_annotation
 from sound.console import as_command
-from sound.note_names import note_name
+from sound.pitch_decoder import note_name
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import itertools
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,6 +38,7 @@ _CANCELLED_POWER = 0.01  # share of the channels' power that is left of their av
 _FADE_SAMPLES = 256  # from one way of mixing to another, that it does not click
 _MAX_CHANNELS = 8  # of an array; a longer axis is time
 _PADDING_SECONDS = 0.1  # what FFmpeg finds beyond libsndfile's end is sound if longer, else an encoder's own frames
+_MAX_NAMED = 6  # kinds of files in a folder that are named as left out
 _LOUDEST = 1e4  # 80 dB over full scale: whatever is beyond is no sound, and its square may overflow
 log = logging.getLogger("audio_files")
 
@@ -322,26 +324,66 @@ def _take_samples(path: Path, decoded: Iterable[tuple[int, np.ndarray]]) -> Iter
 # --- writing --------------------------------------------------------------------------------------
 
 
-def write_audio(path: Path, audio: np.ndarray, sample_rate: int) -> None:
+def write_audio(path: Path, audio: np.ndarray, sample_rate: int, bits: int = 16) -> None:
     """Write audio [N] as ``write_blocks`` does."""
-    write_blocks(path, [audio], sample_rate)
+    write_blocks(path, [audio], sample_rate, bits)
 
 
-def write_blocks(path: Path, blocks: Iterable[np.ndarray], sample_rate: int) -> None:
+def write_blocks(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, bits: int = 16) -> None:
     """Write a sound file under a temporary name, then rename it; the suffix chooses the format.
+
+    Of wav and flac a sample has 16 or 24 ``bits``.
 
     Raises:
         ValueError: libsndfile cannot write this format.
         OSError: the disk is full, say; what stood there stays.
     """
     try:
-        with atomic_write(path) as partial, _create_sound(partial, path.suffix[1:].upper(), sample_rate) as file:
+        with atomic_write(path) as partial, _create_sound(partial, path.suffix[1:].upper(), sample_rate, bits) as file:
             for block in blocks:
                 file.write(block)
     except (soundfile.LibsndfileError, TypeError) as error:
         raise OSError(f"{path} could not be written; is the disk full?") from error
 
 
-def _create_sound(path: Path, kind: str, sample_rate: int) -> soundfile.SoundFile:
+def _create_sound(path: Path, kind: str, sample_rate: int, bits: int) -> soundfile.SoundFile:
     path.touch()  # libsndfile would not say why it cannot be made
-    return soundfile.SoundFile(os.fsencode(path), "w", sample_rate, channels=1, format=kind)
+    subtype = f"PCM_{bits}" if kind in ("WAV", "FLAC") else None
+    return soundfile.SoundFile(os.fsencode(path), "w", sample_rate, channels=1, format=kind, subtype=subtype)
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def find_sound_files(folder: Path, suffixes: Set[str] = SUFFIXES) -> list[Path]:
+    """Return the files with one of the suffixes in a folder and its subfolders, sorted; the log says what is left out.
+
+    Left out are dot names (``._take.wav`` of macOS, ``.ipynb_checkpoints``), and what has another suffix. A folder
+    that several links lead to is searched once, under its own name if it lies inside.
+    """
+    found, left_out, seen = [], Counter(), set()
+    folders, links = [folder], deque()
+    while folders or links:
+        here = folders.pop() if folders else links.popleft()
+        if (real := here.resolve()) in seen:
+            continue
+        seen.add(real)
+        try:
+            paths = sorted(here.iterdir())
+        except OSError:
+            left_out["folders that cannot be opened"] += 1
+            continue
+        for path in paths:
+            if path.name.startswith("."):
+                left_out["dot names"] += 1
+            elif path.is_dir():
+                (links if path.is_symlink() else folders).append(path)
+            elif path.suffix.lower() in suffixes and path.is_file():
+                found.append(path)
+            else:
+                left_out[path.suffix or "names without suffix"] += 1
+    if left_out:
+        kinds = [f"{count} {kind}" for kind, count in left_out.most_common(_MAX_NAMED)]
+        kinds += ["..."] * (len(left_out) > _MAX_NAMED)
+        log.info("%s: %d recordings; not read as such: %s", folder, len(found), ", ".join(kinds))
+    return sorted(found)

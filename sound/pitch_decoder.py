@@ -1,4 +1,4 @@
-"""Pitch of a sound: CREPE's activation frame by frame, and the path through it, deterministic.
+"""Pitch of a sound: CREPE's activation frame by frame, and the path through it, deterministic. Notes and their names.
 
 The path through the frames is found by Viterbi search, to a fraction of a bin and without
 torchcrepe's random dither: the same file always gives the same bits. The search starts anew where
@@ -23,6 +23,7 @@ _BATCH = 64  # frames at once: enough for large matrices, few enough for little 
 _BATCH_GPU = 640
 _SMALLEST = np.finfo(np.float32).tiny
 _REACH = 5  # frames: a phrase reaches so far beyond its first and last pitch, and gaps of up to twice as much lie in it
+_NOTE_NAMES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
 _LONGEST = 3000  # frames of a phrase, or of a gap: a drone is decoded in pieces
 
 
@@ -189,3 +190,22 @@ def _best_path(activation: np.ndarray) -> np.ndarray:
 
 def _bins_to_hz(bins: np.ndarray | float) -> np.ndarray | float:
     return 10 * 2 ** ((_FIRST_CENTS + _CENTS * bins) / 1200)
+
+
+# --- notes: A4 is 440 Hz and MIDI number 69, a semitone is 1 --------------------------------------
+
+
+def hz_to_midi(f0: np.ndarray | float) -> np.ndarray | float:
+    """Return the MIDI numbers of frequencies in Hz, fractional, of the same shape."""
+    return 12 * np.log2(f0 / 440) + 69
+
+
+def midi_to_hz(number: np.ndarray | float) -> np.ndarray | float:
+    """Return the frequencies in Hz of MIDI numbers, of the same shape."""
+    return 440 * 2 ** ((number - 69) / 12)
+
+
+def note_name(f0: float) -> str:
+    """Return the name of the nearest note: 440 Hz is "A4"."""
+    number = round(hz_to_midi(f0))
+    return f"{_NOTE_NAMES[number % 12]}{number // 12 - 1}"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sound.plucks import CLOSEST, LONGEST_RING, SILENT_POWER, PluckTable, damped_share, window_share
-from voice.plucked_notes import MIDDLE_HARDNESS, checked_repeat
+from voice.plucked_notes import MIDDLE_HARDNESS
 
 _LEAD = 0.02  # s from the detection of a note to its onset: what the window sees of a pluck before it
 _VELOCITY_SECONDS = 0.03  # after the detection a note's velocity is settled
@@ -67,7 +67,7 @@ class CausalPlucker:
             repeat_seconds: pluck a held note again after so many seconds; None never does.
         """
         self._table, self._rate, self._window = table, frame_rate, window_seconds
-        self._reference, self._floor, self._repeat = reference, floor, checked_repeat(repeat_seconds)
+        self._reference, self._floor, self._repeat = reference, floor, repeat_seconds
         self._n_lead, self._n_velocity = round(_LEAD * frame_rate), round(_VELOCITY_SECONDS * frame_rate)
         self._string, self._before = _String(), _String()  # the newest, and the one it takes the place of
         self._is_open = False  # the gate, in the last frame

@@ -1,23 +1,25 @@
 """A melody is fitted to an instrument: register, key and tuning, range, smoothing and loudness.
 
-``TransferOptions`` holds what a person can choose; ``fit_melody`` turns a melody into the curves that are played.
+``InstrumentProfile`` holds what is known of the instrument, ``TransferOptions`` what a person can choose, and
+``fit_melody`` turns a melody into the curves that are played.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from scipy import ndimage
 
-from sound.note_names import hz_to_midi, midi_to_hz
-from sound.plucks import window_reach
+from config import Config
+from sound.pitch_decoder import hz_to_midi, midi_to_hz
+from sound.plucks import CLOSEST, PluckTable, typical_plucks, window_reach
 from voice.curves import Curves, Melody, shape_notes
 from voice.harmony import MAX_ENSEMBLE, Part, divide_parts, find_key, read_harmonies
-from voice.instrument_profile import InstrumentProfile
 from voice.note_finder import SungNote, find_notes
-from voice.plucked_notes import checked_repeat, fit_levels_to_plucks, hold_pitch, pluck_notes
+from voice.plucked_notes import fit_levels_to_plucks, hold_pitch, pluck_notes
 
 _OPTION_LIMITS = {
     "semitones": (-60, 60),
@@ -28,10 +30,11 @@ _OPTION_LIMITS = {
     "gate_offset": (-60, 60),
     "noise_balance": (-60, 60),
     "output_rate": (8000, 48000),
+    "pluck_repeat": (CLOSEST, 3600),
 }
 ARTICULATIONS = ("follow", "pluck")
 _MAX_OUTSIDE = 0.05  # more of the sung frames may lie out of range than in the best register
-_OPTIONAL = ("semitones", "output_rate")
+_OPTIONAL = ("semitones", "output_rate", "pluck_repeat")
 _RANGE_TOLERANCE = 0.5  # semitones beyond the instrument's range that still count as inside
 _MAX_OCTAVES = 5  # by which the register is moved
 _NOTE_CHANGE_COST = 7.0  # a change of note is as bad as this many frames a semitone off
@@ -39,6 +42,70 @@ _VIBRATO_SECONDS = 0.2  # over which a note's pitch is averaged, to see its tuni
 _LOUDNESS_FROM = 10  # percent: the quantiles of loudness from here on
 _LOUDNESS_TO = 95  # percent; to here they decide how far dynamics are stretched
 LOUDNESS_ANCHOR = 75  # percent: the quantile of loudness that is matched exactly
+
+
+class TrainedModel(Protocol):
+    """A model that says what it was trained on, as ``checkpoint.load_model`` returns it."""
+
+    settings: Config | None
+    instrument: str | None
+    statistics: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class InstrumentProfile:
+    """An instrument as the functions of this package see it."""
+
+    name: str  # such as "trumpet"
+    f0_min: float  # Hz, of its range
+    f0_max: float  # Hz
+    f0_quantiles: tuple[float, ...]  # Hz, of the training data at 0, 1, ... 100 %
+    loudness_quantiles: tuple[float, ...]  # dB, likewise
+    articulation: str  # "sustained" or "plucked"
+    pluck_values: dict[str, Any] | None  # how its strings decay, if that was measured
+    config: Config  # settings of features, frames and transfer
+
+    @classmethod
+    def of(cls, model: TrainedModel) -> "InstrumentProfile":
+        """Return the profile of a trained model.
+
+        Raises:
+            ValueError: the model is untrained, or its configuration does not know its instrument.
+        """
+        if model.settings is None or model.instrument is None or model.statistics is None:
+            raise ValueError("this model was not trained; load one with checkpoint.load_model")
+        return cls.from_statistics(model.instrument, model.settings, model.statistics)
+
+    @classmethod
+    def from_statistics(cls, name: str, config: Config, statistics: dict[str, Any]) -> "InstrumentProfile":
+        """Return the profile of an instrument from the statistics in a checkpoint.
+
+        Raises:
+            ValueError: ``config`` does not know the instrument.
+        """
+        instrument = config.instrument(name)
+        return cls(
+            name=name,
+            f0_min=instrument.f0_min,
+            f0_max=instrument.f0_max,
+            f0_quantiles=tuple(statistics["f0_quantiles"]),
+            loudness_quantiles=tuple(statistics["loudness_quantiles"]),
+            articulation=instrument.articulation,
+            pluck_values=statistics.get("plucks"),
+            config=config,
+        )
+
+    @functools.cached_property
+    def plucks(self) -> PluckTable:
+        """How the strings decay; those of a guitar where the training data have no plucks."""
+        if self.pluck_values is None:
+            return typical_plucks(self.loudness_quantiles[99])
+        return PluckTable.from_dict(self.pluck_values)
+
+    @property
+    def median_f0(self) -> float:
+        """The middle of the training data's pitches, Hz."""
+        return self.f0_quantiles[50]
 
 
 @dataclass(frozen=True)
@@ -73,7 +140,6 @@ class TransferOptions:
         if self.ensemble not in range(1, MAX_ENSEMBLE + 1):
             raise ValueError(f"ensemble should be between 1 and {MAX_ENSEMBLE} players, not {self.ensemble}")
         read_harmonies(self.harmony)
-        checked_repeat(self.pluck_repeat)
         key_pitch_classes(self.key)
 
     def plucks(self, profile: InstrumentProfile) -> bool:
@@ -102,7 +168,7 @@ class FittedMelody(NamedTuple):
     """What an instrument plays of a melody."""
 
     curves: Curves
-    notes: list[SungNote]  # as they are played
+    notes: list[SungNote] | None  # that are plucked; None where the instrument follows the voice
     report: dict[str, float]  # what was done
 
 
@@ -126,13 +192,12 @@ def fit_melody(melody: Melody, profile: InstrumentProfile, options: TransferOpti
         "share_out_of_range": out_of_range,
         "loudness_gain": loudness_gain + options.loudness_offset,
     }
-    # Measured loudness: a fitted one is stretched, and so are the dips between syllables.
-    plucked = options.plucks(profile)
-    notes = find_notes(fitted.f0, melody.loudness, voiced, config.audio.frame_rate, cut_slides=not plucked)
-    if plucked:
+    if options.plucks(profile):
+        # Measured loudness: a fitted one is stretched, and so are the dips between syllables.
+        notes = find_notes(fitted.f0, melody.loudness, voiced, config.audio.frame_rate, cut_slides=False)
         notes = fit_levels_to_plucks(notes, profile.plucks, options.loudness_offset)
         return FittedMelody(pluck_curves(fitted, notes, profile, options.pluck_repeat), notes, report)
-    return FittedMelody(shape_notes(fitted, config), notes, report)
+    return FittedMelody(shape_notes(fitted, config), None, report)
 
 
 def assign_parts(curves: Curves, options: TransferOptions, frame_rate: float) -> list[Part]:

@@ -12,10 +12,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage, signal
 
 from config import Config
-from features import Features, bridge_f0, extract_feature_blocks
+from features import Features, bridge_f0, extract_feature_blocks, extract_loudness
 from sound.audio_files import SpooledAudio, block_slices
+from sound.mains_hum import MAINS_FREQUENCIES, find_mains_lines, notch
 from voice.curves import Melody
-from voice.mains_hum import RESIDUE, is_mains_frequency, remove_mains_hum
 from voice.note_gate import find_voiced, noise_floor
 
 _BLOCK_SAMPLES = 2**20  # of a recording in memory at once: a minute
@@ -27,6 +27,8 @@ _TOO_HIGH_N_FFT = 1024  # samples, to see a tone above CREPE's range
 _TOO_HIGH_MARGIN = 1.02  # above CREPE's highest pitch times this
 _TOO_HIGH_SHARE = 0.5  # of a frame's power that such a tone holds
 _TOO_HIGH_REPORTED = 0.05  # share of frames that makes it the reason why there is no melody
+_HUM_RESIDUE = 25.0  # dB under hum that was taken out: what is quieter may be left of it
+_HUM_STRETCH_SECONDS = 120.0  # in which hum is searched for: it lasts, and is switched on and off
 _MAX_GLIDE = 1.0  # semitones a frame; faster is a jump of the tracker
 _MAX_LEAP = 3.0  # semitones that a stretch between two jumps, short as a gap, may lie off the notes around it
 _OCTAVE_TOLERANCE = 0.7  # semitones around an octave that make a stretch an octave error
@@ -100,7 +102,7 @@ def measure_voice(
     is_whistled = whistle > 0
     f0, periodicity = np.where(is_whistled, whistle, f0), np.where(is_whistled, np.float32(1), periodicity)
     # A hum is not taken out to its last bit, and CREPE hears a pitch in what is left, however soft.
-    is_hum = loudness - gain <= mains_hum.loudness - RESIDUE
+    is_hum = loudness - gain <= mains_hum.loudness - _HUM_RESIDUE
     is_hum |= is_mains_frequency(f0, mains_hum.frequency)
     strays = measure_strays(audio, f0, periodicity > config.transfer.sustained_periodicity, config)
     flatness = measure_flatness(audio, len(f0), config)
@@ -170,6 +172,43 @@ def _explain_no_melody(too_high: np.ndarray, is_gated: bool) -> str:
     if too_high.mean() > _TOO_HIGH_REPORTED:
         return f"the melody lies over {_HIGHEST_WHISTLE:.0f} Hz, higher than anybody whistles; sing or whistle lower"
     return "no melody can be heard in the recording; sing or hum closer to the microphone"
+
+
+# --- mains hum ------------------------------------------------------------------------------------
+
+
+class MainsHum(NamedTuple):
+    """The mains hum of a recording."""
+
+    loudness: np.ndarray  # [T] dB, A-weighted; minus infinity where there is none
+    frequency: np.ndarray  # [T] Hz; NaN where there is none
+    level: float | None  # RMS of all of it, dBFS; None if there is none
+
+
+def remove_mains_hum(audio: np.ndarray | SpooledAudio, config: Config) -> tuple[SpooledAudio, MainsHum]:
+    """Take mains hum out of a recording, from one stretch of some minutes after the other.
+
+    The notch filters also take what the voice has there. That is no loss: only its pitch and loudness are used.
+    """
+    hop_length, n_frames = config.audio.feature_hop_length, len(audio) // config.audio.feature_hop_length
+    n_stretches = max(1, round(n_frames / config.audio.seconds_to_frames(_HUM_STRETCH_SECONDS)))
+    clean, energy = SpooledAudio(), 0.0
+    loudness, frequency = np.full(n_frames, -np.inf), np.full(n_frames, np.nan)
+    for frames in block_slices(n_frames, -(-n_frames // n_stretches)):
+        part = audio[frames.start * hop_length : frames.stop * hop_length]
+        lines = find_mains_lines(part, config.audio.feature_rate)
+        rest = notch(part, config.audio.feature_rate, lines) if len(lines) else part
+        clean.append(rest)
+        if len(lines):
+            loudness[frames] = np.median(extract_loudness(part - rest, config))
+            frequency[frames] = min(MAINS_FREQUENCIES, key=lambda nominal: abs(nominal - lines[0]))
+            energy += float(np.sum((part - rest) ** 2, dtype=np.float64))
+    return clean, MainsHum(loudness, frequency, 10 * float(np.log10(energy / len(audio))) if energy else None)
+
+
+def is_mains_frequency(f0: np.ndarray, frequency: np.ndarray) -> np.ndarray:
+    """Return where f0 [T] is the mains frequency or its double, within a quarter of a semitone: bool [T]."""
+    return np.any([np.abs(12 * np.log2(f0 / (number * frequency))) < 0.25 for number in (1, 2)], axis=0)
 
 
 # --- whistling ------------------------------------------------------------------------------------

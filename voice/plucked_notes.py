@@ -21,7 +21,7 @@ from sound.plucks import (
     window_reach,
     window_share,
 )
-from voice.note_finder import SungNote, find_notes
+from voice.note_finder import SungNote
 
 MIDDLE_HARDNESS = 0.6  # of an instrument's range: how hard a note of a middling level is plucked
 _MOST_STRETCH = 1.5  # a voice's dynamics are stretched and pressed by no more
@@ -84,35 +84,6 @@ def pluck_notes(
     return PluckCurves(loudness.astype(np.float32), time.astype(np.float32), velocity.astype(np.float32), ringing)
 
 
-def pluck_melody(
-    f0: np.ndarray,
-    loudness: np.ndarray,
-    voiced: np.ndarray,
-    table: PluckTable,
-    frame_rate: float,
-    window_seconds: float,
-    floor: float = -80.0,
-    offset: float = 0.0,
-    repeat_seconds: float | None = None,
-) -> tuple[np.ndarray, PluckCurves]:
-    """Pluck a sung melody: find its notes, fit their levels to the instrument, and pluck them.
-
-    Args:
-        f0: [T] Hz, as it is to be played.
-        loudness: [T] dB, of the voice as measured.
-        voiced: bool [T].
-        table: of the instrument.
-        frame_rate, window_seconds, floor, repeat_seconds: see ``pluck_notes``.
-        offset: dB on the level of each note.
-
-    Returns:
-        f0 [T], held where a string rings outside the notes, and the curves.
-    """
-    notes = fit_levels_to_plucks(find_notes(f0, loudness, voiced, frame_rate, cut_slides=False), table, offset)
-    curves = pluck_notes(notes, table, len(f0), frame_rate, window_seconds, floor, repeat_seconds)
-    return hold_pitch(f0, notes, window_reach(window_seconds, frame_rate)), curves
-
-
 def hold_pitch(f0: np.ndarray, notes: Sequence[SungNote], n_before: int) -> np.ndarray:
     """Return f0 [T] with the pitch of each note's end held after it, and of its onset ``n_before`` frames before it.
 
@@ -133,7 +104,7 @@ def hold_pitch(f0: np.ndarray, notes: Sequence[SungNote], n_before: int) -> np.n
 
 def _repeat(notes: Sequence[SungNote], seconds: float | None, frame_rate: float) -> list[SungNote]:
     """Cut held notes, so that each is plucked anew after so many seconds."""
-    if checked_repeat(seconds) is None:
+    if seconds is None:
         return list(notes)
     period, cut = round(seconds * frame_rate), []
     for note in notes:
@@ -141,12 +112,6 @@ def _repeat(notes: Sequence[SungNote], seconds: float | None, frame_rate: float)
         ends = [*onsets[1:], note.end]
         cut += [note._replace(onset=onset, end=end) for onset, end in zip(onsets, ends)]
     return cut
-
-
-def checked_repeat(seconds: float | None) -> float | None:
-    if seconds is not None and not seconds >= CLOSEST:
-        raise ValueError(f"a held note can be plucked again after {CLOSEST} s or more, not after {seconds} s")
-    return seconds
 
 
 # --- levels ---------------------------------------------------------------------------------------

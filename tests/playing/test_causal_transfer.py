@@ -21,10 +21,8 @@ from playing.causal_transfer import (
     PlayedFrame,
     StreamingTransfer,
 )
-from playing.offline_transfer import transfer, transfer_causal
-from playing.transfer_report import describe_transfer
-from voice.fitting import TransferOptions
-from voice.instrument_profile import InstrumentProfile
+from playing.offline_transfer import describe_transfer, transfer, transfer_causal
+from voice.fitting import InstrumentProfile, TransferOptions
 
 RATE = 16000
 

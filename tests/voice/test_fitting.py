@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from checkpoint import load_model
+from config import load_config
+from model import build_model
 from voice.curves import Melody
 from voice.fitting import (
+    InstrumentProfile,
     TransferOptions,
     fit_loudness,
     fit_melody,
@@ -16,7 +19,6 @@ from voice.fitting import (
     smooth_within_notes,
     track_notes,
 )
-from voice.instrument_profile import InstrumentProfile
 
 FRAMES = np.arange(300)
 VIBRATO = 0.4 * np.sin(2 * np.pi * 5.5 * FRAMES / 100)  # semitones
@@ -43,6 +45,28 @@ def play(tune: Melody, profile, **options) -> tuple[np.ndarray, np.ndarray, dict
     return pitch[curves.voiced], curves.loudness[curves.voiced], report
 
 
+# --- the profile ----------------------------------------------------------------------------------
+
+
+def test_a_profile_holds_what_the_checkpoint_says(write_checkpoint) -> None:
+    model = load_model(write_checkpoint())
+    profile = InstrumentProfile.of(model)
+    instrument = model.settings.instrument(model.instrument)
+    assert (profile.name, profile.config) == (model.instrument, model.settings)
+    assert (profile.f0_min, profile.f0_max) == (instrument.f0_min, instrument.f0_max)
+    assert list(profile.f0_quantiles) == model.statistics["f0_quantiles"]
+    assert list(profile.loudness_quantiles) == model.statistics["loudness_quantiles"]
+    assert profile.median_f0 == model.statistics["f0_quantiles"][50]
+    assert profile == InstrumentProfile.from_statistics(model.instrument, model.settings, model.statistics)
+
+
+def test_an_untrained_model_and_an_unknown_instrument_have_none(config, write_checkpoint) -> None:
+    with pytest.raises(ValueError, match="not trained"):
+        InstrumentProfile.of(build_model(config, "trumpet"))
+    with pytest.raises(ValueError, match="kazoo"):
+        InstrumentProfile.from_statistics("kazoo", load_config(), load_model(write_checkpoint()).statistics)
+
+
 # --- options --------------------------------------------------------------------------------------
 
 
@@ -59,6 +83,7 @@ def play(tune: Melody, profile, **options) -> tuple[np.ndarray, np.ndarray, dict
         ("gate_offset", float("nan")),
         ("noise_balance", float("inf")),
         ("output_rate", 96000),
+        ("pluck_repeat", 0.01),
         ("transpose", None),
         ("autotune", None),
     ],

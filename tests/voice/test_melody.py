@@ -87,7 +87,7 @@ def test_mains_hum_of_a_long_recording_is_taken_out_stretch_by_stretch(monkeypat
     buzz = np.sin(2 * np.pi * 50 * np.arange(len(song)) / 16000).astype(np.float32)
     buzz[len(buzz) // 2 :] = 0  # it is switched off midway
     whole = extract_melody(song, config)
-    monkeypatch.setattr("voice.mains_hum._STRETCH_SECONDS", 3.6)
+    monkeypatch.setattr("voice.melody._HUM_STRETCH_SECONDS", 3.6)
     _, heard, report = extract_melody(song + 0.2 * buzz, config)
     assert report["mains_hum"] == pytest.approx(20 * np.log10(0.2 / 2), abs=0.5)
     assert (heard.voiced == whole[1].voiced).mean() > 0.97

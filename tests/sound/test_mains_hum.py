@@ -1,12 +1,12 @@
-"""voice/mains_hum.py: hum is taken out, and neither a tune nor a held tone is."""
+"""sound/mains_hum.py: hum is taken out, and neither a tune nor a held tone is."""
 
 import numpy as np
 import pytest
 
 from config import load_config
 from conftest import harmonic_tone
-from sound.mains_lines import find_mains_lines, notch
-from voice.mains_hum import remove_mains_hum
+from sound.mains_hum import find_mains_lines, notch
+from voice.melody import remove_mains_hum
 
 RATE = 16000
 
