@@ -21,7 +21,7 @@ from voice.harmony import MAX_ENSEMBLE, Part, divide_parts, find_key, read_harmo
 from voice.note_finder import SungNote, find_notes
 from voice.plucked_notes import fit_levels_to_plucks, hold_pitch, pluck_notes
 
-_OPTION_LIMITS = {
+OPTION_LIMITS = {
     "semitones": (-60, 60),
     "transpose": (-60, 60),
     "autotune": (0, 1),
@@ -129,7 +129,7 @@ class TransferOptions:
     ensemble: int = 1  # players for each part, a little out of tune and time
 
     def __post_init__(self) -> None:
-        for name, (least, most) in _OPTION_LIMITS.items():
+        for name, (least, most) in OPTION_LIMITS.items():
             value = getattr(self, name)
             if not (name in _OPTIONAL if value is None else least <= value <= most):
                 raise ValueError(f"{name} should be between {least} and {most}, not {value}")

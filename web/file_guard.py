@@ -19,16 +19,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _MAX_JSON = 2**20  # bytes; recordings are uploaded, and only their names are sent as JSON
 _MAX_JSON_SECONDS = 20.0
 _FORM_BYTES = 2**16  # of an upload, around the file
-
-
+_ENDPOINTS = "call/(v2/)?(transfer|melody|render|instruments)"
 _READ = re.compile(  # GET and HEAD
     r"/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|(static|assets|svelte)/.+)?"
     r"|/gradio_api/(info|startup-events|app_id|theme\.css|queue/(data|status)|upload_progress|heartbeat/\w+|file=.+)"
-    r"|/gradio_api/call/(v2/)?(transfer|instruments)/\w+",
+    rf"|/gradio_api/{_ENDPOINTS}/\w+",
     re.DOTALL,
 )
 # POST; /run/predict is how the page calls what does not wait in the queue.
-_SEND = re.compile(r"/gradio_api/(upload|queue/join|run/predict|cancel|reset|call/(v2/)?(transfer|instruments))/?")
+_SEND = re.compile(rf"/gradio_api/(upload|queue/join|run/predict|cancel|reset|{_ENDPOINTS})/?")
 
 
 class AddressError(ValueError):
