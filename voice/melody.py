@@ -335,7 +335,7 @@ def measure_flatness(audio: np.ndarray | SpooledAudio, n_frames: int, config: Co
 
 
 def has_backing(loudness: np.ndarray, flatness: np.ndarray, voiced: np.ndarray) -> bool:
-    """Return True if a band seems to play along: where the melody rests, something loud and tonal goes on.
+    """Return True if a band seems to play along: between its notes something loud and tonal goes on.
 
     Of a voice alone breath, room and noise are left there, which are softer, or flat.
 
@@ -344,11 +344,13 @@ def has_backing(loudness: np.ndarray, flatness: np.ndarray, voiced: np.ndarray) 
         flatness: [T], from ``measure_flatness``.
         voiced: bool [T].
     """
-    rests = ~voiced & ~np.isnan(flatness)
-    if rests.sum() < _MIN_RESTS:
+    first, last = np.flatnonzero(voiced)[[0, -1]]  # what is outside may be one long note that rings on
+    rests = np.flatnonzero(~voiced[first:last]) + first
+    measured = rests[~np.isnan(flatness[rests])]
+    if len(measured) < _MIN_RESTS:
         return False
-    level = np.median(loudness[~voiced]) - np.median(loudness[voiced])
-    return bool(level > _BACKING_LEVEL and np.median(flatness[rests]) < _BACKING_FLATNESS)
+    level = np.median(loudness[rests]) - np.median(loudness[voiced])
+    return bool(level > _BACKING_LEVEL and np.median(flatness[measured]) < _BACKING_FLATNESS)
 
 
 def _inharmonic_power(power: np.ndarray, hertz: np.ndarray, f0: np.ndarray) -> np.ndarray:

@@ -567,4 +567,26 @@ const vox = (window.vox = {});
       pen.stroke();
     }
   };
+
+  // --- what Gradio leaves to do for the keyboard and for screen readers --------------------------
+
+  // One name for all its choices: one stop for the tabulator, arrows within.
+  const nameGroup = (radio) => {
+    const block = radio.closest("fieldset, .block"), title = block.querySelector("[data-testid=block-info]");
+    radio.name = block.id;
+    title.id = `${block.id}-title`;
+    const choice = radio.nextElementSibling;
+    choice.id = `${block.id}-${radio.value}`;
+    radio.setAttribute("aria-labelledby", `${title.id} ${choice.id}`);
+  };
+  const mend = () => {
+    for (const part of document.querySelectorAll(".gradio-container input")) {
+      if (part.type === "radio" && part.name.startsWith("radio-")) nameGroup(part);
+      if (part.type === "checkbox" && part.name === "test") part.removeAttribute("name");
+      if (part.role === "combobox" && part.getAttribute("type") !== "text") part.setAttribute("type", "text");
+      if (part.hasAttribute("aria-controls") && !find(part.getAttribute("aria-controls"))) part.removeAttribute("aria-controls");
+    }
+    for (const image of document.querySelectorAll("footer img[alt]:not([alt=''])")) image.alt = "";
+  };
+  new MutationObserver(mend).observe(document, { childList: true, subtree: true });
 }

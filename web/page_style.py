@@ -210,10 +210,10 @@ input[type=range]::-moz-range-thumb { box-shadow: 0 0 0 2px var(--color-accent) 
 footer .divider { display: none !important; }
 footer { gap: 18px; }
 footer button, [role=tab], button.label-wrap { min-height: 40px; }
+button.label-wrap { align-items: center; }
 @media (max-width: 700px) {
   .top { gap: 14px; } .top svg { width: 68px; } .top h1 { font-size: 1.35rem; } .top h1 span { display: block;
     font-size: 1rem; }
-  #octave .wrap { flex-wrap: nowrap; } #octave label { min-width: 0; flex: 1; } #octave label span { margin: 0 4px; }
   .say.idle { min-height: 0; }
   .flow { flex-direction: column; } .node, .stack { width: 100%; flex: none; }
   .stack { flex-direction: row; } .stack .node { flex: 1; width: auto; }
