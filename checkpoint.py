@@ -22,7 +22,7 @@ from model import NeuralGuitar, build_model
 from sound.atomic_files import load_tensors, save_tensors
 from sound.plucks import PluckTable
 
-FORMAT_VERSION = 2  # 1, which is still read, counted steps in position_in_epoch, and kept the losses one by one
+FORMAT_VERSION = 2
 LATEST = "latest.pth"
 BEST = "best.pth"
 PRETRAINED_DIR = Path(__file__).parent / "checkpoints" / "pretrained"
@@ -88,25 +88,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "format_version" not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this project")
     version = checkpoint["format_version"]
-    if not isinstance(version, int) or version not in (1, FORMAT_VERSION):
-        raise ValueError(f"{path} has format {short_repr(version)}, this version reads {FORMAT_VERSION} and older")
+    if not isinstance(version, int) or version != FORMAT_VERSION:
+        raise ValueError(f"{path} has format {short_repr(version)}, this version reads {FORMAT_VERSION}")
     if differing := sorted(set(_KEYS) ^ set(checkpoint), key=short_repr):
         raise ValueError(f"{path} lacks or adds {', '.join(map(short_repr, differing[:9]))}; it is not whole")
-    try:
-        return _upgraded(checkpoint) if version == 1 else checkpoint
-    except (LookupError, TypeError) as error:
-        raise ValueError(f"{path} lacks what its training needs; it is not whole") from error
-
-
-def _upgraded(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return a training state of format 1 as one of format 2; a model for use alone needs no change."""
-    if checkpoint["optimizer"] is None:
-        return checkpoint
-    batch_size = checkpoint["config"]["train"]["batch_size"]
-    losses = checkpoint["metrics"]["train_losses"]
-    metrics = {"best_val_loss": checkpoint["metrics"]["best_val_loss"], "loss_sum": batch_size * math.fsum(losses)}
-    position = checkpoint["position_in_epoch"] * batch_size
-    return {**checkpoint, "format_version": FORMAT_VERSION, "position_in_epoch": position, "metrics": metrics}
+    return checkpoint
 
 
 def random_state() -> dict[str, Any]:

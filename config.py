@@ -41,6 +41,11 @@ def require_name(what: str, name: Any) -> str:
     return name
 
 
+def is_file_name(name: Any) -> bool:
+    """Return True if a user may name a run so: a file's name without a path, not hidden, without control characters."""
+    return isinstance(name, str) and re.fullmatch(r"[^\W.][\w. +-]{0,79}", name) is not None
+
+
 _LIMITS = {  # from, to
     "sample_rate": (1, 192_000),
     "hop_length": (1, 2000),
@@ -212,6 +217,10 @@ class TrainConfig(_Bounded):
         )
         super().__post_init__()
 
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate; it depends on the step alone, so that training on is the same training."""
+        return max(self.learning_rate * 0.5 ** (step / self.learning_rate_half_life), self.min_learning_rate)
+
 
 @dataclass(frozen=True)
 class TransferConfig(_Bounded):
@@ -255,6 +264,9 @@ class PageConfig(_Bounded):
     max_upload_megabytes: int
     max_request_seconds: float  # a request that takes longer is stopped
     max_waiting: int  # requests in line; one more is turned away
+    max_waiting_per_visitor: int  # of those, from one network address
+    max_megabytes_per_visitor: int  # uploaded from one network address within keep_seconds
+    max_stored_megabytes: int  # recordings and results together; beyond it the oldest are deleted
     keep_seconds: int  # a result can be fetched for this long
 
 

@@ -1,4 +1,4 @@
-"""Processed recordings: one ``.pt`` file each, and the datasets that cut training crops from them.
+"""Processed recordings: one ``.pt`` file each (``recordings/crops.py`` cuts training crops from them).
 
 A file is a dict of plain types and tensors, readable with ``torch.load(weights_only=True)``. It says
 with which settings it was made; one made with other settings is stale and refused. Files are memory
@@ -19,10 +19,9 @@ from sound.atomic_files import load_tensors, save_tensors
 FORMAT_VERSION = 1
 _EXTRACTION_VERSION = 2  # raise it whenever features.py or sound/pitch_decoder.py gives other results
 _FRAME_KEYS = ("f0", "loudness", "periodicity")
-_KEYS = ("format_version", "instrument", *_FRAME_KEYS, "audio", "source", "extractor")
+_KEYS = ("format_version", "instrument", *_FRAME_KEYS, "audio", "source", "extractor", "bandwidth")
 _CURVE_RANGES = {"f0": (1.0, 2e4), "loudness": (-300.0, 100.0), "periodicity": (0.0, 1.0)}  # Hz, dB, a share
 _MAX_RATE, _MAX_HOP = 192_000, 2000  # Hz, samples
-_OPTIONAL_KEYS = ("bandwidth",)  # absent in earlier files and in sound at the features' rate
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,7 @@ def save_recording(path: Path, recording: Recording) -> None:
     Raises:
         OSError: it cannot be written (for example, the disk is full); a file that was there stays.
     """
-    content = {field.name: getattr(recording, field.name) for field in dataclasses.fields(recording)}
-    content = {name: value for name, value in content.items() if value is not None}
-    save_tensors(path, {"format_version": FORMAT_VERSION, **content})
+    save_tensors(path, {"format_version": FORMAT_VERSION, **vars(recording)})
 
 
 def load_recording(path: Path, config: Config | None = None) -> Recording:
@@ -86,8 +83,8 @@ def load_recording(path: Path, config: Config | None = None) -> Recording:
         content = load_tensors(path, mmap=True)
     except ValueError as error:
         raise ValueError(f"{path} is not a readable processed file; run preprocess.py again") from error
-    if not isinstance(content, dict) or set(content) - set(_OPTIONAL_KEYS) != set(_KEYS):
-        raise ValueError(f"{path} is not a processed file; preprocess.py makes them")
+    if not isinstance(content, dict) or set(content) != set(_KEYS):
+        raise ValueError(f"{path} is not a processed file, or one of an earlier version; run preprocess.py")
     if content.pop("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path} has another format than version {FORMAT_VERSION}; run preprocess.py again")
     recording = Recording(**content)

@@ -133,53 +133,6 @@ def _whole_frames(blocks: Iterable[np.ndarray], most: int, hop_length: int) -> I
         yield np.zeros(-n_samples % hop_length, np.float32)
 
 
-class FeatureStream:
-    """Measure a sound as it arrives, frame by frame: as ``extract_features``, but without a path over the frames.
-
-    A frame is ready ``reach`` samples after its centre. The frames do not depend on how the sound is cut.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self.reach = max(pitch.MARGIN, config.features.loudness_window // 2)
-        hop_length = config.audio.feature_hop_length
-        self._weighting = _weighting_of_a_hop(config.audio.feature_rate, hop_length)
-        self._state = np.zeros(len(self._weighting) - hop_length)
-        self._new = np.zeros(-self.reach % hop_length, np.float32)  # silence, so that a frame ends where a hop does
-        self._sound = np.zeros(self.reach - len(self._new), np.float32)  # from ``reach`` before the frame to come
-        self._power = np.zeros(len(self._sound))  # of the same samples, A-weighted
-
-    def process(self, samples: np.ndarray) -> Iterator[tuple[float, float, float]]:
-        """Take samples [n], yield f0 (Hz), loudness (dB) and periodicity of every frame that is complete."""
-        hop_length = self._config.audio.feature_hop_length
-        self._new = np.concatenate([self._new, samples], dtype=np.float32)
-        while len(self._new) >= hop_length:
-            self._append(self._new[:hop_length])
-            self._new = self._new[hop_length:]
-            if len(self._sound) >= 2 * self.reach:
-                yield self._measure()
-                self._sound, self._power = self._sound[hop_length:], self._power[hop_length:]
-
-    def _append(self, hop: np.ndarray) -> None:
-        # einsum: a matrix product may be shared by threads, which to wake takes longer.
-        weighted = np.einsum("i,io->o", np.concatenate([hop, self._state]), self._weighting)
-        self._sound = np.concatenate([self._sound, hop])
-        self._power = np.concatenate([self._power, weighted[: len(hop)] ** 2])
-        self._state = weighted[len(hop) :]
-
-    def _measure(self) -> tuple[float, float, float]:
-        settings = self._config.features
-        activation = pitch.frame_activation(_around(self._sound, self.reach, 2 * pitch.MARGIN), settings.crepe_model)
-        f0, periodicity = pitch.find_peak(activation[0], settings.f0_min, settings.f0_max)
-        loudness = _level(_around(self._power, self.reach, settings.loudness_window)[None], self._config)
-        return f0, float(loudness[0]), periodicity
-
-
-def _around(samples: np.ndarray, centre: int, length: int) -> np.ndarray:
-    """Return a window of samples around one of them, as a view."""
-    return samples[centre - length // 2 :][:length]
-
-
 # --- loudness -------------------------------------------------------------------------------------
 
 
@@ -201,19 +154,6 @@ def a_weighting_sos(sample_rate: int) -> np.ndarray:
     zeros, poles = [*zeros, zero, zero], [*poles, pole, pole]
     _, response = signal.freqz_zpk(zeros, poles, gain, worN=[1000.0], fs=sample_rate)
     return signal.zpk2sos(zeros, poles, gain / abs(response[0]))
-
-
-@functools.cache
-def _weighting_of_a_hop(sample_rate: int, hop_length: int) -> np.ndarray:
-    """Return the A-weighting filter as a matrix: a hop and the state before it, times that, are a hop and a state.
-
-    The filter itself, called for a hop at a time, spends ten times as long on checking what it is given.
-    """
-    sos = a_weighting_sos(sample_rate)
-    given = np.eye(hop_length + sos.shape[0] * 2)  # each row one sample, or one number of the state
-    state = given[:, hop_length:].reshape(-1, len(sos), 2).swapaxes(0, 1)
-    weighted, state = signal.sosfilt(sos, given[:, :hop_length], zi=state)
-    return np.concatenate([weighted, state.swapaxes(0, 1).reshape(len(given), -1)], axis=1)
 
 
 def _match_lowpass(cutoff: float) -> tuple[float, float]:

@@ -46,31 +46,30 @@ class GruDecoder(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         return self.step(inputs, None)[0]
 
+    def initial_state(self) -> Tensor:
+        """Return the state before the first frame of one sound."""
+        return torch.zeros(self.gru.num_layers, 1, self.gru.hidden_size)
+
     def step(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Decode the frames that follow a state (None: the start); return [B, T, hidden_size] and the new state."""
-        one_frame = inputs.shape[:2] == (1, 1) and inputs.device.type == "cpu"
-        if one_frame and not (self.training or torch.is_grad_enabled() or torch.compiler.is_exporting()):
+        if inputs.shape[:2] == (1, 1) and state is not None and not torch.is_grad_enabled():
             return _gru_frame(self.gru, inputs, state)
         # Under autocast cuDNN's GRU runs in float16, in which gradients as small as these underflow.
         with torch.autocast(inputs.device.type, enabled=False):
             return self.gru(inputs.float(), state)
 
 
-def _gru_frame(gru: nn.GRU, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Run a GRU over one frame [1, 1, C] of one sound, without gradients.
-
-    Matrix-vector products take two thirds of the time of products with a one-row matrix.
-    """
-    hidden, states = inputs.flatten(), []
-    for number, (weight_in, weight, bias_in, bias) in enumerate(gru.all_weights):
-        before = hidden.new_zeros(weight.shape[1]) if state is None else state[number, 0]
-        gates, sums = torch.addmv(bias_in, weight_in, hidden), torch.addmv(bias, weight, before)
-        size = len(before)
-        reset, update = torch.sigmoid(gates[: 2 * size] + sums[: 2 * size]).chunk(2)
-        candidate = torch.tanh(torch.addcmul(gates[2 * size :], reset, sums[2 * size :]))
-        hidden = torch.lerp(candidate, before, update)
+def _gru_frame(gru: nn.GRU, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Run a GRU over one frame [1, 1, C] of one sound, in operations that every exporter knows."""
+    hidden, states = inputs[0], []
+    for (weight_in, weight, bias_in, bias), before in zip(gru.all_weights, state):
+        in_reset, in_update, in_candidate = nn.functional.linear(hidden, weight_in, bias_in).chunk(3, dim=-1)
+        of_reset, of_update, of_candidate = nn.functional.linear(before, weight, bias).chunk(3, dim=-1)
+        update = torch.sigmoid(in_update + of_update)
+        candidate = torch.tanh(in_candidate + torch.sigmoid(in_reset + of_reset) * of_candidate)
+        hidden = candidate + update * (before - candidate)
         states.append(hidden)
-    return hidden[None, None], torch.stack(states)[:, None]
+    return hidden[None], torch.stack(states)
 
 
 class TransformerDecoder(nn.Module):
@@ -88,6 +87,10 @@ class TransformerDecoder(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden)
         return self.norm(hidden)
+
+    def initial_state(self) -> Tensor:
+        """Return the state before the first frame of one sound: no inputs."""
+        return torch.zeros(1, 0, self.embed.in_features)
 
     def step(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Decode the frames that follow a state: the earlier inputs within reach of attention, in whole windows."""
@@ -352,6 +355,12 @@ class NeuralGuitar(nn.Module):
         )
         amplitude = amplitude / level.clamp(min=_LEAST_LEVEL)
         return Controls(harmonic_distribution * amplitude, noise_magnitudes * amplitude)
+
+    def initial_state(self) -> State:
+        """Return the state of ``step`` before the first frame of one sound: there was silence."""
+        n_frames = self.config.attack_frames
+        before = torch.full((1, n_frames, 1), -_LOUDNESS_RANGE) if n_frames else None
+        return State(self.decoder.initial_state(), before)
 
     def step(
         self, f0: Tensor, loudness: Tensor, state: State | None, plucks: Tensor | None = None

@@ -19,7 +19,7 @@ import torch
 from features import Features
 from model import NeuralGuitar, Sound
 from playing.block_player import play_curves
-from playing.causal_transfer import StreamingTransfer, frames_to_curves
+from playing.causal_transfer import StreamingTransfer, frames_to_curves, require_melody
 from sound.audio_files import SpooledAudio, block_slices, mix_channels, prepare_audio, resample_blocks
 from voice.curves import Curves, Melody, shape_notes
 from voice.fitting import (
@@ -201,27 +201,37 @@ def transfer_causal(
     voice, sample_rate = SpooledAudio(blocks), options.output_rate or stream.rate
     hop_length = model.audio.feature_hop_length
     n_frames = -(-len(voice) // hop_length)
-    voice.append(np.zeros(n_frames * hop_length - len(voice) + stream.feature_latency))
+    n_late = -(-stream.sound_before // model.audio.hop_length)  # hops
+    voice.append(np.zeros((n_frames + n_late) * hop_length - len(voice)))
 
     def played() -> Iterator[Sound]:
+        n_early, n_left = stream.sound_before, model.audio.frames_to_samples(n_frames)
         for part in block_slices(len(voice), stream.feature_rate):  # a second between two reports of progress
             for frame, sound in stream.process_frames(voice[part]):
                 frames.append(frame)
-                yield sound
+                sound = Sound(*(each[:, n_early:][:, :n_left] for each in sound))
+                n_early, n_left = max(0, n_early - model.audio.hop_length), n_left - sound.harmonic.shape[1]
+                if sound.harmonic.shape[1]:
+                    yield sound
             report_progress(f"Playing the {model.instrument}", part.stop / len(voice))
 
     # The stream is limited, but resampling may draw peaks between its samples.
-    stems, gain = collect_stems(played(), stream.rate, sample_rate, model.settings.transfer.max_peak)
-    stream.fitter.require_melody(frames[:n_frames])
-    curves = frames_to_curves(frames[:n_frames])
+    settings = model.settings.transfer
+    stems, gain = collect_stems(played(), stream.rate, sample_rate, settings.max_peak)
+    frames = frames[stream.frames_before :][:n_frames]
+    require_melody(frames, model.settings.features.loudness_floor, settings.live_gate + options.gate_offset)
+    curves = frames_to_curves(frames)
     outside = fraction_out_of_range(curves.f0[curves.voiced], InstrumentProfile.of(model))
-    fit_report = {"semitones": stream.fitter.semitones, "loudness_gain": stream.fitter.gain}
+    fit_report = {
+        "semitones": float(stream.controls[0]),
+        "loudness_gain": stream.graph.gain + options.loudness_offset,
+    }
     whistle, too_high = trace_whistling(voice, model.settings)
     fit_report["share_too_high"] = float((too_high | (whistle > 0)).mean())
     entries = {**NO_VOICE, **fit_report, "share_out_of_range": outside, "causal": True}
     peak_gain = stream.peak_gain + 20 * float(np.log10(gain))
     report = make_report(model.instrument, len(stems[0]) / sample_rate, entries, curves, peak_gain, started)
-    features = Features(*map(torch.tensor, zip(*(frame.measured for frame in frames[:n_frames]))))
+    features = Features(*map(torch.tensor, zip(*(frame.measured for frame in frames))))
     return TransferResult(stems, gain, sample_rate, features, curves, report, model.audio.frame_rate)
 
 

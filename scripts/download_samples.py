@@ -15,12 +15,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recordings.download_samples import INSTRUMENTS, download_samples
 from recordings.resumable_download import DataError
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--instrument", choices=sorted(INSTRUMENTS), required=True)
     parser.add_argument(
         "--output_dir", type=Path, default=Path("data/samples"), help="gets a folder for it (%(default)s)"

@@ -35,7 +35,7 @@ from recordings.inspection import (
 )
 from recordings.inspection_report import write_inspection_page
 from recordings.pitch_annotations import count_octave_errors, find_annotations, read_annotation
-from sound.console import as_command
+from sound.console import as_command, command_parser
 from sound.pitch_decoder import note_name
 
 
@@ -144,7 +144,7 @@ def format_text(found: Inspection, config: Config) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Judge processed recordings before training.")
+    parser = command_parser("Judge processed recordings before training.")
     parser.add_argument("--data_dir", type=Path, required=True, help="what preprocess.py wrote")
     parser.add_argument("--html", type=Path, help="also write a report with pictures here")
     parser.add_argument("--annotations", type=Path, help="folder with URMP's F0s_*.txt or GuitarSet's *.jams")
