@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import Recording, find_recordings, load_recording
-from sound.console import as_command, command_parser
+from sound.console import as_command, command_parser, suggest
 from sound.feature_plots import THEMES, plot_features, save_figure
 
 
@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     counts = visualize_all(plan_pictures(args.data_dir, args.output_dir), threshold, args.theme)
     print(", ".join(f"{count} {status}" for status, count in counts.items()), f"in {args.output_dir}")
+    suggest(f"train.py --data_dir {args.data_dir} --checkpoint_dir checkpoints/{args.data_dir.name} --config_name solo")
     return 1 if counts["failed"] else 0
 
 

@@ -35,7 +35,7 @@ from recordings.inspection import (
 )
 from recordings.inspection_report import write_inspection_page
 from recordings.pitch_annotations import count_octave_errors, find_annotations, read_annotation
-from sound.console import as_command, command_parser
+from sound.console import as_command, command_parser, suggest
 from sound.pitch_decoder import note_name
 
 
@@ -168,6 +168,8 @@ def main(argv: list[str] | None = None) -> int:
         marks = {each.name: [name for name, (test, _) in faults.items() if test(each)] for each in found.recordings}
         write_inspection_page(args.html, found, summarise(found, config), marks, config)
     print(format_text(found, config))
+    if found.is_fit:
+        suggest(f"train.py --data_dir {args.data_dir} --checkpoint_dir checkpoints/{args.data_dir.name}")
     return 0 if found.is_fit else 1
 
 

@@ -68,7 +68,8 @@ class CausalPlucker(nn.Module):
         """
         super().__init__()
         self._rate, self._window, self._floor = frame_rate, window_seconds, floor
-        self._n_repeat = _LONG_AGO * 100 if repeat_seconds is None else repeat_seconds * frame_rate
+        repeat = repeat_seconds
+        self._n_repeat = _LONG_AGO * 100 if repeat is None else repeat * frame_rate
         self._n_lead, self._n_velocity = round(_LEAD * frame_rate), round(_VELOCITY_SECONDS * frame_rate)
         self._levels = _Interpolation(table.pitches, np.stack([table.soft, table.loud], axis=1))
         self._decays = _Interpolation(table.pitches, np.stack([table.soft_decay, table.loud_decay], axis=1))

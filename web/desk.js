@@ -53,6 +53,8 @@ const vox = (window.vox = {});
     choose(takes.at(-1) ?? null);
   };
 
+  vox.limit = (seconds) => (settings = { ...settings, seconds });
+
   const add = (blob) => {
     complain("");
     if (blob.size > settings.megabytes * 2 ** 20)
