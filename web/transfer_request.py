@@ -38,7 +38,7 @@ from sound.feature_plots import plot_features, save_figure
 from voice.curves import Curves, read_curves, shape_notes, write_curves
 from voice.fitting import InstrumentProfile, TransferOptions
 from voice.melody import MeasuredVoice, find_melody
-from voice.midi import write_midi
+from voice.midi import read_midi, write_midi
 from voice.note_finder import SungNote, find_notes
 
 try:
@@ -301,6 +301,7 @@ def _perform(service: TransferService, request: TransferRequest, enter: StepCall
     take: MeasuredTake | Path | np.ndarray
     if is_written(request.recording):
         take, key = Path(request.recording), None
+        _require_short(take, model, service.limits.max_seconds)
     else:
         take, key = _find_take(service, request.recording, model)
     played = perform_transfer(take, model, request, None if _ON_ZERO_GPU else enter)
@@ -315,6 +316,16 @@ def _perform(service: TransferService, request: TransferRequest, enter: StepCall
 def is_written(recording: str) -> bool:
     """Return True if a file holds notes or curves, not sound."""
     return Path(recording).suffix.lower() in (".mid", ".midi", ".csv")
+
+
+def _require_short(written: Path, model: NeuralGuitar, max_seconds: float) -> None:
+    """Raise ValueError if notes or curves last longer than a recording may, or cannot be read."""
+    if written.suffix.lower() == ".csv":
+        seconds = len(read_curves(written, model.settings).f0) / model.settings.audio.frame_rate
+    else:
+        seconds = max(note.end for note in read_midi(written)[0])
+    if seconds > max_seconds:
+        raise ValueError(f"{written} lasts longer than the limit of {max_seconds:g} s")
 
 
 def _find_take(
@@ -396,7 +407,7 @@ def explain_failure(error: Exception, recording: str | None) -> str:
     """Return one friendly sentence for what a person can do something about; no path of the server is in it."""
     known = {
         "is silent": "I hear only silence. Is the right microphone chosen, and is it switched on?",
-        "lasts longer": "This recording is longer than I can play in one go. Cut it into parts, and play them in turn.",
+        "lasts longer": "This recording is too long to be played in one go. Cut it into parts, and play them in turn.",
         "gate silences": "'Ignore quiet sounds' is set so high that it silences the whole recording. Set it lower.",
         "no samples": "The recording is empty. Record again, or upload another file.",
         "no melody": "I could not hear a melody. Sing or hum a little closer to the microphone, one note at a time.",
