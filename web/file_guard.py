@@ -35,15 +35,16 @@ _SLOWEST_UPLOAD = 2**15  # bytes/s, after the first _MAX_JSON_SECONDS
 _MAX_OPEN = 128  # requests of one visitor at once; a page in a browser has two or three
 _IPV6_PREFIX = 64  # bits, of what one visitor has
 
+_ENDPOINTS = "call/(v2/)?(transfer|melody|render|instruments)"
 _READ = re.compile(  # GET and HEAD
     r"/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|(static|assets|svelte)/.+)?"
     r"|/gradio_api/(info|startup-events|app_id|theme\.css|queue/(data|status)|upload_progress|heartbeat/\w+|file=.+)"
-    r"|/gradio_api/call/(v2/)?(transfer|instruments)/\w+"
+    rf"|/gradio_api/{_ENDPOINTS}/\w+"
     r"|/live(/.*)?",
     re.DOTALL,
 )
 # POST; /run/predict is how the page calls what does not wait in the queue.
-_SEND = re.compile(r"/gradio_api/(upload|queue/join|run/predict|cancel|reset|call/(v2/)?(transfer|instruments))/?")
+_SEND = re.compile(rf"/gradio_api/(upload|queue/join|run/predict|cancel|reset|{_ENDPOINTS})/?")
 _JOIN = re.compile(r"/gradio_api/(queue/join|call/.+)")
 log = logging.getLogger("app")
 
