@@ -453,8 +453,8 @@ def send(server: str, voice: Path) -> dict:
 @pytest.mark.parametrize(
     ("values", "culprit"),
     [
-        ({"seed": "abc"}, "seed"),
-        ({"seed": [1]}, "seed"),
+        ({"seed": "abc"}, "eed"),
+        ({"seed": [1]}, "eed"),
         ({"transpose": "x"}, "ranspose"),
         ({"semitones": [2]}, "emitones"),
         ({"output_rate": "loud"}, "utput_rate"),
