@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recordings.archives import checksum_text, install_dataset
 from recordings.resumable_download import DataError, DownloadSource
-from sound.console import as_command, command_parser
+from sound.console import as_command, command_parser, suggest
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with logging_redirect_tqdm():
         download_guitarset(args)
+    suggest(f"preprocess.py --input_dir {args.output_dir} --output_dir data/processed/guitarset")
     return 0
 
 

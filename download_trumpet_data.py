@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recordings.archives import checksum_text, install_dataset, is_done
 from recordings.resumable_download import DataError, DownloadSource
-from sound.console import as_command, command_parser
+from sound.console import as_command, command_parser, suggest
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with logging_redirect_tqdm():
         download_urmp(args)
+    suggest(f"preprocess.py --input_dir {args.output_dir} --output_dir data/processed/urmp")
     return 0
 
 

@@ -29,7 +29,7 @@ from features import extract_features
 from sound.atomic_files import hash_file
 from sound.audio_files import SUFFIXES, find_sound_files, load_audio
 from sound.bandwidth import measure_bandwidth
-from sound.console import as_command, command_parser
+from sound.console import as_command, command_parser, suggest
 
 log = logging.getLogger("preprocess")
 
@@ -199,6 +199,8 @@ def main(argv: list[str] | None = None) -> int:
             advice = "deleted" if args.prune else "it is trained on all the same; --prune deletes it"
             log.info("%s: its recording is not in %s; %s", path, ", ".join(map(str, args.input_dir)), advice)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    if rank == 0 and not counts["failed"]:
+        suggest(f"visualize_features.py --all --data_dir {args.output_dir}")
     return 1 if counts["failed"] else 0
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import Recording, find_recordings, load_recording
-from sound.console import as_command, command_parser
+from sound.console import as_command, command_parser, suggest
 from sound.feature_plots import THEMES, plot_features, save_figure
 
 
@@ -62,15 +62,14 @@ def visualize_all(jobs: Iterable[tuple[Path, Path]], periodicity_threshold: floa
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("Plot waveform, pitch and loudness of processed recordings.")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--file", type=Path, help="processed file (.pt)")
-    what.add_argument("--all", action="store_true", help="all processed files in --data_dir")
-    parser.add_argument(
-        "--data_dir", type=Path, default=Path("data/processed"), help="folder for --all, with subfolders"
-    )
-    parser.add_argument("--output_dir", type=Path, default=Path("data/visualization"), help="folder for the pictures")
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
-    parser.add_argument("--theme", choices=tuple(THEMES), default="light")
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--file", type=Path, help="processed file (.pt)")
+    group.add_argument("--all", action="store_true", help="all processed files in --data_dir")
+    add = parser.add_argument
+    add("--data_dir", type=Path, default=Path("data/processed"), help="folder for --all (default: data/processed)")
+    add("--output_dir", type=Path, default=Path("data/visualization"), help="pictures (default: data/visualization)")
+    add("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="settings (default: config.json)")
+    add("--theme", choices=tuple(THEMES), default="light", help="default: light")
     args = parser.parse_args(argv)
     if args.all and not args.data_dir.is_dir():
         parser.error(f"--data_dir {args.data_dir} is not a folder; create one with preprocess.py")
@@ -88,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     counts = visualize_all(plan_pictures(args.data_dir, args.output_dir), threshold, args.theme)
     print(", ".join(f"{count} {status}" for status, count in counts.items()), f"in {args.output_dir}")
+    suggest(f"train.py --data_dir {args.data_dir} --checkpoint_dir checkpoints/{args.data_dir.name} --config_name solo")
     return 1 if counts["failed"] else 0
 
 

@@ -23,7 +23,7 @@ from voice.fitting import TransferOptions
 from voice.melody import NoMelodyError, SilentError
 
 _DEFAULTS = TransferOptions()
-_LOOK_AHEAD = ("fold", "autotune", "key", "smoothing")
+_LOOK_AHEAD = ("fold", "autotune", "key", "smoothing", "harmony", "ensemble")
 
 
 class PlayedFrame(NamedTuple):

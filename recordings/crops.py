@@ -1,4 +1,4 @@
-"""Training crops: stretches of processed recordings, cut at random, loaded in batches, shared among processes."""
+"""Training crops: random stretches of processed recordings, loaded in batches and divided among processes."""
 
 import functools
 import os
@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from config import AudioConfig, Config
-from data import Recording, load_recording
+from config import AudioConfig, Config, load_config
+from data import Recording, find_recordings, load_recording
 from sound.plucks import trace_plucks
 
-_OPEN_FILES = 1000  # memory maps that stay open; to open one takes longer than to cut a crop
+_OPEN_FILES = 1000  # memory maps that stay open; opening one takes longer than cutting a crop
 
 
 class Span(NamedTuple):
@@ -32,15 +32,28 @@ class Span(NamedTuple):
 class CropDataset(Dataset):
     """Crops of equal length, each ``{"f0": [T, 1], "loudness": [T, 1], "audio": [N]}``.
 
-    For a model that hears plucks, crops also have "plucks", [T, 2]: time since the onset (s) and velocity (dB).
-    Where the sound has another rate than the features, crops also have "bandwidth", [], the share of the band up to
-    Nyquist in which the recording has sound.
-    Random crops are a function of (seed, epoch, index) alone, so that a resumed training sees what an
-    uninterrupted one would have seen. Without a seed the crops lie one after another, for validation.
+    With ``onset_inputs``, crops also have "plucks", [T, 2]: time since the onset (s) and velocity (dB). Where the sound
+    has another rate than the features, crops also have "bandwidth", []: the recording's band as a fraction of the band
+    up to Nyquist.
+
+    Args:
+        source: a folder of processed recordings, or the spans to crop.
+        config: settings the recordings were made with (default: config.json).
+        seed: of random crops, which depend on (seed, epoch, index) only, so that a resumed training sees the same crops
+            as an uninterrupted one; None cuts adjacent crops, for validation.
+
+    Raises:
+        ValueError: the folder holds no recordings, or some made with other settings.
     """
 
-    def __init__(self, spans: Sequence[Span], config: Config, seed: int | None = None) -> None:
-        self.spans = tuple(spans)
+    def __init__(
+        self, source: Sequence[Span] | str | Path, config: Config | None = None, seed: int | None = None
+    ) -> None:
+        config = config or load_config()
+        if isinstance(source, str | Path):
+            paths = find_recordings(Path(source))
+            source = [Span(path, 0, load_recording(path, config).n_frames) for path in paths]
+        self.spans = tuple(source)
         self.audio: AudioConfig = config.audio
         self.loudness_floor = config.features.loudness_floor
         self.n_frames = config.audio.seconds_to_frames(config.train.crop_seconds)
@@ -114,7 +127,7 @@ class CropDataset(Dataset):
 
 
 class _PluckFinder:
-    """Finds the plucks of recordings, once each: of whole ones, so that a crop knows what was plucked before it."""
+    """Find the plucks of each recording once, in the whole recording: a crop depends on the pluck before it."""
 
     def __init__(self, config: Config) -> None:
         self.frame_rate, self.floor = config.audio.frame_rate, config.features.loudness_floor
@@ -139,7 +152,7 @@ _DATASETS = {"NeuralGuitar": NeuralGuitarDataset, "Vox2Trumpet": Vox2TrumpetData
 
 
 def build_dataset(spans: Sequence[Span], instrument: str, config: Config, seed: int | None = None) -> CropDataset:
-    """Return the dataset class that belongs to the instrument's model."""
+    """Return a dataset of the class that belongs to the instrument's model."""
     return _DATASETS[config.instrument(instrument).model](spans, config, seed)
 
 
@@ -148,10 +161,10 @@ def build_dataset(spans: Sequence[Span], instrument: str, config: Config, seed: 
 
 @dataclass(frozen=True)
 class ProcessRanks:
-    """This process among those that work together."""
+    """The rank of this process, as torchrun assigns it."""
 
-    rank: int  # of this process, 0 to size - 1; rank 0 writes and speaks for all
-    local_rank: int  # the same, counted on this machine: the number of its GPU
+    rank: int  # of this process, 0 to size - 1; rank 0 writes files and logs
+    local_rank: int  # rank on this machine, the number of its GPU
     size: int
 
     @property
@@ -159,7 +172,7 @@ class ProcessRanks:
         return self.rank == 0
 
     def device_name(self, device: str) -> str:
-        """Return the name of this rank's device, given that for all: where several work, each takes a GPU of its own.
+        """Return the name of this rank's device: with several ranks, each takes a different GPU.
 
         Raises:
             ValueError: there are fewer GPUs than ranks on this machine.
@@ -192,7 +205,7 @@ class ProcessRanks:
         return values
 
     def barrier(self) -> None:
-        """Wait until every rank has come here."""
+        """Wait for all ranks."""
         if self.size > 1:
             dist.barrier()
 
@@ -201,7 +214,7 @@ SINGLE_PROCESS = ProcessRanks(0, 0, 1)
 
 
 def read_ranks() -> ProcessRanks:
-    """Return what torchrun has put into the environment."""
+    """Return the ranks in the environment, as torchrun sets them."""
     alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
     return ProcessRanks(*(int(os.environ.get(name) or value) for name, value in alone.items()))
 

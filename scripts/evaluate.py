@@ -163,6 +163,7 @@ def main(argv: list[str] | None = None) -> int:
         write_text(args.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
     if args.html:
         write_text(args.html, build_scorecard_page(report, exhibits))
+        print(f"\nThe page with the sounds is {args.html}")
     missed = args.targets and not all(target["met"] for target in report["targets"])
     return 1 if failed or missed else 0
 

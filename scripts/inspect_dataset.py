@@ -7,9 +7,6 @@ silence, hum, bleed, reverb, telephone sound, copies); with ``--annotations`` of
 pitch tracker is an octave off. Thresholds are in ``config.json`` (``inspect``) and in ``recordings/inspection.py``.
 
 The exit code is 0 if the set is fit (there may be advice), 1 if there are problems, 2 if it cannot be inspected.
-
-Four files beside this one do the work: ``inspection.py`` measures a recording, ``inspection_findings.py`` judges the
-numbers, ``pitch_annotations.py`` reads annotations, ``inspection_report.py`` draws the page.
 """
 
 import argparse
@@ -35,7 +32,7 @@ from recordings.inspection import (
 )
 from recordings.inspection_report import write_inspection_page
 from recordings.pitch_annotations import count_octave_errors, find_annotations, read_annotation
-from sound.console import as_command, command_parser
+from sound.console import as_command, command_parser, suggest
 from sound.pitch_decoder import note_name
 
 
@@ -168,6 +165,8 @@ def main(argv: list[str] | None = None) -> int:
         marks = {each.name: [name for name, (test, _) in faults.items() if test(each)] for each in found.recordings}
         write_inspection_page(args.html, found, summarise(found, config), marks, config)
     print(format_text(found, config))
+    if found.is_fit:
+        suggest(f"train.py --data_dir {args.data_dir} --checkpoint_dir checkpoints/{args.data_dir.name}")
     return 0 if found.is_fit else 1
 
 

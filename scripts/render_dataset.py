@@ -18,7 +18,7 @@ from pathlib import Path
 from recordings.rendering import render_samples, render_soundfont
 from recordings.score import FILE_SECONDS, PLAYING
 from recordings.soundfont import SOUNDFONT, VOICES
-from sound.console import as_command, command_parser
+from sound.console import as_command, command_parser, suggest
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         written, skipped = render_soundfont(args.instrument, args.minutes, args.output_dir, args.seed, args.soundfont)
     minutes = (written + skipped) * FILE_SECONDS / 60
     print(f"{written} written, {skipped} skipped: {minutes:g} minutes of {args.instrument} in {args.output_dir}")
+    suggest(f"preprocess.py --input_dir {args.output_dir} --output_dir data/processed/{args.instrument}")
     return 0
 
 

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, load_config
 from recordings.hub_client import INDEX_FILE, check_repo_id
 from recordings.hub_upload import CARD, HUB_LICENCES, describe_folder, upload
-from sound.console import as_command, command_parser
+from sound.console import as_command, command_parser, suggest
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{api.endpoint}/datasets/{args.repo_id}: {len(sent)} recordings uploaded, {n_there} were there")
     if others:
         print(f"{len(others)} {'deleted there' if args.delete_missing else 'there but not here, and kept'}")
+    suggest(f"train.py --hf_repo_id {args.repo_id}")
 
 
 @as_command("stopped; the same command goes on from here")

@@ -68,6 +68,11 @@ def as_command(
     return decorate
 
 
+def suggest(command: str) -> None:
+    """Print the command to run next, to stderr, so that stdout holds results only."""
+    print(f"Next: ./venv/bin/python {command}", file=sys.stderr)
+
+
 def escape_unprintable() -> None:
     """Set stdout and stderr to escape characters they cannot encode (``\\u266f``), where Python would raise."""
     for stream in (sys.stdout, sys.stderr):
