@@ -82,6 +82,8 @@ const vox = (window.vox = {});
       row.innerHTML = '<label><input type="radio" name="take"><span></span></label><button class="plain">Listen</button><button class="plain">Rename</button><a class="plain" download>Save</a><button class="plain">Delete</button>';
       const [radio, name, listen, rename, save, remove] = row.querySelectorAll("input, span, button, a");
       name.textContent = take.name;
+      name.id = `take-${take.id}`;
+      radio.setAttribute("aria-labelledby", `take-count ${name.id}`);
       radio.checked = take === chosen;
       radio.onchange = () => choose(take);
       for (const [button, word] of [[listen, "Listen to"], [rename, "Rename"], [save, "Save"], [remove, "Delete"]])
