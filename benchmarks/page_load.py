@@ -124,7 +124,7 @@ def play_in_turn(address: str, tunes: list[Tune], count: int, process: int, fold
 
 
 def time_browser(address: str, folder: Path) -> list[list[str]]:
-    """Return rows of the seconds from a tap to sound, as a visitor's browser has it; none where there is no Chromium."""
+    """Return rows of the seconds from a tap to sound in Chromium; none where there is no Chromium."""
     chromium, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver_path):
         return []
