@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from urllib.request import getproxies
 
@@ -45,7 +44,7 @@ from sound.console import as_command, command_parser
 from voice.fitting import TransferOptions
 from web import page_layout
 from web.endpoints import AnsweringBlocks, add_endpoints
-from web.file_guard import OwnPageOnly, name_visitor
+from web.file_guard import OwnPageOnly, WaitingLine
 from web.live_page import LivePage
 from web.page_style import launch_options
 from web.result_words import describe_result, draw_pitch, find_notices
@@ -301,7 +300,7 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
     hosts = tuple(filter(None, (*space.lower().split(","), ".gradio.live" if share else "")))
     if space:  # the visitor's address is what the Space's own proxies say
         os.environ.setdefault("FORWARDED_ALLOW_IPS", "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16")
-    guard = Middleware(OwnPageOnly, is_local, limits, hosts, partial(_count_waiting, page))
+    guard = Middleware(OwnPageOnly, is_local, limits, hosts, WaitingLine(page._queue))
     os.environ["no_proxy"] += f",{listens}"
     try:
         _, address, _ = page.launch(
@@ -321,13 +320,6 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
         message = f"port {port} is in use; stop what runs there, or choose another with --port"
         raise OSError(message if host is None else f"{message} (or {host} is no address of this machine)") from error
     return address
-
-
-def _count_waiting(page: gr.Blocks, visitor: str) -> int:
-    """Return how many of a visitor's requests wait in the page's line, or are being answered."""
-    waiting = [event for line in page._queue.event_queue_per_concurrency_id.values() for event in line.queue]
-    answered = [event for events in page._queue.active_jobs if events for event in events]
-    return sum(name_visitor(event.request.scope) == visitor for event in waiting + answered)
 
 
 def _stop(number: int, _: object) -> None:

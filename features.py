@@ -17,6 +17,7 @@ from torch import Tensor
 
 from config import Config
 from sound import pitch_decoder as pitch
+from sound import swift_tracker
 from sound.audio_files import load_audio  # noqa: F401  re-exported
 
 _SMALLEST = np.finfo(np.float32).tiny
@@ -26,7 +27,7 @@ _BLOCK_FRAMES = 6400  # measured at once; a multiple of CREPE's batch, so that r
 class Features(NamedTuple):
     f0: Tensor  # [T] Hz, always positive: bridged where there is no pitch
     loudness: Tensor  # [T] dB re full scale, A-weighted
-    periodicity: Tensor  # [T] 0..1, how sure CREPE is of f0
+    periodicity: Tensor  # [T] 0..1, how sure the tracker is of f0
 
 
 def pad_to_frames(audio: np.ndarray, hop_length: int) -> np.ndarray:
@@ -39,7 +40,7 @@ def extract_features(audio: np.ndarray | Tensor, config: Config, device: torch.d
 
     Args:
         audio: [N] at ``config.audio.feature_rate``.
-        config: which CREPE, pitch range, loudness window and floor.
+        config: which CREPE or SwiftF0, pitch range, loudness window and floor.
         device: where CREPE runs.
 
     Returns:
@@ -75,6 +76,9 @@ def extract_feature_blocks(
     settings = config.features
     if config.audio.feature_rate != pitch.SAMPLE_RATE:
         raise ValueError(f"CREPE needs {pitch.SAMPLE_RATE} Hz, but feature_rate is {config.audio.feature_rate} Hz")
+    if settings.crepe_model == swift_tracker.NAME:  # small enough for a whole recording
+        yield _measure_with_swift_f0(np.concatenate([*blocks]), config)
+        return
     loudness = np.empty(0, np.float32)  # of frames whose pitch is not certain yet
 
     def activations() -> Iterator[np.ndarray]:
@@ -89,6 +93,13 @@ def extract_feature_blocks(
     for f0, periodicity in _bridge_blocks(decoded, settings.periodicity_threshold):
         here, loudness = loudness[: len(f0)], loudness[len(f0) :]
         yield Features(*map(torch.from_numpy, (f0, here, periodicity)))
+
+
+def _measure_with_swift_f0(audio: np.ndarray, config: Config) -> Features:
+    settings, hop_length = config.features, config.audio.feature_hop_length
+    f0, periodicity = swift_tracker.track_f0(audio, hop_length, settings.f0_min, settings.f0_max)
+    f0 = bridge_f0(f0, periodicity >= settings.periodicity_threshold)
+    return Features(*map(torch.from_numpy, (f0, extract_loudness(audio, config), periodicity)))
 
 
 def _frame_blocks(blocks: Iterable[np.ndarray], config: Config) -> Iterator[tuple[np.ndarray, np.ndarray]]:

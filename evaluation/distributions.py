@@ -269,6 +269,46 @@ def _compare_bins(instrument: Measures, output: Measures) -> float | None:
     return float(np.average(distances, weights=weights)) if distances else None
 
 
+def high_band_difference(
+    outputs: Sequence[np.ndarray], targets: Sequence[np.ndarray], sample_rate: int, fmax: Sequence[float]
+) -> float | None:
+    """Return by how many dB the energy over 8 kHz of copies differs from that of the recordings, at equal level.
+
+    The frames of all recordings are sorted by their level up to 8 kHz, into bins of 6 dB from the loud ones down to
+    40 dB less; the bins' differences are averaged by their frames. What is 80 dB under the loud frames counts as that.
+
+    Args:
+        outputs: [N] each.
+        targets: [N] each, the recordings.
+        sample_rate: Hz, of both.
+        fmax: Hz, up to where each recording has sound.
+
+    Returns:
+        dB, or None if the recordings have nothing over 8 kHz.
+    """
+    level, high = [], []
+    for output, target, top in zip(outputs, targets, fmax, strict=True):
+        if top > 1.1 * BAND:
+            n_samples = min(len(output), len(target))
+            powers = [_power_frames(audio[:n_samples], sample_rate, _FRAME, _FRAME_STEP) for audio in (output, target)]
+            frequencies = np.linspace(0, sample_rate / 2, powers[0].shape[1])
+            level.append(10 * np.log10(np.maximum(powers[1][:, frequencies <= BAND].sum(axis=1), 1e-14)))
+            high.append([power[:, (frequencies > BAND) & (frequencies <= top)].sum(axis=1) for power in powers])
+    if not level:
+        return None
+    levels, (of_outputs, of_targets) = np.concatenate(level), np.concatenate(high, axis=1)
+    loud = np.quantile(levels, 0.95)
+    bins = np.floor((levels - loud) / _LEVEL_BIN)
+    differences, weights = [], []
+    for one in np.unique(bins[levels > loud + _AUDIBLE]):
+        inside = bins == one
+        if inside.sum() >= _MIN_FRAMES:
+            means = [max(each[inside].mean(), 10 ** (loud / 10 - 8)) for each in (of_outputs, of_targets)]
+            differences.append(abs(10 * np.log10(means[0] / means[1])))
+            weights.append(inside.sum())
+    return float(np.average(differences, weights=weights)) if differences else None
+
+
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 

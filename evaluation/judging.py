@@ -16,7 +16,15 @@ from tqdm import tqdm
 from config import Config, InstrumentConfig
 from data import load_recording
 from evaluation import scorecard
-from evaluation.distributions import UNITS, Measures, compare, find_onsets, log_mel_distance, measure_sounds
+from evaluation.distributions import (
+    UNITS,
+    Measures,
+    compare,
+    find_onsets,
+    high_band_difference,
+    log_mel_distance,
+    measure_sounds,
+)
 from evaluation.recogniser import SAMPLE_RATE as RECOGNISER_RATE
 from evaluation.recogniser import WINDOW, load_recogniser, recognise
 from evaluation.scorecard import ExpectedCurves, MeasuredSound, measure_sound
@@ -194,6 +202,7 @@ def compare_with_takes(copies: list[np.ndarray], takes: list[Take], model: Neura
     return {
         "log_mel": float(np.mean([log_mel_distance(a, t.audio, rate, fmax=t.bandwidth) for a, t in pairs])),
         "log_mel_8k": float(np.mean([log_mel_distance(a, t.audio, rate, fmax=_COMPARED_RATE / 2) for a, t in pairs])),
+        "over_8k": high_band_difference(copies, [t.audio for t in takes], rate, [t.bandwidth for t in takes]),
         "stft_loss": float(np.mean([stft_loss(audio, take, model) for audio, take in pairs])),
         "recognised": recognition_rate(np.concatenate(copies), rate, model.instrument),
         **scorecard.compare_copies([take.sound for take in takes], sounds),

@@ -1,4 +1,4 @@
-"""Recognise the instrument that plays: a small convolutional network on log-mel spectra of 1 s windows.
+"""Recognise the instrument that plays: small convolutional networks on log-mel spectra of 1 s windows.
 
 It judges outputs of 16 kHz and of 48 kHz alike, so it looks at the band up to 8 kHz only. Every window is set to the
 same level, and what lies 60 dB under its loudest band is cut off: neither level nor noise floor tell the instruments
@@ -8,6 +8,7 @@ apart. ``evaluation/train_recogniser.py`` trained it, on recordings that no inst
     recognise(audio, 48000, recogniser).heard["trumpet"]  # share of the windows that are heard as a trumpet
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -79,7 +80,11 @@ class Recogniser(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """Return logits [B, instruments]."""
-        maps = self.layers(self.log_mel(audio)[:, None])  # (B, channels, mels / 32, frames / 32)
+        return self.score(self.log_mel(audio))
+
+    def score(self, spectra: Tensor) -> Tensor:
+        """Return logits [B, instruments] of log-mel spectra [B, mels, frames]."""
+        maps = self.layers(spectra[:, None])  # (B, channels, mels / 32, frames / 32)
         pooled = torch.cat([maps.mean(dim=3), maps.amax(dim=3)], dim=1)
         return self.head(self.dropout(pooled.flatten(1)))
 
@@ -92,8 +97,21 @@ class Recogniser(nn.Module):
         return 1 + level.clamp_min(-_RANGE).transpose(1, 2) / _RANGE
 
 
+class Ensemble(nn.Module):
+    """Recognisers that were trained from other seeds; their probabilities are averaged."""
+
+    def __init__(self, members: Sequence[Recogniser]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.instruments = members[0].instruments
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Return logits [B, instruments] of windows [B, WINDOW]."""
+        return torch.stack([member(audio).softmax(dim=1) for member in self.members]).mean(dim=0).log()
+
+
 @lru_cache(maxsize=2)
-def load_recogniser(path: Path = WEIGHTS) -> Recogniser:
+def load_recogniser(path: Path = WEIGHTS) -> Ensemble:
     """Return the trained recogniser, on the CPU.
 
     Raises:
@@ -105,14 +123,15 @@ def load_recogniser(path: Path = WEIGHTS) -> Recogniser:
             f"there is no file {path}; train a recogniser with python -m evaluation.train_recogniser --data_dir DIR"
         )
     content = load_tensors(path)
-    if not isinstance(content, dict) or set(content) != {"instruments", "state"}:
+    if not isinstance(content, dict) or set(content) != {"instruments", "states"}:
         raise ValueError(f"{path} holds no recogniser; python -m evaluation.train_recogniser writes one")
-    recogniser = Recogniser(tuple(content["instruments"]))
-    recogniser.load_state_dict(content["state"])
-    return recogniser.eval()
+    members = [Recogniser(tuple(content["instruments"])) for _ in content["states"]]
+    for member, state in zip(members, content["states"]):
+        member.load_state_dict(state)
+    return Ensemble(members).eval()
 
 
-def recognise(audio: np.ndarray, sample_rate: int, recogniser: Recogniser | None = None) -> Recognition:
+def recognise(audio: np.ndarray, sample_rate: int, recogniser: Ensemble | None = None) -> Recognition:
     """Return what a sound is heard as, in windows of 1 s, one each quarter of a second.
 
     Args:
@@ -151,7 +170,7 @@ def cut_windows(audio: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def classify(recogniser: Recogniser, windows: np.ndarray) -> np.ndarray:
+def classify(recogniser: nn.Module, windows: np.ndarray) -> np.ndarray:
     """Return probabilities [n, instruments] of windows [n, WINDOW]."""
     batches = torch.from_numpy(np.ascontiguousarray(windows)).split(_BATCH)
     return torch.cat([recogniser(batch).softmax(dim=1) for batch in batches]).numpy()

@@ -59,6 +59,7 @@ _OVER_TIME = tuple(
 RESYNTHESIS = (
     Column("log_mel", "log-mel dB", 2, "mean difference of mel bands, up to where the recording has sound", 4.0),
     Column("log_mel_8k", "to 8 kHz dB", 2, "the same up to 8 kHz, for models of all rates"),
+    Column("over_8k", "over 8 kHz dB", 1, "difference of the energy over 8 kHz, at equal level", 4.0),
     Column("stft_loss", "STFT loss", 2, "multi-resolution STFT loss, up to where the recording has sound", 1.5),
     _RECOGNITION,
     *_OVER_TIME,

@@ -4,8 +4,9 @@
 
 It is trained on notes and on melodies strung from notes: one that knows notes alone hears a saxophone in a melody on a
 real guitar. Recordings differ by room, microphone and codec as well as by instrument, so every window is given another
-room, equaliser, bandwidth and noise, and half of the melodies go through MP3. Same recordings and seed, same weights
-on the same kind of processor. Beside the weights stands ``recogniser.json``: files with their sha256, and figures.
+room, equaliser, bandwidth and noise, and half of the melodies go through MP3. Notes of sound fonts (``--fonts``) bring
+other players and rooms. Same recordings and seed, same weights on the same kind of processor. Beside the weights stands
+``recogniser.json``: files with their sha256, and figures.
 """
 
 import argparse
@@ -24,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from evaluation.recogniser import INSTRUMENTS, SAMPLE_RATE, WEIGHTS, WINDOW, Recogniser, classify, cut_windows
+from evaluation.font_notes import render_notes
+from evaluation.recogniser import INSTRUMENTS, SAMPLE_RATE, WEIGHTS, WINDOW, Ensemble, Recogniser, classify, cut_windows
 from evaluation.recorded_notes import (
     HELD_OUT,
     LIBRARY_RATE,
@@ -40,20 +42,27 @@ from sound.console import as_command, command_parser
 
 LICENCE = (
     "Learned from recordings under CC BY-SA 3.0 (Philharmonia Orchestra's sound samples) and CC0 (Karoryfer's "
-    "Shinyguitar); these weights are offered under CC BY-SA 3.0. Tested, not trained, on VSCO 2 CE's trumpet and on "
-    "FreePats' Spanish classical guitar (CC0)."
+    "Shinyguitar), and from the sound fonts sf_GMbank (public domain) and MuseScore General (MIT); these weights are "
+    "offered under CC BY-SA 3.0. Tested, not trained, on VSCO 2 CE's trumpet and on FreePats' Spanish classical guitar "
+    "(CC0)."
 )
 _MELODY_SECONDS = 12.0
 _WIDEST_SHIFT = 4.0  # semitones in training melodies: few pitches were recorded, and instruments differ in size
 _TEST_MELODIES = 10  # of each instrument and room
 _CONTEXT = WINDOW // 2  # samples before a window, which a room prolongs into it
 _N_POINTS = 8  # of an equaliser's curve
+_N_NOISES = 256
+_BATCH = 48  # windows made at once
+_EQUALISER = 3 / 60  # standard deviation of its points, in the unit of a log-mel spectrum, which is 60 dB
+_WIDEST_BAND, _LONGEST_GAP = 10, 10  # mel bands and frames that are masked
+_FONT_SHARE = 0.4  # of the windows
+_FONT_MELODIES = 20  # of each instrument and font
 log = logging.getLogger("train_recogniser")
 
 
 @dataclass(frozen=True)
 class Library:
-    """What one instrument's windows are cut from, all at 16 kHz."""
+    """What windows of one instrument in one room are cut from, all at 16 kHz."""
 
     melodies: list[np.ndarray]  # float32 [N]
     takes: list[np.ndarray]  # the recordings, as they are and a little lower and higher
@@ -83,11 +92,17 @@ def _through_mp3(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return soundfile.read(file, dtype="float32")[0]
 
 
-def draw_batch(libraries: Sequence[Library], size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def draw_batch(libraries: Sequence[Sequence[Library]], size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Return sounds [size, _CONTEXT + WINDOW] and their classes [size], every class as often."""
     labels = rng.permutation(np.arange(size) % len(libraries))
-    sounds = np.stack([_draw_crop(libraries[label], rng) for label in labels])
+    sounds = np.stack([_draw_crop(_draw_library(libraries[label], rng), rng) for label in labels])
     return torch.from_numpy(sounds), torch.from_numpy(labels)
+
+
+def _draw_library(libraries: Sequence[Library], rng: np.random.Generator) -> Library:
+    """Return the recordings, which come first, or one of the fonts."""
+    from_font = len(libraries) > 1 and rng.random() < _FONT_SHARE
+    return libraries[rng.integers(1, len(libraries)) if from_font else 0]
 
 
 def _draw_crop(library: Library, rng: np.random.Generator) -> np.ndarray:
@@ -104,11 +119,12 @@ def _draw_crop(library: Library, rng: np.random.Generator) -> np.ndarray:
     return crop
 
 
-def add_variety(sounds: Tensor, rng: np.random.Generator) -> Tensor:
-    """Give every sound another room, equaliser, bandwidth, noise and gain.
+def add_variety(sounds: Tensor, noises: Tensor, rng: np.random.Generator) -> Tensor:
+    """Give every sound another room, equaliser, bandwidth and noise.
 
     Args:
         sounds: [B, _CONTEXT + WINDOW].
+        noises: [n, WINDOW] of RMS 1, to draw from.
         rng: where chance comes from.
 
     Returns:
@@ -121,7 +137,8 @@ def add_variety(sounds: Tensor, rng: np.random.Generator) -> Tensor:
     spectrum = torch.fft.rfft(sounds) * torch.fft.rfft(torch.from_numpy(rooms)) * torch.from_numpy(gains)
     ends = torch.fft.irfft(spectrum, n_samples)[:, -WINDOW:]
     ends = ends / (ends.square().mean(dim=1, keepdim=True).sqrt() + 1e-9)
-    return 0.1 * (ends + _draw_noise(n_batch, rng))
+    levels = torch.from_numpy(10 ** (-rng.uniform(15, 80, (n_batch, 1)).astype(np.float32) / 20))
+    return 0.1 * (ends + levels * noises[rng.integers(len(noises), size=n_batch)])
 
 
 def _draw_equaliser(n_samples: int, rng: np.random.Generator) -> np.ndarray:
@@ -131,6 +148,8 @@ def _draw_equaliser(n_samples: int, rng: np.random.Generator) -> np.ndarray:
     level = rng.normal(0, 2.5) * octaves + np.interp(octaves, points, rng.normal(0, 4, _N_POINTS))
     if rng.random() < 0.4:
         level -= rng.uniform(6, 80) * np.maximum(0, octaves - rng.uniform(-0.5, 3.3))
+    if rng.random() < 0.35:  # played softly: the higher, the weaker
+        level -= rng.uniform(0, 12) * np.maximum(0, octaves - rng.uniform(-2, 0))
     if rng.random() < 0.3:
         level -= 24 * np.maximum(0, np.log2(rng.uniform(50, 160) / 800) - octaves)
     frequencies = np.fft.rfftfreq(n_samples, 1 / SAMPLE_RATE)
@@ -149,27 +168,59 @@ def _draw_room(n_samples: int, rng: np.random.Generator) -> np.ndarray:
     return response
 
 
-def _draw_noise(n_batch: int, rng: np.random.Generator) -> Tensor:
-    """Return noise [B, WINDOW] of random colours, 15 to 80 dB under a sound of RMS 1."""
-    spectrum = torch.from_numpy(rng.standard_normal((n_batch, WINDOW + 2), dtype=np.float32)).view(torch.complex64)
-    slopes = torch.from_numpy(rng.uniform(-1, 0.2, (n_batch, 1)).astype(np.float32))
+def make_noises(number: int, rng: np.random.Generator) -> Tensor:
+    """Return noises [number, WINDOW] of random colours, RMS 1."""
+    spectrum = torch.from_numpy(rng.standard_normal((number, WINDOW + 2), dtype=np.float32)).view(torch.complex64)
+    slopes = torch.from_numpy(rng.uniform(-1, 0.2, (number, 1)).astype(np.float32))
     noise = torch.fft.irfft(spectrum * torch.arange(1, WINDOW // 2 + 2).log().mul(slopes).exp(), WINDOW)
-    levels = torch.from_numpy(10 ** (-rng.uniform(15, 80, (n_batch, 1)).astype(np.float32) / 20))
-    return noise / noise.std(dim=1, keepdim=True) * levels
+    return noise / noise.std(dim=1, keepdim=True)
 
 
-def train(libraries: Sequence[Library], n_steps: int, batch_size: int, seed: int) -> Recogniser:
-    """Return a recogniser trained on libraries, one for each instrument."""
+def make_examples(libraries: Sequence[Sequence[Library]], number: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return log-mel spectra [number, mels, frames] of windows in 16 bits, and their classes [number].
+
+    They are made once, for rooms and spectra cost more than a step of training.
+
+    Args:
+        libraries: of each instrument, see ``_draw_library``.
+        number: of windows.
+        seed: of what is drawn.
+    """
+    rng, log_mel = np.random.default_rng(seed), Recogniser().log_mel
+    noises, spectra, labels = make_noises(_N_NOISES, rng), [], []
+    for _ in tqdm(range(-(-number // _BATCH)), desc="drawing windows", unit="batch", mininterval=2):
+        sounds, classes = draw_batch(libraries, _BATCH, rng)
+        spectra.append(log_mel(add_variety(sounds, noises, rng)).half())
+        labels.append(classes)
+    return torch.cat(spectra)[:number], torch.cat(labels)[:number]
+
+
+def vary_spectra(spectra: Tensor, generator: torch.Generator) -> Tensor:
+    """Give log-mel spectra [B, mels, frames] another equaliser, and mask a band and a stretch of time (SpecAugment)."""
+    n_batch, n_mels, n_frames = spectra.shape
+    curves = torch.randn(n_batch, 1, _N_POINTS, generator=generator) * _EQUALISER
+    spectra = spectra + nn.functional.interpolate(curves, n_mels, mode="linear").transpose(1, 2)
+    spectra = (spectra + 1 - spectra.amax(dim=(1, 2), keepdim=True)).clamp_min(0)
+    for axis, size, widest in ((1, n_mels, _WIDEST_BAND), (2, n_frames, _LONGEST_GAP)):
+        start = torch.rand(n_batch, 1, 1, generator=generator) * size
+        stop = start + torch.rand(n_batch, 1, 1, generator=generator) * widest
+        position = torch.arange(size).reshape(1, -1, 1) if axis == 1 else torch.arange(size)
+        spectra = spectra.masked_fill((position >= start) & (position < stop), 0)
+    return spectra
+
+
+def train(spectra: Tensor, labels: Tensor, n_steps: int, batch_size: int, seed: int) -> Recogniser:
+    """Return a recogniser trained on log-mel spectra [n, mels, frames] of classes [n]."""
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
     recogniser = Recogniser().train().to(memory_format=torch.channels_last)  # a third faster on a CPU
     optimizer = torch.optim.AdamW(recogniser.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, n_steps, pct_start=0.1)
     loss_function = nn.CrossEntropyLoss(label_smoothing=0.05)
     progress = tqdm(range(n_steps), desc="training", unit="step", mininterval=2)
     for step in progress:
-        sounds, labels = draw_batch(libraries, batch_size, rng)
-        loss = loss_function(recogniser(add_variety(sounds, rng)), labels)
+        drawn = torch.randint(len(labels), (batch_size,), generator=generator)
+        loss = loss_function(recogniser.score(vary_spectra(spectra[drawn].float(), generator)), labels[drawn])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -202,7 +253,7 @@ def make_tests(sounds: Sequence[Sound], seed: int) -> list[Test]:
     return tests
 
 
-def run_tests(recogniser: Recogniser, tests: Sequence[Test]) -> dict[str, Any]:
+def run_tests(recogniser: nn.Module, tests: Sequence[Test]) -> dict[str, Any]:
     """Return the share of windows that are right in each test, and what the others are heard as."""
     figures: dict[str, Any] = {}
     for test in tests:
@@ -237,18 +288,22 @@ def write_record(
     figures: dict[str, Any],
 ) -> None:
     """Write what the recogniser was made from and how good it is."""
+    fonts = " ".join(font.name for font in args.fonts)
     record = {
         "licence": LICENCE,
         "split": "recordings.samples.assign_role",
         "instruments": INSTRUMENTS,
-        "command": f"python -m evaluation.train_recogniser --data_dir DIR --steps {args.steps} --seed {args.seed}",
+        "command": f"python -m evaluation.train_recogniser --data_dir DIR --fonts {fonts}",
         "seed": args.seed,
+        "members": args.members,
         "steps": args.steps,
         "batch_size": args.batch_size,
         "melodies": args.melodies,
+        "windows": args.windows,
         "torch": torch.__version__,
         "figures": figures,
         "confusion": {name: confusion_matrix(figures, [name]) for name in sorted(figures)},
+        "fonts": {font.name: hash_file(font) for font in args.fonts},
         "trained_on": {sound.note.path.name: hash_file(sound.note.path) for sound in trained},
         "tested_on": {sound.note.path.name: hash_file(sound.note.path) for sound in tested},
     }
@@ -258,10 +313,15 @@ def write_record(
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__)
     parser.add_argument("--data_dir", type=Path, required=True, help="recorded notes, as download_samples.py writes")
+    parser.add_argument(
+        "--fonts", type=Path, nargs="*", default=[], help="sound fonts: sf_GMbank.sf2 MuseScore_General_Full.sf3"
+    )
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="weights; the record stands beside, as .json")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch_size", type=int, default=48)
     parser.add_argument("--melodies", type=int, default=60, help="of 12 s, strung for each instrument")
+    parser.add_argument("--windows", type=int, default=24000, help="of 1 s, drawn once")
+    parser.add_argument("--members", type=int, default=2, help="networks whose probabilities are averaged")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
 
@@ -276,10 +336,14 @@ def main(argv: list[str] | None = None) -> int:
         sounds = [sound for sound in trained if sound.note.instrument == instrument]
         if not sounds:
             raise ValueError(f"{args.data_dir} holds no {instrument} to train the recogniser on")
-        libraries.append(make_library(sounds, args.melodies, rng))
-    recogniser = train(libraries, args.steps, args.batch_size, args.seed)
-    figures = run_tests(recogniser, make_tests(tested, args.seed))
-    save_tensors(args.output, {"instruments": list(INSTRUMENTS), "state": recogniser.state_dict()})
+        rooms = [(sounds, args.melodies), *((render_notes(font, instrument), _FONT_MELODIES) for font in args.fonts)]
+        libraries.append([make_library(room, n_melodies, rng) for room, n_melodies in rooms if room])
+    spectra, labels = make_examples(libraries, args.windows, args.seed)
+    seeds = range(args.seed, args.seed + args.members)
+    members = [train(spectra, labels, args.steps, args.batch_size, seed) for seed in seeds]
+    figures = run_tests(Ensemble(members), make_tests(tested, args.seed))
+    states = [member.state_dict() for member in members]
+    save_tensors(args.output, {"instruments": list(INSTRUMENTS), "states": states})
     write_record(args.output.with_suffix(".json"), args, trained, tested, figures)
     for name, test in figures.items():
         log.info("%s: %s", name, ", ".join(f"{key} {value['right']:.0%}" for key, value in test.items()))

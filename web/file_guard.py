@@ -16,7 +16,6 @@ import logging
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -60,7 +59,7 @@ class OwnPageOnly:
         is_local: the page listens on this machine alone: who asks for it by another name was misled (DNS rebinding).
         limits: what a visitor may ask for.
         hosts: names by which the page may be asked for nevertheless; those that begin with a dot are endings.
-        count_waiting: how many requests of a visitor wait in line or are being answered.
+        line: where requests wait, if there is one.
     """
 
     def __init__(
@@ -69,10 +68,9 @@ class OwnPageOnly:
         is_local: bool,
         limits: PageConfig,
         hosts: tuple[str, ...] = (),
-        count_waiting: Callable[[str], int] = lambda visitor: 0,
+        line: "WaitingLine | None" = None,
     ) -> None:
-        self.app, self.is_local, self.limits, self.hosts = app, is_local, limits, hosts
-        self.count_waiting = count_waiting
+        self.app, self.is_local, self.limits, self.hosts, self.line = app, is_local, limits, hosts, line
         self.open: Counter[str] = Counter()  # requests by visitor
         self.joining: Counter[str] = Counter()  # those of them that are about to wait in line
         self.uploads = UploadQuota(limits.max_megabytes_per_visitor * 2**20, limits.keep_seconds)
@@ -135,8 +133,8 @@ class OwnPageOnly:
 
     async def _join(self, scope: Scope, receive: Receive, send: Send, visitor: str) -> None:
         """Let a request wait in line, unless enough of the same visitor's do."""
-        most = self.limits.max_waiting_per_visitor
-        if self.count_waiting(visitor) + self.joining[visitor] >= most:
+        most, waiting = self.limits.max_waiting_per_visitor, self.line.count(visitor) if self.line else 0
+        if waiting + self.joining[visitor] >= most:
             reason = f"{most} requests from your address are waiting already; send more when they are answered"
             return await JSONResponse({"detail": reason}, 429)(scope, receive, send)  # as Gradio's pages read it
         self.joining[visitor] += 1
@@ -144,6 +142,8 @@ class OwnPageOnly:
             await self._pass_on(scope, receive, send)
         finally:
             _lower(self.joining, visitor)
+            if self.line:
+                self.line.take_turns()
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call Gradio; what it cannot make sense of gets a sentence and one line in the log, not a traceback."""
@@ -176,6 +176,36 @@ class OwnPageOnly:
 
     def _is_listed(self, name: str) -> bool:
         return any(name.endswith(host) if host.startswith(".") else name == host for host in self.hosts)
+
+
+class WaitingLine:
+    """The requests that wait in the line of Gradio's ``Blocks``, each with its visitor.
+
+    Args:
+        queue: of the blocks.
+    """
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+
+    def count(self, visitor: str) -> int:
+        """Return how many of a visitor's requests wait or are being answered."""
+        waiting = [event for line in self.queue.event_queue_per_concurrency_id.values() for event in line.queue]
+        return sum(name_visitor(event.request.scope) == visitor for event in waiting) + self._answered()[visitor]
+
+    def take_turns(self) -> None:
+        """Put each visitor's first request before everyone's second: nobody waits for all that another has sent."""
+        for line in self.queue.event_queue_per_concurrency_id.values():
+            turns, ranks = self._answered(), {}
+            for event in line.queue:
+                visitor = name_visitor(event.request.scope)
+                ranks[event] = turns[visitor]
+                turns[visitor] += 1
+            line.queue.sort(key=ranks.__getitem__)
+
+    def _answered(self) -> Counter[str]:
+        events = [event for job in self.queue.active_jobs if job for event in job]
+        return Counter(name_visitor(event.request.scope) for event in events)
 
 
 class UploadQuota:

@@ -141,6 +141,8 @@ _CSS = """
 .top svg { flex: none; fill: none; stroke-width: 3; stroke-linecap: round; stroke-linejoin: round; }
 .top h1 { font-size: 1.8rem; font-weight: 700; letter-spacing: -.02em; margin: 0; line-height: 1.2; }
 .top h1 span { font-weight: 400; color: var(--body-text-color-subdued); }
+.top .live { margin-left: auto; flex: none; padding: 10px 18px; border-radius: 999px; font-weight: 600;
+  text-decoration: none; color: #fff; background: var(--color-accent); }
 .top p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
 .top .live { margin-left: auto; white-space: nowrap; min-height: 40px; display: inline-flex; align-items: center;
   color: var(--body-text-color); text-decoration: underline; }

@@ -7,6 +7,7 @@ from evaluation.distributions import (
     UNITS,
     compare,
     find_onsets,
+    high_band_difference,
     log_mel_distance,
     measure_brightness,
     measure_sounds,
@@ -166,3 +167,16 @@ def test_log_mel_distance_refuses_other_lengths_and_too_high_a_band() -> None:
         log_mel_distance(noise[:8000], noise, 16000)
     with pytest.raises(ValueError, match="9000"):
         log_mel_distance(noise, noise, 16000, fmax=9000)
+
+
+def test_energy_over_8_khz_is_compared_at_equal_level() -> None:
+    time = np.arange(2 * 48000) / 48000
+    gain = np.hanning(len(time))  # a step would be heard at all frequencies
+    tone, whistle = gain * np.sin(2 * np.pi * 440 * time), 0.1 * gain * np.sin(2 * np.pi * 10000 * time)
+    recording, duller = tone + whistle, tone + 0.5 * whistle
+    assert high_band_difference([recording], [recording], 48000, [20000]) == pytest.approx(0, abs=1e-6)
+    assert high_band_difference([duller], [recording], 48000, [20000]) == pytest.approx(6.02, abs=0.1)
+    assert high_band_difference([duller], [recording], 48000, [9000]) < 1  # up to where the recording has sound
+    mixed = tone + np.where(gain > 0.3, 2.0, 0.5) * whistle  # more where it is loud, less where it is soft
+    assert high_band_difference([mixed], [recording], 48000, [20000]) == pytest.approx(6.02, abs=1)
+    assert high_band_difference([duller], [recording], 48000, [8000]) is None

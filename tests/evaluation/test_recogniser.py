@@ -103,8 +103,11 @@ def test_missing_and_foreign_weights_are_named(tmp_path: Path) -> None:
 
 def test_two_trainings_from_one_seed_are_equal() -> None:
     rng = np.random.default_rng(0)
-    library = train_recogniser.Library(
+    room = train_recogniser.Library(
         [rng.standard_normal(40000).astype(np.float32)], [rng.standard_normal(9000).astype(np.float32)]
     )
-    first, second = (train_recogniser.train([library] * len(INSTRUMENTS), 2, 12, seed=1) for _ in range(2))
+    libraries = [[room, room]] * len(INSTRUMENTS)
+    (spectra, labels), again = (train_recogniser.make_examples(libraries, 60, seed=1) for _ in range(2))
+    assert torch.equal(spectra, again[0]) and torch.equal(labels, again[1]) and len(labels) == 60
+    first, second = (train_recogniser.train(spectra, labels, 2, 12, seed=1) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters()))

@@ -1,0 +1,35 @@
+"""SwiftF0 (arXiv 2508.18440), a small pitch tracker that reads a guitar's low notes better than CREPE ``full``.
+
+Optional: it needs the package ``swift-f0``, which brings its weights and runs them with onnxruntime. It measures
+recordings only (``"crepe_model": "swift-f0"`` of an instrument in ``config.json``); voices are CREPE's.
+"""
+
+import numpy as np
+
+NAME = "swift-f0"
+_RATE = 16000  # Hz
+_GLIDE = 0.03  # of f0, half a semitone: what changes by more from frame to frame is a leap, which has no middle
+
+
+def track_f0(audio: np.ndarray, hop_length: int, f0_min: float, f0_max: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return f0 (Hz) and confidence (0..1) of a sound [N] at 16 kHz, float32 [ceil(N / hop_length)].
+
+    SwiftF0 measures a frame each 16 ms: glides are interpolated between two of them, leaps take the nearest.
+
+    Raises:
+        ValueError: the package is not installed, or the sound holds no samples.
+    """
+    try:
+        import swift_f0
+    except ImportError as error:
+        raise ValueError(
+            f"the pitch tracker {NAME} is not installed; run ./venv/bin/python -m pip install {NAME}"
+        ) from error
+    if not len(audio):
+        raise ValueError("the audio holds no samples")
+    measured = swift_f0.SwiftF0(threads=1).detect(audio, _RATE, f0_min, f0_max)
+    position = np.arange(-(-len(audio) // hop_length)) * hop_length / _RATE / swift_f0.core.FRAME_PERIOD
+    nearest = np.clip(np.round(position).astype(int), 0, len(measured.pitch_hz) - 1)
+    f0, here = np.interp(position, np.arange(len(measured.pitch_hz)), measured.pitch_hz), measured.pitch_hz[nearest]
+    f0 = np.where(np.abs(f0 - here) < _GLIDE * here, f0, here)
+    return f0.astype(np.float32), measured.confidence[nearest].astype(np.float32)
