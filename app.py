@@ -200,6 +200,7 @@ def describe_for_desk(outcome: TransferOutcome, request: TransferRequest) -> dic
         "stems": {"tone": page_layout.file_data(tone), "breath": page_layout.file_data(breath)},
         "midi": page_layout.file_data(midi),
         "curves": page_layout.file_data(curves),
+        "rate": outcome.sample_rate,
         "voiceGain": voice_gain if math.isfinite(voice_gain) else 0.0,
         "pitch": draw_pitch(outcome),
         "request": {

@@ -5,8 +5,9 @@
 Every client sends a tune of its own at the same moment, and the pitch of what it gets back is checked. Then the memory
 of the server after all requests is compared with that after the first 20 (Linux). At last one visitor sends 100
 uploads at once, 70 requests that nobody listens to, 50 bodies that never come, and connections without a request,
-while another plays a tune. The exit code is 1 if a tune was wrong, the memory grew by more than 10 %, or the other
-visitor waited for more than 5 s.
+while another plays a tune. In Chromium, if there is one, it is measured how long after a tap a recording of 30 s and a
+song of 5 minutes begin to sound, and how long after another octave is chosen. The exit code is 1 if a tune was wrong,
+the memory grew by more than 10 %, or the other visitor waited for more than 5 s.
 """
 
 import argparse
@@ -130,6 +131,45 @@ def play_in_turn(address: str, tunes: list[Tune], count: int, process: int, fold
     return warm, resident_mb(process)
 
 
+def time_browser(address: str, folder: Path) -> list[list[str]]:
+    """Return rows of the seconds from a tap to sound in Chromium; none where there is no Chromium."""
+    chromium, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver_path):
+        return []
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--mute-audio", "--autoplay-policy=no-user-gesture-required"):
+        options.add_argument(flag)
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path)) as driver:
+        driver.get(address)
+        wait = WebDriverWait(driver, 300, 0.02)
+        wait.until(lambda _: "Play it on" in driver.find_element(By.ID, "play").text)
+
+        def seconds_after(selector: str) -> str:
+            tap = f"const now = performance.now(); document.querySelector('{selector}').click(); return now"
+            tapped = driver.execute_script(tap)
+            begun = wait.until(lambda _: driver.execute_script(f"return vox.startedAt > {tapped} && vox.startedAt"))
+            return f"{(begun - tapped) / 1000:.1f} s"
+
+        rows = []
+        for name, seconds in (("30 s of voice", 30), ("a song of 5 minutes", 300)):
+            path = folder / f"{seconds}_s.wav"
+            notes = [_make_note(220 * 2 ** (step / 12)) for step in (0, 4, 7, 5, 2)]
+            soundfile.write(path, np.resize(np.concatenate(notes), seconds * _RATE), _RATE)
+            driver.find_element(By.ID, "file").send_keys(str(path))
+            wait.until(lambda _, path=path: path.stem in driver.find_element(By.ID, "chosen").text)
+            rows.append([f"{name}, from the tap to sound", seconds_after("#play")])
+            wait.until(lambda _: driver.find_elements(By.ID, "play"))
+            other = "#octave input:not(:checked)"
+            rows.append([f"{name}, another octave", seconds_after(other)])
+            wait.until(lambda _: driver.find_elements(By.ID, "play"))
+    return rows
+
+
 @contextlib.contextmanager
 def crowd(address: str, what: str, tune: Path) -> Iterator[None]:
     """Be a visitor who takes what there is, while the context is open."""
@@ -196,6 +236,7 @@ def main(argv: list[str] | None = None) -> int:
         with running_page(folder) as (address, process):
             right, waited = play_at_once(address, tunes, folder)
             warm, end = play_in_turn(address, tunes, args.requests, process, folder)
+            seconds = time_browser(address, folder)
             crowds = ("uploads", "silent joins", "slow uploads", "slow joins", "slow heads")
             beside = {what: play_beside(address, what, tunes[0], tunes[-1], folder) for what in crowds}
     growth = end / warm - 1
@@ -205,6 +246,7 @@ def main(argv: list[str] | None = None) -> int:
         ["answer, median and last", f"{np.median(waited):.1f} s, {max(waited):.1f} s"],
         [f"memory after {min(_WARM, args.requests)} requests", f"{warm:.0f} MB"],
         [f"memory after {args.requests} requests", f"{end:.0f} MB ({100 * growth:+.1f} %)"],
+        *seconds,
         *([f"the next visitor beside {what}", f"{waited:.1f} s"] for what, (waited, _) in beside.items()),
     ]
     print(f"{describe_machine()}\n\n{format_table(['measured', 'value'], rows)}")

@@ -17,8 +17,6 @@ import pytest
 import live
 from checkpoint import load_model
 from conftest import melody
-from playing.causal_transfer import StreamingTransfer
-from playing.export import cached_live_graph
 from sound.crepe import load_crepe
 
 ROOT = Path(__file__).parent.parent
@@ -144,13 +142,3 @@ def test_what_is_played_goes_to_a_midi_port(write_checkpoint, monkeypatch) -> No
 def test_a_midi_port_that_is_not_there_is_one_sentence(monkeypatch, caplog) -> None:
     monkeypatch.setattr(mido, "get_output_names", lambda: ["synthesizer 1:0"])
     assert live.main(["--midi_out", "organ"]) == 1 and "organ" in caplog.text and "synthesizer 1:0" in caplog.text
-
-
-def test_onnxruntime_plays_what_pytorch_plays(write_checkpoint, tmp_path: Path) -> None:
-    checkpoint = write_checkpoint()
-    model, graph_file = load_model(checkpoint), cached_live_graph(checkpoint, tmp_path / "cache")
-    assert cached_live_graph(checkpoint, tmp_path / "cache") == graph_file
-    one, other = (StreamingTransfer(model, graph_file=file) for file in (None, graph_file))
-    played = [[stream.process(block) for block in np.split(melody(), 60)] for stream in (one, other)]
-    one, other = map(np.concatenate, played)
-    assert np.abs(one).max() > 0.01 and np.abs(one - other).max() < 1e-3

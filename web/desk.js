@@ -82,6 +82,8 @@ const vox = (window.vox = {});
       row.innerHTML = '<label><input type="radio" name="take"><span></span></label><button class="plain">Listen</button><button class="plain">Rename</button><a class="plain" download>Save</a><button class="plain">Delete</button>';
       const [radio, name, listen, rename, save, remove] = row.querySelectorAll("input, span, button, a");
       name.textContent = take.name;
+      name.id = `take-${take.id}`;
+      radio.setAttribute("aria-labelledby", `take-count ${name.id}`);
       radio.checked = take === chosen;
       radio.onchange = () => choose(take);
       for (const [button, word] of [[listen, "Listen to"], [rename, "Rename"], [save, "Save"], [remove, "Delete"]])
@@ -466,17 +468,20 @@ const vox = (window.vox = {});
 
   // The mix as it is heard now, by the browser's own renderer: 24 bits.
   const saveSound = async () => {
-    const rate = tracks.find((track) => track.kind === "stem").buffer.sampleRate;
-    const offline = new OfflineAudioContext(1, Math.ceil(seconds * rate), rate);
-    const isSolo = tracks.some((track) => track.solo);
-    for (const track of tracks) {
-      if (track.kind === "voice" || track.mute || (isSolo && !track.solo)) continue;
+    const rate = shown.rate, decoder = new OfflineAudioContext(1, 1, rate), isSolo = tracks.some((track) => track.solo);
+    const heard = tracks.filter((track) => track.kind !== "voice" && !track.mute && (!isSolo || track.solo));
+    const buffers = await Promise.all(heard.map((track) => {
+      const file = track.kind === "stem" && shown.files[track.name.toLowerCase()];
+      return file ? decoder.decodeAudioData(file.slice(0)) : track.buffer; // at the file's own rate, not the loudspeaker's
+    }));
+    const offline = new OfflineAudioContext(1, Math.max(1, ...buffers.map((buffer) => Math.round(buffer.duration * rate))), rate);
+    heard.forEach((track, n) => {
       const source = offline.createBufferSource(), gain = offline.createGain();
-      source.buffer = track.buffer;
+      source.buffer = buffers[n];
       gain.gain.value = track.level;
       source.connect(gain).connect(offline.destination);
       source.start();
-    }
+    });
     const samples = (await offline.startRendering()).getChannelData(0), bytes = new DataView(new ArrayBuffer(44 + 3 * samples.length));
     const text = (place, word) => [...word].forEach((letter, n) => bytes.setUint8(place + n, letter.charCodeAt(0)));
     text(0, "RIFF"); bytes.setUint32(4, 36 + 3 * samples.length, true); text(8, "WAVEfmt "); bytes.setUint32(16, 16, true);
@@ -585,7 +590,6 @@ const vox = (window.vox = {});
     for (const part of document.querySelectorAll(".gradio-container input")) {
       if (part.type === "radio" && part.name.startsWith("radio-")) nameGroup(part);
       if (part.type === "checkbox" && part.name === "test") part.removeAttribute("name");
-      if (part.role === "combobox" && part.getAttribute("type") !== "text") part.setAttribute("type", "text");
       if (part.hasAttribute("aria-controls") && !find(part.getAttribute("aria-controls"))) part.removeAttribute("aria-controls");
     }
     for (const image of document.querySelectorAll("footer img[alt]:not([alt=''])")) image.alt = "";

@@ -144,6 +144,8 @@ _CSS = """
 .top .live { margin-left: auto; flex: none; padding: 10px 18px; border-radius: 999px; font-weight: 600;
   text-decoration: none; color: #fff; background: var(--color-accent); }
 .top p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
+.top .live { margin-left: auto; white-space: nowrap; min-height: 40px; display: inline-flex; align-items: center;
+  color: var(--body-text-color); text-decoration: underline; }
 .voice { stroke: var(--neutral-400); }
 .horn { stroke: var(--color-accent); }
 .say { padding: 20px; border: 1px solid var(--border-color-primary); border-radius: 12px; margin: 0; line-height: 1.5;
@@ -214,7 +216,7 @@ footer { gap: 18px; }
 footer button, [role=tab], button.label-wrap { min-height: 40px; }
 button.label-wrap { align-items: center; }
 @media (max-width: 700px) {
-  .top { gap: 14px; } .top svg { width: 68px; } .top h1 { font-size: 1.35rem; } .top h1 span { display: block;
+  .top { gap: 14px; flex-wrap: wrap; } .top > div { flex: 1 1 180px; } .top svg { width: 68px; } .top h1 { font-size: 1.35rem; } .top h1 span { display: block;
     font-size: 1rem; }
   .say.idle { min-height: 0; }
   .flow { flex-direction: column; } .node, .stack { width: 100%; flex: none; }

@@ -135,9 +135,9 @@ class Browser:
 
     def replays(self, change) -> None:
         """Change a setting, and wait until it is played again."""
-        before = self.run("return vox.startedAt")
+        before = self.run("return vox.startedAt ?? 0")
         change()
-        self.wait(lambda: self.run("return vox.startedAt") > before)
+        self.wait(lambda: self.run("return vox.startedAt ?? 0") > before)
 
     def run(self, script: str):
         return self.driver.execute_script(script)
@@ -295,7 +295,9 @@ def test_a_reload_keeps_take_settings_and_result(browser: Browser) -> None:
     browser.click("#octave label:has(input[value='auto'])")
 
 
-def test_a_brass_section_takes_one_tap(browser: Browser) -> None:
+def test_a_brass_section_takes_one_tap(browser: Browser, tmp_path: Path) -> None:
+    browser.upload(sing(tmp_path / "short.wav", VOICE, 0.5))  # nine players take nine times as long
+    browser.play()
     browser.click("#players button")
     browser.replays(lambda: browser.click("#brass"))
     browser.wait(lambda: "third and the octave below, 3 players" in browser.text("#sentence"))
@@ -354,14 +356,15 @@ def test_a_steady_tone_comes_back_as_loud_as_people_listen(browser: Browser) -> 
 
 
 def test_record_silences_and_play_ends_a_recording(browser: Browser) -> None:
-    browser.click("#listen")
+    if browser.text("#listen") == "Listen":
+        browser.click("#listen")
     assert browser.text("#listen") == "Pause"
     browser.click("#record")
     browser.wait(lambda: browser.text("#record") == "Stop")
     assert browser.text("#listen") == "Listen"
     time.sleep(1.5)
     browser.play()
-    assert browser.text("#record") == "Record" and browser.text("#title").startswith("Take 2")
+    assert browser.text("#record") == "Record" and browser.text("#title").lower().startswith("take 2")
 
 
 def test_a_recording_ends_at_the_limit(browser: Browser) -> None:
@@ -408,9 +411,10 @@ def test_notes_out_of_range_are_mended_by_one_tap(browser: Browser, tmp_path: Pa
 
 def test_a_midi_file_is_played(browser: Browser, tmp_path: Path) -> None:
     browser.open()
+    browser.click("#octave label:has(input[value='auto'])")
     browser.upload(write_notes(tmp_path / "scale.mid", [60, 64]))
     browser.play()
-    browser.wait(lambda: browser.text("#title").startswith("Scale"))
+    browser.wait(lambda: browser.text("#title").lower().startswith("scale"))
     assert "where it is written, C4 to E4" in browser.text("#sentence")
 
 
@@ -447,8 +451,8 @@ def test_no_page_is_wider_than_its_screen_and_what_is_tapped_is_large(browser: B
     browser.open(width=width, height=844)
     browser.wait(lambda: browser.seen("#result"))
     assert browser.run("return document.documentElement.scrollWidth") <= width
-    right = "return Math.max(...[...document.querySelectorAll('button, a')].map(e => e.getBoundingClientRect().right))"
-    assert browser.run(right) <= width
+    wide = "return [...document.querySelectorAll('button, a')].filter(e => e.getBoundingClientRect().right > innerWidth)"
+    assert browser.run(f"{wide}.map(e => e.outerHTML.slice(0, 120))") == []
     low = browser.run(
         "return [...document.querySelectorAll('button, a, summary, label:has(input[type=radio])')]"
         ".filter(part => part.offsetParent && !part.closest('[aria-hidden=true]'))"
@@ -525,7 +529,7 @@ def test_axe_finds_nothing(browser: Browser, theme: str) -> None:
     axe = Axe(browser.driver)
     axe.inject()
     # This version does not know that a text field may be a combobox, as ARIA 1.2 says.
-    found = axe.run(options={"rules": {"aria-allowed-role": {"enabled": False}}})["violations"]
+    found = axe.run(options="{rules: {'aria-allowed-role': {enabled: false}}}")["violations"]
     assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
 
 
