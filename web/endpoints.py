@@ -55,6 +55,7 @@ _UNITS = {
     "normalize": "bring it to -16 LUFS, its true peak under -1 dB",
 }
 _KINDS = {bool: "boolean", str: "string", int: "integer", float: "number"}
+_WORDS = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
 
 
 def _parameter(name: str, default: Any, kind: type) -> gr.components.Component:
@@ -89,7 +90,7 @@ def _check(name: str, value: Any, default: Any) -> Any:
     if value is None:
         return default
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{name} should be a {_KINDS[kind]} ({_UNITS[name]}), not {short_repr(value)}")
+        raise ValueError(f"{name} should be {_WORDS[kind]} ({_UNITS[name]}), not {short_repr(value)}")
     return value or None if name == "articulation" else value
 
 
