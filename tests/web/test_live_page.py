@@ -18,10 +18,10 @@ from starlette.responses import PlainTextResponse
 from checkpoint import load_model, make_checkpoint, save_checkpoint
 from config import load_config
 from conftest import melody, shrink
+from get_live_runtime import read_pins
 from model import build_model
 from page import free_port, sing
 from playing.live_graph import SHOWN, LiveGraph
-from scripts.get_live_runtime import read_pins
 from web import live_page, transfer_request
 from web.file_guard import OwnPageOnly
 
