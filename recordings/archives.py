@@ -43,7 +43,7 @@ MAX_RATIO = 100  # unpacked bytes per packed byte: recordings reach 2, text 20, 
 MIN_UNPACKED_BYTES = 64 << 20  # an archive of any size may unpack to this many bytes
 UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 
-PlaceMember = Callable[[str], Path | None]  # a member's name -> group/path below the data folder, or None to skip it
+PlaceMember = Callable[[str], Path | None]  # a member's name -> group/path in the data folder, or None to skip it
 Member = tuple[str, int, Callable[[], BinaryIO]]  # name, size in bytes, function that opens it
 
 
