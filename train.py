@@ -273,7 +273,7 @@ def open_experiment_log(trainer: Trainer, args: argparse.Namespace) -> None:
     """Open the folder of the run and its W&B run; a resumed training continues its earlier run."""
     name = trainer.run_name
     is_own = is_file_name(name) and (name == args.run_name or (args.runs_dir / name).is_dir())
-    if name is not None and not is_own:  # an untrusted name, from somebody else's checkpoint
+    if name is not None and not is_own:  # an untrusted name, from a checkpoint of unknown origin
         require_name("the name of the run (if you chose it, give it again with --run_name)", name)
     trainer.run_name = name or choose_run_name(args.runs_dir, args.run_name)
     trainer.wandb_id = trainer.wandb_id or new_run_id()

@@ -184,12 +184,12 @@ def measure_statistics(spans: Sequence[Span], config: Config) -> dict[str, Any]:
     return {
         "f0_quantiles": np.quantile(torch.cat(f0).numpy(), steps).tolist(),
         "loudness_quantiles": np.quantile(torch.cat(loudness).numpy(), steps).tolist(),
-        **({"bandwidth": _reached(bandwidths, _BANDWIDTH_SHARE)} if bandwidths else {}),
+        **({"bandwidth": _bandwidth_reached(bandwidths, _BANDWIDTH_SHARE)} if bandwidths else {}),
         **({"plucks": measure_plucks(plucks, frame_rate, window).to_dict()} if plucks else {}),
     }
 
 
-def _reached(bandwidths: list[tuple[float, int]], share: float) -> float:
+def _bandwidth_reached(bandwidths: list[tuple[float, int]], share: float) -> float:
     """Return the widest bandwidth that at least ``share`` of the time reaches.
 
     Args:

@@ -92,7 +92,7 @@ def download_samples(
         instrument: a key of INSTRUMENTS.
         output_dir: archives stay in its folder ``archives``, because instruments share them.
         local_archives: zips that the user has downloaded, searched before any download.
-        local_dir: folder of recordings that the user has downloaded, searched likewise.
+        local_dir: folder of recordings that the user has downloaded, also searched before any download.
 
     Returns:
         Number of files by collection.

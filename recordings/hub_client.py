@@ -22,8 +22,8 @@ _PART = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,150}"
 _NAME = re.compile(rf"({_PART}/){{0,8}}{_PART}\.pt")  # a relative path that stays inside its folder, on every system
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_COUNT = 10**11  # bytes or frames of a recording
-_PASSING_STATUSES = (408, 429, 500, 502, 503, 504)  # temporary: the same request may succeed later
-_PASSING_ERRORS = (
+_TEMPORARY_STATUSES = (408, 429, 500, 502, 503, 504)  # temporary: the same request may succeed later
+_TEMPORARY_ERRORS = (
     httpx2.TimeoutException,
     httpx2.NetworkError,
     httpx2.RemoteProtocolError,
@@ -33,8 +33,8 @@ _PASSING_ERRORS = (
 )
 # Uploads run in threads that share one connection; a thread whose request fails closes it for the others.
 _CLOSED_CLIENT = re.compile("client has been closed|'NoneType' object has no attribute '(request|stream)'")
-_LONGEST_PAUSE = 60.0  # s, unless the Hub requests one
-_LONGEST_REQUESTED_PAUSE = 600.0  # s; a longer Retry-After is shortened to this
+_MAX_PAUSE = 60.0  # s, unless the Hub requests one
+_MAX_REQUESTED_PAUSE = 600.0  # s; a longer Retry-After is shortened to this
 
 log = logging.getLogger("hub")
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs each request
@@ -86,14 +86,14 @@ def ask_hub(
         except HubError:
             raise
         except (httpx2.HTTPError, OSError, RuntimeError, AttributeError, ImportError, ValueError) as error:
-            pause, causes = min(2.0 ** min(attempt - 1, 10), _LONGEST_PAUSE), [error]
+            pause, causes = min(2.0 ** min(attempt - 1, 10), _MAX_PAUSE), [error]
             while causes[-1].__cause__:
                 causes.append(causes[-1].__cause__)
             if answer := next((cause for cause in causes if isinstance(cause, errors.HfHubHTTPError)), None):
                 kind, reason = _explain_answer(answer)
                 if (retry_after := answer.response.headers.get("Retry-After", "")).isdigit():
-                    pause = min(float(retry_after), _LONGEST_REQUESTED_PAUSE)
-            elif any(isinstance(cause, _PASSING_ERRORS) or _CLOSED_CLIENT.search(str(cause)) for cause in causes):
+                    pause = min(float(retry_after), _MAX_REQUESTED_PAUSE)
+            elif any(isinstance(cause, _TEMPORARY_ERRORS) or _CLOSED_CLIENT.search(str(cause)) for cause in causes):
                 kind, reason = UnreachableError, f"it cannot be reached, {type(causes[-1]).__name__} {causes[-1]}"
             elif isinstance(error, (httpx2.HTTPError, ImportError, ValueError)):  # such as an invalid proxy setting
                 kind, reason = HubError, str(error)
@@ -117,7 +117,7 @@ def _explain_answer(answer: errors.HfHubHTTPError) -> tuple[type[HubError], str]
         return RefusedError, f"it does not exist, or it is private and {token} has no access; {advice}"
     if status in (401, 403):
         return RefusedError, f"the Hub {'does not accept' if status == 401 else 'denies this to'} {token}; {advice}"
-    if status in _PASSING_STATUSES:
+    if status in _TEMPORARY_STATUSES:
         return UnreachableError, f"the Hub is busy or down (HTTP {status})"
     return HubError, f"the Hub refuses (HTTP {status}): {' '.join((answer.server_message or str(answer)).split())}"
 

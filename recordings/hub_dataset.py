@@ -103,14 +103,14 @@ class HubRecordings:
             HubError: no training recording can be downloaded.
         """
         while True:
-            no_hope = self.in_trouble or all(span.path in self.failed for span in self.corpus.validation)
-            votes = torch.tensor([float(self.finished), float(no_hope)], device=device)
+            no_validation = self.in_trouble or all(span.path in self.failed for span in self.corpus.validation)
+            votes = torch.tensor([float(self.finished), float(no_validation)], device=device)
             # Before common_corpus, so that recordings that arrive in between are seen.
-            n_over, n_without_hope = ranks.all_reduce(votes).tolist()
+            n_finished, n_without_validation = ranks.all_reduce(votes).tolist()
             corpus = self.common_corpus(ranks, device)
-            if corpus.training and (corpus.validation or n_without_hope or n_over == ranks.size):
+            if corpus.training and (corpus.validation or n_without_validation or n_finished == ranks.size):
                 return
-            if n_over == ranks.size:
+            if n_finished == ranks.size:
                 reasons = "; ".join(dict.fromkeys(self.failed.values())) or "no recording is on all machines"
                 raise HubError(f"{self.repo_id}: there is no recording to train on: {reasons}")
             time.sleep(0.1)
@@ -176,8 +176,8 @@ class HubRecordings:
         fault = ""
         for _ in range(_ATTEMPTS):
             try:
-                is_over = lambda: self._closing.is_set() or self._is_whole(entry)  # noqa: E731
-                with FileLock(self.folder / ".lock").acquire(cancel_check=is_over):
+                is_done = lambda: self._closing.is_set() or self._is_whole(entry)  # noqa: E731
+                with FileLock(self.folder / ".lock").acquire(cancel_check=is_done):
                     fault = self._download(entry)
             except Timeout:  # another process has downloaded it
                 fault = self._find_fault(entry)
@@ -216,7 +216,7 @@ class HubRecordings:
             return str(error)
         expected = self.index.instrument, entry.n_frames, entry.take
         found = recording.instrument, recording.n_frames, recording.source["sha256"]
-        return "" if found == expected else f"{entry.file} is not what {INDEX_FILE} says"
+        return "" if found == expected else f"{entry.file} does not match {INDEX_FILE}"
 
     def _report_trouble(self, problem: str | None) -> None:
         if problem and not self.in_trouble:

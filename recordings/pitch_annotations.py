@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-_CLOSEST = 0.02  # s, maximum distance between a frame and its annotation
+_MAX_DISTANCE = 0.02  # s, maximum distance between a frame and its annotation
 
 
 def find_annotations(folder: Path) -> dict[str, Path]:
@@ -86,7 +86,7 @@ def _no_contour() -> list[np.ndarray]:
 
 
 def _nearest_values(contour: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Return for each frame the value nearest in time, 0 where the nearest is over _CLOSEST away."""
+    """Return for each frame the value nearest in time, 0 where the nearest is over _MAX_DISTANCE away."""
     if not len(contour):
         return np.zeros(len(seconds))
     contour = contour[np.argsort(contour[:, 0], kind="stable")]
@@ -95,4 +95,4 @@ def _nearest_values(contour: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     after = np.minimum(after, len(contour) - 1)
     is_before = seconds - contour[before, 0] <= contour[after, 0] - seconds
     nearest = np.where(is_before, before, after)
-    return np.where(np.abs(contour[nearest, 0] - seconds) <= _CLOSEST, contour[nearest, 1], 0.0)
+    return np.where(np.abs(contour[nearest, 0] - seconds) <= _MAX_DISTANCE, contour[nearest, 1], 0.0)

@@ -70,7 +70,7 @@ def download(source: DownloadSource, target: Path, check: Callable[[Path], None]
     part, tag = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.part.tag")
     if not (tag.exists() and tag.read_text(encoding="utf-8")):  # the partial file cannot be matched with the server's
         part.unlink(missing_ok=True)
-    best, fruitless, allowed, complete = _size(part), 0, RETRIES_OFFLINE, False
+    best, n_failed, allowed, complete = _size(part), 0, RETRIES_OFFLINE, False
     while not complete:
         headers = {"Accept-Encoding": "identity"}  # so that lengths are those of the file itself
         if size := _size(part):
@@ -83,12 +83,12 @@ def download(source: DownloadSource, target: Path, check: Callable[[Path], None]
                 _append_body(response, source, part, tag)
                 complete = True
         except (requests.ConnectionError, requests.Timeout, HTTPError, RetryError) as error:
-            fruitless = 1 if _size(part) > best else fruitless + 1
+            n_failed = 1 if _size(part) > best else n_failed + 1
             best = max(best, _size(part))
             reason = str(error) if isinstance(error, RetryError) else f"no connection ({type(error).__name__})"
-            if fruitless > allowed:
-                raise DataError(f"{source.url}: {reason}, {fruitless} times in a row. {source.manual_hint}") from error
-            pause = max(requested_pause, min(BACKOFF * 2 ** (fruitless - 1), 60.0))
+            if n_failed > allowed:
+                raise DataError(f"{source.url}: {reason}, {n_failed} times in a row. {source.manual_hint}") from error
+            pause = max(requested_pause, min(BACKOFF * 2 ** (n_failed - 1), 60.0))
             log.info("%s; trying again in %.0f s", reason, pause)
             time.sleep(pause)
         except (requests.RequestException, ValueError, OverflowError) as error:

@@ -86,7 +86,7 @@ def stop_service() -> None:
 
 
 def describe_upload(folder: Path, run_id: str) -> str:
-    """Return the text ": ./venv/bin/python -m wandb sync ..." that tells how to upload an offline run."""
+    """Return the text ": ./venv/bin/python -m wandb sync ..." with the command that uploads an offline run."""
     parts = folder / "wandb" / f"offline-run-*-{run_id}"
     n_parts = len(list(parts.parent.glob(parts.name)))
     order = f" ({n_parts} parts, in the order of their names)" if n_parts > 1 else ""

@@ -55,7 +55,7 @@ def repo(hub, folder, tmp_path, monkeypatch):
     """The data set on the Hub; the working folder has a small configuration."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setattr(hub_client, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(hub_client, "_MAX_PAUSE", 0.01)
     content = json.loads(DEFAULT_CONFIG_PATH.read_text())
     content["base"]["model"]["hidden_size"] = 32
     content["base"]["train"] |= {"batch_size": 4}
