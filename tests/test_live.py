@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,8 +18,7 @@ import pytest
 import live
 from checkpoint import load_model
 from conftest import melody
-from playing.causal_transfer import StreamingTransfer
-from playing.export import cached_live_graph
+from playing.live_midi import NoteWriter
 from sound.crepe import load_crepe
 
 ROOT = Path(__file__).parent.parent
@@ -146,11 +146,12 @@ def test_a_midi_port_that_is_not_there_is_one_sentence(monkeypatch, caplog) -> N
     assert live.main(["--midi_out", "organ"]) == 1 and "organ" in caplog.text and "synthesizer 1:0" in caplog.text
 
 
-def test_onnxruntime_plays_what_pytorch_plays(write_checkpoint, tmp_path: Path) -> None:
-    checkpoint = write_checkpoint()
-    model, graph_file = load_model(checkpoint), cached_live_graph(checkpoint, tmp_path / "cache")
-    assert cached_live_graph(checkpoint, tmp_path / "cache") == graph_file
-    one, other = (StreamingTransfer(model, graph_file=file) for file in (None, graph_file))
-    played = [[stream.process(block) for block in np.split(melody(), 60)] for stream in (one, other)]
-    one, other = map(np.concatenate, played)
-    assert np.abs(one).max() > 0.01 and np.abs(one - other).max() < 1e-3
+def test_a_slur_is_a_new_note_and_a_vibrato_is_bends() -> None:
+    writer, sent = NoteWriter(), []
+    for semitones in [*0.4 * np.sin(np.arange(40)), *(40 * [2.1])]:
+        sent += writer.follow(types.SimpleNamespace(f0=220 * 2 ** (semitones / 12), loudness=-30.0, voiced=True))
+    notes = [(message.type, message.note) for message in [*sent, *writer.end()] if message.type != "pitchwheel"]
+    assert notes == [("note_on", 57), ("note_off", 57), ("note_on", 59), ("note_off", 59)]
+    bends = [message.pitch for message in sent if message.type == "pitchwheel"]
+    assert len(bends) == 80 and max(bends[:40]) == pytest.approx(0.4 * 4096, rel=0.01)
+    assert bends[-1] == pytest.approx(0.1 * 4096, abs=1)

@@ -139,7 +139,8 @@ class TransferOptions:
             raise ValueError(f"articulation should be {' or '.join(ARTICULATIONS)}, not {self.articulation}")
         if self.ensemble not in range(1, MAX_ENSEMBLE + 1):
             raise ValueError(f"ensemble should be between 1 and {MAX_ENSEMBLE} players, not {self.ensemble}")
-        read_harmonies(self.harmony)
+        if self.harmony:
+            read_harmonies(self.harmony)
         key_pitch_classes(self.key)
 
     def plucks(self, profile: InstrumentProfile) -> bool:
@@ -202,13 +203,14 @@ def fit_melody(melody: Melody, profile: InstrumentProfile, options: TransferOpti
 
 def assign_parts(curves: Curves, options: TransferOptions, frame_rate: float) -> list[Part]:
     """Return what each player plays of fitted curves: one of them, unless the options ask for more."""
-    harmonies = read_harmonies(options.harmony)
-    if not harmonies and options.ensemble == 1:
+    if not options.harmony and options.ensemble == 1:
         return [Part(curves, 0.0, 0)]
     notes = track_notes(hz_to_midi(curves.f0), curves.voiced, _NOTE_CHANGE_COST)
     is_chromatic = len(key_pitch_classes(options.key)) == 12
     key = find_key(notes[curves.voiced]) if is_chromatic else options.key
-    return divide_parts(curves, notes, harmonies, options.ensemble, key_pitch_classes(key), frame_rate)
+    return divide_parts(
+        curves, notes, read_harmonies(options.harmony), options.ensemble, key_pitch_classes(key), frame_rate
+    )
 
 
 def pluck_curves(

@@ -7,7 +7,9 @@
 import contextlib
 import dataclasses
 import inspect
+import logging
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,12 @@ from web.transfer_request import (
     answer_request,
     explain_failure,
     find_sung_notes,
+    hide_folders,
     write_notes,
     write_sounds,
 )
 
+log = logging.getLogger("app")
 _UNITS = {
     "semitones": "semitones by which the register moves; null fits it by whole octaves",
     "transpose": "semitones on top of the register",
@@ -121,8 +125,12 @@ class AnsweringBlocks(gr.Blocks):
             return await super().process_api(*args, **options)
         except gr.Error:
             raise
-        except Exception as error:  # ours, so the log has all of it
-            raise gr.Error("Something went wrong here, or too many are playing. Please try again.") from error
+        except Exception as error:  # ours, or Gradio's about what a stranger sent
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = hide_folders(f"{type(error).__name__}: {error}"[:200])
+            log.error("app.py: %s (%s, line %d)", reason, Path(place.filename).name, place.lineno)
+            sentence = "Something went wrong here, or too many are playing. Please try again."
+            raise gr.Error(sentence, print_exception=False) from error
 
 
 def _name_culprit(block_fn: Any, inputs: list) -> str:

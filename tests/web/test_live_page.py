@@ -44,7 +44,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.hidden, self.port = "", free_port()
         collection = transfer_request.ModelCollection(folder, torch.device("cpu"))
-        app = OwnPageOnly(live_page.LivePage(PlainTextResponse("elsewhere", 404), collection), True, 1)
+        app = OwnPageOnly(live_page.LivePage(PlainTextResponse("elsewhere", 404), collection), True, load_config().page)
 
         async def hide(scope, receive, send) -> None:
             if scope["type"] == "http" and self.hidden and self.hidden in scope["path"]:
@@ -77,7 +77,7 @@ class Page:
     def run(self, script: str, *arguments):
         return self.driver.execute_script(script, *arguments)
 
-    def wait(self, condition: str, seconds: float = 40):
+    def wait(self, condition: str, seconds: float = 90):
         return self.browser.wait(lambda: self.run(f"return {condition}"), seconds)
 
     def open(self) -> None:
@@ -122,6 +122,8 @@ def page(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with pytest.MonkeyPatch.context() as patch, Server(folder) as server:
         patch.setattr(transfer_request, "PRETRAINED_DIR", checkpoint.parent)
         patch.setattr(live_page, "CACHE", folder / "cache")
+        graph = live_page.cached_live_graph(checkpoint, live_page.CACHE)
+        assert live_page.cached_live_graph(checkpoint, live_page.CACHE) == graph
         driver = test_browser.start_chromium(
             folder / "profile",
             "--use-fake-device-for-media-stream",
@@ -230,7 +232,7 @@ def test_it_plays_softly_when_it_hears_itself(page: Page) -> None:
         voice.start();
         """
     )
-    page.browser.wait(lambda: "I hear myself" in page.complaint())
+    page.browser.wait(lambda: "I hear myself" in page.complaint(), 90)
     assert page.run("return live.guarded && live.state === 'playing'")
     page.browser.click("#start")
     page.wait("live.state === 'idle'")
