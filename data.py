@@ -1,4 +1,4 @@
-"""Processed recordings: one ``.pt`` file each, and the datasets that cut training crops from them.
+"""Processed recordings: one ``.pt`` file each (``recordings/crops.py`` cuts training crops from them).
 
 A file is a dict of plain types and tensors, readable with ``torch.load(weights_only=True)``. It says
 with which settings it was made; one made with other settings is stale and refused. Files are memory
@@ -17,12 +17,11 @@ from config import Config, require_name
 from sound.atomic_files import load_tensors, save_tensors
 
 FORMAT_VERSION = 1
-_EXTRACTION_VERSION = 2  # to be raised whenever features.py or pitch.py measures otherwise; 1 searched whole files
+_EXTRACTION_VERSION = 2  # raise it whenever features.py or sound/pitch_decoder.py gives other results
 _FRAME_KEYS = ("f0", "loudness", "periodicity")
-_KEYS = ("format_version", "instrument", *_FRAME_KEYS, "audio", "source", "extractor")
+_KEYS = ("format_version", "instrument", *_FRAME_KEYS, "audio", "source", "extractor", "bandwidth")
 _CURVE_RANGES = {"f0": (1.0, 2e4), "loudness": (-300.0, 100.0), "periodicity": (0.0, 1.0)}  # Hz, dB, a share
 _MAX_RATE, _MAX_HOP = 192_000, 2000  # Hz, samples
-_OPTIONAL_KEYS = ("bandwidth",)  # files of earlier versions, and of sound at the features' rate, have none
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,12 @@ def extractor_settings(config: Config, instrument: str) -> dict[str, Any]:
 
 
 def save_recording(path: Path, recording: Recording) -> None:
-    """Write a processed file; at no moment does a half-written one stand under its name.
+    """Write a processed file, whole or not at all.
 
     Raises:
-        OSError: it cannot be written (a full disk, say); what stood there stays.
+        OSError: it cannot be written (for example, the disk is full); a file that was there stays.
     """
-    content = {field.name: getattr(recording, field.name) for field in dataclasses.fields(recording)}
-    content = {name: value for name, value in content.items() if value is not None}
-    save_tensors(path, {"format_version": FORMAT_VERSION, **content})
+    save_tensors(path, {"format_version": FORMAT_VERSION, **vars(recording)})
 
 
 def load_recording(path: Path, config: Config | None = None) -> Recording:
@@ -86,8 +83,8 @@ def load_recording(path: Path, config: Config | None = None) -> Recording:
         content = load_tensors(path, mmap=True)
     except ValueError as error:
         raise ValueError(f"{path} is not a readable processed file; run preprocess.py again") from error
-    if not isinstance(content, dict) or set(content) - set(_OPTIONAL_KEYS) != set(_KEYS):
-        raise ValueError(f"{path} is not a processed file; preprocess.py makes them")
+    if not isinstance(content, dict) or set(content) != set(_KEYS):
+        raise ValueError(f"{path} is not a processed file, or one of an earlier version; run preprocess.py")
     if content.pop("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path} has another format than version {FORMAT_VERSION}; run preprocess.py again")
     recording = Recording(**content)
@@ -135,7 +132,7 @@ def _is_within(value: Any, limit: int) -> bool:
 
 
 def require_sane_curves(path: Path, recording: Recording) -> None:
-    """Raise ValueError for f0, loudness or periodicity that no recording has, NaN among them."""
+    """Raise ValueError for f0, loudness or periodicity outside what a recording can have, or NaN."""
     for name, (low, high) in _CURVE_RANGES.items():
         values = getattr(recording, name)
         if not ((values >= low) & (values <= high)).all():
@@ -158,13 +155,13 @@ def _check_shapes(path: Path, recording: Recording) -> None:
 
 
 def list_recordings(data_dir: Path) -> list[Path]:
-    """Return the processed files under a folder, sorted; no dot names: downloads arrive so, and macOS adds some."""
+    """Return the processed files under a folder, sorted, without dot names (unfinished downloads, macOS files)."""
     paths = sorted(data_dir.rglob("*.pt"))
     return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(data_dir).parts)]
 
 
 def find_recordings(data_dir: Path) -> list[Path]:
-    """Return what ``list_recordings`` does.
+    """Return the processed files under a folder, sorted, at least one.
 
     Raises:
         ValueError: there are none.

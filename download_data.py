@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from recordings.archives import checksum_text, install_dataset, unpack_zip
+from recordings.archives import checksum_text, install_dataset
 from recordings.resumable_download import DataError, DownloadSource
-from sound.console import as_command
+from sound.console import as_command, command_parser, suggest
 
 log = logging.getLogger(__name__)
 
@@ -46,17 +46,17 @@ def download_guitarset(args: argparse.Namespace) -> None:
     share = len(takes) / len(TAKES)
     hint = by_hand("audio_mono-mic.zip", "--local_archive", "--url")
     audio = DownloadSource(args.url, "audio_mono-mic.zip", args.md5, 1.5 * share, hint)
-    install_dataset(audio, args.output_dir, takes, place_take, unpack_zip, args.local_archive, args.keep_archive)
+    install_dataset(audio, args.output_dir, takes, place_take, args.local_archive, args.keep_archive)
     if args.annotations:
         hint = by_hand("annotation.zip", "--local_annotations", "--annotations_url")
         jams = DownloadSource(args.annotations_url, "annotation.zip", args.annotations_md5, 10.0 * share, hint)
         groups = tuple(f"{take}_annotation" for take in takes)
         local = args.local_annotations
-        install_dataset(jams, args.output_dir, groups, place_take, unpack_zip, local, args.keep_archive)
+        install_dataset(jams, args.output_dir, groups, place_take, local, args.keep_archive)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Download GuitarSet (Zenodo record 3371780, 657 MB, CC BY 4.0).")
+    parser = command_parser("Download GuitarSet (Zenodo record 3371780, 657 MB, CC BY 4.0).")
     add = parser.add_argument
     add("--takes", choices=(*TAKES, "all"), default="solo", help="solo: melodies; comp: strummed chords; all: both")
     add("--annotations", action="store_true", help="also the JAMS annotations (39 MB), to OUTPUT_DIR/annotation")
@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with logging_redirect_tqdm():
         download_guitarset(args)
+    suggest(f"preprocess.py --input_dir {args.output_dir} --output_dir data/processed/guitarset")
     return 0
 
 

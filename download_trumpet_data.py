@@ -16,19 +16,11 @@ import re
 from pathlib import Path
 
 import requests
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from recordings.archives import (
-    PlaceMember,
-    checksum_text,
-    install_dataset,
-    is_done,
-    unpack_tar,
-    write_member,
-)
-from recordings.resumable_download import DataError, DownloadSource, open_session, require_space
-from sound.console import as_command
+from recordings.archives import checksum_text, install_dataset, is_done
+from recordings.resumable_download import DataError, DownloadSource
+from sound.console import as_command, command_parser, suggest
 
 log = logging.getLogger(__name__)
 
@@ -70,21 +62,10 @@ def place_track(name: str) -> Path | None:
     return Path(instrument, f"{instrument}_only", match[0]) if instrument else None
 
 
-def copy_folder(folder: Path, stage: Path, place: PlaceMember) -> None:
-    """Copy the wanted files of an unpacked URMP, however it is nested."""
-    found = {path: place(path.name) for path in sorted(folder.rglob("*")) if path.is_file()}
-    wanted = {path: target for path, target in found.items() if target}
-    require_space(stage.parent, sum(path.stat().st_size for path in wanted))
-    for path, target in tqdm(wanted.items(), "copying", disable=None):
-        with path.open("rb") as stream:
-            write_member(stream, stage / target)
-
-
 def published_checksum() -> str | None:
     """Return the digest that Dryad's API states for the archive, None if it does not answer in the documented form."""
     try:
-        with open_session(FACTS_URL) as session:
-            facts = session.get(FACTS_URL, timeout=10).json()
+        facts = requests.get(FACTS_URL, timeout=10).json()
         is_known = facts["path"] == ARCHIVE and facts["digestType"] in ("md5", "sha-256")
         return checksum_text(facts["digest"]) if is_known else None
     except (requests.RequestException, argparse.ArgumentTypeError, KeyError, TypeError, ValueError):
@@ -102,10 +83,9 @@ def download_urmp(args: argparse.Namespace) -> None:
         md5 = published_checksum()
     if waiting and not (md5 or args.source_dir):
         log.info("No md5 of this archive is known (--md5 names one); its own CRC is checked when it is unpacked")
-    unpack = copy_folder if args.source_dir else unpack_tar
     ratio = 0.0 if args.source_dir else RATIO * min(len(args.instruments), 5)
     source = DownloadSource(args.url, ARCHIVE, md5, ratio, by_hand)
-    install_dataset(source, args.output_dir, args.instruments, place_track, unpack, local, args.keep_archive)
+    install_dataset(source, args.output_dir, args.instruments, place_track, local, args.keep_archive)
 
 
 def instruments_text(text: str) -> tuple[str, ...]:
@@ -118,7 +98,7 @@ def instruments_text(text: str) -> tuple[str, ...]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Download instruments of URMP (Dryad, 12 GB, CC0).")
+    parser = command_parser("Download instruments of URMP (Dryad, 12 GB, CC0).")
     add = parser.add_argument
     add("--instruments", type=instruments_text, default=("trumpet",), metavar="trumpet,sax,...|all")
     add("--output_dir", type=Path, default=Path("data/raw/urmp"), help="gets trumpet_only, saxophone_only, ...")
@@ -140,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with logging_redirect_tqdm():
         download_urmp(args)
+    suggest(f"preprocess.py --input_dir {args.output_dir} --output_dir data/processed/urmp")
     return 0
 
 

@@ -1,6 +1,6 @@
-"""Measure a sound: pitch (CREPE, see ``pitch.py``) and A-weighted loudness, 100 frames a second.
+"""Measure a sound: pitch (CREPE, see ``sound/pitch_decoder.py``) and A-weighted loudness, 100 frames a second.
 
-Files are read by ``audio_files.py``, whose ``load_audio`` is offered here too.
+``load_audio`` of ``sound/audio_files.py`` can be imported from here too.
 
 Loudness is the level after A-weighting (IEC 61672-1), filtered by second-order sections.
 """
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from config import Config
 from sound import pitch_decoder as pitch
-from sound import swift_tracker
-from sound.audio_files import load_audio  # noqa: F401  offered here too
+from sound.audio_files import load_audio  # noqa: F401  re-exported
 
 _SMALLEST = np.finfo(np.float32).tiny
-_BLOCK_FRAMES = 6400  # measured at once; a multiple of CREPE's batches, so that any sound meets the same batches
+_BLOCK_FRAMES = 6400  # measured at once; a multiple of CREPE's batch, so that results do not depend on the blocks
 
 
 class Features(NamedTuple):
@@ -47,7 +46,7 @@ def extract_features(audio: np.ndarray | Tensor, config: Config, device: torch.d
         Features of T = ceil(N / hop) frames; frame t is centred on sample t * hop.
 
     Raises:
-        ValueError: no samples, or a feature_rate that CREPE does not hear.
+        ValueError: no samples, or a feature_rate other than CREPE's.
     """
     parts = extract_feature_blocks([np.asarray(audio)], config, device)
     return Features(*map(torch.cat, zip(*parts)))
@@ -58,9 +57,9 @@ def extract_feature_blocks(
 ) -> Iterator[Features]:
     """Measure a sound that comes in blocks of any sizes, in memory that does not depend on its length.
 
-    The pieces joined are ``extract_features`` of the blocks joined, bit for bit. A piece comes as soon
-    as its pitch is certain: at a gap of the sound, or half a minute later at most; where there is no
-    pitch, its curves wait for the next note, to which f0 is bridged.
+    The pieces joined equal ``extract_features`` of the blocks joined, bit for bit. A piece is yielded as soon
+    as its pitch is certain: at a gap in the sound, or half a minute later at most. Frames without a pitch
+    wait for the next note, to which f0 is bridged.
 
     Args:
         blocks: [n] each, at ``config.audio.feature_rate``; ``audio_files.read_blocks`` makes them of a file.
@@ -75,8 +74,8 @@ def extract_feature_blocks(
     """
     settings = config.features
     if config.audio.feature_rate != pitch.SAMPLE_RATE:
-        raise ValueError(f"CREPE hears {pitch.SAMPLE_RATE} Hz, but feature_rate is {config.audio.feature_rate} Hz")
-    if settings.crepe_model == swift_tracker.NAME:  # small enough for a whole recording
+        raise ValueError(f"CREPE needs {pitch.SAMPLE_RATE} Hz, but feature_rate is {config.audio.feature_rate} Hz")
+    if settings.crepe_model == "swift-f0":  # small enough for a whole recording
         yield _measure_with_swift_f0(np.concatenate([*blocks]), config)
         return
     loudness = np.empty(0, np.float32)  # of frames whose pitch is not certain yet
@@ -96,18 +95,20 @@ def extract_feature_blocks(
 
 
 def _measure_with_swift_f0(audio: np.ndarray, config: Config) -> Features:
+    from sound.swift_tracker import track_f0  # optional, and rarely wanted
+
     settings, hop_length = config.features, config.audio.feature_hop_length
-    f0, periodicity = swift_tracker.track_f0(audio, hop_length, settings.f0_min, settings.f0_max)
+    f0, periodicity = track_f0(audio, hop_length, settings.f0_min, settings.f0_max)
     f0 = bridge_f0(f0, periodicity >= settings.periodicity_threshold)
     return Features(*map(torch.from_numpy, (f0, extract_loudness(audio, config), periodicity)))
 
 
 def _frame_blocks(blocks: Iterable[np.ndarray], config: Config) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Cut a sound into runs of whole frames, and weigh it.
+    """Cut a sound into runs of whole frames, and apply A-weighting.
 
     Yields:
         Samples (float32) and A-weighted power (float64) of the next ``_BLOCK_FRAMES`` frames, or of the
-        last ones, with ``_margin`` more of each at both ends: neighbours, or zeros outside the sound.
+        last ones, with ``_margin`` more samples at both ends: neighbours, or zeros outside the sound.
     """
     margin, size = _margin(config), _BLOCK_FRAMES * config.audio.feature_hop_length
     held = np.zeros((margin, 2))
@@ -134,7 +135,7 @@ def _split(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _whole_frames(blocks: Iterable[np.ndarray], most: int, hop_length: int) -> Iterator[np.ndarray]:
-    """Pass a sound on in pieces of at most ``most`` samples, and fill its last frame with zeros."""
+    """Yield a sound in pieces of at most ``most`` samples, its last frame padded with zeros."""
     n_samples = 0
     for block in blocks:
         n_samples += len(block)
@@ -142,53 +143,6 @@ def _whole_frames(blocks: Iterable[np.ndarray], most: int, hop_length: int) -> I
             yield np.asarray(block[start : start + most], dtype=np.float32)
     if n_samples % hop_length:
         yield np.zeros(-n_samples % hop_length, np.float32)
-
-
-class FeatureStream:
-    """Measures a sound while it comes in, frame by frame: as ``extract_features``, but each frame's pitch by itself.
-
-    A frame is known ``reach`` samples after its centre. The frames do not depend on how the sound is cut.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self.reach = max(pitch.MARGIN, config.features.loudness_window // 2)
-        hop_length = config.audio.feature_hop_length
-        self._weighting = _weighting_of_a_hop(config.audio.feature_rate, hop_length)
-        self._state = np.zeros(len(self._weighting) - hop_length)
-        self._new = np.zeros(-self.reach % hop_length, np.float32)  # silence, so that a frame ends where a hop does
-        self._sound = np.zeros(self.reach - len(self._new), np.float32)  # from ``reach`` before the frame to come
-        self._power = np.zeros(len(self._sound))  # of the same samples, A-weighted
-
-    def process(self, samples: np.ndarray) -> Iterator[tuple[float, float, float]]:
-        """Take samples [n], yield f0 (Hz), loudness (dB) and periodicity of every frame that is complete."""
-        hop_length = self._config.audio.feature_hop_length
-        self._new = np.concatenate([self._new, samples], dtype=np.float32)
-        while len(self._new) >= hop_length:
-            self._append(self._new[:hop_length])
-            self._new = self._new[hop_length:]
-            if len(self._sound) >= 2 * self.reach:
-                yield self._measure()
-                self._sound, self._power = self._sound[hop_length:], self._power[hop_length:]
-
-    def _append(self, hop: np.ndarray) -> None:
-        # einsum: a matrix product may be shared by threads, which to wake takes longer.
-        weighted = np.einsum("i,io->o", np.concatenate([hop, self._state]), self._weighting)
-        self._sound = np.concatenate([self._sound, hop])
-        self._power = np.concatenate([self._power, weighted[: len(hop)] ** 2])
-        self._state = weighted[len(hop) :]
-
-    def _measure(self) -> tuple[float, float, float]:
-        settings = self._config.features
-        activation = pitch.frame_activation(_around(self._sound, self.reach, 2 * pitch.MARGIN), settings.crepe_model)
-        f0, periodicity = pitch.find_peak(activation[0], settings.f0_min, settings.f0_max)
-        loudness = _level(_around(self._power, self.reach, settings.loudness_window)[None], self._config)
-        return f0, float(loudness[0]), periodicity
-
-
-def _around(samples: np.ndarray, centre: int, length: int) -> np.ndarray:
-    """Return a window of samples around one of them, as a view."""
-    return samples[centre - length // 2 :][:length]
 
 
 # --- loudness -------------------------------------------------------------------------------------
@@ -214,19 +168,6 @@ def a_weighting_sos(sample_rate: int) -> np.ndarray:
     return signal.zpk2sos(zeros, poles, gain / abs(response[0]))
 
 
-@functools.cache
-def _weighting_of_a_hop(sample_rate: int, hop_length: int) -> np.ndarray:
-    """Return the A-weighting filter as a matrix: a hop and the state before it, times that, are a hop and a state.
-
-    The filter itself, called for a hop at a time, spends ten times as long on checking what it is given.
-    """
-    sos = a_weighting_sos(sample_rate)
-    given = np.eye(hop_length + sos.shape[0] * 2)  # each row one sample, or one number of the state
-    state = given[:, hop_length:].reshape(-1, len(sos), 2).swapaxes(0, 1)
-    weighted, state = signal.sosfilt(sos, given[:, :hop_length], zi=state)
-    return np.concatenate([weighted, state.swapaxes(0, 1).reshape(len(given), -1)], axis=1)
-
-
 def _match_lowpass(cutoff: float) -> tuple[float, float]:
     """Return zero and pole of the first-order section nearest to 1 / (1 + s / cutoff); cutoff in cycles a sample.
 
@@ -247,7 +188,7 @@ def extract_loudness(audio: np.ndarray, config: Config) -> np.ndarray:
 
 
 def _weigh(blocks: Iterable[np.ndarray], config: Config) -> Iterator[np.ndarray]:
-    """Yield float64 [n, 2]: samples, and the square of what the A-weighting filter, which never starts anew, makes."""
+    """Yield float64 [n, 2]: samples, and their square after A-weighting; the filter's state is kept between blocks."""
     sos = a_weighting_sos(config.audio.feature_rate)
     state = np.zeros((len(sos), 2))
     for block in blocks:
@@ -264,7 +205,7 @@ def _frame_levels(power: np.ndarray, config: Config, margin: int) -> np.ndarray:
 
 def _level(frames: np.ndarray, config: Config) -> np.ndarray:
     """Return dB, float32 [T], of windows [T, loudness_window] of weighted power."""
-    # einsum reads windows that overlap in place; a matrix product would first copy them all.
+    # einsum reads overlapping windows in place; a matrix product would copy them first.
     level = 10 * np.log10(np.einsum("tw,w->t", frames, _hann(frames.shape[1])) + _SMALLEST)
     return np.maximum(level, config.features.loudness_floor).astype(np.float32)
 
@@ -282,7 +223,7 @@ def _hann(length: int) -> np.ndarray:
 def _bridge_blocks(
     decoded: Iterable[tuple[np.ndarray, np.ndarray]], threshold: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Bridge f0 as ``bridge_f0`` does, block by block; what follows the last pitch waits for the next one."""
+    """Bridge f0 as ``bridge_f0`` does, block by block; frames after the last pitch wait for the next one."""
     held = (np.empty(0, np.float32), np.empty(0, np.float32))
     for block in decoded:
         held = tuple(map(np.concatenate, zip(held, block)))

@@ -22,7 +22,7 @@ import torch
 from checkpoint import load_model, pretrained_path
 from model import NeuralGuitar
 from playing.causal_transfer import StreamingTransfer
-from sound.console import as_command
+from sound.console import as_command, command_parser
 from voice.fitting import TransferOptions
 
 _PRIORITY = 10  # of 1 to 99, among those that go before all other programs; the kernel's own threads have 50
@@ -144,7 +144,7 @@ def _device_name(name: str | None) -> int | str | None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Sing, and an instrument plays it at once. Wear headphones.")
+    parser = command_parser("Sing, and an instrument plays it at once. Wear headphones.")
     parser.add_argument("--instrument", default="trumpet", help="a shipped model (default trumpet)")
     parser.add_argument("--checkpoint", type=Path, help="your own model instead")
     parser.add_argument("--input_device", help="number or part of the name of the microphone")
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     stream = StreamingTransfer(model, args.options)
     warm_up(model)
     if not args.no_realtime and not request_realtime_priority():
-        log.info("other programs may make it late: this user may not have real-time priority (see the README)")
+        log.info("other programs may make it late: this user may not have real-time priority (see docs/live.md)")
     play_live(stream, model.audio.sample_rate, args)
     return 0
 

@@ -8,10 +8,10 @@ For each FFT size, with X and Y the magnitudes of prediction and target:
 The total is their sum, the second weighted by ``mag_loss_weight``, averaged over the FFT sizes. Each
 item has its own spectral convergence, so that the loss is a mean over items; its denominator is
 floored at that of a -60 dBFS signal, because a silent target would otherwise give 1e7. Bins above the
-band that a target has are left out of all means and norms.
+target's band are left out of all means and norms.
 
-The gradient is written out and made together with the value, one block of items after the other: on a
-CPU the spectra of a block then never leave the cache. Derived by autograd it takes longer.
+The gradient is written out and computed together with the value, block by block of items: on a CPU the
+spectra of a block then stay in the cache. With autograd the loss takes twice as long.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,29 +23,48 @@ from torch import Tensor, nn
 from synth import overlap_add
 
 _SILENCE_RMS = 10 ** (-60 / 20)
-_VANISHING = 1e-20  # the square of anything smaller is zero in float32
-_BLOCK_SAMPLES = 2**19  # of windowed sound at once, both sounds together
+_VANISHING = 1e-20  # the square of a smaller number is zero in float32
+_BLOCK_SAMPLES = 2**19  # windowed samples at once, of both sounds together
 _BLOCK_SAMPLES_GPU = 2**28
 
 
 class StftLoss(NamedTuple):
-    total: Tensor  # what is minimised; the parts below are for reports and carry no gradient
+    """The loss and its parts; ``backward()`` is that of the total."""
+
+    total: Tensor  # to be minimised; the parts below are for reports and carry no gradient
     spectral_convergence: Tensor  # mean over the resolutions
     log_magnitude: Tensor  # mean over the resolutions, unweighted
 
+    def backward(self) -> None:
+        """Compute the gradient of the total."""
+        self.total.backward()
+
 
 class MultiResolutionSTFTLoss(nn.Module):
-    """Compare two sounds at several FFT sizes at once: short ones see attacks, long ones see partials."""
+    """Compare two sounds at several FFT sizes: short windows resolve attacks, long windows resolve partials.
+
+    Args:
+        fft_sizes: one for each resolution.
+        hop_sizes: likewise, in samples (default: a quarter of each FFT size).
+        win_lengths: likewise, in samples (default: the FFT sizes).
+        mag_loss_weight: of the log-magnitude distance.
+        eps: added to a magnitude before its logarithm.
+
+    Raises:
+        ValueError: not one entry for each resolution.
+    """
 
     def __init__(
         self,
-        fft_sizes: Sequence[int],
-        hop_sizes: Sequence[int],
-        win_lengths: Sequence[int],
+        fft_sizes: Sequence[int] = (512, 1024, 2048, 4096),
+        hop_sizes: Sequence[int] | None = None,
+        win_lengths: Sequence[int] | None = None,
         mag_loss_weight: float = 1.0,
-        eps: float = 1e-7,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        hop_sizes = [n_fft // 4 for n_fft in fft_sizes] if hop_sizes is None else hop_sizes
+        win_lengths = fft_sizes if win_lengths is None else win_lengths
         if not len(fft_sizes) == len(hop_sizes) == len(win_lengths) > 0:
             raise ValueError(
                 f"fft_sizes, hop_sizes and win_lengths need one entry a resolution, "
@@ -62,7 +81,7 @@ class MultiResolutionSTFTLoss(nn.Module):
     def forward(self, prediction: Tensor, target: Tensor, bandwidth: Tensor | None = None) -> StftLoss:
         """Return the loss between two sounds [B, N]; only the prediction gets a gradient.
 
-        ``bandwidth`` [B] is the share of the band up to Nyquist in which each item is compared, all of it if None.
+        ``bandwidth`` [B] is the fraction of the band up to Nyquist in which each item is compared (None: all of it).
         """
         assert prediction.shape == target.shape, f"{tuple(prediction.shape)} against {tuple(target.shape)}"
         parts = [
@@ -103,7 +122,7 @@ class _Comparison(torch.autograd.Function):
             spectra = _spectra(torch.stack([prediction[block], target[block]]), window, hop)  # (2, b, frames, F)
             predicted, wanted = magnitudes = _magnitudes(spectra)
             if bandwidth is not None:
-                magnitudes.mul_(kept[block])  # both are zero there: no difference, and no slope
+                magnitudes.mul_(kept[block])  # both are zero there: no difference and no gradient
             difference = predicted - wanted
             norm = torch.linalg.vector_norm(difference, dim=(1, 2))
             scale = torch.linalg.vector_norm(wanted, dim=(1, 2))
@@ -147,21 +166,21 @@ def _blocks(n_batch: int, samples_an_item: int, device: torch.device) -> Iterato
 
 
 def _spectra(audio: Tensor, window: Tensor, hop: int) -> Tensor:
-    """[..., N] to [..., frames, n_fft / 2 + 1]; zeros lie beyond the ends, so any length works."""
+    """[..., N] to [..., frames, n_fft / 2 + 1]; the sound is padded with zeros, so any length works."""
     n_fft = len(window)
     padded = nn.functional.pad(audio, (n_fft // 2, n_fft // 2))
     return torch.fft.rfft(padded.unfold(-1, n_fft, hop) * window)
 
 
 def _magnitudes(spectra: Tensor) -> Tensor:
-    squares = torch.view_as_real(spectra).square()  # with abs(), three times as slow
+    squares = torch.view_as_real(spectra).square()  # abs() takes three times as long
     return torch.add(squares[..., 0], squares[..., 1]).sqrt_()
 
 
 def _push_back(slope: Tensor, spectrum: Tensor, magnitude: Tensor, window: Tensor, hop: int, n_samples: int) -> Tensor:
     """Turn the gradient of the magnitudes [b, frames, F] into that of the sound, [b, N]; overwrites ``slope``."""
     n_fft = len(window)
-    # The derivative of |X| is X / |X|, and 0 where X is 0. The inverse transform counts all bins but the ends twice.
+    # The derivative of |X| is X / |X|, 0 where X is 0. The inverse transform counts inner bins twice.
     slope.div_(magnitude.clamp_min(_VANISHING)).mul_(0.5)
     slope[..., 0] *= 2
     if n_fft % 2 == 0:

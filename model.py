@@ -1,4 +1,4 @@
-"""The instrument: pitch and loudness curves in, sound out (DDSP, Engel et al., ICLR 2020).
+"""The model: pitch and loudness curves in, sound out (DDSP, Engel et al., ICLR 2020).
 
     f0, loudness [B, T, 2] -> decoder -> 166 = 101 + 65
         101: softmax over the harmonics that can sound, times the loudness as an amplitude, times a
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from config import AudioConfig, Config, ModelConfig
+from config import AudioConfig, Config, ModelConfig, load_config
 from synth import (
     FilteredNoiseSynthesizer,
     HarmonicSynthesizer,
@@ -30,7 +30,7 @@ from synth import (
 
 
 def count_inputs(config: ModelConfig) -> int:
-    """Return how many numbers a frame the decoder, or the network before it, hears."""
+    """Return the number of inputs a frame of the decoder, or of the network before it."""
     return 2 + bool(config.attack_frames) + 2 * config.onset_inputs
 
 
@@ -46,31 +46,30 @@ class GruDecoder(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         return self.step(inputs, None)[0]
 
+    def initial_state(self) -> Tensor:
+        """Return the state before the first frame of one sound."""
+        return torch.zeros(self.gru.num_layers, 1, self.gru.hidden_size)
+
     def step(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Decode the frames that follow a state, the start if None; return what ``forward`` does, and the state."""
-        one_frame = inputs.shape[:2] == (1, 1) and inputs.device.type == "cpu"
-        if one_frame and not (self.training or torch.is_grad_enabled() or torch.compiler.is_exporting()):
+        """Decode the frames that follow a state (None: the start); return [B, T, hidden_size] and the new state."""
+        if inputs.shape[:2] == (1, 1) and state is not None and not torch.is_grad_enabled():
             return _gru_frame(self.gru, inputs, state)
-        # Whatever autocast asks for, cuDNN's GRU takes float16, in which gradients as small as these are lost.
+        # Under autocast cuDNN's GRU runs in float16, in which gradients as small as these underflow.
         with torch.autocast(inputs.device.type, enabled=False):
             return self.gru(inputs.float(), state)
 
 
-def _gru_frame(gru: nn.GRU, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Run a GRU over one frame [1, 1, C] of one sound, without gradients.
-
-    Products with a vector take two thirds of the time of those with a matrix of one row.
-    """
-    hidden, states = inputs.flatten(), []
-    for number, (weight_in, weight, bias_in, bias) in enumerate(gru.all_weights):
-        before = hidden.new_zeros(weight.shape[1]) if state is None else state[number, 0]
-        gates, sums = torch.addmv(bias_in, weight_in, hidden), torch.addmv(bias, weight, before)
-        size = len(before)
-        reset, update = torch.sigmoid(gates[: 2 * size] + sums[: 2 * size]).chunk(2)
-        candidate = torch.tanh(torch.addcmul(gates[2 * size :], reset, sums[2 * size :]))
-        hidden = torch.lerp(candidate, before, update)
+def _gru_frame(gru: nn.GRU, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Run a GRU over one frame [1, 1, C] of one sound, in operations that every exporter knows."""
+    hidden, states = inputs[0], []
+    for (weight_in, weight, bias_in, bias), before in zip(gru.all_weights, state):
+        in_reset, in_update, in_candidate = nn.functional.linear(hidden, weight_in, bias_in).chunk(3, dim=-1)
+        of_reset, of_update, of_candidate = nn.functional.linear(before, weight, bias).chunk(3, dim=-1)
+        update = torch.sigmoid(in_update + of_update)
+        candidate = torch.tanh(in_candidate + torch.sigmoid(in_reset + of_reset) * of_candidate)
+        hidden = candidate + update * (before - candidate)
         states.append(hidden)
-    return hidden[None, None], torch.stack(states)[:, None]
+    return hidden[None], torch.stack(states)
 
 
 class TransformerDecoder(nn.Module):
@@ -89,8 +88,12 @@ class TransformerDecoder(nn.Module):
             hidden = layer(hidden)
         return self.norm(hidden)
 
+    def initial_state(self) -> Tensor:
+        """Return the state before the first frame of one sound: no inputs."""
+        return torch.zeros(1, 0, self.embed.in_features)
+
     def step(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Decode the frames that follow a state: the inputs before them that can be seen, from a window's start."""
+        """Decode the frames that follow a state: the earlier inputs within reach of attention, in whole windows."""
         known = inputs if state is None else torch.cat([state, inputs], dim=1)
         unseen = max(0, known.shape[1] // self.window - len(self.layers)) * self.window
         return self(known)[:, -inputs.shape[1] :], known[:, unseen:]
@@ -113,16 +116,16 @@ class _TransformerLayer(nn.Module):
 
 
 class _WindowedAttention(nn.Module):
-    """Causal attention over the frame's own window and the one before it.
+    """Causal attention over the frame's own window and the window before it.
 
-    Time is cut into windows of W frames, so a frame sees W to 2 W frames back whatever the length.
-    Distance enters as a learned bias, which knows no absolute position: a minute sounds like a second.
+    Time is cut into windows of W frames, so a frame attends to the last W to 2 W frames whatever the length.
+    Distance enters as a learned bias; there is no absolute position, so any length can be decoded.
     """
 
     def __init__(self, size: int, num_heads: int, window: int) -> None:
         super().__init__()
         if size % num_heads:
-            raise ValueError(f"hidden_size {size} cannot be shared by {num_heads} heads")
+            raise ValueError(f"hidden_size {size} is not divisible by num_heads {num_heads}")
         self.num_heads = num_heads
         self.window = window
         self.project_in = nn.Linear(size, 3 * size)
@@ -151,7 +154,7 @@ class _WindowedAttention(nn.Module):
         return torch.cat([before, here], dim=3)  # (B, windows, heads, 2W, head size)
 
     def _mask(self, hidden: Tensor) -> Tensor:
-        """Return the distance bias, minus infinity for the future and for what lies before the first frame."""
+        """Return the distance bias, minus infinity for the future and before the first frame."""
         bias = self.distance_bias[:, self.distance].masked_fill(self.future, -math.inf)  # (heads, W, 2W)
         n_windows = hidden.shape[1] // self.window
         mask = bias.expand(n_windows, -1, -1, -1).clone()
@@ -163,28 +166,30 @@ _LOUDNESS_RANGE = 80.0  # dB that are scaled to 0..1
 _RISE_RANGE = 20.0  # dB of rise that are scaled to 1
 _F0_REFERENCE = 32.7  # Hz, scaled to 0: C1, CREPE's lowest pitch
 _F0_OCTAVES = 6.0  # scaled to 1, up to about CREPE's highest
-_LONGEST_SINCE_ONSET = 4.0  # s since a pluck that are scaled to 1; a string that rings longer has little left to change
-_SINCE_ONSET_UNIT = 0.02  # s, about an attack: up to here the scale is linear, above logarithmic
-_LEAST_LEVEL = 1e-2  # -40 dB: a timbre that A-weighting hardly hears is not raised beyond all measure
+_LONGEST_SINCE_ONSET = 4.0  # s since a pluck, scaled to 1; a string that has rung longer hardly changes
+_SINCE_ONSET_UNIT = 0.02  # s, about one attack: linear scale below, logarithmic above
+_LEAST_LEVEL = 1e-2  # -40 dB: limits the gain of a timbre that A-weighting almost removes
 _Decode = Callable[[Tensor], Tensor]  # [B, T, 2] (or embedded) to [B, T, hidden_size]
-NoiseSource = torch.Generator | Sequence[torch.Generator] | None  # one for a batch, or one for each item
+NoiseSource = torch.Generator | Sequence[torch.Generator] | None  # for the batch, or one for each item
 
 
 class Controls(NamedTuple):
-    """What the synthesizers play, 100 times a second."""
+    """Controls of the synthesizers, 100 frames a second."""
 
     harmonic_amplitudes: Tensor  # [B, T, H], linear; zero at and above Nyquist
     noise_magnitudes: Tensor  # [B, T, K], linear gain of each band
 
 
 class State(NamedTuple):
-    """What frames leave for those that follow."""
+    """State of the decoder between blocks of frames."""
 
     memory: Tensor  # of the decoder
-    loudness: Tensor | None  # [B, attack_frames, 1], the last ones, if the decoder hears by how much it rises
+    loudness: Tensor | None  # [B, attack_frames, 1], the last frames, if the rise of loudness is an input
 
 
 class Sound(NamedTuple):
+    """The two parts of a sound."""
+
     harmonic: Tensor  # [B, N]
     noise: Tensor  # [B, N]
 
@@ -205,13 +210,13 @@ def scale_loudness(loudness: Tensor) -> Tensor:
 
 
 def scale_rise(loudness: Tensor, n_frames: int, before: Tensor | None = None) -> Tensor:
-    """Scale by how many dB loudness [B, T, 1] has risen over the last ``n_frames``; ``before`` holds those before."""
+    """Scale the rise of loudness [B, T, 1] in dB over ``n_frames``; ``before`` holds the frames before the first."""
     known = torch.cat([loudness[:, :1].expand(-1, n_frames, -1) if before is None else before, loudness], dim=1)
     return (loudness - known[:, : loudness.shape[1]]) / _RISE_RANGE
 
 
 def scale_since_onset(seconds: Tensor) -> Tensor:
-    """Scale the time since a pluck to 0..1, in fine steps at the attack and in coarse ones where the string rings."""
+    """Scale the time since a pluck in s to 0..1: fine steps during the attack, coarse steps in the decay."""
     longest = math.log1p(_LONGEST_SINCE_ONSET / _SINCE_ONSET_UNIT)
     return torch.log1p(seconds.clamp(0, _LONGEST_SINCE_ONSET) / _SINCE_ONSET_UNIT) / longest
 
@@ -229,12 +234,20 @@ _AMPLITUDES = ("gain", "head", "weighted")
 class NeuralGuitar(nn.Module):
     """Decoder, harmonic bank and filtered noise.
 
-    ``settings``, ``instrument`` and ``statistics`` say what a trained model was trained with and on;
-    they are filled when a checkpoint is loaded.
+    ``settings``, ``instrument`` and ``statistics`` describe what a trained model was trained with and on;
+    ``checkpoint.load_model`` fills them.
+
+    Args:
+        config: architecture (default: that of ``config.json``'s base, the README's baseline).
+        audio: sample rate and hop (default: likewise).
+
+    Raises:
+        ValueError: an unknown decoder or amplitude.
     """
 
-    def __init__(self, config: ModelConfig, audio: AudioConfig) -> None:
+    def __init__(self, config: ModelConfig | None = None, audio: AudioConfig | None = None) -> None:
         super().__init__()
+        config, audio = config or load_config().model, audio or load_config().audio
         if config.decoder not in _DECODERS:
             raise ValueError(f"unknown decoder '{config.decoder}'; there are {', '.join(_DECODERS)}")
         if config.amplitude not in _AMPLITUDES:
@@ -265,7 +278,7 @@ class NeuralGuitar(nn.Module):
         self.reverb = Reverb(n_taps) if n_taps else None
 
     def limit_bandwidth(self, bandwidth: float | None) -> None:
-        """Keep silent above a frequency in Hz: that up to which the training data has sound; None: up to Nyquist."""
+        """Silence everything above a frequency in Hz, the end of the training data's band (None: Nyquist)."""
         nyquist = self.audio.sample_rate / 2
         self.bandwidth = nyquist if bandwidth is None else min(bandwidth, nyquist)
 
@@ -298,16 +311,22 @@ class NeuralGuitar(nn.Module):
         decoder_inputs: Tensor | None = None,
         plucks: Tensor | None = None,
     ) -> Controls:
-        """Decide what the synthesizers play.
+        """Return the controls of the synthesizers.
 
         Args:
             f0: [B, T, 1] in Hz, positive.
             loudness: [B, T, 1] in dB re full scale.
-            decoder: stands in for the model's own, such as one that goes on from a state.
-            decoder_inputs: from ``encode_inputs``, where it knows what went before these curves.
+            decoder: used instead of the model's own, for example one that continues from a state.
+            decoder_inputs: from ``encode_inputs``, if frames came before these curves.
             plucks: [B, T, 2], see ``encode_inputs``.
+
+        Raises:
+            ValueError: f0 and loudness of other shapes.
         """
-        assert f0.shape == loudness.shape and f0.shape[-1] == 1, f"{tuple(f0.shape)} and {tuple(loudness.shape)}"
+        if f0.ndim != 3 or f0.shape[-1] != 1 or f0.shape != loudness.shape:
+            raise ValueError(
+                f"expected [batch, frames, 1] for f0 and loudness, not {list(f0.shape)} and {list(loudness.shape)}"
+            )
         embedded = self.embedding(
             self.encode_inputs(f0, loudness, plucks=plucks) if decoder_inputs is None else decoder_inputs
         )
@@ -315,12 +334,12 @@ class NeuralGuitar(nn.Module):
         return self._decide(hidden, embedded, f0, loudness)
 
     def _decide(self, hidden: Tensor, embedded: Tensor, f0: Tensor, loudness: Tensor) -> Controls:
-        """Turn what the decoder makes, [B, T, hidden_size], and what it was given into controls."""
+        """Return the controls from the decoder's output [B, T, hidden_size] and its inputs."""
         if self.config.projection_size:
             hidden = self.projection(torch.cat([hidden, embedded], dim=-1))
-        # Masked before the softmax: what is left still sums to one, no energy is lost.
+        # Masked before the softmax: the audible harmonics still sum to one.
         audible = harmonics_below(self.bandwidth, f0, self.config.n_harmonics)
-        # Not minus infinity: where nothing can sound (f0 above Nyquist), that would be NaN.
+        # Minus infinity would give NaN where no harmonic is audible (f0 above Nyquist).
         logits = self.harmonic_head(hidden).float().masked_fill(~audible, -1e9)
         harmonic_distribution = torch.softmax(logits, dim=-1) * audible
         noise_magnitudes = torch.sigmoid(self.noise_head(hidden).float())
@@ -337,13 +356,19 @@ class NeuralGuitar(nn.Module):
         amplitude = amplitude / level.clamp(min=_LEAST_LEVEL)
         return Controls(harmonic_distribution * amplitude, noise_magnitudes * amplitude)
 
+    def initial_state(self) -> State:
+        """Return the state of ``step`` before the first frame of one sound: there was silence."""
+        n_frames = self.config.attack_frames
+        before = torch.full((1, n_frames, 1), -_LOUDNESS_RANGE) if n_frames else None
+        return State(self.decoder.initial_state(), before)
+
     def step(
         self, f0: Tensor, loudness: Tensor, state: State | None, plucks: Tensor | None = None
     ) -> tuple[Controls, State]:
-        """Decide on the frames that follow a state, the start if None, in blocks of any length.
+        """Return the controls of the frames that follow a state (None: the start), in blocks of any length.
 
         Returns:
-            What ``controls`` does for them, and the state after them.
+            The same as ``controls`` over all frames at once, and the state after them.
         """
         memory, before = state or (None, None)
 
@@ -359,14 +384,14 @@ class NeuralGuitar(nn.Module):
         return controls, State(memory, before)
 
     def _learned_factor(self, hidden: Tensor) -> Tensor | float:
-        """Return what the decoder makes of the amplitude, [B, T, 1], within ``amplitude_range`` dB either way."""
+        """Return the decoder's factor on the amplitude, [B, T, 1], within ``amplitude_range`` dB either way."""
         if self.config.amplitude == "gain":
             return 1.0
         return 10 ** (self.config.amplitude_range / 20 * torch.tanh(self.amplitude_head(hidden).float()))
 
     def synthesize(self, f0: Tensor, controls: Controls, generator: NoiseSource = None) -> Sound:
-        """Play controls at f0 [B, T, 1]; ``generator`` is the source of the noise."""
-        with torch.autocast(f0.device.type, enabled=False):  # sound needs float32 whatever the decoder makes do with
+        """Synthesize controls at f0 [B, T, 1]; ``generator`` is the source of the noise."""
+        with torch.autocast(f0.device.type, enabled=False):  # synthesis needs float32
             harmonic = self.harmonic_synthesizer(f0, controls.harmonic_amplitudes)
             noise = self.noise_synthesizer(controls.noise_magnitudes, generator)
             return Sound(*map(self.reverb, (harmonic, noise))) if self.reverb else Sound(harmonic, noise)
@@ -389,5 +414,5 @@ _MODELS = {"NeuralGuitar": NeuralGuitar, "Vox2Trumpet": Vox2Trumpet}
 
 
 def build_model(config: Config, instrument: str) -> NeuralGuitar:
-    """Build an untrained model of the class that ``config.json`` names for the instrument."""
+    """Build an untrained model of the instrument's class, as named in ``config.json``."""
     return _MODELS[config.instrument(instrument).model](config.model, config.audio)

@@ -11,6 +11,7 @@ rate of the preset that is to be trained, together with the band up to which the
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,12 +26,10 @@ from tqdm import tqdm
 from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
 from data import Recording, extractor_settings, list_recordings, load_recording, save_recording
 from features import extract_features
-from recordings.process_ranks import read_ranks
 from sound.atomic_files import hash_file
-from sound.audio_files import SUFFIXES, load_audio
+from sound.audio_files import SUFFIXES, find_sound_files, load_audio
 from sound.bandwidth import measure_bandwidth
-from sound.console import as_command
-from sound.sound_folders import find_sound_files
+from sound.console import as_command, command_parser, suggest
 
 log = logging.getLogger("preprocess")
 
@@ -45,6 +44,23 @@ class JobOutcome(NamedTuple):
     job: Job
     status: str  # "written", "skipped" or "failed"
     message: str = ""
+
+
+def plan_all_jobs(input_dirs: list[Path], output_dir: Path, instrument: str | None, config: Config) -> list[Job]:
+    """List what is to be made of the recordings in several folders.
+
+    Raises:
+        ValueError: as ``plan_jobs``, or two recordings would become the same file.
+    """
+    jobs = [job for input_dir in input_dirs for job in plan_jobs(input_dir, output_dir, instrument, config)]
+    sources: dict[Path, Path] = {}
+    for job in jobs:
+        if sources.setdefault(job.target, job.source).resolve() != job.source.resolve():
+            raise ValueError(
+                f"{sources[job.target]} and {job.source} would both become {job.target}; rename one, or preprocess the "
+                "folder that they share"
+            )
+    return jobs
 
 
 def plan_jobs(input_dir: Path, output_dir: Path, instrument: str | None, config: Config) -> list[Job]:
@@ -146,17 +162,20 @@ def count_outcomes(outcomes: Iterable[JobOutcome], total: int) -> dict[str, int]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure a folder of recordings for training.")
-    parser.add_argument("--input_dir", type=Path, required=True, help="recordings; subfolders too")
+    parser = command_parser("Measure a folder of recordings for training.")
+    parser.add_argument(
+        "--input_dir", type=Path, required=True, nargs="+", help="folders of recordings; subfolders too"
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="where the .pt files go")
     parser.add_argument("--instrument", help="who plays; guessed from the data sets' own file names if not given")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
     parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default {DEFAULT_PRESET})")
-    parser.add_argument("--prune", action="store_true", help="delete processed files whose recordings are gone")
+    parser.add_argument("--prune", action="store_true", help="delete processed files of recordings that are gone")
     parser.add_argument("--num_workers", type=int, default=2, help="processes (default 2)")
     args = parser.parse_args(argv)
-    if not args.input_dir.is_dir():
-        parser.error(f"--input_dir {args.input_dir} is not a folder")
+    for folder in args.input_dir:
+        if not folder.is_dir():
+            parser.error(f"--input_dir {folder} is not a folder")
     if args.num_workers < 1:
         parser.error("--num_workers must be at least 1")
     return args
@@ -169,17 +188,19 @@ def main(argv: list[str] | None = None) -> int:
     if args.instrument is not None:
         config.instrument(args.instrument)
     # Under torchrun every process does its share; they need not talk to each other.
-    ranks = read_ranks()
-    all_jobs = plan_jobs(args.input_dir, args.output_dir, args.instrument, config)
-    jobs = ranks.shard(all_jobs)
+    rank, n_ranks = (int(os.environ.get(name) or default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    all_jobs = plan_all_jobs(args.input_dir, args.output_dir, args.instrument, config)
+    jobs = all_jobs[rank::n_ranks]
     counts = count_outcomes(run_jobs(jobs, config, min(args.num_workers, len(jobs))), len(jobs))
-    if ranks.is_first:
+    if rank == 0:
         for path in find_stale(all_jobs, args.output_dir):
             if args.prune:
                 path.unlink()
             advice = "deleted" if args.prune else "it is trained on all the same; --prune deletes it"
-            log.info("%s: its recording is not in %s; %s", path, args.input_dir, advice)
+            log.info("%s: its recording is not in %s; %s", path, ", ".join(map(str, args.input_dir)), advice)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    if rank == 0 and not counts["failed"]:
+        suggest(f"visualize_features.py --all --data_dir {args.output_dir}")
     return 1 if counts["failed"] else 0
 
 

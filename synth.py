@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 # Harmonics are numbered k = q * _GROUP + p. 16, a power of two, balances the P powers against the Q = H / 16 groups.
 _GROUP = 16
-# Frames rendered at once. On a CPU the powers of more of them leave the cache; a GPU is busy with as many.
+# Frames rendered at once: on a CPU as many as fit the cache, on a GPU enough to fill it.
 _BLOCK_FRAMES = 200
 _BLOCK_FRAMES_GPU = 8192
 
 
 class HarmonicBank(torch.autograd.Function):
-    """[B, T, hop] phases, [B, T, H] amplitudes and how many of them sound, [B, T], to [B, T, hop] audio.
+    """[B, T, hop] phases, [B, T, H] amplitudes and the number that sound, [B, T], to [B, T, hop] audio.
 
-    Only its inputs are kept for the backward pass: computing the powers again costs less than storing them.
+    Only the inputs are saved for the backward pass: computing the powers again costs less than storing them.
     """
 
     @staticmethod
@@ -101,7 +101,7 @@ def _blocks(n_sounding: Tensor, n_harmonics: int) -> list[_Block]:
     on_cpu = n_sounding.device.type == "cpu"
     size = _BLOCK_FRAMES if on_cpu else _BLOCK_FRAMES_GPU
     slices = [slice(start, start + size) for start in range(0, n_sounding.numel(), size)]
-    if not on_cpu:  # to read the counts would make a GPU wait
+    if not on_cpu:  # reading the counts would synchronize with the GPU
         return [_Block(rows, n_harmonics // _GROUP + 1) for rows in slices]
     return [_Block(rows, int(n_sounding.flatten()[rows].max()) // _GROUP + 1) for rows in slices]
 
@@ -153,7 +153,7 @@ def _ramp(hop_length: int, like: Tensor) -> Tensor:
 
 
 def harmonics_below_nyquist(f0: Tensor, n_harmonics: int, sample_rate: int) -> Tensor:
-    """Say which harmonics of each frame can sound.
+    """Return which harmonics of each frame lie below Nyquist.
 
     Args:
         f0: [B, T, 1] in Hz.
@@ -167,13 +167,13 @@ def harmonics_below_nyquist(f0: Tensor, n_harmonics: int, sample_rate: int) -> T
 
 
 def harmonics_below(frequency: float, f0: Tensor, n_harmonics: int) -> Tensor:
-    """Say which of ``n_harmonics`` harmonics of f0 [B, T, 1] lie below a frequency in Hz: boolean [B, T, H]."""
+    """Return which of ``n_harmonics`` harmonics of f0 [B, T, 1] lie below a frequency in Hz: boolean [B, T, H]."""
     numbers = torch.arange(1, n_harmonics + 1, device=f0.device, dtype=f0.dtype)
     return f0 * numbers < frequency
 
 
 def count_noise_bands_within(frequency: float, n_noise_bands: int, sample_rate: int) -> int:
-    """Return how many noise bands, with their filters' skirts as wide as a band, end at or below a frequency in Hz."""
+    """Return the number of noise bands that end, skirts included, at or below a frequency in Hz."""
     spacing = sample_rate / 2 / (n_noise_bands - 1)
     return min(int(frequency / spacing), n_noise_bands)
 
@@ -187,9 +187,9 @@ def a_weighting(frequency: Tensor) -> Tensor:
 
 
 def measured_weighting(frequency: Tensor, feature_rate: int) -> Tensor:
-    """Return the linear gain with which loudness is measured at frequencies in Hz of sound of a higher rate.
+    """Return the linear gain at frequencies in Hz with which loudness measures sound of a higher sample rate.
 
-    It is A-weighting up to where resampling to ``feature_rate`` cuts off: between 0.925 and 0.975 times its Nyquist
+    It is A-weighting up to the cut-off of resampling to ``feature_rate``: between 0.925 and 0.975 times its Nyquist
     frequency, half of the power at 0.95 (soxr's HQ, see ``audio_files.py``).
     """
     beyond = (frequency / (feature_rate / 2) - 0.925) / 0.05
@@ -203,14 +203,14 @@ def weighted_level(
     sample_rate: int,
     feature_rate: int | None = None,
 ) -> Tensor:
-    """Return the A-weighted RMS, linear, of what the synthesizers make of steady controls.
+    """Return the A-weighted RMS, linear, of the synthesizers' sound for steady controls.
 
     Args:
         f0: [B, T, 1] in Hz.
         harmonic_amplitudes: [B, T, H], linear.
         noise_magnitudes: [B, T, K], linear gain of each band.
         sample_rate: Hz.
-        feature_rate: Hz, at which loudness is measured: what lies above half of it does not count. None: the same.
+        feature_rate: Hz, at which loudness is measured; sound above half of it does not count (None: sample_rate).
 
     Returns:
         [B, T, 1].
@@ -226,33 +226,33 @@ def weighted_level(
 
 
 def elapsed_cycles(f0: Tensor, sample_rate: int, hop_length: int) -> Tensor:
-    """Return how many cycles f0 [B, T, 1] runs through in each frame: doubles [B, T]; the last frame is held."""
-    cycles = _at_home(f0.squeeze(-1)) / sample_rate
+    """Return the number of cycles of f0 [B, T, 1] in each frame: float64 [B, T]; the last frame is held."""
+    cycles = _to_float64(f0.squeeze(-1)) / sample_rate
     return cycles * hop_length + (next_frames(cycles) - cycles) * ((hop_length - 1) / 2)
 
 
-def _at_home(values: Tensor) -> Tensor:
-    """Return the values as doubles where they are; on the CPU in place of Apple's MPS, which has no doubles."""
-    # Two calls: MPS cannot change the type on the way, not even to one that the CPU alone has to know.
+def _to_float64(values: Tensor) -> Tensor:
+    """Return the values as float64 on their device, or on the CPU if that is Apple's MPS, which has no float64."""
+    # Two calls: MPS cannot convert to float64 during the copy.
     return values.to("cpu" if values.device.type == "mps" else values.device).to(torch.float64)
 
 
 def fundamental_phase(f0: Tensor, sample_rate: int, hop_length: int, start: Tensor | None = None) -> Tensor:
     """Accumulate the phase of the fundamental in double precision and wrap it.
 
-    In float32 a plain cumulative sum ruins high harmonics within a minute (harmonic 30 of a 220 Hz
+    In float32 a plain cumulative sum degrades high harmonics within a minute (harmonic 30 of a 220 Hz
     tone: 60 dB signal-to-jitter after 1 s, 21 dB after 60 s).
 
     Args:
         f0: [B, T, 1] in Hz.
         sample_rate: Hz.
         hop_length: samples a frame.
-        start: [B] cycles, double, that went before; none if None.
+        start: [B] float64, cycles before the first sample (None: 0).
 
     Returns:
         [B, T, hop_length] in radians, 0 to 2 pi, in the type of ``f0``.
     """
-    cycles = _at_home(f0.squeeze(-1)) / sample_rate  # (B, T) a sample
+    cycles = _to_float64(f0.squeeze(-1)) / sample_rate  # (B, T) a sample
     rise = next_frames(cycles) - cycles
     step = torch.arange(1, hop_length + 1, device=cycles.device, dtype=torch.float64)
     # Inclusive sums of a linear ramp: of ones, and of 0, 1/hop, 2/hop, ...
@@ -275,7 +275,7 @@ def harmonic_bank(
         harmonic_amplitudes: [B, T, H], linear; entry k - 1 belongs to harmonic k.
         sample_rate: Hz.
         hop_length: samples a frame.
-        start: [B] cycles of the fundamental, double, that went before; none if None.
+        start: [B] float64, cycles of the fundamental before the first sample (None: 0).
 
     Returns:
         Audio [B, T * hop_length].
@@ -286,15 +286,15 @@ def harmonic_bank(
     amplitudes = torch.where(audible, harmonic_amplitudes, 0.0)
     phase = fundamental_phase(f0, sample_rate, hop_length, start)
     n_sounding = audible.sum(dim=-1, keepdim=True)
-    # A frame fades into the next one, in which more harmonics may sound.
+    # Amplitudes are interpolated towards the next frame, where more harmonics may sound.
     n_sounding = torch.maximum(n_sounding, next_frames(n_sounding))
     return HarmonicBank.apply(phase, amplitudes, n_sounding).flatten(1)
 
 
 class HarmonicSynthesizer(nn.Module):
-    """The harmonic oscillator bank as a module; ``n_harmonics`` is what its amplitudes must have."""
+    """The harmonic oscillator bank as a module; amplitudes must have ``n_harmonics`` entries."""
 
-    def __init__(self, n_harmonics: int, sample_rate: int, hop_length: int) -> None:
+    def __init__(self, n_harmonics: int = 101, sample_rate: int = 16000, hop_length: int = 160) -> None:
         super().__init__()
         self.n_harmonics = n_harmonics
         self.sample_rate = sample_rate
@@ -324,17 +324,17 @@ def noise_filters(noise_magnitudes: Tensor) -> Tensor:
 class FilteredNoiseSynthesizer(nn.Module):
     """White noise through a time-varying FIR filter, linear between frames."""
 
-    def __init__(self, n_noise_bands: int, hop_length: int) -> None:
+    def __init__(self, n_noise_bands: int = 65, hop_length: int = 160) -> None:
         super().__init__()
         self.n_noise_bands = n_noise_bands
         self.hop_length = hop_length
-        # A frame's sound depends on so many frames before it and after it: a fade of one, and the filter's reach.
+        # Frames on either side that a frame's sound depends on: one of cross-fade, and the filter's length.
         self.context = 1 + math.ceil((n_noise_bands - 1) / hop_length)
         # A frame's filter fades in over one hop and out over the next: neighbours sum to one.
-        fade = torch.arange(hop_length, device="cpu") / hop_length  # on the meta device, slow to divide
+        fade = torch.arange(hop_length, device="cpu") / hop_length  # division is slow on the meta device
         self.register_buffer("fades", torch.cat([fade, 1 - fade]), persistent=False)
-        # The filter is linear in the magnitudes: one band alone has one of these K responses. Undone its delay
-        # of K - 1 samples it is symmetric, so its transform is real.
+        # The filter is linear in the magnitudes, so it is a sum of K responses, one for each band. Without their
+        # delay of K - 1 samples they are symmetric, so their transforms are real.
         n_taps, n_bands = 2 * (n_noise_bands - 1), n_noise_bands
         self.n_fft = 64 * math.ceil((2 * hop_length + n_taps) / 64)  # only small prime factors: a fast transform
         responses = nn.functional.pad(noise_filters(torch.eye(n_bands, device="cpu")), (0, self.n_fft - n_taps))
@@ -348,8 +348,8 @@ class FilteredNoiseSynthesizer(nn.Module):
 
         Args:
             noise_magnitudes: [B, T, K], linear gain of each band; white noise of 1 is uniform in -1..1.
-            generator: source of the noise, on the device of ``noise_magnitudes``; or one for each item,
-                so that its noise does not depend on the batch it is in.
+            generator: source of the noise, on the device of ``noise_magnitudes``; or one for each item, to make its
+                noise independent of the batch.
 
         Returns:
             Audio [B, T * hop_length].
@@ -362,11 +362,11 @@ class FilteredNoiseSynthesizer(nn.Module):
     def filter(self, noise: Tensor, noise_magnitudes: Tensor) -> Tensor:
         """Filter given noise [B, N] by magnitudes [B, T, K] into audio [B, N]."""
         n_samples, hop_length, reach = noise.shape[-1], self.hop_length, self.n_noise_bands - 1
-        # One frame more, a copy of the last, so that it is held over the last hop.
+        # Repeat the last frame, which is held over the last hop.
         magnitudes = torch.cat([noise_magnitudes, noise_magnitudes[:, -1:]], dim=1)  # (B, T+1, K)
         padded = nn.functional.pad(noise, (hop_length, hop_length))
         grains = padded.unfold(-1, 2 * hop_length, hop_length) * self.fades  # (B, T+1, 2*hop)
-        grains = nn.functional.pad(grains, (reach, self.n_fft - 2 * hop_length - reach))  # a filter reaches both ways
+        grains = nn.functional.pad(grains, (reach, self.n_fft - 2 * hop_length - reach))  # the filter is centred
         filtered = torch.fft.irfft(torch.fft.rfft(grains) * (magnitudes @ self.band_spectra), n=self.n_fft)
         start = hop_length + reach
         return overlap_add(filtered, hop_length)[:, start : start + n_samples]
@@ -394,18 +394,18 @@ def overlap_add(frames: Tensor, hop_length: int) -> Tensor:
 
 
 class Reverb(nn.Module):
-    """A room, learned: the sound as it is, and its convolution with an impulse response that starts as silence."""
+    """A learned room: the dry sound plus its convolution with an impulse response, which is initialised to zeros."""
 
     def __init__(self, n_taps: int) -> None:
         super().__init__()
-        self.response = nn.Parameter(torch.zeros(n_taps))  # of the room, from one sample after the sound on
+        self.response = nn.Parameter(torch.zeros(n_taps))  # of the room, from one sample after the dry sound
 
     def forward(self, audio: Tensor) -> Tensor:
         """Return the sound [B, N] in the room, of the same length."""
         return self.step(audio, None)[0]
 
     def step(self, audio: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the sound [B, N] with what rings on from before it, and the tail [B, taps] that it leaves."""
+        """Return the sound [B, N] with the tail of the block before, and the tail [B, taps] that it leaves."""
         n_samples, n_taps = audio.shape[-1], len(self.response)
         n_fft = 1 << (n_samples + n_taps - 1).bit_length()
         echo = torch.fft.irfft(torch.fft.rfft(audio, n_fft) * torch.fft.rfft(self.response, n_fft), n_fft)

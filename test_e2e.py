@@ -1,4 +1,4 @@
-"""End to end, as a user does it: the shipped trumpet plays the example; the pipeline from rendered sound to transfer.
+"""End-to-end tests: the shipped trumpet plays the example, and the pipeline runs from rendering to transfer.
 
 ./venv/bin/python test_e2e.py
 """
@@ -31,14 +31,14 @@ def hum() -> TransferResult:
     return transfer(load_audio(HUM, rate), rate, model)
 
 
-def heard(result: TransferResult):
-    """Measure the result as if it were a recording."""
+def measure(result: TransferResult):
+    """Extract the features of the result, as of a recording."""
     config = load_model(pretrained_path("trumpet")).settings
     return extract_features(prepare_audio(result.audio, result.sample_rate, config.audio.feature_rate), config)
 
 
 @pytest.mark.parametrize("instrument", ["trumpet", "guitar", "saxophone", "violin", "flute"])
-def test_a_shipped_model_is_small_and_describes_itself(instrument: str) -> None:
+def test_a_shipped_model_is_small_and_has_a_card(instrument: str) -> None:
     path = pretrained_path(instrument)
     assert path.stat().st_size < 5_000_000
     assert path.with_suffix(".md").is_file()
@@ -48,17 +48,17 @@ def test_a_shipped_model_is_small_and_describes_itself(instrument: str) -> None:
 
 def test_the_trumpet_follows_the_tune(hum: TransferResult) -> None:
     played = hum.curves.gate == 1
-    measured = heard(hum)
-    sure = played & (measured.periodicity.numpy() > 0.5)
-    assert sure.sum() > 0.95 * played.sum()
-    cents = np.abs(1200 * np.log2(measured.f0.numpy()[sure] / hum.curves.f0[sure]))
-    # CREPE tiny's own error on a steady tone is 3 to 5 cents.
+    measured = measure(hum)
+    periodic = played & (measured.periodicity.numpy() > 0.5)
+    assert periodic.sum() > 0.95 * played.sum()
+    cents = np.abs(1200 * np.log2(measured.f0.numpy()[periodic] / hum.curves.f0[periodic]))
+    # The error of CREPE tiny on a steady tone is 3 to 5 cents.
     assert np.median(cents) < 10 and np.percentile(cents, 95) < 50
 
 
 def test_the_trumpet_follows_the_dynamics(hum: TransferResult) -> None:
     played = hum.curves.gate == 1
-    loudness = heard(hum).loudness.numpy()
+    loudness = measure(hum).loudness.numpy()
     assert np.corrcoef(loudness[played], hum.features.loudness.numpy()[played])[0, 1] > 0.9
     assert np.corrcoef(loudness, hum.features.loudness.numpy())[0, 1] > 0.9
 
@@ -81,7 +81,7 @@ def test_the_readme_line(tmp_path: Path) -> None:
     out = tmp_path / "out" / "hum_trumpet.wav"
     done = python("transfer.py", "--input", HUM, "--instrument", "trumpet", "--output", out)
     said = done.stdout.strip().rpartition(",")[0].partition(": ")[2]  # without the speed
-    assert f"\nout/hum_trumpet.wav: {said}, " in (ROOT / "README.md").read_text()
+    assert f"\nout/hum_trumpet.wav: {said}, " in (ROOT / "docs" / "transfer.md").read_text()
     audio, rate = soundfile.read(out)
     assert rate == 48000 and abs(len(audio) / rate - soundfile.info(HUM).duration) < 0.02
 
@@ -117,7 +117,7 @@ def test_the_pipeline_with_a_stop_in_the_middle(tmp_path: Path) -> None:
 
 
 def interrupt_after_epoch(checkpoint: Path, command: list) -> None:
-    """Start a long training, press Ctrl-C once ``checkpoint`` is there, and see it leave cleanly."""
+    """Start a long training, send SIGINT once ``checkpoint`` exists, and check that it exits cleanly."""
     process = subprocess.Popen(
         [sys.executable, *map(str, command), "--epochs", "100000"], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
@@ -130,7 +130,7 @@ def interrupt_after_epoch(checkpoint: Path, command: list) -> None:
 
 
 def python(*command: object) -> subprocess.CompletedProcess:
-    """Run one of the project's scripts; it must succeed."""
+    """Run one of the project's scripts and check that it succeeds."""
     done = subprocess.run(
         [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )

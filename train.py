@@ -36,17 +36,18 @@ from config import (
     Config,
     architecture_differences,
     get_device,
+    is_file_name,
     load_config,
     require_name,
+    short_repr,
 )
 from model import NeuralGuitar
 from recordings.corpus import MIN_WHOLE_TAKES, RECORDING_ENDS, Corpus, read_corpus, split_boundary
-from recordings.process_ranks import SINGLE_PROCESS, ProcessRanks, process_group, read_ranks
-from sound.console import as_command
+from recordings.crops import SINGLE_PROCESS, ProcessRanks, process_group, read_ranks
+from sound.console import as_command, command_parser
 from training.experiment_log import ExperimentLog, choose_run_name
 from training.held_out_phrases import choose_phrases
-from training.optimization import PRECISIONS, compilable_layers, is_compile_error
-from training.trainer import Trainer, TrainingStopped
+from training.trainer import PRECISIONS, Trainer, TrainingStopped, compilable_layers, is_compile_error
 from training.wandb_run import MODES, new_run_id
 
 log = logging.getLogger("train")
@@ -99,28 +100,32 @@ def lock_checkpoint_dir(folder: Path) -> Iterator[None]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train an instrument; goes on from checkpoints/latest.pth.")
-    parser.add_argument("--data_dir", type=Path, help="processed recordings (.pt); of a streamed data set, its cache")
-    parser.add_argument("--hf_repo_id", help="data set on the Hugging Face Hub, user/name: train while it downloads")
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
-    parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default {DEFAULT_PRESET})")
-    parser.add_argument("--batch_size", type=int, help="crops a step, of all processes (default: config.json)")
-    parser.add_argument("--epochs", type=int, help="epochs in all, not further ones (default: config.json)")
-    parser.add_argument("--val_fraction", type=float, help="share of the recordings held out (default: config.json)")
-    parser.add_argument("--patience", type=int, help="end after so many epochs without a lower validation loss")
-    parser.add_argument("--save_every_minutes", type=float, help="within an epoch (default: config.json)")
-    parser.add_argument("--checkpoint_dir", type=Path, default=Path("checkpoints"), help="default: checkpoints")
-    parser.add_argument("--no_resume", action="store_true", help="start afresh; the old checkpoints move to previous_1")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, crops and noise (default 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that load crops (default 0: none)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the decoder's products")
-    parser.add_argument("--compile", action="store_true", help="torch.compile for layers beside the GRU (slow start)")
-    parser.add_argument("--debug", action="store_true", help="find the operation that makes a NaN (slower)")
-    parser.add_argument("--run_name", help="of the run, in runs/ and on W&B (default: two random words)")
-    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="default: runs")
-    parser.add_argument("--wandb_mode", choices=MODES, help="default: online where a key is configured, else offline")
-    parser.add_argument("--wandb_project", default="neural-guitar", help="default: neural-guitar")
+    parser = command_parser("Train an instrument, or resume the training in --checkpoint_dir.")
+    add = parser.add_argument_group("data").add_argument
+    add("--data_dir", type=Path, help="processed recordings (.pt); with --hf_repo_id, the folder to download to")
+    add("--hf_repo_id", help="data set on the Hugging Face Hub, user/name: train while it downloads")
+    add("--val_fraction", type=float, help="fraction of the recordings held out (default: config.json)")
+    add("--num_workers", type=int, default=0, help="processes that load crops (default 0: none)")
+    add = parser.add_argument_group("training").add_argument
+    add("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="settings (default: config.json)")
+    add("--config_name", default=DEFAULT_PRESET, help=f"preset (default: {DEFAULT_PRESET})")
+    add("--batch_size", type=int, help="crops a step, over all processes (default: config.json)")
+    add("--epochs", type=int, help="total number of epochs, also after a resume (default: config.json)")
+    add("--patience", type=int, help="stop after N epochs without a lower validation loss (default: never)")
+    add("--seed", type=int, default=0, help="seed of weights, crops and noise (default: 0)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add("--precision", choices=PRECISIONS, default="float32", help="of the decoder (default: float32)")
+    add("--compile", action="store_true", help="use torch.compile for the layers around the GRU (slow start)")
+    add("--debug", action="store_true", help="name the operation that produces a NaN (slower)")
+    add = parser.add_argument_group("checkpoints").add_argument
+    add("--checkpoint_dir", type=Path, default=Path("checkpoints"), help="folder (default: checkpoints)")
+    add("--no_resume", action="store_true", help="start from scratch; the old checkpoints move to previous_1")
+    add("--save_every_minutes", type=float, help="interval of saving within an epoch (default: config.json)")
+    add = parser.add_argument_group("log").add_argument
+    add("--run_name", help="name of the run, in runs/ and on W&B (default: two random words)")
+    add("--runs_dir", type=Path, default=Path("runs"), help="folder of the run pages (default: runs)")
+    add("--wandb_mode", choices=MODES, help="default: online if a key is configured, else offline")
+    add("--wandb_project", default="neural-guitar", help="W&B project (default: neural-guitar)")
     args = parser.parse_args(argv)
     _check_flags(parser, args)
     return args
@@ -136,11 +141,8 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error("--val_fraction must be at least 0 and less than 1")
     if args.save_every_minutes is not None and not args.save_every_minutes > 0:
         parser.error("--save_every_minutes must be more than 0")
-    if args.run_name is not None:
-        try:
-            require_name("--run_name", args.run_name)
-        except ValueError as error:
-            parser.error(str(error))
+    if args.run_name is not None and not is_file_name(args.run_name):
+        parser.error(f"--run_name is {short_repr(args.run_name)}, it must be a name of a folder, such as trumpet-2")
 
 
 def read_config(args: argparse.Namespace) -> Config:
@@ -260,7 +262,11 @@ def _keep_val_fraction(checkpoint: dict[str, Any], config: Config) -> Config:
 
 def open_experiment_log(trainer: Trainer, args: argparse.Namespace) -> None:
     """Open the run's folder and, where wanted, its W&B run: the same one as before, if the training was resumed."""
-    trainer.run_name = trainer.run_name or choose_run_name(args.runs_dir, args.run_name)
+    name = trainer.run_name
+    is_own = is_file_name(name) and (name == args.run_name or (args.runs_dir / name).is_dir())
+    if name is not None and not is_own:  # of a file that came from somebody else
+        require_name("the name of the run (if you gave it, give it again by --run_name)", name)
+    trainer.run_name = name or choose_run_name(args.runs_dir, args.run_name)
     trainer.wandb_id = trainer.wandb_id or new_run_id()
     if args.run_name not in (None, trainer.run_name):
         log.info("a resumed training keeps its name: %s", trainer.run_name)

@@ -31,17 +31,16 @@ from playing.causal_transfer import require_causal_options
 from playing.offline_transfer import (
     ProgressCallback,
     TransferResult,
+    describe_transfer,
     transfer,  # noqa: F401  offered here too
     transfer_blocks,
     transfer_causal,
     transfer_curves,
     transfer_midi,
 )
-from playing.transfer_report import describe_transfer
 from sound.atomic_files import write_text
-from sound.audio_files import SUFFIXES, read_blocks, write_blocks
-from sound.console import as_command
-from sound.sound_folders import find_sound_files
+from sound.audio_files import SUFFIXES, find_sound_files, read_blocks, write_blocks
+from sound.console import as_command, command_parser
 from voice.curves import read_curves, write_curves
 from voice.fitting import ARTICULATIONS, TransferOptions
 from voice.midi import write_midi
@@ -201,7 +200,7 @@ def _read_blend(text: str) -> tuple[str, float]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Play a voice on an instrument.")
+    parser = command_parser("Play a voice on an instrument.")
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--input", type=Path, help="a recording, a MIDI file, or a folder of them")
     given.add_argument("--controls", type=Path, help="curves to play, as --export_controls writes them")

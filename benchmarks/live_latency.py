@@ -21,7 +21,7 @@ from live import request_realtime_priority, warm_up
 from measuring import describe_machine, format_table, resident_mb
 from playing.causal_transfer import StreamingTransfer
 from sound.audio_files import load_audio
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 _CLOCKS = ("by the clock", "of the processor")
@@ -64,7 +64,7 @@ def plot(times: np.ndarray, block_ms: float) -> matplotlib.figure.Figure:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure the time that live.py takes for each block.")
+    parser = command_parser("Measure the time that live.py takes for each block.")
     parser.add_argument("--seconds", type=float, default=60.0, help="of sound (default 60)")
     parser.add_argument("--block_ms", type=float, default=10.0, help="length of a block (default 10)")
     parser.add_argument("--real_time", action="store_true", help="blocks come as from a sound card")

@@ -1,4 +1,4 @@
-"""Measure time and memory and print a table: what all benchmarks share."""
+"""Measure time and memory, and print a table, for all benchmarks."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ def time_in_turns(
     Args:
         works: functions without arguments, by name.
         n_rounds: timed runs of each.
-        budget: no further round begins after so many seconds.
+        budget: seconds after which no further round begins.
 
     Returns:
         Seconds of each run, by name.
@@ -62,7 +62,7 @@ def resident_mb(process: int | str = "self", peak: bool = False) -> float:
 
 
 def measure_growth(work: Callable[[], Any]) -> float:
-    """Return by how many MB the peak of this process's resident memory exceeds that before ``work`` (Linux)."""
+    """Return the growth in MB of this process's peak resident memory during ``work`` (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's record of the peak
     before = resident_mb()
     work()
@@ -70,7 +70,7 @@ def measure_growth(work: Callable[[], Any]) -> float:
 
 
 def run_in_fresh_process(function: Callable[..., Result], *args: Any) -> Result:
-    """Call a function of a module in a new process, whose memory holds nothing but imports."""
+    """Call a function of a module in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
@@ -89,7 +89,7 @@ def describe_machine(device: torch.device | None = None) -> str:
 
 
 def format_table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a Markdown table that can also be read as it stands."""
+    """Return a Markdown table with aligned columns."""
     cells = [[str(cell) for cell in row] for row in (heads, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     cells.insert(1, ["-" * width for width in widths])

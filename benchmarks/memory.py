@@ -27,10 +27,9 @@ from config import load_config
 from data import Recording, extractor_settings, save_recording
 from measuring import describe_machine, format_table, measure_growth, resident_mb, run_in_fresh_process
 from recordings.corpus import measure_statistics, read_corpus
-from recordings.crops import build_dataset, load_batches
-from recordings.process_ranks import SINGLE_PROCESS
+from recordings.crops import SINGLE_PROCESS, build_dataset, load_batches
 from sound.audio_files import load_audio
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 _RATE = 16000
@@ -149,7 +148,7 @@ def measure_corpus(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure the memory of a long transfer or of a large corpus.")
+    parser = command_parser("Measure the memory of a long transfer or of a large corpus.")
     subjects = parser.add_subparsers(dest="subject", required=True)
     transfer = subjects.add_parser("transfer", help="transfer.py on long recordings")
     transfer.add_argument("--minutes", type=float, nargs="+", default=[5.0, 60.0], help="lengths (default 5 60)")

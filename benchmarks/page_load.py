@@ -28,7 +28,7 @@ from config import load_config
 from features import extract_features
 from measuring import describe_machine, format_table, resident_mb
 from sound.audio_files import load_audio
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 _RATE = 16000
@@ -123,7 +123,7 @@ def play_in_turn(address: str, tunes: list[Tune], count: int, process: int, fold
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Play the web page from many clients.")
+    parser = command_parser("Play the web page from many clients.")
     parser.add_argument("--clients", type=int, default=32, help="at once, 1 to 64 (default 32)")
     parser.add_argument("--requests", type=int, default=200, help="one after another (default 200)")
     args = parser.parse_args(argv)

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import importlib.util
 import io
+import json
 import logging
 import statistics
 import sys
@@ -33,8 +34,7 @@ from features import bridge_f0, extract_features, extract_loudness, pad_to_frame
 from measuring import describe_machine, format_table
 from recordings.pitch_annotations import count_octave_errors, read_voice_annotation
 from sound.audio_files import load_audio
-from sound.console import as_command
-from voice.midi import read_midi_f0
+from sound.console import as_command, command_parser
 
 CONFIG = load_config()
 RATE, HOP = CONFIG.audio.feature_rate, CONFIG.audio.feature_hop_length
@@ -112,7 +112,7 @@ def build_pesto() -> Track:
 
 @contextlib.contextmanager
 def torchaudio_set_aside() -> Iterator[None]:
-    """Replace torchaudio, which modules name but do not need here, and which may not load beside a CPU build."""
+    """Replace torchaudio, which trackers import but do not need here, and which may fail to load on a CPU."""
     names = ("torchaudio", "torchaudio.transforms")
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     sys.modules.update({name: types.ModuleType(name) for name in names})
@@ -153,7 +153,7 @@ class Clip(NamedTuple):
 
 
 def read_voice(path: Path) -> Clip:
-    """Read a recording and the annotation beside it.
+    """Read a recording and its annotation in the same folder.
 
     Raises:
         FileNotFoundError, ValueError: one of them is missing, or cannot be read.
@@ -161,14 +161,15 @@ def read_voice(path: Path) -> Clip:
     audio = pad_to_frames(load_audio(path, RATE), HOP)
     f0 = read_voice_annotation(path, len(audio) // HOP, FRAME)
     if f0 is None:
-        raise FileNotFoundError(f"{path} has no annotation beside it: {path.stem}_f0.csv, rows of seconds and Hz")
+        raise FileNotFoundError(f"{path} has no annotation {path.stem}_f0.csv in its folder (rows of seconds and Hz)")
     return Clip(audio, f0, f0 == 0)
 
 
 def read_take(path: Path) -> Clip:
-    """Read a take of render_dataset.py; of the notes in its MIDI file, the audible frames count."""
+    """Read a take of render_dataset.py; of the f0 in its JSON file, the audible frames count."""
     audio = pad_to_frames(load_audio(path, RATE), HOP)
-    f0 = read_midi_f0(path.with_suffix(".mid"), len(audio) // HOP, CONFIG)
+    truth = np.array(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["f0"])  # 100 a second
+    f0 = np.pad(truth, (0, max(len(audio) // HOP - len(truth), 0)))[: len(audio) // HOP]
     return Clip(audio, np.where(extract_loudness(audio, CONFIG) > AUDIBLE_LEVEL, f0, 0.0), f0 == 0)
 
 
@@ -180,9 +181,9 @@ def read_sounds(args: argparse.Namespace) -> dict[str, list[Clip]]:
     """
     sounds = {path.stem: [read_voice(path)] for path in args.voice}
     for folder in args.rendered:
-        paths = sorted(folder.glob("*.wav"))[: args.takes]
+        paths = sorted(folder.glob("*.flac"))[: args.takes]
         if not paths:
-            raise FileNotFoundError(f"{folder} holds no wav files; scripts/render_dataset.py writes some")
+            raise FileNotFoundError(f"{folder} holds no flac files; scripts/render_dataset.py writes some")
         sounds[folder.resolve().name] = [read_take(path) for path in paths]
     return sounds
 
@@ -242,8 +243,10 @@ def measure_time(track: Track, audio: np.ndarray) -> float:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Compare pitch trackers on sound whose pitch is known.")
-    parser.add_argument("--voice", type=Path, nargs="+", default=[], help="recordings with NAME_f0.csv beside them")
+    parser = command_parser("Compare pitch trackers on sound whose pitch is known.")
+    parser.add_argument(
+        "--voice", type=Path, nargs="+", default=[], help="recordings, each with NAME_f0.csv in its folder"
+    )
     parser.add_argument("--rendered", type=Path, nargs="+", default=[], help="folders made by render_dataset.py")
     parser.add_argument("--takes", type=int, default=6, help="the first of each folder (default %(default)s)")
     parser.add_argument("--snr", type=float, nargs="*", default=[20, 10, 0], help="dB (default 20 10 0)")

@@ -3,7 +3,7 @@
     ./venv/bin/python benchmarks/speed.py
     ./venv/bin/python benchmarks/speed.py --quick --only bank step --threads 2
 
-Ours and the others take turns in one process. A ratio is the median of the ratios of neighbouring runs, with the
+All implementations take turns in one process. A ratio is the median of the ratios of neighbouring runs, with the
 smallest and the largest. Memory is the growth of a fresh process up to its peak (Linux). The textbook implementation is
 ``tests/textbook.py``; auraloss is left out where it is not installed.
 """
@@ -41,10 +41,11 @@ from model import NeuralGuitar, scale_f0, scale_loudness
 from sound import pitch_decoder
 from sound.atomic_files import write_text
 from sound.audio_files import load_audio
-from sound.console import as_command
+from sound.console import as_command, command_parser
 from synth import harmonic_bank
 from tests import textbook
-from training.optimization import build_loss, build_optimizer, train_step
+from training.trainer import build_loss, train_step
+from training.training_state import build_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 _FEATURE_RATE, _FEATURE_HOP = 16000, 160
@@ -165,7 +166,7 @@ def build_stft_loss(load: Workload) -> dict[str, Work]:
 
 
 def build_step(load: Workload) -> dict[str, Work]:
-    """A whole training step; beside it forward and backward through PyTorch's GRU alone."""
+    """A whole training step, and forward and backward through nothing but PyTorch's GRU."""
     config, batch = load.config, make_batch(load)
     models = build_models(config)
     gru, inputs = build_gru(config), _decoder_inputs(batch["f0"], batch["loudness"])
@@ -184,7 +185,7 @@ def build_step(load: Workload) -> dict[str, Work]:
 
 
 def build_inference(load: Workload) -> dict[str, Work]:
-    """Curves in, sound out, as transfer.py plays them; beside it PyTorch's GRU alone."""
+    """Curves in, sound out, as transfer.py plays them, and nothing but PyTorch's GRU."""
     config = load.config
     f0, loudness = make_curves(1, load.render_seconds, config)
     gru, inputs = build_gru(config), _decoder_inputs(f0, loudness)
@@ -300,7 +301,7 @@ def read_voice(seconds: float) -> np.ndarray:
 
 
 def import_torchcrepe() -> types.ModuleType:
-    """Import torchcrepe without torchaudio, which only reads files for it and may not load beside a CPU build."""
+    """Import torchcrepe without torchaudio, which it uses only for files and which may fail to load on a CPU."""
     stand_in = types.ModuleType("torchaudio")
     sys.modules.setdefault("torchaudio", stand_in)
     import torchcrepe
@@ -335,7 +336,7 @@ def measure(key: str, load: Workload, args: argparse.Namespace) -> list[dict]:
 
 
 def grow(key: str, name: str, load: Workload, threads: int) -> float:
-    """Return the memory in MB that two runs need at their peak; a miniature run before has made what stays."""
+    """Return the memory in MB that two runs need at their peak; a small run before it allocates what stays."""
     torch.set_num_threads(threads)
     build = PARTS[key][1]
     build(replace(load, batch_size=1, crop_seconds=0.1, render_seconds=0.1))[name]()
@@ -369,7 +370,7 @@ def format_row(row: dict) -> list[str]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Compare speed and memory with the textbook implementation and peers.")
+    parser = command_parser("Compare speed and memory with the textbook implementation and peers.")
     parser.add_argument("--quick", action="store_true", help="few rounds, no memory, no preprocessing: under a minute")
     parser.add_argument("--rounds", type=int, help="runs of each implementation (default 15, with --quick up to 3)")
     parser.add_argument("--only", nargs="+", choices=[*PARTS, "preprocess"], help="only these parts")

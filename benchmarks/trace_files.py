@@ -5,7 +5,7 @@
 
 Without a command the four journeys are traced: wav to wav, preprocessing, one training step (from the batch to the new
 weights), and a click on the page (what the button calls, in this process). Threads and child processes that run Python
-are included, what a module does while it is imported is not.
+are included; code that runs on import is not.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 JOURNEYS = ("wav to wav", "preprocessing", "training step", "click on the page")
@@ -95,7 +95,7 @@ def trace_command(script: Path, arguments: list[str]) -> set[str]:
     return files
 
 
-# --- the four journeys, each in a process of its own ----------------------------------------------
+# --- the four journeys, each in its own process ---------------------------------------------------
 
 
 def trace_journey(name: str, folder: Path) -> set[str]:
@@ -167,7 +167,7 @@ def prepare_click(folder: Path) -> Callable[[], Any]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Count the files of this project that a command runs.")
+    parser = command_parser("Count the files of this project that a command runs.")
     parser.add_argument("--journey", choices=JOURNEYS, help="trace this journey (default: each, one after another)")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="a script and its arguments")
     return parser.parse_args(argv)
@@ -176,7 +176,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @as_command()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    if not args.command and not args.journey:  # modules stay imported, so each has a process of its own
+    if not args.command and not args.journey:  # modules stay imported, so each journey needs its own process
         return max(subprocess.run([sys.executable, __file__, "--journey", name]).returncode for name in JOURNEYS)
     if args.command:
         name, files = args.command[0], trace_command(Path(args.command[0]), args.command[1:])

@@ -36,8 +36,7 @@ from playing.offline_transfer import TransferResult, transfer
 from recordings.corpus import read_corpus, split_boundary
 from recordings.crops import Span
 from recordings.pitch_annotations import read_voice_annotation
-from sound import sound_folders
-from sound.audio_files import load_audio, prepare_audio
+from sound.audio_files import find_sound_files, load_audio, prepare_audio
 from sound.bandwidth import measure_bandwidth
 from sound.plucks import trace_plucks
 from voice.fitting import TransferOptions
@@ -76,7 +75,7 @@ def read_takes(data_dir: Path, model: NeuralGuitar, trained: dict[str, Any] | No
     if not data_dir.is_dir():
         raise FileNotFoundError(f"there is no folder {data_dir}")
     if not any(data_dir.rglob("*.pt")):
-        return [_read_sound(path, model) for path in find_sound_files([data_dir])]
+        return [_read_sound(path, model) for path in expand_folders([data_dir])]
     corpus = read_corpus(data_dir, *_training_split(trained, model.settings))
     if corpus.instrument != model.instrument:
         raise ValueError(f"{data_dir} holds {corpus.instrument}, but {model.instrument} is wanted")
@@ -125,8 +124,8 @@ def resample(audio: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     return audio if rate == wanted else prepare_audio(audio, rate, wanted)
 
 
-def find_sound_files(sources: Sequence[Path]) -> list[Path]:
-    """Return sound files, and those in folders.
+def expand_folders(sources: Sequence[Path]) -> list[Path]:
+    """Return sound files, folders replaced by the sound files in them.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, or a folder without any.
@@ -135,7 +134,7 @@ def find_sound_files(sources: Sequence[Path]) -> list[Path]:
     for source in sources:
         if not source.exists():
             raise FileNotFoundError(f"there is no file or folder {source}")
-        inside = sound_folders.find_sound_files(source) if source.is_dir() else [source]
+        inside = find_sound_files(source) if source.is_dir() else [source]
         if not inside:
             raise ValueError(f"{source} holds no sound files, nor files made by preprocess.py")
         found += inside

@@ -38,7 +38,7 @@ from evaluation.recorded_notes import (
     string_melody,
 )
 from sound.atomic_files import hash_file, save_tensors, write_text
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 LICENCE = (
     "Learned from recordings under CC BY-SA 3.0 (Philharmonia Orchestra's sound samples) and CC0 (Karoryfer's "
@@ -311,7 +311,7 @@ def write_record(
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--data_dir", type=Path, required=True, help="recorded notes, as download_samples.py writes")
     parser.add_argument(
         "--fonts", type=Path, nargs="*", default=[], help="sound fonts: sf_GMbank.sf2 MuseScore_General_Full.sf3"

@@ -1,15 +1,14 @@
-"""Sing the example: a short tune of our own, hummed by a synthetic voice, as a phone in a quiet room records it.
+"""Synthesise the example: an original tune hummed by a synthetic voice, as recorded by a phone in a quiet room.
 
     ./venv/bin/python examples/make_hum.py --output examples/hum.wav
 
-Beside it ``hum_f0.csv`` says what pitch is sung when.
+Also writes ``hum_f0.csv``, the true f0 of the voice.
 
-To the score the singer adds scoops, portamento, overshoot, late vibrato and drift, and inhales before each phrase:
-noise through the open mouth. The voice is a source and a filter. The source is the Liljencrants-Fant flow derivative,
-rendered at four times the sample rate so that its corners do not alias; each pulse has its own period (jitter),
-strength (shimmer) and shape: a soft voice is lax and its spectrum steep. Aspiration noise passes while the glottis is
-open. The filter is a cascade of formants with a nasal pole and zero, which glides from syllable to syllable; lip
-radiation is the derivative in the source.
+The singing has scoops, portamento, overshoot, delayed vibrato, drift, and a breath before each phrase (noise through
+the open mouth). The voice is a source-filter model. The source is the Liljencrants-Fant flow derivative, rendered at
+four times the sample rate to avoid aliasing. Pulses vary in period (jitter), strength (shimmer) and shape: a soft voice
+is lax, with a steep spectrum. Aspiration noise passes while the glottis is open. The filter is a cascade of formants
+with a nasal pole and zero, interpolated from syllable to syllable; the derivative in the source models lip radiation.
 
 References: Sundberg, The Science of the Singing Voice, 1987 (vibrato, onsets, intonation); Fant, Liljencrants, Lin,
 STL-QPSR 4/1985 (LF model); Fant, STL-QPSR 2-3/1995 (its shape Rd); Klatt, JASA 67, 1980, and Klatt and Klatt, JASA 87,
@@ -30,20 +29,20 @@ from scipy.signal import butter, fftconvolve, resample_poly, sosfilt
 from sound.atomic_files import atomic_write, write_text
 from sound.console import as_command
 
-EIGHTH, REST = 0.22, 0.75  # s: an eighth note; the pause between two phrases, in which the singer breathes
+EIGHTH, REST = 0.22, 0.75  # s: an eighth note; the pause between two phrases, with a breath
 LEAD_IN, TAIL = 0.85, 0.70  # s before the first note and after the last
 PEAK_DB, NOISE_FLOOR_DB = -10.0, -62.0  # dBFS: highest sample of the voice; RMS of the noise
 
 
-class Note(NamedTuple):  # one sung note
+class Note(NamedTuple):
     midi: int
     start: float  # s
     end: float  # s
     onset: str  # a key of ONSET_DURATION; "" is legato
     vowel: str  # a key of SHAPES
     level: float  # dB below the loudest
-    glide: float  # s taken to arrive from the note before
-    scoop: float  # semitones below, where the note begins
+    glide: float  # s, portamento from the note before
+    scoop: float  # semitones below its pitch, at which the note begins
     first: bool  # of its phrase
     last: bool
     is_long: bool  # swells and has vibrato
@@ -76,12 +75,12 @@ SCORE = (
         (57, 6, "m", "oo", -4, 0.10, 0.5),
     ),
 )
-ONSET_DURATION = {"": 0.0, "m": 0.07, "d": 0.035}  # s with the mouth shut
-SAMPLE_RATE, OVERSAMPLING = 44_100, 4  # Hz; the source is rendered this many times finer
+ONSET_DURATION = {"": 0.0, "m": 0.07, "d": 0.035}  # s with the mouth closed
+SAMPLE_RATE, OVERSAMPLING = 44_100, 4  # Hz; oversampling factor of the source
 FRAME_HOP = 441  # samples between two shapes of the vocal tract
-N_FFT = 4096  # a frame and the 83 ms ring of its formants
-JITTER, SHIMMER = 0.0045, 0.03  # standard deviation of a pulse's instant (in periods) and of its strength (relative)
-ASPIRATION = 0.12  # standard deviation of the noise, against a pulse of 1
+N_FFT = 4096  # samples: a frame and the 83 ms decay of its formants
+JITTER, SHIMMER = 0.0045, 0.03  # standard deviation of a pulse's time (in periods) and strength (relative)
+ASPIRATION = 0.12  # standard deviation of the noise, relative to a pulse of 1
 # Vocal tract: F1..F4 (Hz), their bandwidths (Hz), the nasal zero (Hz; on NASAL_POLE it cancels), gain (dB).
 SHAPES = {
     "oo": (340, 820, 2250, 3250, 65, 85, 130, 190, 960, 0),
@@ -91,15 +90,15 @@ SHAPES = {
     "d": (240, 1650, 2600, 3400, 110, 130, 170, 250, 1000, -14),
     "breath": (560, 1350, 2500, 3500, 250, 220, 260, 300, 1000, 0),
 }
-HIGH_FORMANTS = np.arange(4300, 20_000, 1000) + np.resize((-50, -200), 16)  # Hz: the rest of the tube, up to Nyquist
+HIGH_FORMANTS = np.arange(4300, 20_000, 1000) + np.resize((-50, -200), 16)  # Hz: higher resonances, up to Nyquist
 NASAL_POLE = (1000.0, 150.0)  # Hz: centre, bandwidth
 
 
-# --- the tune and how it is sung ------------------------------------------------------------------
+# --- the tune -------------------------------------------------------------------------------------
 
 
 def schedule() -> list[Note]:
-    """Turn the score into notes with times; phrases are REST apart."""
+    """Return the notes of the score with times; phrases are REST apart."""
     notes, now = [], LEAD_IN
     for phrase in SCORE:
         for i, (midi, eighths, *how) in enumerate(phrase):
@@ -110,26 +109,26 @@ def schedule() -> list[Note]:
 
 
 def smoothstep(x: np.ndarray) -> np.ndarray:
-    """Rise smoothly from 0 (x <= 0) to 1 (x >= 1)."""
+    """Return a cubic step from 0 (x <= 0) to 1 (x >= 1)."""
     x = np.clip(x, 0.0, 1.0)
     return x * x * (3.0 - 2.0 * x)
 
 
 def wander(rng: np.random.Generator, n_samples: int, cutoff: float, deviation: float) -> np.ndarray:
-    """Draw slow noise below `cutoff` Hz with the given standard deviation."""
+    """Return low-pass noise below ``cutoff`` Hz with a standard deviation."""
     low_pass = butter(2, cutoff, fs=SAMPLE_RATE, output="sos")
     noise = sosfilt(low_pass, rng.standard_normal(n_samples + 2 * SAMPLE_RATE))[2 * SAMPLE_RATE :]
     return deviation * noise / np.sqrt(np.mean(noise**2))
 
 
 def melody(notes: list[Note], time: np.ndarray) -> np.ndarray:
-    """Glide from note to note a little too far and back, scoop into some, fall off the last. Semitones (MIDI)."""
+    """Return the pitch in MIDI numbers, with portamento, overshoot, scoops, and a fall at the end of each phrase."""
     step = np.zeros(time.size)
     for before, note in pairwise(notes):
         step += (note.midi - before.midi) * smoothstep((time - note.start) / note.glide + 0.6)
-    late = round(0.028 * SAMPLE_RATE)  # the delay of the larynx, which the singer anticipates
+    delay = round(0.028 * SAMPLE_RATE)  # of the larynx, which the singer anticipates
     larynx = butter(2, 8.0, fs=SAMPLE_RATE, output="sos")  # overshoots by 4 %
-    semitones = notes[0].midi + sosfilt(larynx, np.pad(step, (0, late), mode="edge"))[late:]
+    semitones = notes[0].midi + sosfilt(larynx, np.pad(step, (0, delay), mode="edge"))[delay:]
     for note in notes:
         since = time - note.start
         semitones -= note.scoop * np.exp(-np.where(since < 0, -since / 0.03, since / 0.06))
@@ -138,7 +137,7 @@ def melody(notes: list[Note], time: np.ndarray) -> np.ndarray:
 
 
 def pitch_curve(notes: list[Note], time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Sing the melody with drift, and vibrato 0.3 s into long notes: f0 in Hz, before the jitter of single cycles."""
+    """Return f0 in Hz, with drift, and vibrato from 0.3 s into long notes; without the jitter of single cycles."""
     semitones = melody(notes, time) + wander(rng, time.size, 0.8, 0.08) + wander(rng, time.size, 12.0, 0.035)
     for note in notes:
         since, rate, extent = time - note.start, rng.uniform(5.2, 5.8), note.is_long * rng.uniform(0.35, 0.50)
@@ -148,7 +147,7 @@ def pitch_curve(notes: list[Note], time: np.ndarray, rng: np.random.Generator) -
 
 
 def level_curve(notes: list[Note], time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Follow the dynamics, through the rests too: dB below the loudest. Long notes swell and fade."""
+    """Return the level in dB relative to the loudest note, interpolated through rests; long notes swell and fade."""
     nodes = [(note.start + 0.04, note.level) for note in notes]
     nodes += [(0.5 * (note.start + note.end), note.level + 2.0) for note in notes if note.is_long]
     nodes += [(note.end, note.level - 6.0) for note in notes if note.is_long]
@@ -156,7 +155,7 @@ def level_curve(notes: list[Note], time: np.ndarray, rng: np.random.Generator) -
 
 
 def voicing(notes: list[Note], time: np.ndarray) -> np.ndarray:
-    """Open and close the voice: linear gain, 1 within a phrase and 0 in the rests."""
+    """Return the linear gain of the voice, 1 within a phrase and 0 in the rests."""
     gain = np.zeros(time.size)
     for note in notes:
         gain += note.first * smoothstep((time - note.start) / 0.06)
@@ -165,7 +164,7 @@ def voicing(notes: list[Note], time: np.ndarray) -> np.ndarray:
 
 
 def breath_curve(notes: list[Note], time: np.ndarray) -> np.ndarray:
-    """Inhale before each phrase, and let go of a little air at each soft "d": linear gain of the noise."""
+    """Return the linear gain of the breath noise, before each phrase and in the burst of each "d"."""
     gain = np.zeros(time.size)
     for note in notes:
         until = note.start - time
@@ -177,7 +176,7 @@ def breath_curve(notes: list[Note], time: np.ndarray) -> np.ndarray:
 
 
 def articulate(notes: list[Note], n_frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Move the vocal tract from syllable to syllable. Rows of SHAPES, [n_frames, 10]."""
+    """Return the shape of the vocal tract in each frame, interpolated rows of SHAPES: [n_frames, 10]."""
     nodes = [(LEAD_IN - 0.30, "breath")]
     for note in notes:
         opens = note.start + ONSET_DURATION[note.onset]
@@ -197,7 +196,7 @@ def articulate(notes: list[Note], n_frames: int, rng: np.random.Generator) -> np
 
 
 def solve_lf(rd: np.ndarray) -> np.ndarray:
-    """Find the LF pulse of unit period for each Rd (Fant 1995): closure, omega, growth, decay of lf_pulse. [4, n]."""
+    """Return the LF parameters closure, omega, growth and decay, [4, n], of pulses of unit period for Rd [n]."""
     ra, rk = (4.8 * rd - 1) / 100, (22.4 + 11.8 * rd) / 100
     rg = rk / (4 * (0.11 * rd / (0.5 + 1.2 * rk) - ra))
     closure, omega = (1 + rk) / (2 * rg), 2 * np.pi * rg
@@ -207,7 +206,7 @@ def solve_lf(rd: np.ndarray) -> np.ndarray:
     returned = ((1 - np.exp(-decay * rest)) / decay - rest * np.exp(-decay * rest)) / (decay * ra)
     sine, cosine = np.sin(omega * closure), np.cos(omega * closure)
     low, high = np.full_like(rd, -30.0), np.full_like(rd, 80.0)
-    for _ in range(60):  # bisect for a growth that gives no net flow
+    for _ in range(60):  # bisection for the growth that gives no net flow
         growth = (low + high) / 2
         opened = -(growth * sine - omega * cosine + omega * np.exp(-growth * closure)) / (sine * (growth**2 + omega**2))
         low, high = np.where(opened > returned, growth, low), np.where(opened > returned, high, growth)
@@ -215,7 +214,7 @@ def solve_lf(rd: np.ndarray) -> np.ndarray:
 
 
 def lf_pulse(u: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Evaluate the flow derivative at the fraction u of its cycle; -1 at closure. [n], [4, n] -> [n]."""
+    """Return the flow derivative [n] at fractions u [n] of a cycle, given ``solve_lf`` parameters; -1 at closure."""
     closure, omega, growth, decay = shape
     opening = -np.exp(growth * (np.minimum(u, closure) - closure)) * np.sin(omega * u) / np.sin(omega * closure)
     rest = np.exp(-decay * (1 - closure))
@@ -224,7 +223,7 @@ def lf_pulse(u: np.ndarray, shape: np.ndarray) -> np.ndarray:
 
 
 def glottal_source(f0: np.ndarray, amplitude: np.ndarray, rd: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Pulse the glottis once a cycle, with jitter and shimmer, and breathe while it is open. All [n_samples]."""
+    """Return glottal pulses with jitter and shimmer, plus aspiration noise; all arrays are [n_samples]."""
     samples, phase = np.arange(f0.size), np.cumsum(f0) / SAMPLE_RATE
     marks = np.interp(np.arange(1, int(phase[-1])), phase, samples)
     marks += JITTER * rng.standard_normal(marks.size) * SAMPLE_RATE / np.interp(marks, samples, f0)
@@ -239,7 +238,7 @@ def glottal_source(f0: np.ndarray, amplitude: np.ndarray, rd: np.ndarray, rng: n
 
 
 def resonance(centre: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
-    """Respond like Klatt's digital resonator, gain 1 at 0 Hz. [n_frames] each -> complex [n_frames, F]."""
+    """Return the response, complex [n_frames, F], of Klatt's digital resonator; its gain at 0 Hz is 1."""
     centre, bandwidth = np.atleast_1d(centre)[:, None], np.atleast_1d(bandwidth)[:, None]
     delay = np.exp(-2j * np.pi * np.arange(N_FFT // 2 + 1) / N_FFT)
     radius = np.exp(-np.pi * bandwidth / SAMPLE_RATE)
@@ -248,7 +247,7 @@ def resonance(centre: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
 
 
 def vocal_tract(excitation: np.ndarray, tract: np.ndarray) -> np.ndarray:
-    """Filter frame by frame and cross-fade: Hann frames of 20 ms, each through its own formants."""
+    """Filter overlapping Hann frames of 20 ms, each by its own formants, and add them."""
     n_frames, size = len(tract), 2 * FRAME_HOP
     response = resonance(*NASAL_POLE) / resonance(tract[:, 8], NASAL_POLE[1]) * 10 ** (tract[:, 9:] / 20)
     for formant in range(4):
@@ -267,39 +266,39 @@ def vocal_tract(excitation: np.ndarray, tract: np.ndarray) -> np.ndarray:
 
 
 def sing(notes: list[Note], rng: np.random.Generator) -> np.ndarray:
-    """Sing the notes in a dry room without noise. [n_samples], unscaled."""
+    """Return the dry voice without noise, [n_samples], unscaled."""
     n_frames = round((notes[-1].end + TAIL) * SAMPLE_RATE / FRAME_HOP)
     time = np.arange(n_frames * FRAME_HOP) / SAMPLE_RATE
-    f0 = pitch_curve(notes, time, rng)  # drawn first, so that the truth can be had without the sound
+    f0 = pitch_curve(notes, time, rng)  # the first use of rng, so that sung_pitch can repeat it
     level, voice = level_curve(notes, time, rng), voicing(notes, time)
-    rd = np.clip(0.8 - 0.11 * level + 0.6 * (1 - voice), 0.7, 2.6)  # soft is lax
+    rd = np.clip(0.8 - 0.11 * level + 0.6 * (1 - voice), 0.7, 2.6)  # a soft voice is lax
     source = glottal_source(f0, voice * 10 ** (level / 20), rd, rng)
     breath = breath_curve(notes, time) * rng.standard_normal(time.size)
     return vocal_tract(source + breath, articulate(notes, n_frames, rng))
 
 
 def record(voice: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Put the singer in a small room before a phone: reflections, no lows, PEAK_DB, a noise floor."""
+    """Add the reflections of a small room, a phone's high-pass filter and a noise floor; scale to PEAK_DB."""
     time = np.arange(SAMPLE_RATE // 4) / SAMPLE_RATE
     room = 0.012 * rng.standard_normal(time.size) * np.exp(-time / 0.03) * smoothstep((time - 0.002) / 0.01)
-    heard = voice + fftconvolve(voice, room)[: voice.size]
-    audio = sosfilt(butter(2, 70.0, "high", fs=SAMPLE_RATE, output="sos"), heard)
+    reverberant = voice + fftconvolve(voice, room)[: voice.size]
+    audio = sosfilt(butter(2, 70.0, "high", fs=SAMPLE_RATE, output="sos"), reverberant)
     hiss = wander(rng, voice.size, 1200.0, 10 ** (NOISE_FLOOR_DB / 20))
     return audio * 10 ** (PEAK_DB / 20) / np.abs(audio).max() + hiss
 
 
 def make_hum(seed: int = 0) -> np.ndarray:
-    """Render the hum; the same seed gives the same samples. int16 [n_samples] at SAMPLE_RATE."""
+    """Render the hum, int16 [n_samples] at SAMPLE_RATE; deterministic for each seed."""
     rng = np.random.default_rng(seed)
     return np.round(record(sing(schedule(), rng), rng) * 32_767).astype(np.int16)
 
 
 def sung_pitch(seed: int = 0) -> np.ndarray:
-    """Return what is sung, [T, 2]: seconds, each 10 ms, and f0 in Hz, 0 where the voice is not full."""
+    """Return the true pitch every 10 ms, [T, 2]: time in s, and f0 in Hz, 0 where the voice is not full."""
     notes = schedule()
     n_frames = round((notes[-1].end + TAIL) * SAMPLE_RATE / FRAME_HOP)
     time = np.arange(n_frames * FRAME_HOP) / SAMPLE_RATE
-    f0 = pitch_curve(notes, time, np.random.default_rng(seed))  # the first that ``make_hum`` draws
+    f0 = pitch_curve(notes, time, np.random.default_rng(seed))
     return np.stack([time, f0 * (voicing(notes, time) > 0.9)], axis=1)[::FRAME_HOP]
 
 
@@ -317,11 +316,11 @@ def save_wav(path: Path, audio: np.ndarray) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="the .wav file to write")
-    parser.add_argument("--seed", type=int, default=0, help="another seed is another take of the same tune")
+    parser.add_argument("--output", type=Path, required=True, help="WAV file to write")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the take (default 0)")
     args = parser.parse_args(argv)
     if args.output.suffix.lower() != ".wav" or args.output.is_dir() or args.seed < 0:
-        parser.error(f"--output must name a .wav file and --seed be 0 or more, not {args.output} and {args.seed}")
+        parser.error(f"--output should be a .wav file and --seed 0 or more, not {args.output} and {args.seed}")
     return args
 
 

@@ -45,6 +45,10 @@ class BlendedModel(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("first"), name)
 
+    def initial_state(self) -> tuple:
+        """Return the states of both before the first frame of one sound."""
+        return self.first.initial_state(), self.second.initial_state()
+
     def step(
         self, f0: Tensor, loudness: Tensor, state: tuple | None, plucks: Tensor | None = None
     ) -> tuple[Controls, tuple]:

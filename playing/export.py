@@ -1,9 +1,11 @@
-"""Export a model for other hosts as ONNX or by torch.export: the graph of ``block_model.py``, proven and described.
+"""Export a model for other hosts as ONNX or by torch.export, proven and described.
 
-The file that was written is loaded again and must equal the Python model over consecutive blocks before it takes the
-name asked for. A json file beside it says what a host must know: shapes, state, latency.
+Either as a function of curves (``block_model.py``) or as the whole live graph, voice in and sound out
+(``live_graph.py``). The file that was written is loaded again and must equal the Python model, block by block from the
+same state, before it takes the name asked for. A json file beside it says what a host must know.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -15,30 +17,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from checkpoint import load_model
 from model import NeuralGuitar
-from playing.block_model import BlockModel, GraphState
+from playing.block_model import BlockModel
+from playing.live_graph import CONTROLS, SHOWN, ExportedLiveGraph, LiveGraph
 from sound.atomic_files import write_text
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 TOLERANCE = 1e-4  # largest difference from the Python model, in samples of full scale 1
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vox2trumpet"  # of live graphs
+_MOST_CACHED = 20
 _OPSET = 20
-Run = Callable[..., Sequence[Tensor]]  # (f0, loudness, noise, *state) -> (audio, *state)
+_PROOF_BLOCKS = 200
+_MAKES_GRAPHS = ("model.py", "synth.py", "playing/*.py", "voice/*.py", "sound/crepe.py", "sound/pitch_decoder.py")
+Run = Callable[..., Sequence[Tensor]]  # (*inputs, state, state64) -> (*outputs, state, state64)
 
 
 # --- writing and reading --------------------------------------------------------------------------
 
 
-def write_onnx(block_model: BlockModel, inputs: tuple[Tensor, ...], path: Path) -> None:
+def write_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str], path: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):  # the exporter's remarks on torch's own code
         torch.onnx.export(
-            block_model,
-            inputs,
+            module,
+            tuple(inputs.values()),
             path,
-            input_names=["f0", "loudness", "noise", *(f"state_{name}" for name in GraphState._fields)],
-            output_names=["audio", *(f"next_{name}" for name in GraphState._fields)],
+            input_names=list(inputs),
+            output_names=list(outputs),
             opset_version=_OPSET,
             dynamo=True,
             external_data=False,
@@ -46,9 +54,9 @@ def write_onnx(block_model: BlockModel, inputs: tuple[Tensor, ...], path: Path) 
         )
 
 
-def write_torch_export(block_model: BlockModel, inputs: tuple[Tensor, ...], path: Path) -> None:
+def write_torch_export(module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str], path: Path) -> None:
     with path.open("wb") as file:
-        torch.export.save(torch.export.export(block_model, inputs), file)
+        torch.export.save(torch.export.export(module, tuple(inputs.values())), file)
 
 
 def read_onnx(path: Path) -> Run:
@@ -76,105 +84,158 @@ _WRITERS = {"onnx": write_onnx, "torch_export": write_torch_export}
 _READERS = {"onnx": read_onnx, "torch_export": read_torch_export}
 
 
-# --- proof ----------------------------------------------------------------------------------------
+# --- what is exported -----------------------------------------------------------------------------
 
 
-def make_curves(model: NeuralGuitar, n_frames: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return f0 and loudness, [1, T, 1] each, over all that the model has heard, and noise [1, N]."""
-    f0, loudness = (
-        torch.linspace(values[0], values[-1], n_frames)[None, :, None]
-        for values in (model.statistics["f0_quantiles"], model.statistics["loudness_quantiles"])
-    )
-    generator = torch.Generator().manual_seed(0)
-    return f0, loudness, 2 * torch.rand(1, n_frames * model.audio.hop_length, generator=generator) - 1
+class _Export:
+    """A module whose last two arguments and results are the state, and what a host must know of it."""
+
+    def __init__(self, module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str]) -> None:
+        """Take the module, and its inputs over a proof: [blocks, ...] each."""
+        self.module, self.inputs = module.eval(), inputs
+        packer = module.packer
+        self.state = {"state": torch.zeros_like(packer.initial), "state64": torch.zeros_like(packer.initial64)}
+        self.outputs = [*outputs, *(f"next_{name}" for name in self.state)]
+
+    def block(self, number: int) -> dict[str, Tensor]:
+        return {name: values[number] for name, values in self.inputs.items()}
 
 
-def play_blocks(run: Run, block_model: BlockModel, f0: Tensor, loudness: Tensor, noise: Tensor, size: int) -> Tensor:
-    """Play [1, T, 1] curves in consecutive blocks of ``size`` frames; return the audio [1, N]."""
-    hop_length, state, blocks = block_model.model.audio.hop_length, block_model.initial_state(), []
-    for start in range(0, f0.shape[1], size):
-        frames = slice(start, start + size)
-        samples = slice(start * hop_length, (start + size) * hop_length)
-        audio, *state = run(f0[:, frames], loudness[:, frames], noise[:, samples], *state)
-        blocks.append(audio)
-    return torch.cat(blocks, dim=1)
+def _make_noise(*shape: int) -> Tensor:
+    return 2 * torch.rand(*shape, generator=torch.Generator().manual_seed(0)) - 1
 
 
-@torch.inference_mode()
-def measure_difference(run: Run, block_model: BlockModel, size: int) -> float:
-    """Return the largest difference between the blocks and the Python model's sound over two seconds."""
-    model, late = block_model.model, block_model.latency
-    n_frames = max(4, 200 // size) * size
-    f0, loudness, noise = make_curves(model, n_frames)
-    controls = model.controls(f0, loudness)
-    # A frame's noise comes with the frame that ends it.
-    expected = model.harmonic_synthesizer(f0, controls.harmonic_amplitudes) + model.noise_synthesizer.filter(
-        noise.roll(-model.audio.hop_length, dims=1), controls.noise_magnitudes
-    )
-    audio = play_blocks(run, block_model, f0, loudness, noise, size)
-    return (audio[:, late:] - expected[:, :-late]).abs().max().item()
-
-
-@torch.inference_mode()
-def measure_latency(run: Run, block_model: BlockModel, size: int, n_blocks: int = 200) -> dict[str, float]:
-    """Return milliseconds a block: median, and what 99 of 100 blocks stay under."""
-    f0, loudness, noise = make_curves(block_model.model, size)
-    state, seconds = block_model.initial_state(), []
-    for _ in range(n_blocks):
-        started = time.perf_counter()
-        _, *state = run(f0, loudness, noise, *state)
-        seconds.append(time.perf_counter() - started)
-    return {"median": 1000 * statistics.median(seconds), "p99": 1000 * sorted(seconds)[int(0.99 * n_blocks)]}
-
-
-def export_model(model: NeuralGuitar, kind: str, target: Path, size: int) -> dict[str, Any]:
-    """Write the model to ``target`` for blocks of ``size`` frames and a description beside it; return the description.
-
-    Raises:
-        ValueError: the decoder is no GRU, or the file does not equal the model.
-        OSError: it cannot be written; what stood at ``target`` stays.
-    """
-    block_model = BlockModel(model).eval()
-    inputs = (*make_curves(model, size), *block_model.initial_state())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unproven = target.with_name(f".part.{target.name}")
-    try:
-        with torch.no_grad():
-            _WRITERS[kind](block_model, inputs, unproven)
-        run = _READERS[kind](unproven)
-        difference = measure_difference(run, block_model, size)
-        if not difference <= TOLERANCE:
-            raise ValueError(f"the exported model is {difference:.2g} from the Python model; nothing was written")
-        description = describe(block_model, kind, size) | {
-            "bytes": unproven.stat().st_size,
-            "largest_difference": difference,
-            "milliseconds_a_block": measure_latency(run, block_model, size),
-        }
-        os.replace(unproven, target)
-    finally:
-        unproven.unlink(missing_ok=True)
-    write_text(target.with_suffix(".json"), json.dumps(description, indent=2) + "\n")
-    return description
-
-
-def describe(block_model: BlockModel, kind: str, size: int) -> dict[str, Any]:
-    """Return what a host must know to run the file."""
-    model, audio = block_model.model, block_model.model.audio
-    return {
-        "format": kind,
-        "instrument": model.instrument,
-        "preset": model.settings.preset,
-        "sample_rate": audio.sample_rate,
-        "hop_length": audio.hop_length,
+def _export_curves(model: NeuralGuitar, size: int) -> tuple[_Export, dict[str, Any]]:
+    """Return the export of decoder and synthesizer for blocks of ``size`` frames, and its part of the description."""
+    module, hop_length = BlockModel(model), model.audio.hop_length
+    curves = {  # over all that the model was trained on
+        name: torch.linspace(*model.statistics[f"{name}_quantiles"][::100], _PROOF_BLOCKS * size).view(-1, 1, size, 1)
+        for name in ("f0", "loudness")
+    }
+    inputs = {**curves, "noise": _make_noise(_PROOF_BLOCKS, 1, size * hop_length)}
+    described = {
         "block_frames": size,
-        "latency_samples": block_model.latency,
+        "latency_samples": module.latency,
         "inputs": {
             "f0": f"Hz, [1, {size}, 1]",
             "loudness": f"dB re full scale, A-weighted, [1, {size}, 1]",
-            "noise": f"uniform in -1..1, [1, {size * audio.hop_length}]",
+            "noise": f"uniform in -1..1, [1, {size * hop_length}]",
         },
-        "state": {
-            name: {"shape": list(value.shape), "type": str(value.dtype).removeprefix("torch.")}
-            for name, value in block_model.initial_state()._asdict().items()
-        },
+        "outputs": {"audio": f"[1, {size * hop_length}]"},
     }
+    return _Export(module, inputs, ["audio"]), described
+
+
+def _export_live(model: NeuralGuitar) -> tuple[_Export, dict[str, Any]]:
+    """Return the export of the live graph, and its part of the description."""
+    graph, audio = LiveGraph(model), model.audio
+    module, hop = ExportedLiveGraph(graph), audio.feature_hop_length
+    time = torch.arange(_PROOF_BLOCKS * hop) / audio.feature_rate  # a voice that glides, swells and pauses
+    phase = 2 * torch.pi * torch.cumsum(150 * 2 ** (time / 2), 0) / audio.feature_rate
+    voice = 0.3 * torch.sin(3 * time).clamp_min(0) * (torch.sin(phase) + 0.5 * torch.sin(2 * phase))
+    inputs = {
+        "voice": voice.view(_PROOF_BLOCKS, hop),
+        "noise": _make_noise(_PROOF_BLOCKS, audio.hop_length),
+        "controls": graph.controls().expand(_PROOF_BLOCKS, -1),
+    }
+    described = {
+        "feature_rate": audio.feature_rate,
+        "feature_hop_length": hop,
+        "latency_samples": graph.latency,
+        "articulation": "plucked" if graph.plucker else "sustained",
+        "register_semitones": graph.register_semitones,
+        "median_f0": graph.median_f0,
+        "live_loudness": graph.config.transfer.live_loudness,
+        "controls": CONTROLS,
+        "shown": SHOWN,
+        "inputs": {
+            "voice": f"[{hop}] at {audio.feature_rate} Hz",
+            "noise": f"uniform in -1..1, [{audio.hop_length}]",
+            "controls": f"[{len(CONTROLS)}], in the order of 'controls': semitones in all, then dB",
+        },
+        "outputs": {"audio": f"[{audio.hop_length}]", "shown": f"[{len(SHOWN)}], in the order of 'shown'"},
+    }
+    return _Export(module, inputs, ["audio", "shown"]), described
+
+
+# --- proof ----------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def measure_difference(run: Run, export: _Export) -> tuple[float, dict[str, float]]:
+    """Run a file beside the Python model, each block from the same state.
+
+    Returns:
+        The largest difference of the sound, and milliseconds a block: median, and what 99 of 100 stay under.
+    """
+    state, difference, seconds = list(export.state.values()), 0.0, []
+    for number in range(_PROOF_BLOCKS):
+        inputs = export.block(number).values()
+        started = time.perf_counter()
+        audio, *_ = run(*inputs, *state)
+        seconds.append(time.perf_counter() - started)
+        expected, *rest = export.module(*inputs, *state)
+        difference = max(difference, (audio - expected).abs().max().item())
+        state = rest[-2:]
+    high = sorted(seconds)[int(0.99 * len(seconds))]
+    return difference, {"median": 1000 * statistics.median(seconds), "p99": 1000 * high}
+
+
+def export_model(model: NeuralGuitar, kind: str, target: Path, size: int = 1, live: bool = False) -> dict[str, Any]:
+    """Write the model to ``target``, for blocks of ``size`` frames or live, and a description beside it; return that.
+
+    Raises:
+        ValueError: the model cannot be exported, or the file does not equal it.
+        OSError: it cannot be written; what stood at ``target`` stays.
+    """
+    export, described = _export_live(model) if live else _export_curves(model, size)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unproven = target.with_name(f".part.{os.getpid()}.{target.name}")
+    try:
+        with torch.no_grad():
+            _WRITERS[kind](export.module, {**export.block(0), **export.state}, export.outputs, unproven)
+        difference, took = measure_difference(_READERS[kind](unproven), export)
+        if not difference <= TOLERANCE:
+            raise ValueError(f"the exported model is {difference:.2g} from the Python model; nothing was written")
+        description = {
+            "format": kind,
+            "instrument": model.instrument,
+            "preset": model.settings.preset,
+            "sample_rate": model.audio.sample_rate,
+            "hop_length": model.audio.hop_length,
+            **described,
+            "state": {
+                name: {"shape": list(value.shape), "type": str(value.dtype).removeprefix("torch.")}
+                for name, value in export.state.items()
+            },
+            "bytes": unproven.stat().st_size,
+            "largest_difference": difference,
+            "milliseconds_a_block": took,
+        }
+        text = json.dumps(description, indent=2) + "\n"
+        write_text(target.with_suffix(".json"), text)
+        os.replace(unproven, target)
+    finally:
+        unproven.unlink(missing_ok=True)
+    return description
+
+
+def cached_live_graph(checkpoint: Path, folder: Path = CACHE) -> Path:
+    """Return the live graph of a checkpoint as an ONNX file in a folder, where it is written if it is not there yet.
+
+    Its name says what it was made of: the checkpoint and this code. Only the newest graphs are kept.
+
+    Raises:
+        ValueError, OSError: as ``export_model`` and ``checkpoint.load_model`` raise.
+    """
+    digest = hashlib.sha256(checkpoint.read_bytes())
+    root = Path(__file__).parents[1]
+    for source in sorted(path for name in _MAKES_GRAPHS for path in root.glob(name)):
+        digest.update(source.read_bytes())
+    target = folder / f"{digest.hexdigest()[:32]}.onnx"
+    if not (target.exists() and target.with_suffix(".json").exists()):
+        export_model(load_model(checkpoint), "onnx", target, live=True)
+        for old in sorted(folder.glob("*.onnx"), key=lambda path: path.stat().st_mtime)[:-_MOST_CACHED]:
+            old.unlink()
+            old.with_suffix(".json").unlink(missing_ok=True)
+    return target

@@ -6,6 +6,7 @@ model heard in training), gated (where nothing is sung the instrument is silent)
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,17 +19,30 @@ import torch
 from features import Features
 from model import NeuralGuitar, Sound
 from playing.block_player import play_curves
-from playing.causal_transfer import StreamingTransfer, frames_to_curves
-from playing.transfer_report import NO_VOICE, make_report
+from playing.causal_transfer import StreamingTransfer, frames_to_curves, require_melody
 from sound.audio_files import SpooledAudio, block_slices, mix_channels, prepare_audio, resample_blocks
 from voice.curves import Curves, Melody, shape_notes
-from voice.fitting import TransferOptions, fit_melody, fit_register, fraction_out_of_range, pluck_curves
-from voice.instrument_profile import InstrumentProfile
+from voice.fitting import (
+    InstrumentProfile,
+    TransferOptions,
+    fit_melody,
+    fit_register,
+    fraction_out_of_range,
+    pluck_curves,
+)
 from voice.melody import extract_melody, trace_whistling
 from voice.midi import chord_fraction, make_monophonic, melody_from_notes, read_midi
 from voice.note_finder import SungNote, find_notes
 
 _BLOCK_SAMPLES = 2**20  # in memory at once, of either part
+_POLYPHONY_WARNING = 0.3  # share of the sounding frames from which a person should be told
+NO_VOICE = {  # what a report says where no voice was measured
+    "semitones": 0.0,
+    "loudness_gain": 0.0,
+    "share_too_high": 0.0,
+    "share_polyphonic": 0.0,
+    "mains_hum": None,
+}
 _DEFAULTS = TransferOptions()
 ProgressCallback = Callable[[str, float], None]  # a step that a person understands, and the share that is done
 
@@ -46,8 +60,16 @@ class TransferResult:
     sample_rate: int
     features: Features  # measured in the input
     curves: Curves  # fitted to the instrument
-    notes: list[SungNote]  # that are played
     report: dict[str, Any]
+    frame_rate: float
+    known_notes: list[SungNote] | None = None  # that were plucked or read from a file
+
+    @functools.cached_property
+    def notes(self) -> list[SungNote]:
+        """The notes that are played."""
+        if self.known_notes is not None:
+            return self.known_notes
+        return find_notes(self.curves.f0, self.features.loudness.numpy(), self.curves.voiced, self.frame_rate)
 
     @property
     def harmonic(self) -> np.ndarray:
@@ -150,29 +172,38 @@ def transfer_causal(
     voice, sample_rate = SpooledAudio(blocks), options.output_rate or stream.rate
     hop_length = model.audio.feature_hop_length
     n_frames = -(-len(voice) // hop_length)
-    voice.append(np.zeros(n_frames * hop_length - len(voice) + stream.feature_latency))
+    n_late = -(-stream.sound_before // model.audio.hop_length)  # hops
+    voice.append(np.zeros((n_frames + n_late) * hop_length - len(voice)))
 
     def played() -> Iterator[Sound]:
+        n_early, n_left = stream.sound_before, model.audio.frames_to_samples(n_frames)
         for part in block_slices(len(voice), stream.feature_rate):  # a second between two reports of progress
             for frame, sound in stream.process_frames(voice[part]):
                 frames.append(frame)
-                yield sound
+                sound = Sound(*(each[:, n_early:][:, :n_left] for each in sound))
+                n_early, n_left = max(0, n_early - model.audio.hop_length), n_left - sound.harmonic.shape[1]
+                if sound.harmonic.shape[1]:
+                    yield sound
             report_progress(f"Playing the {model.instrument}", part.stop / len(voice))
 
     # The stream is limited, but resampling may draw peaks between its samples.
-    stems, gain = collect_stems(played(), stream.rate, sample_rate, model.settings.transfer.max_peak)
-    stream.fitter.require_melody(frames[:n_frames])
-    curves = frames_to_curves(frames[:n_frames])
+    settings = model.settings.transfer
+    stems, gain = collect_stems(played(), stream.rate, sample_rate, settings.max_peak)
+    frames = frames[stream.frames_before :][:n_frames]
+    require_melody(frames, model.settings.features.loudness_floor, settings.live_gate + options.gate_offset)
+    curves = frames_to_curves(frames)
     outside = fraction_out_of_range(curves.f0[curves.voiced], InstrumentProfile.of(model))
-    fit_report = {"semitones": stream.fitter.semitones, "loudness_gain": stream.fitter.gain}
+    fit_report = {
+        "semitones": float(stream.controls[0]),
+        "loudness_gain": stream.graph.gain + options.loudness_offset,
+    }
     whistle, too_high = trace_whistling(voice, model.settings)
     fit_report["share_too_high"] = float((too_high | (whistle > 0)).mean())
     entries = {**NO_VOICE, **fit_report, "share_out_of_range": outside, "causal": True}
     peak_gain = stream.peak_gain + 20 * float(np.log10(gain))
     report = make_report(model.instrument, len(stems[0]) / sample_rate, entries, curves, peak_gain, started)
-    features = Features(*map(torch.tensor, zip(*(frame.measured for frame in frames[:n_frames]))))
-    notes = find_notes(curves.f0, features.loudness.numpy(), curves.voiced, model.audio.frame_rate)
-    return TransferResult(stems, gain, sample_rate, features, curves, notes, report)
+    features = Features(*map(torch.tensor, zip(*(frame.measured for frame in frames))))
+    return TransferResult(stems, gain, sample_rate, features, curves, report, model.audio.frame_rate)
 
 
 def _ignore_progress(step: str, share: float) -> None:
@@ -225,8 +256,7 @@ def transfer_curves(
     started = time.perf_counter()
     outside = fraction_out_of_range(melody.f0[melody.voiced], InstrumentProfile.of(model))
     entries, curves = {**NO_VOICE, "share_out_of_range": outside}, shape_notes(melody, model.settings)
-    notes = find_notes(melody.f0, melody.loudness, melody.voiced, model.audio.frame_rate)
-    return render_curves(model, _melody_as_features(melody), curves, notes, options, seed, entries, started)
+    return render_curves(model, _melody_as_features(melody), curves, None, options, seed, entries, started)
 
 
 def _melody_as_features(melody: Melody) -> Features:
@@ -241,7 +271,7 @@ def render_curves(
     model: NeuralGuitar,
     features: Features,
     curves: Curves,
-    notes: list[SungNote],
+    notes: list[SungNote] | None,
     options: TransferOptions,
     seed: int,
     entries: dict[str, Any],
@@ -255,7 +285,7 @@ def render_curves(
     report = make_report(
         model.instrument, len(stems[0]) / sample_rate, entries, curves, 20 * float(np.log10(gain)), started
     )
-    return TransferResult(stems, gain, sample_rate, features, curves, notes, report)
+    return TransferResult(stems, gain, sample_rate, features, curves, report, model.settings.audio.frame_rate, notes)
 
 
 def play_with_progress(
@@ -292,3 +322,57 @@ def collect_stems(
 def _resampled(stem: SpooledAudio, from_rate: int, to_rate: int) -> SpooledAudio:
     blocks = (stem[part] for part in block_slices(len(stem), _BLOCK_SAMPLES))
     return SpooledAudio(resample_blocks(blocks, from_rate, to_rate))
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def make_report(
+    instrument: str, seconds: float, entries: dict[str, Any], curves: Curves, peak_gain: float, started: float
+) -> dict[str, Any]:
+    """Return what a transfer did.
+
+    Args:
+        instrument: that was played.
+        seconds: of the result.
+        entries: what is known of the voice and of its fitting to the instrument; see ``NO_VOICE``.
+        curves: as played.
+        peak_gain: dB, by which the peak was limited.
+        started: when the transfer began, by ``time.perf_counter``.
+    """
+    return {
+        "instrument": instrument,
+        "seconds": round(seconds, 3),
+        **entries,
+        "share_gated": float((curves.gate == 0).mean()),
+        "peak_gain": peak_gain,
+        "times_real_time": seconds / (time.perf_counter() - started),
+    }
+
+
+def is_polyphonic(report: dict[str, Any]) -> bool:
+    """Return True if much of a recording holds several notes at once."""
+    return report["share_polyphonic"] > _POLYPHONY_WARNING
+
+
+def describe_transfer(report: dict[str, Any]) -> str:
+    """Describe in one line what a transfer did."""
+    parts = [
+        f"shifted {report['semitones']:+g} st",
+        f"{100 * report['share_out_of_range']:.0f} % of frames out of range",
+        f"{100 * report['share_gated']:.0f} % gated",
+        f"loudness {report['loudness_gain']:+.0f} dB",
+    ]
+    if report["share_too_high"] > 0.01:
+        how = (
+            "for --causal, which follows no pitch over 1,975 Hz" if report.get("causal") else "to hear and left silent"
+        )
+        parts.append(f"{100 * report['share_too_high']:.0f} % too high {how}")
+    if report["mains_hum"] is not None:
+        parts.append("mains hum taken out")
+    if is_polyphonic(report):
+        parts.append("several notes at once: one line of them is played")
+    if report["peak_gain"] < 0:
+        by = "by up to " if report.get("causal") else ""
+        parts.append(f"turned down {by}{-report['peak_gain']:.1f} dB")
+    return ", ".join([*parts, f"{report['times_real_time']:.1f} x faster than real time"])

@@ -1,7 +1,7 @@
-"""Unpack a data set's archive safely and move its files to their place.
+"""Install a data set: download its archive, unpack what is wanted of it, and move that to its place.
 
-An archive counts as hostile: each member is checked, wanted or not, and written under a name of ours. Nothing
-half-written carries a final name. ``download_data.py`` and ``download_trumpet_data.py`` say which files are wanted.
+Files are written under names of ours, never under an archive's, and nothing half-written carries a final name.
+``download_data.py`` and ``download_trumpet_data.py`` say which files are wanted.
 """
 
 import argparse
@@ -15,11 +15,11 @@ import re
 import shutil
 import stat
 import tarfile
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,48 +39,68 @@ from sound.atomic_files import write_text
 
 log = logging.getLogger(__name__)
 
-MAX_MEMBERS = 20_000  # URMP has about 1,000, a section of an orchestra some thousands
-MAX_COMPRESSION_RATIO = 100  # unpacked bytes per packed byte: recordings reach 2, text 20, a bomb 1000
+MAX_RATIO = 100  # unpacked bytes per packed byte: recordings reach 2, text 20, a bomb 1000
 MIN_UNPACKED_BYTES = 64 << 20  # bytes that even the smallest archive may unpack to
-MIN_SPEED = 1e6  # packed bytes a second, after a first minute; a slow disk unpacks 20 times as fast
-MAX_HEADER_BYTES = 1 << 20  # between two members of a tar, and after the last one
 UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 
 PlaceMember = Callable[[str], Path | None]  # a member's name -> group/path below the data folder, None: not wanted
-UnpackArchive = Callable[[Path, Path, PlaceMember], None]  # archive, folder to fill, what goes where
+Member = tuple[str, int, Callable[[], BinaryIO]]  # name, bytes, how to open it
 
 
-# --- archives -------------------------------------------------------------------------------------
+def read_members(archive: Path) -> Iterator[Member]:
+    """Yield the files of a zip, a tar, a gzipped tar, or a folder; a tar's have to be opened in turn.
+
+    Raises:
+        DataError: a member is no plain file, leads out of the folder, or all are far larger than the archive.
+        DamagedDownloadError: the archive cannot be read.
+    """
+    left = max(MIN_UNPACKED_BYTES, MAX_RATIO * archive.stat().st_size) if archive.is_file() else float("inf")
+    read = read_folder if archive.is_dir() else read_zip if zipfile.is_zipfile(archive) else read_tar
+    with naming_damage(archive):
+        for name, size, open_member in tqdm(read(archive), "unpacking", unit=" files", disable=None):
+            left -= size
+            if left < 0:
+                refuse(name, f"the archive unpacks to over {MAX_RATIO} times its size")
+            yield name, size, open_member
 
 
-class MemberGuard:
-    """Check each member of an archive, and the number, size and time of all."""
+def read_folder(folder: Path) -> Iterator[Member]:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        yield path.name, path.stat().st_size, partial(path.open, "rb")
 
-    def __init__(self, archive: Path):
-        size = archive.stat().st_size
-        self.archive, self.members_left = archive.name, MAX_MEMBERS
-        self.bytes_left = max(MIN_UNPACKED_BYTES, MAX_COMPRESSION_RATIO * size)
-        self.deadline = time.monotonic() + 60 + size / MIN_SPEED
 
-    def check(self, name: str, size: int, is_plain: bool) -> None:
-        """Raise DataError, with the member's name, for what no honest data set holds."""
-        self.members_left -= 1
-        self.bytes_left -= size
-        faults = {
-            "its path leads out of the folder": re.match(r"[/\\]|[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name),
-            "it is a link or a device": not is_plain,
-            f"the archive unpacks to over {MAX_COMPRESSION_RATIO} times its size": size < 0 or self.bytes_left < 0,
-            f"the archive has more than {MAX_MEMBERS} members": self.members_left < 0,
-            "the archive takes far too long to unpack": time.monotonic() > self.deadline,
-        }
-        for fault in (fault for fault, found in faults.items() if found):
-            raise DataError(f"{self.archive} is refused at its member {name[:200]!r}: {fault}")
+def read_zip(file: Path | BinaryIO) -> Iterator[Member]:
+    with zipfile.ZipFile(file) as source:
+        for member in source.infolist():
+            name, kind = member.orig_filename, stat.S_IFMT(member.external_attr >> 16)  # 0: not packed on Unix
+            if re.match(r"[/\\]|[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
+                refuse(name, "its path leads out of the folder")
+            if kind not in (0, stat.S_IFDIR if member.is_dir() else stat.S_IFREG):
+                refuse(name, "it is a link or a device")
+            if not member.is_dir():
+                yield member.filename, member.file_size, partial(source.open, member)
 
-    def check_zip(self, archive: zipfile.ZipFile) -> None:
-        for member in archive.infolist():
-            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where it was not packed on Unix
-            is_plain = kind in (0, stat.S_IFDIR if member.is_dir() else stat.S_IFREG)
-            self.check(member.orig_filename, member.file_size, is_plain)
+
+def read_tar(archive: Path) -> Iterator[Member]:
+    with archive.open("rb") as file:
+        is_packed = file.read(2) == b"\x1f\x8b"  # some browsers save a .tar.gz as a .tar
+        file.seek(0)
+        # tarfile reads gzip itself, but without a look at its CRC.
+        with gzip.GzipFile(fileobj=file) if is_packed else nullcontext(file) as unpacked:
+            with tarfile.open(fileobj=unpacked, mode="r|", bufsize=CHUNK) as tar:
+                for member in tar:
+                    try:
+                        tarfile.data_filter(member, "/folder")
+                    except tarfile.FilterError as error:
+                        refuse(member.name, str(error))
+                    if member.isreg():
+                        yield member.name, member.size, partial(tar.extractfile, member)
+            while unpacked.read(CHUNK):  # up to the CRC
+                pass
+
+
+def refuse(name: str, reason: str) -> None:
+    raise DataError(f"the archive is refused at its member {name[:200]!r}: {reason}")
 
 
 @contextmanager
@@ -94,6 +114,15 @@ def naming_damage(archive: Path) -> Iterator[None]:
         raise DamagedDownloadError(f"{archive} cannot be unpacked: {error}") from error
 
 
+def unpack(archive: Path, stage: Path, place: PlaceMember) -> None:
+    """Write the wanted files of an archive, or of a folder, into `stage`."""
+    for name, size, open_member in read_members(archive):
+        if target := place(name):
+            require_space(stage.parent, size)
+            with naming_damage(archive), open_member() as stream:
+                write_member(stream, stage / target)
+
+
 def write_member(stream: BinaryIO, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -103,62 +132,11 @@ def write_member(stream: BinaryIO, target: Path) -> None:
         raise DataError(f"the archive is refused: it holds two files named {target.name}") from error
 
 
-def unpack_zip(archive: Path, stage: Path, place: PlaceMember) -> None:
-    """Take the wanted members of a zip out."""
-    with naming_damage(archive), zipfile.ZipFile(archive) as source:
-        MemberGuard(archive).check_zip(source)
-        placed = {member: place(member.filename) for member in source.infolist() if not member.is_dir()}
-        wanted = {member: target for member, target in placed.items() if target}
-        require_space(stage.parent, sum(member.file_size for member in wanted))
-        for member, target in tqdm(wanted.items(), "unpacking", disable=None):
-            with source.open(member) as stream:
-                write_member(stream, stage / target)
-
-
-class LimitedStream:
-    """A stream that hands out no more than its first `limit` bytes."""
-
-    def __init__(self, stream: BinaryIO):
-        self.stream, self.position, self.limit = stream, 0, MAX_HEADER_BYTES
-
-    def read(self, size: int) -> bytes:
-        data = self.stream.read(size)
-        self.position += len(data)
-        if self.position > self.limit:
-            raise DataError(f"the archive is refused: too much that is no file lies before its byte {self.position}")
-        return data
-
-
-def unpack_tar(archive: Path, stage: Path, place: PlaceMember) -> None:
-    """Take the wanted members of a .tar.gz or .tar out in one pass; gzip's own CRC is checked at its end."""
-    guard = MemberGuard(archive)
-    with archive.open("rb") as file, naming_damage(archive):
-        magic = file.read(2)
-        file.seek(0)
-        if magic == b"PK":
-            raise DataError(f"{archive} is a zip: unpack it and name the archive inside")
-        # Some browsers save a .tar.gz as a .tar. tarfile reads gzip itself, but without a look at its CRC.
-        with gzip.GzipFile(fileobj=file) if magic == b"\x1f\x8b" else nullcontext(file) as unpacked:
-            stream = LimitedStream(unpacked)
-            with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK) as tar:
-                for member in tqdm(tar, "unpacking", unit=" files", disable=None):
-                    guard.check(member.name, member.size, member.isdir() or (member.isreg() and not member.issparse()))
-                    stream.limit = member.offset_data + member.size + MAX_HEADER_BYTES
-                    if member.isreg() and (target := place(member.name)):
-                        write_member(tar.extractfile(member), stage / target)
-            while stream.read(CHUNK):
-                pass
-
-
-# --- one data set ---------------------------------------------------------------------------------
-
-
 def install_dataset(
     source: DownloadSource,
     folder: Path,
     groups: tuple[str, ...],
     place: PlaceMember,
-    unpack: UnpackArchive,
     local: Path | None,
     keep_archive: bool,
 ) -> None:
@@ -166,8 +144,7 @@ def install_dataset(
 
     Args:
         place: tells for a member of the archive which group it belongs to and where in `folder` it goes.
-        unpack: fills a folder with what `place` wants.
-        local: an archive, or for some `unpack` a folder, that the user has; it is neither downloaded nor deleted.
+        local: an archive or a folder that the user has; it is neither downloaded nor deleted.
         keep_archive: whether a downloaded archive stays.
 
     Raises:
@@ -180,38 +157,21 @@ def install_dataset(
     if local and not local.exists():
         raise DataError(f"{local} does not exist; name the file or folder that you have")
     folder.mkdir(parents=True, exist_ok=True)
-    archive = local or download_archive(source, folder)
-    with staging_folder(folder) as stage, nullcontext() if local else deleting_damaged(archive):
-        if local and local.is_file():
-            check_checksum(local, source.checksum)
-        require_space(folder, source.ratio * archive.stat().st_size)
-        unpack(archive, stage, lambda name: path if (path := place(name)) and path.parts[0] in missing else None)
-        move_into_place(stage, folder, missing, archive)
-    if not (local or keep_archive):
-        archive.unlink()
-
-
-def download_archive(source: DownloadSource, folder: Path) -> Path:
-    """Return the checked archive, downloaded to `folder` unless it is there already."""
-    archive = folder / source.name
-    if archive.exists():
-        with deleting_damaged(archive):
-            check_checksum(archive, source.checksum)
-    else:
-        download(source, archive, lambda part: check_checksum(part, source.checksum))
-    return archive
-
-
-@contextmanager
-def staging_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder that is gone afterwards; what a killed run has left in it is deleted first."""
-    stage = folder / ".unpacking"
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
+    archive, stage = local or folder / source.name, folder / ".unpacking"
+    shutil.rmtree(stage, ignore_errors=True)  # what a killed run has left
     try:
-        yield stage
+        if not archive.exists():
+            download(source, archive, lambda part: check_checksum(part, source.checksum))
+        with nullcontext() if local else deleting_damaged(archive):
+            if archive.is_file():
+                check_checksum(archive, source.checksum)
+                require_space(folder, source.ratio * archive.stat().st_size)
+            unpack(archive, stage, lambda name: path if (path := place(name)) and path.parts[0] in missing else None)
+        move_into_place(stage, folder, missing, archive)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+    if not (local or keep_archive):
+        archive.unlink()
 
 
 def done_marker(folder: Path, group: str) -> Path:
@@ -239,9 +199,6 @@ def move_into_place(stage: Path, folder: Path, groups: list[str], origin: Path) 
             os.replace(stage / group / name, folder / name)
         write_text(done_marker(folder, group), json.dumps({"files": files}, indent=1))
         log.info("%s: %d files in %s", group, len(files), (folder / next(iter(files))).parent)
-
-
-# --- the command lines ----------------------------------------------------------------------------
 
 
 def checksum_text(text: str) -> str:

@@ -144,9 +144,7 @@ def split_takes(
 
 def split_boundary(checkpoint: dict[str, Any]) -> str | None:
     """Return where a training divides its recordings, for ``read_corpus``; None if its checkpoint does not say."""
-    schedule = checkpoint["schedule"] or {}
-    boundary = schedule.get("boundary")
-    return RECORDING_ENDS if boundary is None and "boundary" in schedule else boundary  # None stood for the ends
+    return (checkpoint["schedule"] or {}).get("boundary")
 
 
 def _cut_end(span: Span, fraction: float) -> tuple[Span, Span]:

@@ -1,21 +1,24 @@
-"""Training crops: stretches of processed recordings, cut at random and loaded in batches."""
+"""Training crops: random stretches of processed recordings, loaded in batches and divided among processes."""
 
 import functools
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from config import AudioConfig, Config
-from data import Recording, load_recording
-from recordings.process_ranks import ProcessRanks
+from config import AudioConfig, Config, load_config
+from data import Recording, find_recordings, load_recording
 from sound.plucks import trace_plucks
 
-_OPEN_FILES = 1000  # memory maps that stay open; to open one takes longer than to cut a crop
+_OPEN_FILES = 1000  # memory maps that stay open; opening one takes longer than cutting a crop
 
 
 class Span(NamedTuple):
@@ -29,15 +32,28 @@ class Span(NamedTuple):
 class CropDataset(Dataset):
     """Crops of equal length, each ``{"f0": [T, 1], "loudness": [T, 1], "audio": [N]}``.
 
-    For a model that hears plucks, crops also have "plucks", [T, 2]: time since the onset (s) and velocity (dB).
-    Where the sound has another rate than the features, crops also have "bandwidth", [], the share of the band up to
-    Nyquist in which the recording has sound.
-    Random crops are a function of (seed, epoch, index) alone, so that a resumed training sees what an
-    uninterrupted one would have seen. Without a seed the crops lie one after another, for validation.
+    With ``onset_inputs``, crops also have "plucks", [T, 2]: time since the onset (s) and velocity (dB). Where the sound
+    has another rate than the features, crops also have "bandwidth", []: the recording's band as a fraction of the band
+    up to Nyquist.
+
+    Args:
+        source: a folder of processed recordings, or the spans to crop.
+        config: settings the recordings were made with (default: config.json).
+        seed: of random crops, which depend on (seed, epoch, index) only, so that a resumed training sees the same crops
+            as an uninterrupted one; None cuts adjacent crops, for validation.
+
+    Raises:
+        ValueError: the folder holds no recordings, or some made with other settings.
     """
 
-    def __init__(self, spans: Sequence[Span], config: Config, seed: int | None = None) -> None:
-        self.spans = tuple(spans)
+    def __init__(
+        self, source: Sequence[Span] | str | Path, config: Config | None = None, seed: int | None = None
+    ) -> None:
+        config = config or load_config()
+        if isinstance(source, str | Path):
+            paths = find_recordings(Path(source))
+            source = [Span(path, 0, load_recording(path, config).n_frames) for path in paths]
+        self.spans = tuple(source)
         self.audio: AudioConfig = config.audio
         self.loudness_floor = config.features.loudness_floor
         self.n_frames = config.audio.seconds_to_frames(config.train.crop_seconds)
@@ -111,7 +127,7 @@ class CropDataset(Dataset):
 
 
 class _PluckFinder:
-    """Finds the plucks of recordings, once each: of whole ones, so that a crop knows what was plucked before it."""
+    """Find the plucks of each recording once, in the whole recording: a crop depends on the pluck before it."""
 
     def __init__(self, config: Config) -> None:
         self.frame_rate, self.floor = config.audio.frame_rate, config.features.loudness_floor
@@ -136,8 +152,88 @@ _DATASETS = {"NeuralGuitar": NeuralGuitarDataset, "Vox2Trumpet": Vox2TrumpetData
 
 
 def build_dataset(spans: Sequence[Span], instrument: str, config: Config, seed: int | None = None) -> CropDataset:
-    """Return the dataset class that belongs to the instrument's model."""
+    """Return a dataset of the class that belongs to the instrument's model."""
     return _DATASETS[config.instrument(instrument).model](spans, config, seed)
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ProcessRanks:
+    """The rank of this process, as torchrun assigns it."""
+
+    rank: int  # of this process, 0 to size - 1; rank 0 writes files and logs
+    local_rank: int  # rank on this machine, the number of its GPU
+    size: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def device_name(self, device: str) -> str:
+        """Return the name of this rank's device: with several ranks, each takes a different GPU.
+
+        Raises:
+            ValueError: there are fewer GPUs than ranks on this machine.
+        """
+        is_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+        if self.size == 1 or not is_gpu:
+            return device
+        if self.local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {self.local_rank + 1} on this machine finds no GPU of its own, there are "
+                f"{torch.cuda.device_count()}; give torchrun that number as --nproc_per_node, or --device cpu"
+            )
+        return f"cuda:{self.local_rank}"
+
+    def shard(self, items: Any) -> Any:
+        """Return this rank's part of a sequence: every ``size``-th entry."""
+        return items[self.rank :: self.size]
+
+    def wrap_model(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Return a model whose gradients are averaged over all ranks."""
+        if self.size == 1:
+            return model
+        device_ids = [device.index] if device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """Add up a tensor over all ranks, in place, and return it."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+
+SINGLE_PROCESS = ProcessRanks(0, 0, 1)
+
+
+def read_ranks() -> ProcessRanks:
+    """Return the ranks in the environment, as torchrun sets them."""
+    alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
+    return ProcessRanks(*(int(os.environ.get(name) or value) for name, value in alone.items()))
+
+
+@contextmanager
+def process_group(ranks: ProcessRanks, device: torch.device) -> Iterator[None]:
+    """Join the other ranks, by nccl on GPUs and by gloo elsewhere."""
+    if ranks.size == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", device_id=device)  # else a barrier would guess it, and warn
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def load_batches(

@@ -8,7 +8,6 @@ wav; there the digits are those of the 16-bit samples, and a file that differs i
 import hashlib
 import io
 import logging
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from urllib.parse import quote
 import soundfile as sf
 from tqdm import tqdm
 
-from recordings.archives import MemberGuard, naming_damage
+from recordings.archives import Member, naming_damage, read_members, read_zip
 from recordings.resumable_download import DamagedDownloadError, DataError, DownloadSource, deleting_damaged, download
 from sound.atomic_files import atomic_write
 
@@ -108,12 +107,12 @@ def download_samples(
         folder.mkdir(parents=True, exist_ok=True)
         log.info("%s: %d files. %s", name, len(expected), collection.licence)
         missing = find_missing(folder, expected)
-        for found in [*map(read_archive, local_archives), *([read_folder(local_dir)] if local_dir else [])]:
-            take_missing(found, folder, missing, collection.exact)
+        for path in (*local_archives, *([local_dir] if local_dir else [])):
+            take_missing(read_recordings(path), folder, missing, collection.exact)
         if missing and collection.archive:
             archive = download_archive(collection.archive, output_dir / "archives")
             with deleting_damaged(archive):
-                take_missing(read_archive(archive), folder, missing, collection.exact)
+                take_missing(read_recordings(archive), folder, missing, collection.exact)
             if missing:
                 raise DataError(f"{folder} lacks {len(missing)} of {len(expected)} files, as {min(missing)}; {BY_HAND}")
         for file in tqdm(missing if collection.base else (), unit="file", disable=None):
@@ -161,35 +160,23 @@ def find_missing(folder: Path, expected: dict[str, str]) -> dict[str, str]:
     }
 
 
-def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (file name, bytes) of the recordings in a zip and in the zips inside it, one level deep."""
-    guard = MemberGuard(path)
-    with naming_damage(path), zipfile.ZipFile(path) as archive:
-        for name, data in read_members(archive, guard, (*SOUNDS, ".zip")):
+def read_recordings(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield (file name, bytes) of the recordings in a folder or a zip, and in the zips there, one level deep."""
+    with naming_damage(path):
+        yield from _read_sounds(read_members(path), (*SOUNDS, ".zip"))
+
+
+def _read_sounds(members: Iterable[Member], suffixes: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    for name, size, open_member in members:
+        if name.lower().endswith(suffixes):
+            if size > LARGEST:
+                raise DataError(f"{name!r} is refused: it would unpack to {size} bytes")
+            with open_member() as stream:
+                data = stream.read()
             if name.lower().endswith(".zip"):
-                with zipfile.ZipFile(io.BytesIO(data)) as inner:
-                    yield from read_members(inner, guard, SOUNDS)
+                yield from _read_sounds(read_zip(io.BytesIO(data)), SOUNDS)
             else:
-                yield name, data
-
-
-def read_members(
-    archive: zipfile.ZipFile, guard: MemberGuard, suffixes: tuple[str, ...]
-) -> Iterator[tuple[str, bytes]]:
-    """Yield (file name, bytes) of the members with one of the suffixes."""
-    guard.check_zip(archive)
-    for member in archive.infolist():
-        if member.filename.lower().endswith(suffixes):
-            if member.file_size > LARGEST:
-                raise DataError(f"{member.filename!r} is refused: it would unpack to {member.file_size} bytes")
-            yield Path(member.filename).name, archive.read(member)
-
-
-def read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (file name, bytes) of the recordings in a folder and those in it."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SOUNDS and path.is_file():
-            yield path.name, path.read_bytes()
+                yield Path(name).name, data
 
 
 def take_missing(found: Iterable[tuple[str, bytes]], folder: Path, missing: dict[str, str], exact: bool) -> None:

@@ -25,13 +25,12 @@ from huggingface_hub.utils import logging as client_logging
 from config import Config
 from data import extractor_settings, list_recordings, load_recording
 from recordings.corpus import Corpus, split_takes
-from recordings.crops import Span
-from recordings.hub_client import HubError, UnreachableError, ask_hub
-from recordings.hub_index import INDEX_FILE, HubFile, HubIndex, read_text
-from recordings.process_ranks import ProcessRanks
+from recordings.crops import ProcessRanks, Span
+from recordings.hub_client import INDEX_FILE, HubError, HubFile, HubIndex, UnreachableError, ask_hub, read_text
 from sound.atomic_files import hash_file, write_text
 
 NOTE_FILE = "hub.json"  # which data set a folder holds: {"repo_id", "revision", "index"}
+_ATTEMPTS = 3  # for a file that arrives damaged
 _MAX_REPEATS = 8  # of a recording in an epoch while others are missing
 
 log = logging.getLogger("hub")
@@ -111,7 +110,7 @@ class HubRecordings:
 
     def _open_index(self) -> tuple[str, HubIndex]:
         """Return the revision of the data set and its index; without network, those of the last time."""
-        path, note = self.folder / NOTE_FILE, None
+        path, known, index = self.folder / NOTE_FILE, None, None
         if path.is_file():
             try:
                 note = json.loads(path.read_text(encoding="utf-8"))
@@ -123,12 +122,12 @@ class HubRecordings:
         elif list_recordings(self.folder):
             raise HubError(f"{self.folder} holds other recordings; give an empty --data_dir for {self.repo_id}")
         try:
-            info = ask_hub(lambda: self._api.dataset_info(self.repo_id, timeout=30), self._address, 1 if note else 8)
-            if note and known == info.sha:
+            info = ask_hub(lambda: self._api.dataset_info(self.repo_id, timeout=30), self._address, 1 if index else 8)
+            if known == info.sha:
                 return known, index
             text = ask_hub(lambda: read_text(self._api, self.repo_id, INDEX_FILE, info.sha), self._address)
         except UnreachableError as error:
-            if note is None:
+            if index is None:
                 raise
             log.warning("%s; going on with what is in %s", error, self.folder)
             return known, index
@@ -148,11 +147,10 @@ class HubRecordings:
     def _fetch_all(self) -> None:
         # One recording to begin with, then all that the validation loss needs, so that it is soon that of the whole.
         training, validation = ([span.path for span in side] for side in (self.corpus.training, self.corpus.validation))
-        entries = {self.folder / entry.file: entry for entry in self.index.recordings}
-        missing = [path for path in dict.fromkeys([*training[:1], *validation, *training]) if path not in self.ready]
-        for path in missing:
+        entries, here = {self.folder / entry.file: entry for entry in self.index.recordings}, set(self.ready)
+        for path in (path for path in dict.fromkeys([*training[:1], *validation, *training]) if path not in here):
             try:
-                self._fetch(path, entries[path])
+                fault = self._fetch(entries[path])
             except (HubError, OSError, NotImplementedError) as error:  # refused, a full disk, a disk without locks
                 if not self._closing.is_set():
                     log.error("%s; no more recordings will come, %d are here to train on", error, len(self.ready))
@@ -160,25 +158,27 @@ class HubRecordings:
                 return
             if self._closing.is_set():
                 return
-
-    def _fetch(self, path: Path, entry: HubFile, attempts: int = 3) -> None:
-        """Fetch one file, and again if it arrives damaged; one that stays so is named and left out."""
-        lock, fault = FileLock(self.folder / ".lock"), ""
-        for _ in range(attempts):
-            try:
-                with lock.acquire(cancel_check=lambda: self._closing.is_set() or self._is_whole(entry)):
-                    fault = self._download(path, entry)
-            except Timeout:  # another process fetches, perhaps for as long as the network is lost
-                if self._closing.is_set():
-                    return
-                fault = self._find_fault(path, entry)
-            if not fault:
+            if fault:
+                log.warning("%s/%s is left out: %s", self._address, entries[path].file, fault)
+                self.failed[path] = fault
+            else:
                 self.ready.append(path)
-                return
-        log.warning("%s/%s is left out: %s", self._address, entry.file, fault)
-        self.failed[path] = fault
 
-    def _download(self, path: Path, entry: HubFile) -> str:
+    def _fetch(self, entry: HubFile) -> str:
+        """Fetch a file, again if it arrives damaged, and return why it cannot be trained on, or nothing."""
+        fault = ""
+        for _ in range(_ATTEMPTS):
+            try:
+                is_over = lambda: self._closing.is_set() or self._is_whole(entry)  # noqa: E731
+                with FileLock(self.folder / ".lock").acquire(cancel_check=is_over):
+                    fault = self._download(entry)
+            except Timeout:  # another process has fetched it
+                fault = self._find_fault(entry)
+            if not fault or self._closing.is_set():
+                break
+        return fault
+
+    def _download(self, entry: HubFile) -> str:
         """Fetch a file that is not here whole, and return why it cannot be trained on, or nothing."""
         where = {"repo_type": "dataset", "revision": self._revision, "local_dir": self.folder}
         try:
@@ -189,22 +189,22 @@ class HubRecordings:
                 address = f"{self._address}/resolve/{self._revision}/{entry.file}"
                 ask_hub(download, address, math.inf, self._closing.wait, self._report_trouble)
                 self._report_trouble(None)
-            fault = self._find_fault(path, entry)
+            fault = self._find_fault(entry)
         except (HubError, OSError) as error:
             # The client's own complaint about a wrong size is a plain OSError without a number.
             if type(error) is not HubError and (type(error) is not OSError or error.errno is not None):
                 raise
             fault = str(error)
         if fault:
-            path.unlink(missing_ok=True)
+            (self.folder / entry.file).unlink(missing_ok=True)
         return fault
 
-    def _find_fault(self, path: Path, entry: HubFile) -> str:
+    def _find_fault(self, entry: HubFile) -> str:
         """Return why a file that has arrived cannot be trained on, or nothing."""
         if not self._is_whole(entry):
             return f"{entry.file} arrived damaged"
         try:
-            recording = load_recording(path)
+            recording = load_recording(self.folder / entry.file)
         except ValueError as error:
             return str(error)
         expected = self.index.instrument, entry.n_frames, entry.take

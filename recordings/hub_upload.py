@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from config import Config
 from data import extractor_settings, find_recordings, load_recording
-from recordings.hub_client import HubError, ask_hub
-from recordings.hub_index import INDEX_FILE, HubFile, HubIndex, read_text
+from recordings.hub_client import INDEX_FILE, HubError, HubFile, HubIndex, ask_hub, read_text
 from sound.atomic_files import hash_file
 
 CARD = "README.md"

@@ -27,7 +27,6 @@ RETRIES_OFFLINE = 2  # the same while no server has answered at all
 BACKOFF = 1.0  # s before the next attempt, doubled at each fruitless one up to a minute
 MAX_RETRY_AFTER = 600.0  # s; a server that asks to wait longer ends the run
 TIMEOUT = (15.0, 60.0)  # s to connect, s without a byte
-LOOPBACK = re.compile(r"https?://(localhost|127\.[\d.]+|\[::1\])(:|/|$)")
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +41,6 @@ class DamagedDownloadError(DataError):
 
 class RetryError(Exception):
     """An attempt that failed in a way that the next one may not."""
-
-    def __init__(self, reason: str, wait: float = 0.0):
-        super().__init__(reason)
-        self.wait = wait  # s that the server asks for
 
 
 @dataclass(frozen=True)
@@ -73,57 +68,47 @@ def download(source: DownloadSource, target: Path, check: Callable[[Path], None]
     part, tag = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.part.tag")
     if not (tag.exists() and tag.read_text(encoding="utf-8")):  # nothing ties the bytes to what the server has now
         part.unlink(missing_ok=True)
-    best, fruitless, answered, complete = _size(part), 0, False, False
-    with open_session(source.url) as session:
-        while not complete:
-            headers = {"Accept-Encoding": "identity"}  # lengths must be those of the file itself
-            if size := _size(part):
-                headers |= {"Range": f"bytes={size}-", "If-Range": tag.read_text(encoding="utf-8") or None}
-            try:
-                with session.get(source.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-                    answered = True
-                    _check_status(response, source)
-                    _append_body(response, source, part, tag)
-                    complete = True
-            except (requests.ConnectionError, requests.Timeout, HTTPError, RetryError) as error:
-                fruitless = 1 if _size(part) > best else fruitless + 1
-                best = max(best, _size(part))
-                retry = isinstance(error, RetryError)
-                reason = str(error) if retry else f"the connection failed ({type(error).__name__})"
-                if fruitless > (RETRIES if answered else RETRIES_OFFLINE):
-                    hint = source.manual_hint
-                    raise DataError(f"{source.url}: {reason}, {fruitless} times in a row. {hint}") from error
-                pause = max(error.wait if retry else 0.0, min(BACKOFF * 2 ** (fruitless - 1), 60.0))
-                log.info("%s; trying again in %.0f s", reason, pause)
-                time.sleep(pause)
-            except (requests.RequestException, ValueError, OverflowError) as error:
-                advice = f"Check it and the proxy settings (http_proxy, all_proxy). {source.manual_hint}"
-                raise DataError(f"{source.url} cannot be requested: {error}. {advice}") from error
+    best, fruitless, allowed, complete = _size(part), 0, RETRIES_OFFLINE, False
+    while not complete:
+        headers = {"Accept-Encoding": "identity"}  # lengths must be those of the file itself
+        if size := _size(part):
+            headers |= {"Range": f"bytes={size}-", "If-Range": tag.read_text(encoding="utf-8") or None}
+        requested_pause = 0.0
+        try:
+            with requests.get(source.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+                allowed, requested_pause = RETRIES, Retry().get_retry_after(response.raw) or 0.0
+                _check_status(response, source, requested_pause)
+                _append_body(response, source, part, tag)
+                complete = True
+        except (requests.ConnectionError, requests.Timeout, HTTPError, RetryError) as error:
+            fruitless = 1 if _size(part) > best else fruitless + 1
+            best = max(best, _size(part))
+            reason = str(error) if isinstance(error, RetryError) else f"no connection ({type(error).__name__})"
+            if fruitless > allowed:
+                raise DataError(f"{source.url}: {reason}, {fruitless} times in a row. {source.manual_hint}") from error
+            pause = max(requested_pause, min(BACKOFF * 2 ** (fruitless - 1), 60.0))
+            log.info("%s; trying again in %.0f s", reason, pause)
+            time.sleep(pause)
+        except (requests.RequestException, ValueError, OverflowError) as error:
+            advice = f"Check it and the proxy settings (http_proxy, all_proxy). {source.manual_hint}"
+            raise DataError(f"{source.url} cannot be requested: {error}. {advice}") from error
     with deleting_damaged(part):
         check(part)
     os.replace(part, target)
     tag.unlink()
 
 
-def open_session(url: str) -> requests.Session:
-    """Return a session that uses the proxies of the environment, except to this machine itself."""
-    session = requests.Session()
-    session.trust_env = not LOOPBACK.match(url)
-    return session
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _check_status(response: requests.Response, source: DownloadSource) -> None:
+def _check_status(response: requests.Response, source: DownloadSource, requested_pause: float) -> None:
     """Raise unless an answer has bytes or news of the file."""
     status = response.status_code
+    if requested_pause > MAX_RETRY_AFTER:
+        raise DataError(f"{source.url}: the server (HTTP {status}) asks to wait {requested_pause:.0f} s; try then")
     if status in (408, 425, 429) or status >= 500:
-        wait = Retry().get_retry_after(response.raw) or 0.0
-        if wait > MAX_RETRY_AFTER:
-            raise DataError(f"{source.url}: the server (HTTP {status}) asks to wait {wait:.0f} s; try again then")
-        raise RetryError(f"the server answered HTTP {status}", wait)
+        raise RetryError(f"the server answered HTTP {status}")
     if status not in (200, 206, 416):
         raise DataError(f"{source.url}: the server answered HTTP {status} {response.reason}. {source.manual_hint}")
     if status != 416 and response.headers.get("Content-Type", "").startswith("text/html"):
@@ -170,9 +155,7 @@ def require_space(folder: Path, needed: float) -> None:
     missing = needed - shutil.disk_usage(folder).free
     if missing > 0:
         needed, missing = (tqdm.format_sizeof(size, "B") for size in (needed, missing))
-        raise DataError(
-            f"{folder} needs {needed} of free space, {missing} more than there is; free some or name another"
-        )
+        raise DataError(f"{folder} needs {needed} of free space, {missing} more than there is; free some")
 
 
 def check_checksum(path: Path, expected: str | None) -> None:

@@ -264,6 +264,13 @@ class Sampler:
                 self._blow(chain, after, audio, truth, rng)
         return audio, truth
 
+    def loudest_peak(self) -> float:
+        """Return the amplitude of the loudest recording when it is played as loud as it ever is."""
+        if self.playing.plucked:
+            return max(s.peak for s in self.notes)
+        loud = [s for s in self.notes if DYNAMICS[s.dynamic] > DYNAMICS["mezzo-forte"]] or self.notes
+        return max(s.peak / 10 ** (s.level / 20) for s in loud)
+
     # --- plucked ----------------------------------------------------------------------------------
 
     def choose_pluck(self, note: Note, rng: Rng) -> Sample:
@@ -503,14 +510,6 @@ class Sampler:
             truth.notes.append(
                 describe(note, note.end, float(np.median(f0[a : max(b, a + 1)])), [r.sample.path for r in recordings])
             )
-
-
-def loudest_peak(sampler: Sampler) -> float:
-    """Return the amplitude of the loudest recording when it is played as loud as it ever is."""
-    if sampler.playing.plucked:
-        return max(s.peak for s in sampler.notes)
-    loud = [s for s in sampler.notes if DYNAMICS[s.dynamic] > DYNAMICS["mezzo-forte"]] or sampler.notes
-    return max(s.peak / 10 ** (s.level / 20) for s in loud)
 
 
 def describe(note: Note, end: float, f0: float, files: list[str]) -> dict:

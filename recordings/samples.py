@@ -15,11 +15,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import librosa
 import numpy as np
 import soundfile as sf
 import soxr
+from scipy.sparse.csgraph import connected_components
 
 from sound.atomic_files import write_text
+from sound.audio_files import find_sound_files
 
 SAMPLE_RATE = 48_000  # Hz, of everything that is loaded
 SUFFIXES = {".mp3", ".flac", ".wav", ".ogg"}
@@ -49,7 +52,6 @@ SILENCE = 2.0**-15  # amplitude, one step of 16 bits
 COPY_RESIDUAL = 0.004  # energy left after one file is subtracted from another; two takes leave 0.0075 and more
 VERSION = 4  # of the index
 
-_STEPS = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
 _PHILHARMONIA = re.compile(r"([a-z-]+)_([A-G]s?\d)_([^_]+)_([^_]+)_([^_]+)")
 _SHINY_NOTE = re.compile(r"([a-g]b?\d)_vl(\d)_rr(\d)_1")
 _SHINY_RELEASE = re.compile(r"([a-g]b?\d)_release_rr(\d)_1")
@@ -97,8 +99,7 @@ class Index:
 
 def parse_pitch(name: str) -> int:
     """Return the MIDI pitch of a name such as ``As4``, ``A#4``, ``bb3`` or ``asharp3``."""
-    step, accidental, octave = re.fullmatch(r"([a-gA-G])(#|sharp|s|b)?(\d)", name).groups()
-    return 12 * (int(octave) + 1) + _STEPS[step.lower()] + {"b": -1, None: 0}.get(accidental, 1)
+    return int(librosa.note_to_midi(name.replace("sharp", "#").replace("s", "#")))
 
 
 # E3, A3, A4, G5 and A5: of the trumpet there is next to nothing at the other pitches that train the recogniser.
@@ -317,7 +318,7 @@ def build_index(folder: Path, instrument: str, cache: Path | None = None) -> Ind
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; download recordings with scripts/download_samples.py")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    paths = find_sound_files(folder, SUFFIXES)
     named = [s for s in (parse_name(p.relative_to(folder).as_posix()) for p in paths) if s]
     named = [s for s in named if s.instrument == instrument]
     if not named:
@@ -416,18 +417,11 @@ def find_wrong_dynamics(samples: Iterable[Sample]) -> list[tuple[str, str]]:
     return list(wrong.items())
 
 
-def _group(n: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+def _group(n: int, pairs: list[tuple[int, int]]) -> list[list[int]]:
     """Return the groups of two and more that the pairs connect."""
-    root = list(range(n))
-
-    def find(i: int) -> int:
-        while root[i] != i:
-            i = root[i]
-        return i
-
+    connected = np.zeros((n, n), bool)
     for i, j in pairs:
-        root[find(j)] = find(i)
-    groups: dict[int, list[int]] = {}
-    for i in range(n):
-        groups.setdefault(find(i), []).append(i)
-    return [group for group in groups.values() if len(group) > 1]
+        connected[i, j] = True
+    labels = connected_components(connected, directed=False)[1]
+    groups = (np.flatnonzero(labels == label).tolist() for label in np.unique(labels))
+    return [group for group in groups if len(group) > 1]

@@ -1,8 +1,8 @@
-"""Melodies composed for a sampler: notes with curves of pitch and level, one at a time.
+"""Melodies: notes with curves of pitch and level, one at a time.
 
 Range and dynamics are covered by construction: a file of 30 s holds one phrase in each of six registers and one at
 each of six dynamic levels, and six files in a row pair every register with every level. Phrases are legato, detached,
-mixed, long, runs or repeated notes, with rests between them. ``recordings/sampler.py`` plays them.
+mixed, long, runs or repeated notes, with rests between them. ``sampler.py`` and ``soundfont.py`` play them.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 FILE_SECONDS = 30.0
 N_LEVELS = 6  # dynamic levels, and as many registers
 GRID = 0.002  # s, of the curves of pitch and level
-GAP = 0.004  # s, a detached note ends at least so long before the next
+GAP = 0.006  # s, a detached note ends at least so long before the next; four of FluidSynth's blocks
 
 SCALES = (
     (0, 2, 4, 5, 7, 9, 11),
@@ -51,123 +51,39 @@ Move = tuple[float, float, float]  # middle in s from the onset, semitones, leng
 
 @dataclass(frozen=True)
 class Playing:
-    """How one instrument is played; pairs are ranges to draw from."""
+    """How one instrument is played; pairs are ranges to draw from, and what is not said is that of a trumpet."""
 
     low: int  # MIDI pitch
     high: int  # 94 at most: CREPE hears up to 1975.5 Hz
-    plucked: bool
-    softest: float  # dB, the lowest of the dynamic levels; the highest is 0
-    slurs: float  # factor on a style's share of joined notes
-    glide: tuple[float, float]  # s, from one slurred note to the next
-    slide: tuple[float, float]  # s, a glide that is heard as one
-    slides: float  # share of slurred notes (of a plucked one, of all notes: a slide on the string)
-    fade: tuple[float, float]  # s, from a held note to silence: a release, or damping
-    vibrato: float  # share of notes of 0.6 s and more
-    vibrato_depth: tuple[float, float]  # semitones
-    vibrato_centre: float  # 0: around the note; 1: above it, as a fretted string
-    swells: float  # share of notes of 0.7 s and more whose level has a shape
-    scoops: float  # share of notes that come from below
-    falls: float  # share of last notes that drop away
-    bends: float  # share of long notes bent up, half of them back again
-    rings: float  # share of last notes that ring on
+    plucked: bool = False
+    softest: float = -30.0  # dB, the lowest of the dynamic levels; the highest is 0
+    slurs: float = 1.0  # factor on a style's share of joined notes
+    glide: tuple[float, float] = (0.02, 0.045)  # s, from one slurred note to the next
+    slide: tuple[float, float] = (0.1, 0.22)  # s, a glide that is heard as one
+    slides: float = 0.08  # share of slurred notes (of a plucked one, of all notes: a slide on the string)
+    fade: tuple[float, float] = (0.03, 0.09)  # s, from a held note to silence: a release, or damping
+    vibrato: float = 0.5  # share of notes of 0.6 s and more
+    vibrato_depth: tuple[float, float] = (0.08, 0.35)  # semitones
+    vibrato_centre: float = 0.0  # 0: around the note; 1: above it, as a fretted string
+    swells: float = 0.6  # share of notes of 0.7 s and more whose level has a shape
+    scoops: float = 0.05  # share of notes that come from below
+    falls: float = 0.0  # share of last notes that drop away
+    bends: float = 0.0  # share of long notes bent up, half of them back again
+    rings: float = 0.0  # share of last notes that ring on
 
 
+_WIND = {"slide": (0.08, 0.2), "fade": (0.03, 0.1), "vibrato": 0.6}
+_VIOLIN = {"glide": (0.015, 0.05), "slide": (0.08, 0.22), "fade": (0.05, 0.16), "vibrato_depth": (0.1, 0.45)}
+_GUITAR = {"plucked": True, "softest": -20.0, "slurs": 0.0, "glide": (0.0, 0.0), "slide": (0.04, 0.14), "swells": 0.0}
+_GUITAR |= {"fade": (0.04, 0.08), "vibrato": 0.35, "vibrato_depth": (0.08, 0.25), "vibrato_centre": 1.0}
 PLAYING = {
-    "guitar": Playing(
-        40,
-        84,
-        True,
-        -20.0,
-        0.0,
-        (0.0, 0.0),
-        (0.04, 0.14),
-        0.07,
-        (0.04, 0.08),
-        0.35,
-        (0.08, 0.25),
-        1.0,
-        0.0,
-        0.03,
-        0.0,
-        0.1,
-        0.5,
-    ),
-    "trumpet": Playing(
-        52,
-        86,
-        False,
-        -30.0,
-        1.0,
-        (0.02, 0.045),
-        (0.1, 0.22),
-        0.08,
-        (0.03, 0.09),
-        0.5,
-        (0.08, 0.35),
-        0.0,
-        0.6,
-        0.08,
-        0.12,
-        0.0,
-        0.0,
-    ),
+    "guitar": Playing(40, 84, **_GUITAR, slides=0.07, scoops=0.03, bends=0.1, rings=0.5),
+    "trumpet": Playing(52, 86, scoops=0.08, falls=0.12),
     "saxophone": Playing(
-        50,
-        88,
-        False,
-        -30.0,
-        1.0,
-        (0.015, 0.04),
-        (0.08, 0.2),
-        0.1,
-        (0.03, 0.1),
-        0.6,
-        (0.08, 0.4),
-        0.0,
-        0.6,
-        0.15,
-        0.15,
-        0.03,
-        0.0,
+        50, 88, **_WIND, glide=(0.015, 0.04), slides=0.1, vibrato_depth=(0.08, 0.4), scoops=0.15, falls=0.15, bends=0.03
     ),
-    "violin": Playing(
-        55,
-        93,
-        False,
-        -30.0,
-        1.0,
-        (0.015, 0.05),
-        (0.08, 0.22),
-        0.2,
-        (0.05, 0.16),
-        0.8,
-        (0.1, 0.45),
-        -0.5,
-        0.6,
-        0.05,
-        0.0,
-        0.0,
-        0.0,
-    ),
-    "flute": Playing(
-        60,
-        94,
-        False,
-        -30.0,
-        1.0,
-        (0.012, 0.035),
-        (0.08, 0.2),
-        0.04,
-        (0.03, 0.1),
-        0.6,
-        (0.06, 0.25),
-        0.0,
-        0.6,
-        0.05,
-        0.05,
-        0.0,
-        0.0,
-    ),
+    "violin": Playing(55, 93, **_VIOLIN, slides=0.2, vibrato=0.8, vibrato_centre=-0.5),
+    "flute": Playing(60, 94, **_WIND, glide=(0.012, 0.035), slides=0.04, vibrato_depth=(0.06, 0.25), falls=0.05),
 }
 
 
@@ -247,10 +163,10 @@ def compose_phrase(
         note = draw_note(rng, playing, pitch + float(drift[i]), onset, duration, loud, slur, to_next, last, ringing)
         notes.append(note)
         onset += duration
-    return _settle(notes)
+    return settle(notes)
 
 
-def _settle(notes: Sequence[Note]) -> list[Note]:
+def settle(notes: Sequence[Note]) -> list[Note]:
     """Return the notes with those that the next is joined to held until then, all others faded before it."""
     settled = []
     for note, after in zip(notes, [*notes[1:], None], strict=True):

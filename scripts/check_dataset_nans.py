@@ -1,10 +1,10 @@
-"""Read every processed file of a folder and name those that would spoil a training.
+"""Find processed files that are unfit for training.
 
     ./venv/bin/python scripts/check_dataset_nans.py --data_dir data/processed/trumpet
 
-Looked for are: files that cannot be read, NaN and infinity, shapes that do not fit together, settings other than
-config.json's, pitches and levels that cannot be, recordings that are silent or clipped. ``--move_bad DIR`` moves what
-is found there, under the same names. The exit code is 1 if anything was found.
+Reports unreadable files, NaN and infinity, inconsistent shapes, settings that differ from config.json, impossible
+pitches and levels, and silent or clipped recordings. ``--move_bad DIR`` moves these files to DIR under the same names.
+The exit code is 1 if any were found.
 """
 
 import argparse
@@ -18,23 +18,23 @@ from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
 from data import Recording, extractor_settings, find_recordings, load_recording
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
-SILENCE = -60.0  # dBFS, of the loudest sample: below it the training loss has its floor
+SILENCE = -60.0  # dBFS, of the loudest sample: the training loss has its floor there
 CEILING = 0.999  # of full scale
-MAX_AT_CEILING = 0.005  # share of a second's samples; a normalised tone stays under 0.003, clipped by 0.5 dB over 0.006
-FLAT_TOP = 4  # equal samples in a row at the peak: cut off, then made softer
+MAX_AT_CEILING = 0.005  # of the samples in a second; a normalised tone has < 0.003, one clipped by 0.5 dB > 0.006
+FLAT_TOP = 4  # equal samples in a row at the peak: clipped, then attenuated
 
 
 def find_problems(path: Path, config: Config) -> list[str]:
-    """Return what is wrong with a processed file, as short phrases; none if it is sound."""
+    """Return the problems of a processed file as short phrases."""
     try:
         recording = load_recording(path)
     except ValueError as error:
         return [str(error).removeprefix(f"{path} ").partition(";")[0]]
     problems = _find_wrong_numbers(recording, config)
     if recording.extractor != extractor_settings(config, recording.instrument):
-        problems.append("was made with other settings than config.json has now")
+        problems.append("was processed with settings that differ from config.json")
     audio = recording.audio[0]
     if audio.isfinite().all():
         problems += _find_bad_sound(audio, config.audio.sample_rate)
@@ -45,15 +45,15 @@ def _find_wrong_numbers(recording: Recording, config: Config) -> list[str]:
     problems = []
     for name in ("f0", "loudness", "periodicity", "audio"):
         values = getattr(recording, name)
-        for what, count in (("NaN", values.isnan().sum()), ("infinite", values.isinf().sum())):
+        for kind, count in (("NaN", values.isnan().sum()), ("infinite", values.isinf().sum())):
             if count:
-                problems.append(f"{name} holds {count} {what} values")
+                problems.append(f"{name} has {count} {kind} values")
     if (recording.f0 <= 0).any():
         problems.append("f0 is not positive everywhere")
     if ((recording.periodicity < 0) | (recording.periodicity > 1)).any():
-        problems.append("periodicity leaves 0 to 1")
+        problems.append("periodicity is outside 0 to 1")
     if (recording.loudness < config.features.loudness_floor).any():
-        problems.append(f"loudness falls under {config.features.loudness_floor:g} dB")
+        problems.append(f"loudness falls below {config.features.loudness_floor:g} dB")
     return problems
 
 
@@ -61,24 +61,24 @@ def _find_bad_sound(audio: Tensor, sample_rate: int) -> list[str]:
     level = audio.abs()
     peak = level.max().item()
     if peak < 10 ** (SILENCE / 20):
-        return ["is silent" if peak == 0 else f"is silent: nothing over {20 * math.log10(peak):.0f} dBFS"]
+        return ["is silent" if peak == 0 else f"is silent: its peak is {20 * math.log10(peak):.0f} dBFS"]
     at_ceiling = max(int((second >= CEILING).sum()) for second in level.split(sample_rate))
     if at_ceiling > MAX_AT_CEILING * sample_rate:
-        return [f"is clipped: {at_ceiling} samples of a second at full scale"]
+        return [f"is clipped: {at_ceiling} samples of one second at full scale"]
     if (longest := _longest_run(level == peak)) >= FLAT_TOP:
         return [f"is clipped: {longest} equal samples in a row at its peak"]
     return []
 
 
 def _longest_run(marked: Tensor) -> int:
-    """Return the length of the longest stretch of True: [N]."""
+    """Return the length of the longest run of True in ``marked`` [N]."""
     edges = torch.diff(marked.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))
     starts, ends = (edges == 1).nonzero(), (edges == -1).nonzero()
     return int((ends - starts).max()) if len(starts) else 0
 
 
 def move(path: Path, data_dir: Path, target_dir: Path) -> Path:
-    """Move a file to the same place under another folder, never over one that is there; return where it is."""
+    """Move a file to the same relative path in another folder, without overwriting; return its new path."""
     target = target_dir / path.relative_to(data_dir)
     number = 1
     while target.exists():
@@ -90,7 +90,7 @@ def move(path: Path, data_dir: Path, target_dir: Path) -> Path:
 
 
 def check_folder(data_dir: Path, config: Config, move_bad: Path | None = None) -> dict[Path, list[str]]:
-    """Name each bad file and what is wrong with it, and move it where that is asked for.
+    """Print and return the problems of each bad file; move it if ``move_bad`` is a folder.
 
     Raises:
         ValueError: there are no processed files.
@@ -107,16 +107,16 @@ def check_folder(data_dir: Path, config: Config, move_bad: Path | None = None) -
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Name the processed files that would spoil a training.")
-    parser.add_argument("--data_dir", type=Path, required=True, help="processed recordings (.pt)")
-    parser.add_argument("--move_bad", type=Path, metavar="DIR", help="move what is bad to this folder")
+    parser = command_parser("Find processed files that are unfit for training.")
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder of processed files (.pt)")
+    parser.add_argument("--move_bad", type=Path, metavar="DIR", help="folder to move bad files to")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
     parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default {DEFAULT_PRESET})")
     args = parser.parse_args(argv)
     if not args.data_dir.is_dir():
         parser.error(f"--data_dir {args.data_dir} is not a folder")
     if args.move_bad and args.move_bad.resolve().is_relative_to(args.data_dir.resolve()):
-        parser.error("--move_bad has to lie outside of --data_dir, or training would find the files again")
+        parser.error(f"--move_bad {args.move_bad} should be outside --data_dir, or training would find the files again")
     return args
 
 

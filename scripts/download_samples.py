@@ -15,12 +15,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recordings.download_samples import INSTRUMENTS, download_samples
 from recordings.resumable_download import DataError
-from sound.console import as_command
+from sound.console import as_command, command_parser, suggest
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--instrument", choices=sorted(INSTRUMENTS), required=True)
     parser.add_argument(
         "--output_dir", type=Path, default=Path("data/samples"), help="gets a folder for it (%(default)s)"
@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = args.output_dir / args.instrument
     print(f"{sum(counts.values())} recordings in {folder}")
     if args.instrument != "others":
-        print(
-            f"Next: python scripts/render_dataset.py --samples {folder} --instrument {args.instrument} "
-            f"--minutes 30 --output_dir data/raw/rendered/{args.instrument}"
+        suggest(
+            f"scripts/render_dataset.py --samples {folder} --instrument {args.instrument} --minutes 30 "
+            f"--output_dir data/raw/rendered/{args.instrument}"
         )
     return 0
 

@@ -25,14 +25,14 @@ from evaluation.judging import (
     UNTRAINED,
     evaluate_takes,
     evaluate_voice,
-    find_sound_files,
+    expand_folders,
     read_takes,
 )
 from evaluation.scorecard_page import Exhibit, build_scorecard_page
 from evaluation.scorecard_tables import check_targets, format_tables, format_targets
 from model import NeuralGuitar, build_model
 from sound.atomic_files import hash_file, write_text
-from sound.console import as_command
+from sound.console import as_command, command_parser
 from voice.fitting import ARTICULATIONS, TransferOptions
 
 log = logging.getLogger("evaluate")
@@ -69,7 +69,7 @@ def build_untrained(model: NeuralGuitar, seed: int) -> NeuralGuitar:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Judge a model by its copies of recordings and by voices it plays.")
+    parser = command_parser("Judge a model by its copies of recordings and by voices it plays.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="the model to judge")
     parser.add_argument("--input", type=Path, nargs="+", default=[], help="voices: sound files, or folders of them")
     parser.add_argument("--data_dir", type=Path, help="recordings of the instrument; those held out are copied")
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Exhibit], int]:
         FileNotFoundError, ValueError: a model or recording cannot be used.
     """
     models = load_models(args)
-    model, voices = models[MODEL], find_sound_files(args.input)
+    model, voices = models[MODEL], expand_folders(args.input)
     trained = read_checkpoint(args.checkpoint)
     takes = read_takes(args.data_dir, model, trained) if args.data_dir else []
     resynthesis, exhibits, real = evaluate_takes(takes, models, args.seed)
@@ -163,6 +163,7 @@ def main(argv: list[str] | None = None) -> int:
         write_text(args.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
     if args.html:
         write_text(args.html, build_scorecard_page(report, exhibits))
+        print(f"\nThe page with the sounds is {args.html}")
     missed = args.targets and not all(target["met"] for target in report["targets"])
     return 1 if failed or missed else 0
 

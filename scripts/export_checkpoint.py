@@ -29,7 +29,7 @@ from evaluation.model_card import format_card, format_scorecard
 from model import NeuralGuitar
 from recordings.corpus import split_boundary
 from sound.atomic_files import atomic_write, write_text
-from sound.console import as_command
+from sound.console import as_command, command_parser, suggest
 
 _LARGE = 2**14  # numbers of a weight that --half keeps in 16 bits: nearly all, and the first layer stays exact
 _HALF_DIFFERENCE = -50.0  # dB, of the power of what weights of 16 bits may change to that of the sound
@@ -104,7 +104,7 @@ def _sample(model: NeuralGuitar) -> Tensor:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Strip a checkpoint for use and write its model card.")
+    parser = command_parser("Strip a checkpoint for use and write its model card.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="from train.py, such as best.pth")
     parser.add_argument("--output", type=Path, required=True, help="such as checkpoints/pretrained/trumpet.pth")
     parser.add_argument("--data", required=True, help="what it was trained on, for the card")
@@ -141,6 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     done, size = "replaced" if replaced else "written", args.output.stat().st_size / 1e6
     sounds = f"the difference is over {-_HALF_DIFFERENCE:g} dB below the sound of" if args.half else "sounds equal to"
     print(f"{args.output} {done}: {size:.1f} MB, {sounds} {args.checkpoint}; its card is {card}")
+    suggest(f"transfer.py --input examples/hum.wav --checkpoint {args.output} --output out/hum.wav")
     return 0
 
 

@@ -35,8 +35,8 @@ from recordings.inspection import (
 )
 from recordings.inspection_report import write_inspection_page
 from recordings.pitch_annotations import count_octave_errors, find_annotations, read_annotation
-from sound.console import as_command
-from sound.note_names import note_name
+from sound.console import as_command, command_parser, suggest
+from sound.pitch_decoder import note_name
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def format_text(found: Inspection, config: Config) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Judge processed recordings before training.")
+    parser = command_parser("Judge processed recordings before training.")
     parser.add_argument("--data_dir", type=Path, required=True, help="what preprocess.py wrote")
     parser.add_argument("--html", type=Path, help="also write a report with pictures here")
     parser.add_argument("--annotations", type=Path, help="folder with URMP's F0s_*.txt or GuitarSet's *.jams")
@@ -168,6 +168,8 @@ def main(argv: list[str] | None = None) -> int:
         marks = {each.name: [name for name, (test, _) in faults.items() if test(each)] for each in found.recordings}
         write_inspection_page(args.html, found, summarise(found, config), marks, config)
     print(format_text(found, config))
+    if found.is_fit:
+        suggest(f"train.py --data_dir {args.data_dir} --checkpoint_dir checkpoints/{args.data_dir.name}")
     return 0 if found.is_fit else 1
 
 

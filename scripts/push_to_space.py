@@ -17,7 +17,7 @@ import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from recordings.hub_client import ask_hub, check_repo_id
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 APP = "app.py"
@@ -117,7 +117,7 @@ def push(api: HfApi, repo_id: str, root: Path, private: bool) -> list[str]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Put the web page on the Hugging Face Hub as a Space.")
+    parser = command_parser("Put the web page on the Hugging Face Hub as a Space.")
     parser.add_argument("--repo_id", required=True, type=check_repo_id, help="user/name; made if there is none")
     parser.add_argument("--public", action="store_true", help="a new Space is for everybody (default: private)")
     parser.add_argument("--dry_run", action="store_true", help="only list the files")

@@ -5,9 +5,9 @@
     ./venv/bin/python scripts/render_dataset.py --instrument trumpet --minutes 15 --output_dir data/raw/rendered/trumpet
 
 With ``--samples`` a sampler (``recordings/sampler.py``) plays the recordings that ``scripts/download_samples.py``
-fetches; a JSON file beside each take holds its notes and f0. Without, a sound font is the fallback that needs no
-download; its tone is made as bright as it is loud (``recordings/brightness.py``), and a MIDI file stays beside each
-take. Either way the whole range and all dynamics are played, one note at a time, and rests are digital silence.
+fetches. Without, a sound font is the fallback that needs no download; its tone is made as bright as it is loud
+(``recordings/soundfont.py``). Either way the whole range and all dynamics are played, one note at a time, rests are
+digital silence, and a JSON file beside each take holds its notes and f0.
 """
 
 import argparse
@@ -15,28 +15,26 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from recordings.composition import FILE_SECONDS, INSTRUMENTS
-from recordings.render_samples import render_samples
-from recordings.score import PLAYING
-from recordings.soundfont import SOUNDFONT, write_set
-from sound.console import as_command
+from recordings.rendering import render_samples, render_soundfont
+from recordings.score import FILE_SECONDS, PLAYING
+from recordings.soundfont import SOUNDFONT, VOICES
+from sound.console import as_command, command_parser, suggest
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--instrument", choices=sorted({*INSTRUMENTS, *PLAYING}), required=True)
+    parser = command_parser(__doc__)
+    parser.add_argument("--instrument", choices=sorted(PLAYING), required=True)
     parser.add_argument("--samples", type=Path, help="folder of recordings of the instrument (default: a sound font)")
     parser.add_argument("--minutes", type=float, default=15.0, help="how much, in files of 30 s (%(default)g)")
     parser.add_argument("--output_dir", type=Path, required=True, help="such as data/raw/rendered/trumpet")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other melodies (%(default)s)")
     parser.add_argument("--soundfont", type=Path, help=f"a General MIDI .sf2 (this machine's {SOUNDFONT})")
-    parser.add_argument("--num_workers", type=int, default=2, help="files rendered at a time (%(default)s)")
     args = parser.parse_args(argv)
-    if not 0 < args.minutes <= 500 or args.seed < 0 or args.num_workers < 1:
-        parser.error("--minutes must be over 0 and up to 500, --seed at least 0, --num_workers at least 1")
-    if args.samples is None and args.instrument not in INSTRUMENTS:
-        parser.error(f"the sound font plays {', '.join(sorted(INSTRUMENTS))}; for {args.instrument} give --samples")
+    if not 0 < args.minutes <= 500 or args.seed < 0:
+        parser.error("--minutes must be over 0 and up to 500, --seed at least 0")
+    if args.samples is None and args.instrument not in VOICES:
+        parser.error(f"the sound font plays {', '.join(sorted(VOICES))}; for {args.instrument} give --samples")
     return args
 
 
@@ -48,11 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         written, skipped = render_samples(args.samples, args.instrument, args.minutes, args.output_dir, args.seed)
     else:
         logging.info("without --samples a sound font plays, which sounds less like the instrument than recordings")
-        written, skipped = write_set(
-            args.instrument, args.minutes, args.output_dir, args.seed, args.soundfont, args.num_workers
-        )
+        written, skipped = render_soundfont(args.instrument, args.minutes, args.output_dir, args.seed, args.soundfont)
     minutes = (written + skipped) * FILE_SECONDS / 60
     print(f"{written} written, {skipped} skipped: {minutes:g} minutes of {args.instrument} in {args.output_dir}")
+    suggest(f"preprocess.py --input_dir {args.output_dir} --output_dir data/processed/{args.instrument}")
     return 0
 
 

@@ -13,14 +13,13 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, load_config
-from recordings.hub_client import check_repo_id
-from recordings.hub_index import INDEX_FILE
+from recordings.hub_client import INDEX_FILE, check_repo_id
 from recordings.hub_upload import CARD, HUB_LICENCES, describe_folder, upload
-from sound.console import as_command
+from sound.console import as_command, command_parser, suggest
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Upload processed recordings to the Hugging Face Hub.")
+    parser = command_parser("Upload processed recordings to the Hugging Face Hub.")
     parser.add_argument("--repo_id", required=True, type=check_repo_id, help="user/name; made if there is none")
     parser.add_argument("--data_dir", type=Path, default=Path("data/processed"), help="default: data/processed")
     parser.add_argument("--licence", help=f"of the recordings, for the card: {', '.join(HUB_LICENCES)}, or in words")
@@ -51,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{api.endpoint}/datasets/{args.repo_id}: {len(sent)} recordings uploaded, {n_there} were there")
     if others:
         print(f"{len(others)} {'deleted there' if args.delete_missing else 'there but not here, and kept'}")
+    suggest(f"train.py --hf_repo_id {args.repo_id}")
 
 
 @as_command("stopped; the same command goes on from here")

@@ -1,1 +1,1 @@
-"""Sound as such, below the model: audio files, CREPE, atomic files, figures of sound."""
+"""Audio without the model: audio files, CREPE, plucks, atomic file writing, plots and report pages."""

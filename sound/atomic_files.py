@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and torch's files read without running anything that is in them."""
+"""Atomic file writing, and loading of torch files that executes nothing in them."""
 
 import contextlib
 import hashlib
@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-_MAX_NAME = 255  # bytes, of a file's name
-_MAX_MEMBERS = 10_000  # of a torch file: one a tensor
-_MAX_SHARED_TUPLES = 16  # tuples of a pickle that stand in it a second time; in tuples, each doubles the time of a hash
-# What torch's unpickler raises on bytes that it did not write.
+_MAX_NAME = 255  # bytes in a file name
+_MAX_MEMBERS = 10_000  # in a torch file: one per tensor
+_MAX_SHARED_TUPLES = 16  # repeated references to tuples in a pickle; nested, each doubles the time of a hash
+# Raised by torch's unpickler on bytes that it did not write.
 _UNREADABLE = (
     RuntimeError,
     MemoryError,
@@ -33,11 +33,11 @@ _UNREADABLE = (
 
 @contextlib.contextmanager
 def atomic_write(path: Path, shared: bool = False) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to; it becomes ``path`` if all goes well, else nothing changes.
+    """Yield a temporary path to write; on success it is renamed to ``path``, on an exception it is deleted.
 
     Args:
-        path: to be written; its folder is made, a link is followed, a device or pipe is written to itself.
-        shared: others may write it at the same moment, on other machines too, so each needs a temporary name of its own
+        path: target; its folder is created, a link is followed, a device or pipe is written directly.
+        shared: use a unique temporary name, because other processes may write the same file at the same time.
     """
     path = path.resolve()
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -57,24 +57,24 @@ def atomic_write(path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, shared: bool = False) -> None:
-    """Write a text file whole or not at all; ``shared`` as for ``atomic_write``. A name in it need not be UTF-8."""
+    """Write a text file atomically; ``shared`` as for ``atomic_write``. Text that UTF-8 cannot encode is escaped."""
     with atomic_write(path, shared) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def hash_file(path: Path) -> str:
-    """Return the sha256 of a file."""
+    """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write plain types and tensors; until the file is complete and on the disk, what stood at ``path`` stays.
+    """Write plain types and tensors; the old file at ``path`` stays until the new one is complete and on the disk.
 
     Raises:
-        OSError: it cannot be written (a full disk, say); nothing is lost.
+        OSError: the file cannot be written, for example because the disk is full; the old file stays.
     """
-    import torch  # not at the top: a download need not wait for it
+    import torch  # imported here because downloads do not need it
 
     try:
         with atomic_write(path) as partial, partial.open("wb") as file:
@@ -82,18 +82,18 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
-        # torch reports a full disk as RuntimeError, in words about its own file format.
+        # torch reports a full disk as a RuntimeError about its file format.
         reason = error if isinstance(error, OSError) else "is the disk full?"
-        raise OSError(f"{path} could not be written ({reason}); what was there is untouched") from error
+        raise OSError(f"{path} could not be written ({reason}); the previous file is unchanged") from error
 
 
 def load_tensors(path: Path, mmap: bool = False) -> Any:
-    """Read what ``save_tensors`` wrote, to the CPU; with ``mmap`` tensors are read when they are looked at.
+    """Load a file of ``save_tensors`` to the CPU; with ``mmap`` tensors are read when they are used.
 
-    Memory and time are bounded by the size of the file: nothing in it is compressed, or larger than it.
+    Memory and time are bounded by the size of the file: compressed or oversized contents are refused.
 
     Raises:
-        ValueError: damaged, or not such a file; nothing in it was run.
+        ValueError: the file is damaged or of another kind; nothing in it is executed.
     """
     import torch
 
@@ -110,14 +110,14 @@ def load_tensors(path: Path, mmap: bool = False) -> Any:
 
 
 def _require_plain_archive(file: BinaryIO) -> None:
-    """Raise ValueError for a torch file with compressed or overlapping members, or tuples that take long to hash."""
+    """Raise ValueError if members are compressed or overlap, or if hashing the tuples would take too long."""
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise ValueError("its members are compressed")
         if len(members) > _MAX_MEMBERS or sum(member.file_size for member in members) > size:
-            raise ValueError("its members are too many, or larger than the file")
+            raise ValueError("it has too many members, or its members are larger than the file")
         for member in members:
             if member.filename.rpartition("/")[2] == "data.pkl":
                 _require_few_shared_tuples(archive.read(member))
@@ -130,12 +130,12 @@ def _require_few_shared_tuples(pickled: bytes) -> None:
             tuples.add(number)
         n_shared += opcode.name.endswith("GET") and number in tuples
         if n_shared > _MAX_SHARED_TUPLES:
-            raise ValueError("too many of its tuples are shared")
+            raise ValueError("it has too many shared tuples")
         before = opcode.name
 
 
 def _require_plain_tensors(content: Any, size: int) -> None:
-    """Raise ValueError for a tensor that is not dense, contiguous and on the CPU, or for more than a file holds."""
+    """Raise ValueError unless all tensors are dense, contiguous, on the CPU and together at most ``size`` bytes."""
     import torch
 
     waiting, seen, n_bytes = [content], set(), 0
@@ -146,7 +146,7 @@ def _require_plain_tensors(content: Any, size: int) -> None:
         if isinstance(value, torch.Tensor):
             is_dense = value.layout == torch.strided and not value.is_nested and not value.is_quantized
             if not is_dense or value.device.type != "cpu" or not value.is_contiguous():
-                raise ValueError("it holds a tensor that is sparse, expanded, or without values")
+                raise ValueError("it has a tensor that is sparse, expanded or without values")
             n_bytes += value.nbytes
         elif isinstance(value, dict | list | tuple | set):
             waiting += value.values() if isinstance(value, dict) else value

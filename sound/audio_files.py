@@ -1,33 +1,36 @@
 """Read any sound file as mono, at any rate, and write one, in blocks: memory does not depend on its length.
 
 libsndfile reads wav, flac, ogg, mp3 and aiff. What phones and browsers record (m4a, mp4, aac, webm) it does not know:
-FFmpeg does, through PyAV. Only the containers of ``_CONTAINERS`` are opened by it, for some that FFmpeg knows are
-lists of further files and addresses to read. Rates are converted by soxr, whose result does not depend on the blocks.
+FFmpeg does, in a process with limits on memory and time (``sound/ffmpeg_decoder.py``). Rates are converted by soxr,
+whose result does not depend on the blocks.
 
 No length that a file states is believed: it is decoded block by block until it ends, or until it is too long. Where
-libsndfile fails or ends before the file does (joined files, a recorder that crashed), FFmpeg reads the rest.
+libsndfile fails or ends before the file does (joined files, a recorder that crashed), FFmpeg reads the rest, and
+plain samples that go on are read as such.
 """
 
 import itertools
 import logging
 import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
-import av
 import numpy as np
 import soundfile
 import soxr
 
+from sound import ffmpeg_decoder
 from sound.atomic_files import atomic_write
 
 _SOUNDS = {".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".voc", ".flac"}
 _STREAMS = {".ogg", ".oga", ".opus", ".mp2", ".mp3", ".mpga", ".aac", ".amr"}
 _FILMS = {".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".webm", ".weba", ".mkv", ".mka", ".ogv"}
 SUFFIXES = frozenset(_SOUNDS | _STREAMS | _FILMS)
-_CONTAINERS = "mov,matroska,aac,ogg,mp3,wav,flac,aiff,caf,amr"
 _BLOCK_SAMPLES = 2**18  # at most, all channels together
 _MIX_SAMPLES = 2**14  # of an array, for which it is decided at once how its channels are mixed
 _IN_MEMORY_BYTES = 2**23  # of a Scratch: two minutes at 16 kHz
@@ -37,8 +40,17 @@ _CANCELLED_POWER = 0.01  # share of the channels' power that is left of their av
 _FADE_SAMPLES = 256  # from one way of mixing to another, that it does not click
 _MAX_CHANNELS = 8  # of an array; a longer axis is time
 _PADDING_SECONDS = 0.1  # what FFmpeg finds beyond libsndfile's end is sound if longer, else an encoder's own frames
+_MAX_NAMED = 6  # kinds of files in a folder that are named as left out
+_PLAIN = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}  # samples as they are
+_PLAIN_FORMATS = {"WAV": "LITTLE", "WAVEX": "LITTLE", "RF64": "LITTLE", "AU": "BIG", "AIFF": "BIG"}
+_MIN_REST = 1024  # bytes after a plain file's samples that are looked at
+_MAX_CHUNKS = 1000  # of joined WAV files
 _LOUDEST = 1e4  # 80 dB over full scale: whatever is beyond is no sound, and its square may overflow
 log = logging.getLogger("audio_files")
+
+
+class _FFmpegError(Exception):
+    """FFmpeg cannot decode a file; the text says why."""
 
 
 def load_audio(path: str | Path, sample_rate: int, max_seconds: float | None = None) -> np.ndarray:
@@ -194,12 +206,14 @@ def _open_sound(path: Path) -> tuple[int, Iterator[np.ndarray]]:
     try:
         sound = soundfile.SoundFile(file.fileno(), closefd=False)
     except soundfile.LibsndfileError as error:
+        if parts := _open_joined_waves(path, file):
+            return parts[0].samplerate, _mix_blocks(_read_parts(file, parts), str(path))
         file.close()
         decoded = _decode_with_ffmpeg(path)
         try:
             first = next(decoded, None)
-        except av.FFmpegError:
-            raise _unreadable(path, error.error_string) from error
+        except _FFmpegError as reason:
+            raise _unreadable(path, str(reason)) from error
         if first is None:
             raise ValueError(f"{path} holds no samples") from error
         return first[0], _mix_blocks(_take_samples(path, itertools.chain([first], decoded)), str(path))
@@ -248,24 +262,102 @@ def _unreadable(path: Path, reason: str) -> ValueError:
     return ValueError(f"{path} cannot be read as sound ({reason.strip().rstrip('.')})")
 
 
+def _open_joined_waves(path: Path, file: BinaryIO) -> list[soundfile.SoundFile]:
+    """Open the WAV files that lie in a file one after the other; none if it is not so, or one cannot be read."""
+    starts, place = [], 0
+    for _ in range(_MAX_CHUNKS):
+        file.seek(place)
+        head = file.read(12)
+        if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+            starts.append(place)
+            place += 12
+        elif starts and len(head) >= 8:
+            length = int.from_bytes(head[4:8], "little")
+            place += 8 + length + length % 2
+        else:
+            break
+    try:
+        ends = itertools.pairwise([*starts, file.seek(0, os.SEEK_END)])
+        sounds = [soundfile.SoundFile(_FilePart(file, *part)) for part in ends] if len(starts) > 1 else []
+    except soundfile.LibsndfileError:
+        return []
+    if len({(sound.samplerate, sound.channels) for sound in sounds}) > 1:
+        raise _changes_midway(path)
+    return sounds
+
+
+def _read_parts(file: BinaryIO, sounds: Iterable[soundfile.SoundFile]) -> Iterator[np.ndarray]:
+    with file:
+        for sound in sounds:
+            yield from _read_blocks(sound)
+
+
+def _read_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    size = _block_length(sound.samplerate, sound.channels)
+    with sound:
+        while len(channels := sound.read(size, dtype="float32", always_2d=True)):
+            yield channels
+
+
+class _FilePart:
+    """A part of an open file, as a file for libsndfile."""
+
+    def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
+        self.file, self.start, self.length, self.place = file, start, stop - start, 0
+
+    def seek(self, offset: int, whence: int) -> None:
+        self.place = min(max(offset + (0, self.place, self.length)[whence], 0), self.length)
+
+    def tell(self) -> int:
+        return self.place
+
+    def readinto(self, buffer: BinaryIO) -> int:
+        self.file.seek(self.start + self.place)
+        n_bytes = self.file.readinto(memoryview(buffer)[: self.length - self.place])
+        self.place += n_bytes
+        return n_bytes
+
+
+def _changes_midway(path: Path) -> ValueError:
+    return ValueError(f"{path} changes its sample rate or its channels midway; export it again")
+
+
 def _read_with_libsndfile(path: Path, file: BinaryIO, sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
     """Yield samples [n, C]; where libsndfile ends before the file does, FFmpeg goes on."""
-    block, n_read, failure = max(1, min(sound.samplerate, _BLOCK_SAMPLES // sound.channels)), 0, None
-    with file, sound:
+    n_read, failure = 0, None
+    with file:
         try:
-            while len(channels := sound.read(block, dtype="float32", always_2d=True)):
+            for channels in _read_blocks(sound):
                 n_read += len(channels)
                 yield channels
         except soundfile.LibsndfileError as error:
             failure = error
-        if failure is None and file.seek(0, os.SEEK_CUR) == os.fstat(file.fileno()).st_size:
+        size = os.fstat(file.fileno()).st_size
+        if failure is None and (end := file.seek(0, os.SEEK_CUR)) == size:
             return
+        if failure is None and sound.subtype in _PLAIN and sound.format in _PLAIN_FORMATS:
+            file.seek(end + end % 2)  # chunks begin at even places
+            if not _is_no_sound(file.read(8), _PLAIN_FORMATS[sound.format], size - end):
+                rest = _FilePart(file, end, size)
+                kind = {"format": "RAW", "subtype": sound.subtype, "endian": _PLAIN_FORMATS[sound.format]}
+                yield from _read_blocks(soundfile.SoundFile(rest, "r", sound.samplerate, sound.channels, **kind))
+            return
+    least = 0 if failure else round(_PADDING_SECONDS * sound.samplerate)
     try:
-        least = 0 if failure else round(_PADDING_SECONDS * sound.samplerate)
         yield from _read_rest(path, sound.samplerate, n_read, least)
-    except av.FFmpegError as error:
+    except _FFmpegError as error:
         if failure:
             raise _unreadable(path, failure.error_string) from error
+
+
+def _is_no_sound(head: bytes, endian: Literal["LITTLE", "BIG"], size: int) -> bool:
+    """Return True if what follows the samples of a plain file is a chunk or a tag, or too short to matter."""
+    is_chunk = head[:4].isascii() and int.from_bytes(head[4:], endian.lower()) <= size - 8
+    return (
+        size < _MIN_REST
+        or head.startswith((b"ID3", b"TAG", b"APETAGEX"))
+        or (is_chunk and head[:4].decode().isprintable())
+    )
 
 
 def _read_rest(path: Path, rate: int, n_read: int, least: int) -> Iterator[np.ndarray]:
@@ -281,42 +373,40 @@ def _read_rest(path: Path, rate: int, n_read: int, least: int) -> Iterator[np.nd
 
 
 def _decode_with_ffmpeg(path: Path, rate: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield sample rate (the file's own, if not given) and samples [n, C] of the first stream of sound.
+    """Yield sample rate (the file's own, if not given) and samples [n, C], as ``sound/ffmpeg_decoder.py`` decodes them.
 
-    What cannot be decoded is skipped at the end of a file, and within an MP3, where it is a tag between joined files.
+    Raises:
+        _FFmpegError: it cannot decode them.
+        ValueError: their rate or the number of channels changes midway.
     """
-    to_float, kind, damage = av.AudioResampler(format="fltp", rate=rate), None, None
-    # From an open file, not a name: FFmpeg takes "concat:a" or "http:b" for an address.
-    with path.open("rb") as file, av.open(file, container_options={"format_whitelist": _CONTAINERS}) as container:
-        for packet in container.demux(container.streams.audio[0]) if container.streams.audio else ():
-            try:
-                frames = packet.decode()
-            except av.InvalidDataError as error:
-                damage = error
-                continue
-            for frame in frames:
-                if damage and container.format.name != "mp3":
-                    raise damage
-                if (kind := kind or _kind(frame)) != _kind(frame):
-                    raise ValueError(f"{path} changes its sample rate or its channels midway; export it again")
-                for planes in to_float.resample(frame):
-                    yield planes.sample_rate, planes.to_ndarray().T
-        if damage and kind is None:
-            raise damage
-        for planes in to_float.resample(None) if kind else ():
-            yield planes.sample_rate, planes.to_ndarray().T
+    command = [sys.executable, "-P", ffmpeg_decoder.__file__, str(rate or 0)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with path.open("rb") as file, subprocess.Popen(command, stdin=file, **pipes) as child:
+        try:
+            if header := child.stdout.read(ffmpeg_decoder.HEADER.size):
+                file_rate, n_channels = ffmpeg_decoder.HEADER.unpack(header)
+                size = 4 * n_channels * _block_length(file_rate, n_channels)
+                while block := child.stdout.read(size):
+                    yield file_rate, np.frombuffer(block, np.float32).reshape(-1, n_channels)
+            reason, code = child.stderr.read().decode(errors="replace"), child.wait()
+        finally:
+            child.kill()
+    if code == ffmpeg_decoder.CHANGES:
+        raise _changes_midway(path)
+    if code:
+        raise _FFmpegError(reason if code == ffmpeg_decoder.DAMAGED else "it takes far more work than a recording")
 
 
-def _kind(frame: av.AudioFrame) -> tuple[int, int]:
-    return frame.sample_rate, frame.layout.nb_channels
+def _block_length(rate: int, n_channels: int) -> int:
+    return max(1, min(rate, _BLOCK_SAMPLES // n_channels))
 
 
 def _take_samples(path: Path, decoded: Iterable[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:
     try:
         for _, channels in decoded:
             yield channels
-    except av.FFmpegError as error:
-        raise _unreadable(path, str(error.strerror)) from error
+    except _FFmpegError as error:
+        raise _unreadable(path, str(error)) from error
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -345,3 +435,40 @@ def write_blocks(path: Path, blocks: Iterable[np.ndarray], sample_rate: int) -> 
 def _create_sound(path: Path, kind: str, sample_rate: int) -> soundfile.SoundFile:
     path.touch()  # libsndfile would not say why it cannot be made
     return soundfile.SoundFile(os.fsencode(path), "w", sample_rate, channels=1, format=kind)
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def find_sound_files(folder: Path, suffixes: Set[str] = SUFFIXES) -> list[Path]:
+    """Return the files with one of the suffixes in a folder and its subfolders, sorted; the log says what is left out.
+
+    Left out are dot names (``._take.wav`` of macOS, ``.ipynb_checkpoints``), and what has another suffix. A folder
+    that several links lead to is searched once, under its own name if it lies inside.
+    """
+    found, left_out, seen = [], Counter(), set()
+    folders, links = [folder], deque()
+    while folders or links:
+        here = folders.pop() if folders else links.popleft()
+        if (real := here.resolve()) in seen:
+            continue
+        seen.add(real)
+        try:
+            paths = sorted(here.iterdir())
+        except OSError:
+            left_out["folders that cannot be opened"] += 1
+            continue
+        for path in paths:
+            if path.name.startswith("."):
+                left_out["dot names"] += 1
+            elif path.is_dir():
+                (links if path.is_symlink() else folders).append(path)
+            elif path.suffix.lower() in suffixes and path.is_file():
+                found.append(path)
+            else:
+                left_out[path.suffix or "names without suffix"] += 1
+    if left_out:
+        kinds = [f"{count} {kind}" for kind, count in left_out.most_common(_MAX_NAMED)]
+        kinds += ["..."] * (len(left_out) > _MAX_NAMED)
+        log.info("%s: %d recordings; not read as such: %s", folder, len(found), ", ".join(kinds))
+    return sorted(found)

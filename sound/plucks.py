@@ -1,13 +1,13 @@
-"""Plucked strings: how loud they are from the onset on, measured in recordings, and where plucks are.
+"""Plucked strings: their decay, measured in recordings, and the detection of plucks.
 
-``measure_plucks`` learns from recordings how an instrument's plucks decay, by pitch and level: a ``PluckTable``.
-``find_onsets`` finds the plucks in a recording of a melody, and ``curves_from_onsets`` turns them into what a decoder
-may be told beside pitch and loudness: time since the onset, and velocity.
+``measure_plucks`` measures how an instrument's plucks decay by pitch and level, as a ``PluckTable``. ``find_onsets``
+detects the plucks in a recording of a melody, and ``curves_from_onsets`` turns them into additional decoder inputs:
+time since the onset, and velocity.
 
-Loudness is measured through a Hann window of 64 ms, so the measured level rises from 30 ms before a pluck: at the onset
-half of the window's weight lies on the sound, -3 dB. A table keeps the decay of the sound itself; what the window makes
-of a sudden onset or an end is ``window_share`` and ``damped_share``. So a curve that is built from a table is what the
-extractor would have measured.
+Loudness is measured through a Hann window of 64 ms, so the measured level starts to rise 30 ms before a pluck and is
+3 dB low at the onset, where half of the window lies on the sound. A table holds the decay of the sound itself.
+``window_share`` and ``damped_share`` model the effect of the window on an onset and an end, so a curve built from a
+table is what the extractor would measure.
 """
 
 import dataclasses
@@ -18,32 +18,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-KNOTS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0)  # s; decays are straight between
+from sound.pitch_decoder import hz_to_midi
+
+KNOTS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0)  # s; decays are linear between
 _PITCH_STEP = 3.0  # semitones between two entries of a table
-_KERNEL = 1.0  # semitones: how near a pluck's pitch has to be to count fully for an entry
-_REST_WEIGHT = 1e-3  # of a pluck far away, so that an entry without plucks of its own has a decay too
-_LEVEL_SPREAD = 3.0  # dB: plucks whose levels differ by less tell nothing about how the decay depends on level
-_ABOVE_FLOOR = 12.0  # dB: nearer to the floor a decay is not measured, the noise is
-_STEEPEST = (600.0, 100.0)  # dB/s either way, of a rate in the first 50 ms and after them
-DAMPING_SECONDS = 0.06  # in which a string falls silent that is let go
-LEVEL_SECONDS = 0.12  # after its onset a pluck has reached its level
+_KERNEL = 1.0  # semitones, standard deviation of the Gaussian that weights plucks by their distance from an entry
+_REST_WEIGHT = 1e-3  # of a distant pluck, so that every entry has a decay
+_LEVEL_SPREAD = 3.0  # dB, minimum standard deviation of the levels for a fit of the decay over level
+_ABOVE_FLOOR = 12.0  # dB above the floor, below which noise dominates the decay
+_STEEPEST = (600.0, 100.0)  # dB/s either way, limit of a rate in the first 50 ms and later
+DAMPING_SECONDS = 0.06  # in which a damped string falls silent
+LEVEL_SECONDS = 0.12  # from the onset, within which a pluck reaches its level
 CLOSEST = 0.08  # s between two plucks
-SILENT_POWER = 1e-12  # so that a logarithm exists
-LONGEST_RING = 4.0  # s; time since the onset is not counted further, and is this before the first note
+SILENT_POWER = 1e-12  # added before a logarithm
+LONGEST_RING = 4.0  # s, upper limit of the time since the onset, and its value before the first note
 
 
 class Pluck(NamedTuple):
     """One measured pluck."""
 
     pitch: float  # MIDI number
-    loudness: np.ndarray  # [n] dB, from the frame of its onset to that in which the string is still free
+    loudness: np.ndarray  # [n] dB, from the frame of its onset to the last in which the string rings freely
 
 
 @dataclass(frozen=True)
 class PluckTable:
-    """How an instrument's plucks decay, by pitch and level. Plain numbers, so that a checkpoint can hold it."""
+    """Decay of an instrument's plucks by pitch and level, as plain numbers for a checkpoint."""
 
-    pitches: tuple[float, ...]  # [P] MIDI numbers, rising
+    pitches: tuple[float, ...]  # [P] MIDI numbers, increasing
     soft: tuple[float, ...]  # [P] dB, the level of the softest plucks
     loud: tuple[float, ...]  # [P] dB, the level of the loudest plucks
     soft_decay: tuple[tuple[float, ...], ...]  # [P, K] dB over the level of the pluck at KNOTS, when plucked softly
@@ -52,36 +54,37 @@ class PluckTable:
     def __post_init__(self) -> None:
         shape = (len(self.pitches), len(KNOTS))
         if not self.pitches or list(self.pitches) != sorted(set(self.pitches)):
-            raise ValueError(f"the pitches of a pluck table should rise, and be at least one, not {self.pitches}")
+            raise ValueError(f"a pluck table needs one or more increasing pitches, not {self.pitches}")
         for name in ("soft", "loud"):
-            if len(getattr(self, name)) != len(self.pitches):
-                raise ValueError(f"'{name}' of a pluck table should hold {len(self.pitches)} levels, one a pitch")
+            if (n_levels := len(getattr(self, name))) != len(self.pitches):
+                raise ValueError(f"'{name}' of a pluck table should have {len(self.pitches)} levels, not {n_levels}")
         for name in ("soft_decay", "loud_decay"):
             if np.shape(getattr(self, name)) != shape:
-                raise ValueError(f"'{name}' of a pluck table should be {shape}, not {np.shape(getattr(self, name))}")
+                actual = np.shape(getattr(self, name))
+                raise ValueError(f"'{name}' of a pluck table should have the shape {shape}, not {actual}")
         for name, values in vars(self).items():
             if not np.isfinite(values).all():
-                raise ValueError(f"'{name}' of a pluck table should hold finite numbers")
+                raise ValueError(f"'{name}' of a pluck table should be finite")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain lists of numbers."""
+        """Return the table as lists of numbers."""
         return {name: np.asarray(value).tolist() for name, value in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "PluckTable":
-        """Build a table from what ``to_dict`` returned.
+        """Build a table from the result of ``to_dict``.
 
         Raises:
-            ValueError: a part is missing, unknown or of another size.
+            ValueError: an entry is missing, unknown or of the wrong size.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(values, dict) or set(values) != set(names):
-            raise ValueError(f"a pluck table should hold {', '.join(names)}, not {', '.join(map(str, values))}")
+            raise ValueError(f"a pluck table should have {', '.join(names)}, not {', '.join(map(str, values))}")
         try:
             arrays = {name: np.asarray(values[name], dtype=np.float64).tolist() for name in names}
             rows = {name: tuple(tuple(row) if isinstance(row, list) else row for row in arrays[name]) for name in names}
         except (TypeError, ValueError) as error:
-            raise ValueError(f"a pluck table should hold lists of numbers ({error})") from error
+            raise ValueError(f"a pluck table should have lists of numbers ({error})") from error
         return cls(**rows)
 
     def levels(self, pitch: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
@@ -89,18 +92,15 @@ class PluckTable:
         return np.interp(pitch, self.pitches, self.soft), np.interp(pitch, self.pitches, self.loud)
 
     def level(self, pitch: np.ndarray | float, hardness: np.ndarray | float) -> np.ndarray:
-        """Return the level in dB of a pluck at a pitch: hardness 0 is the softest, 1 the loudest; others are limited.
+        """Return the level in dB of a pluck at a pitch, from hardness 0 (softest) to 1 (loudest), clipped.
 
-        A MIDI note's hardness is its velocity over 127.
+        The hardness of a MIDI note is its velocity / 127.
         """
         soft, loud = self.levels(pitch)
         return soft + np.clip(hardness, 0, 1) * (loud - soft)
 
     def decay(self, pitch: float, level: float, times: np.ndarray) -> np.ndarray:
-        """Return the level in dB of a string at times (s, from the onset on) after it was plucked.
-
-        It is the sound's own level, not yet seen through the window.
-        """
+        """Return the level in dB of a string at ``times`` (s) after its onset, without the effect of the window."""
         soft, loud = self.levels(pitch)
         hardness = np.clip((level - soft) / max(loud - soft, 1e-9), 0, 1)
         tables = np.asarray(self.soft_decay), np.asarray(self.loud_decay)
@@ -111,20 +111,20 @@ class PluckTable:
 
 
 def window_share(seconds: np.ndarray, window_seconds: float) -> np.ndarray:
-    """Return which share of a centred Hann window lies before each of some times; 0.5 at its centre."""
+    """Return the fraction of a Hann window that lies before each time relative to its centre; 0.5 at 0 s."""
     position = np.clip(np.asarray(seconds) / window_seconds, -0.5, 0.5)
     return 0.5 + position + np.sin(2 * np.pi * position) / (2 * np.pi)
 
 
 def window_reach(window_seconds: float, frame_rate: float) -> int:
-    """Return how many frames before an onset the window sees it."""
+    """Return the number of frames before an onset whose window includes it."""
     return int(np.ceil(window_seconds / 2 * frame_rate)) - 1
 
 
 def damped_share(seconds: np.ndarray, window_seconds: float) -> np.ndarray:
-    """Return which share of a string's power a centred Hann window still sees, some times after it was let go.
+    """Return the fraction of a string's power that remains under a centred Hann window, by the time since its damping.
 
-    The amplitude falls as half a cosine wave in ``DAMPING_SECONDS``, as a finger damps a string.
+    The amplitude falls as a half cosine over ``DAMPING_SECONDS``, as if damped by a finger.
     """
     inside = np.linspace(-0.5, 0.5, 65) * window_seconds
     weights = 1 + np.cos(2 * np.pi * inside / window_seconds)
@@ -139,24 +139,24 @@ def damped_share(seconds: np.ndarray, window_seconds: float) -> np.ndarray:
 def measure_plucks(
     plucks: Iterable[Pluck], frame_rate: float, window_seconds: float, floor: float = -80.0
 ) -> PluckTable:
-    """Measure how plucks decay.
+    """Measure the decay of plucks.
 
-    Between two knots the rate of each pluck that reaches so far is a measurement; a table's entry is their mean, near
-    pitches counting most, with a straight line over the level. So notes that were damped early count for as long as
-    they rang.
+    Between two knots, each pluck that lasts long enough contributes its decay rate, so notes that were damped early
+    count for as long as they rang. An entry of the table is a linear fit of the rates over level, weighted by the
+    distance in pitch.
 
     Args:
         plucks: from ``single_pluck`` or ``melody_plucks``.
-        frame_rate: frames a second of their loudness.
-        window_seconds: of the loudness.
-        floor: dB, the least loudness.
+        frame_rate: frames per second of their loudness.
+        window_seconds: length of the loudness window.
+        floor: dB, loudness of silence.
 
     Raises:
         ValueError: there are no plucks.
     """
     measured = [(pluck.pitch, *_measure_rates(pluck, frame_rate, window_seconds, floor)) for pluck in plucks]
     if not measured:
-        raise ValueError("a pluck table needs at least one pluck, and there is none")
+        raise ValueError("a pluck table needs at least one pluck, not 0")
     pitch, level, rates = (np.array(values, dtype=np.float64) for values in zip(*measured))
     low, high = np.floor(pitch.min()), np.ceil(pitch.max())
     pitches = np.linspace(low, high, 1 + max(0, round((high - low) / _PITCH_STEP)))
@@ -168,10 +168,10 @@ def measure_plucks(
 
 
 def typical_plucks(loudest: float) -> PluckTable:
-    """Return the table of a guitar whose loudest plucks have a level (dB), for a model that brings none.
+    """Return a typical guitar's table, scaled to a ``loudest`` level in dB, for a model without a table.
 
     The decays are rounded from 272 notes of an archtop guitar: 10 to 30 dB/s in the first half second, then 6 to 15,
-    faster for higher notes. Its softest plucks are 20 dB softer.
+    faster for higher notes. The softest plucks are 20 dB softer.
     """
     times = np.array(KNOTS)
     early, late = np.clip(times - 0.02, 0, 0.5), np.maximum(times - 0.52, 0)
@@ -181,7 +181,10 @@ def typical_plucks(loudest: float) -> PluckTable:
 
 
 def _measure_rates(pluck: Pluck, frame_rate: float, window_seconds: float, floor: float) -> tuple[float, np.ndarray]:
-    """Return a pluck's level in dB, and [K]: its first level over that, then its rates in dB/s; NaN where unknown."""
+    """Return a pluck's level in dB, and [K]: its level at the onset relative to that, then decay rates in dB/s or NaN.
+
+    A rate is NaN where the pluck ends or nears the floor before the knot.
+    """
     times = np.arange(len(pluck.loudness)) / frame_rate
     sound = pluck.loudness - 10 * np.log10(window_share(times, window_seconds))
     level = float(pluck.loudness[: round(LEVEL_SECONDS * frame_rate)].max())
@@ -201,7 +204,7 @@ def _measure_rates(pluck: Pluck, frame_rate: float, window_seconds: float, floor
 def _measure_entry(
     entry: float, pitch: np.ndarray, level: np.ndarray, rates: np.ndarray
 ) -> tuple[float, float, np.ndarray, np.ndarray]:
-    """Return the softest and the loudest level at a pitch, and the decays [K] of both."""
+    """Return the softest and the loudest level at pitch ``entry``, and the decays [K] of both."""
     weights = np.exp(-0.5 * ((pitch - entry) / _KERNEL) ** 2) + _REST_WEIGHT
     soft, loud = _weighted_quantiles(level, weights, (0.05, 0.95))
     fitted = np.zeros((2, len(KNOTS)))
@@ -209,10 +212,10 @@ def _measure_entry(
         known = np.isfinite(rates[:, knot])
         if known.any():
             fitted[:, knot] = _fit_line(level[known], rates[known, knot], weights[known], (soft, loud))
-        elif knot:  # beyond the longest note
+        elif knot:  # later than the longest pluck
             fitted[:, knot] = fitted[:, knot - 1]
     late = np.array(KNOTS) > 0.2
-    fitted[:, late] = np.minimum(fitted[:, late], 0)  # a string swells only at first
+    fitted[:, late] = np.minimum(fitted[:, late], 0)  # a string's level rises only at first
     steps = fitted * np.diff(KNOTS, prepend=KNOTS[0] - 1)
     soft_decay, loud_decay = np.cumsum(steps, axis=1)
     return soft, loud, soft_decay, loud_decay
@@ -221,7 +224,7 @@ def _measure_entry(
 def _fit_line(
     level: np.ndarray, rate: np.ndarray, weights: np.ndarray, ends: tuple[float, float]
 ) -> tuple[float, float]:
-    """Return the weighted regression of rates on levels at two levels; their mean if the levels hardly differ."""
+    """Return the weighted linear fit of rates over levels at both ``ends``; the mean rate if levels hardly differ."""
     centre, mean = np.average(level, weights=weights), np.average(rate, weights=weights)
     variance = np.average((level - centre) ** 2, weights=weights)
     slope = np.average((level - centre) * (rate - mean), weights=weights) / variance if variance else 0.0
@@ -231,31 +234,31 @@ def _fit_line(
 
 
 def _weighted_quantiles(values: np.ndarray, weights: np.ndarray, shares: Sequence[float]) -> np.ndarray:
-    """Return the least values at which the share of the weight reaches some shares."""
+    """Return the weighted quantiles of ``values`` at ``shares``, 0..1."""
     order = np.argsort(values)
     reached = np.cumsum(weights[order]) / weights.sum()
     return values[order][np.searchsorted(reached, shares)]
 
 
 def single_pluck(loudness: np.ndarray, pitch: float, frame_rate: float) -> Pluck:
-    """Return the pluck in the recording of a single note that rings out.
+    """Return the pluck in a recording of a single undamped note.
 
     Args:
-        loudness: [T] dB, measured with at least 50 ms of silence before the note.
+        loudness: [T] dB, with at least 50 ms of silence before the note.
         pitch: MIDI number.
-        frame_rate: frames a second.
+        frame_rate: frames per second.
     """
     return Pluck(pitch, loudness[_steepest_rise(loudness, 0, int(loudness.argmax()) + 1) :])
 
 
 def melody_plucks(f0: np.ndarray, loudness: np.ndarray, frame_rate: float, window_seconds: float) -> list[Pluck]:
-    """Return the plucks in a recording of a melody: each until the window meets the next one, or the damping.
+    """Return the plucks in a recording of a melody, each until the window reaches the next one or the damping.
 
     Args:
         f0: [T] Hz.
         loudness: [T] dB.
-        frame_rate: frames a second.
-        window_seconds: of the loudness.
+        frame_rate: frames per second.
+        window_seconds: length of the loudness window.
     """
     onsets = find_onsets(f0, loudness, frame_rate)
     margin, plucks = int(np.ceil(window_seconds / 2 * frame_rate)), []
@@ -265,38 +268,38 @@ def melody_plucks(f0: np.ndarray, loudness: np.ndarray, frame_rate: float, windo
         falls = falls[falls > margin]
         free = free[: falls[0] - margin] if len(falls) else free
         if len(free) > 2 * margin:
-            pitch = 12 * np.log2(np.median(f0[onset : onset + len(free)]) / 440) + 69
-            plucks.append(Pluck(float(pitch), free))
+            pitch = float(hz_to_midi(np.median(f0[onset : onset + len(free)])))
+            plucks.append(Pluck(pitch, free))
     return plucks
 
 
 # --- the plucks of a recording --------------------------------------------------------------------
 
-_DAMPED_RATE = 150.0  # dB/s: no string decays so fast by itself, through the window
-_JUMP = 1.5  # dB over the window: a string plucked again, even as softly; its partials beat more slowly
-_SHARPNESS = 0.15  # of the new power: how much of it comes within 20 ms; 0.58 after silence, 0.17 after 1.5 dB less
+_DAMPED_RATE = 150.0  # dB/s, measured through the window; an undamped string decays more slowly
+_JUMP = 1.5  # dB over the window, minimum rise of a pluck, even a soft one; partials beat more slowly
+_SHARPNESS = 0.15  # minimum fraction of the new power that arrives in 20 ms; 0.58 after silence, 0.17 for a 1.5 dB rise
 _PITCH_JUMP = 0.8  # semitones in 40 ms: another string or fret; a bend is slower
-_LEAP = 1.6  # semitones in 20 ms: no slide is so fast
-_SLIDE = (0.5, 3.0)  # dB by which a string decays within the window; what it does less or more, a new pluck does
+_LEAP = 1.6  # semitones in 20 ms; slides are slower
+_SLIDE = (0.5, 3.0)  # dB, range of a string's decay within the window; outside it there is a new pluck
 _FADE = 5.0  # dB in 40 ms: the end of a note
-_AUDIBLE = 20.0  # dB over the floor that a pluck must reach
+_AUDIBLE = 20.0  # dB above the floor, minimum level of a pluck
 
 
 def find_onsets(f0: np.ndarray, loudness: np.ndarray, frame_rate: float, floor: float = -80.0) -> list[int]:
     """Return the frames in which a string is plucked in a recording of a melody.
 
-    A pluck raises the power within the window's length by more than a string's beating does, or, if it is softer than
-    what rang before, brings another pitch at once.
+    A pluck raises the power within the window by more than the beating of partials does, or, if it is softer than the
+    note before, changes the pitch abruptly.
 
     Args:
         f0: [T] Hz, positive.
         loudness: [T] dB.
-        frame_rate: frames a second.
-        floor: dB, the least loudness.
+        frame_rate: frames per second.
+        floor: dB, loudness of silence.
     """
     reach, near = round(0.04 * frame_rate), max(1, round(0.01 * frame_rate))
     level = np.pad(np.asarray(loudness, dtype=np.float64), reach, mode="edge")
-    level[:reach] = floor  # before the recording there was silence
+    level[:reach] = floor  # silence before the recording
     pitch = np.pad(12 * np.log2(np.asarray(f0, dtype=np.float64)), reach, mode="edge")
     power, n = 10 ** (level / 10), len(loudness)
     here = reach + np.arange(n)
@@ -307,8 +310,8 @@ def find_onsets(f0: np.ndarray, loudness: np.ndarray, frame_rate: float, floor: 
     louder = (new - old > _JUMP) & (sharpness > _SHARPNESS) & is_audible
     moved = np.abs(pitch[here + reach // 2] - pitch[here - reach // 2])
     later = level[np.minimum(here + 2 * reach, len(level) - 1)]
-    holds = (np.minimum(new, old) > floor + _AUDIBLE) & (new - later < _FADE)  # rather than fades to silence
-    breaks = (new - old > -_SLIDE[0]) | (new - old < -_SLIDE[1])  # in a slide the string only decays
+    holds = (np.minimum(new, old) > floor + _AUDIBLE) & (new - later < _FADE)  # does not fade to silence
+    breaks = (new - old > -_SLIDE[0]) | (new - old < -_SLIDE[1])  # in a slide the string just decays
     leap = np.abs(pitch[here + near] - pitch[here - near])
     other = holds & (breaks & (moved > _PITCH_JUMP) | (leap > _LEAP))
     strength = np.where(louder, 1 + sharpness, np.where(other, (moved + leap) / 100, 0))
@@ -324,14 +327,12 @@ def find_onsets(f0: np.ndarray, loudness: np.ndarray, frame_rate: float, floor: 
 def curves_from_onsets(
     onsets: Sequence[int], loudness: np.ndarray, frame_rate: float, floor: float = -80.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return time since the onset (s) and velocity (dB), [T] each, of plucks that were found or are known.
-
-    They are what ``pluck_notes`` returns beside the loudness, so a decoder may be trained on them.
+    """Return time since the onset (s) and velocity (dB), [T] each, as ``pluck_notes`` does.
 
     Args:
-        onsets: frames, rising.
+        onsets: frames, increasing.
         loudness: [T] dB, of the recording.
-        frame_rate: frames a second.
+        frame_rate: frames per second.
         floor: dB, velocity before the first pluck.
     """
     time, velocity = np.full(len(loudness), LONGEST_RING), np.full(len(loudness), floor)
@@ -343,13 +344,13 @@ def curves_from_onsets(
 
 
 def trace_plucks(f0: np.ndarray, loudness: np.ndarray, frame_rate: float, floor: float = -80.0) -> np.ndarray:
-    """Find the plucks in curves [T], and return time since the onset (s) and velocity (dB) as float32 [T, 2]."""
+    """Detect the plucks in curves [T]; return time since the onset (s) and velocity (dB) as float32 [T, 2]."""
     onsets = find_onsets(f0, loudness, frame_rate, floor)
     return np.stack(curves_from_onsets(onsets, loudness, frame_rate, floor), axis=1)
 
 
 def _steepest_rise(loudness: np.ndarray, start: int, stop: int) -> int:
-    """Return the frame in [start, stop) about which the power rises most: there the window's centre met the onset."""
+    """Return the frame in [start, stop) around which the power rises most: the window is centred on the onset there."""
     power = np.pad(10 ** (np.asarray(loudness, dtype=np.float64) / 10), 1, mode="edge")
     rise = power[2:] - power[:-2]
     return start + int(rise[start:stop].argmax())

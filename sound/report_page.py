@@ -1,7 +1,7 @@
-"""The HTML of a report: one jinja2 template with the style of all, which loads nothing from elsewhere.
+"""Render reports as self-contained HTML pages.
 
-``report_page.html`` has the head, the style, title, facts and tiles; a page's own template extends it. It is light or
-dark as the reader's system is, in the colours of the pictures.
+The jinja2 template ``report_page.html`` has the head, style, title, facts and tiles; the template of each page extends
+it. Pages follow the reader's light or dark mode, in the colours of the plots.
 """
 
 import base64
@@ -26,38 +26,38 @@ _ENVIRONMENT = Environment(
 
 
 class Tile(NamedTuple):
-    """A figure in large type."""
+    """A number in large type."""
 
     name: str
     value: str
     note: str = ""  # in small type
-    verdict: str = ""  # a word beside the value
+    verdict: str = ""  # a word next to the value
     tone: str = ""  # of the verdict: "good", "warn" or "bad"
 
 
 def render_page(
     template: str, title: str, facts: Sequence[str] = (), tiles: Sequence[Tile] = (), **content: Any
 ) -> str:
-    """Return a page as HTML; what is no ``Markup`` is escaped.
+    """Return a page as HTML; everything but ``Markup`` is escaped.
 
     Args:
-        template: of the page's own part, its path from the project's root.
-        title: in the tab and over the page.
-        facts: short ones, under the title.
-        tiles: under the facts.
-        **content: what ``template`` shows.
+        template: path of the page's template, relative to the project's root.
+        title: title of the tab and of the page.
+        facts: short facts below the title.
+        tiles: tiles below the facts.
+        **content: variables of ``template``.
     """
     page = _ENVIRONMENT.get_template(template)
     return page.render(title=title, facts=facts, tiles=tiles, themes=THEMES, **content)
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Return bytes of a MIME type as an address that a page can hold."""
+    """Return ``content`` of MIME type ``kind`` as a data URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def draw_picture(draw: Callable[[str], Figure], alt: str, dpi: int) -> Markup:
-    """Return a picture inside the page, drawn by ``draw(theme)`` for each theme; ``alt`` says in words what it is."""
+    """Return an embedded picture, drawn by ``draw(theme)`` for each theme; ``alt`` is its text alternative."""
     sources = {}
     for theme in THEMES:
         file = io.BytesIO()

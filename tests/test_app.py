@@ -40,7 +40,9 @@ from web import file_guard, transfer_request
 from web.file_guard import OwnPageOnly
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")
-LIMITS = dataclasses.replace(load_config().page, max_seconds=3.0, max_upload_megabytes=1, max_waiting=8)
+LIMITS = dataclasses.replace(
+    load_config().page, max_seconds=3.0, max_upload_megabytes=1, max_waiting=8, max_waiting_per_visitor=4
+)
 
 
 @pytest.fixture(scope="module")
@@ -215,13 +217,14 @@ def test_the_recording_alone_is_enough(client: Client, tmp_path: Path) -> None:
 
 
 def test_many_at_once_get_their_own_tunes_and_one_too_many_is_turned_away(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: Client, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release, transfer = threading.Event(), transfer_request.transfer
     monkeypatch.setattr(transfer_request, "transfer", lambda *a: (release.wait(60), transfer(*a))[1])
     pitches = [180.0 * 2 ** (step / 6) for step in range(16)]
     voices = [handle_file(sing(tmp_path / f"{f0:.0f}.wav", f0, 0.5)) for f0 in pitches]
-    jobs = [client.submit(voice, "guitar", 0, api_name="/transfer") for voice in voices]
+    visitors = [Client(server, verbose=False, headers={"X-Forwarded-For": f"10.0.0.{n}"}) for n in range(4)]
+    jobs = [visitors[n % 4].submit(voice, "guitar", 0, api_name="/transfer") for n, voice in enumerate(voices)]
     for _ in range(600):
         if any(job.done() for job in jobs):  # nothing is played yet, so it was turned away
             break
@@ -376,6 +379,156 @@ def test_only_an_upload_can_be_played(server: str, secret: Path, bait: str, want
     assert Bait.visits == []
 
 
+def ask(server: str, body: dict, **headers: str) -> str:
+    """Send a request as programs do, and return the events that answer it."""
+    joined = requests.post(f"{server}gradio_api/call/v2/transfer", json=body, headers=headers, timeout=10)
+    assert joined.status_code == 200, joined.text
+    return requests.get(f"{server}gradio_api/call/v2/transfer/{joined.json()['event_id']}", timeout=60).text
+
+
+def send(server: str, voice: Path) -> dict:
+    """Upload a recording; return it as a request names it."""
+    with voice.open("rb") as file:
+        (path,) = requests.post(f"{server}gradio_api/upload", files={"files": file}, timeout=10).json()
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.mark.parametrize(
+    ("values", "culprit"),
+    [
+        ({"seed": "abc"}, "seed"),
+        ({"seed": [1]}, "seed"),
+        ({"transpose": "x"}, "ranspose"),
+        ({"semitones": [2]}, "emitones"),
+        ({"output_rate": "loud"}, "utput_rate"),
+        ({"pluck_repeat": {"a": 1}}, "luck_repeat"),
+        ({"articulation": 7}, "rticulation"),
+        ({"key": "x" * 100_000}, "key"),
+        ({"instrument": "y" * 100_000}, "instrument"),
+        ({"recording": "x"}, "recording"),
+        ({"recording": {"path": None}}, "recording"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_value_that_cannot_be_is_named_in_a_sentence(
+    server: str, tmp_path: Path, values: dict, culprit: str, capfd
+) -> None:
+    voice = send(server, sing(tmp_path / "voice.wav", 220.0, 0.3))
+    capfd.readouterr()
+    events = ask(server, {"recording": voice, **values})
+    sentence = json.loads(events.rpartition("data: ")[2])["error"]
+    assert culprit in sentence and len(sentence) < 400 and "/" not in sentence
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_what_gradio_stumbles_over_gets_a_sentence(server: str, capfd) -> None:
+    for path, body in (
+        ("queue/join", {"data": [], "fn_index": 999, "session_hash": "a"}),
+        ("run/predict", {"data": [], "session_hash": "a"}),
+        ("call/v2/transfer", {"nonsense": 1}),
+    ):
+        answer = requests.post(f"{server}gradio_api/{path}", json=body, timeout=10)
+        assert answer.status_code == 400 and "cannot be understood" in answer.json()["detail"], path
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_fault_of_the_page_is_a_sentence_too(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    voice = send(server, sing(tmp_path / "voice.wav", 220.0, 0.3))
+    monkeypatch.setattr(transfer_request, "transfer", lambda *_: (_ for _ in ()).throw(RuntimeError("at /srv/page")))
+    events = ask(server, {"recording": voice})
+    assert "try again" in json.loads(events.rpartition("data: ")[2])["error"] and "/srv" not in events
+
+
+def test_a_visitor_who_never_listens_does_not_close_the_line(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, transfer = threading.Event(), transfer_request.transfer
+    monkeypatch.setattr(transfer_request, "transfer", lambda *a: (release.wait(60), transfer(*a))[1])
+    body = {"recording": send(server, sing(tmp_path / "voice.wav", 220.0, 0.3))}
+    stranger = {"X-Forwarded-For": "203.0.113.7"}
+    address = f"{server}gradio_api/call/v2/transfer"
+    answers = [requests.post(address, json=body, headers=stranger, timeout=10) for _ in range(70)]
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert len(refused) == 66 and {answer.status_code for answer in refused} == {429}
+    assert "4 requests from your address" in refused[0].json()["detail"]
+    release.set()
+    assert "event: complete" in ask(server, body)
+    assert "event: complete" in ask(server, body, **stranger)  # who may join again
+
+
+def guarded(visitor: str, guard: OwnPageOnly) -> TestClient:
+    return TestClient(guard, client=(visitor, 1), headers={"host": "127.0.0.1"})
+
+
+def test_a_visitor_may_send_only_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(file_guard.time, "monotonic", lambda: now[0])
+    limits = dataclasses.replace(LIMITS, max_megabytes_per_visitor=1, keep_seconds=60)
+    guard = OwnPageOnly(PlainTextResponse("stored"), True, limits)
+
+    def upload(visitor: str) -> int:
+        files = {"files": bytes(400_000)}
+        return guarded(visitor, guard).post("/gradio_api/upload", files=files).status_code
+
+    assert [upload("10.0.0.1") for _ in range(3)] == [200, 200, 429]
+    assert [upload(f"2001:db8::{n}") for n in range(3)] == [200, 200, 429]  # one network, one visitor
+    assert [upload(f"::ffff:10.0.0.{n}") for n in range(1, 3)] == [429, 200]  # as an IPv6 socket names IPv4
+    now[0] = 61.0
+    assert upload("10.0.0.1") == 200
+
+
+def test_a_visitor_opens_only_so_many_connections(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_guard, "_MAX_OPEN", 3)
+    stranger = {"X-Forwarded-For": "203.0.113.8"}
+    open_ones = [
+        requests.get(f"{server}gradio_api/heartbeat/h{n}", headers=stranger, stream=True, timeout=10) for n in range(3)
+    ]
+    assert requests.get(f"{server}config", headers=stranger, timeout=10).status_code == 429
+    assert requests.get(f"{server}config", timeout=10).status_code == 200
+    for answer in open_ones:
+        answer.close()
+
+
+def begin_upload(server: str, length: int) -> http.client.HTTPConnection:
+    """Send the beginning of an upload of a length."""
+    at = urllib.parse.urlsplit(server)
+    connection = http.client.HTTPConnection(at.hostname, at.port, timeout=10)
+    connection.putrequest("POST", "/gradio_api/upload")
+    connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+    connection.putheader("Content-Length", str(length))
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\n'
+    connection.endheaders(head + bytes(2**17))
+    return connection
+
+
+def is_stored(scratch: Path) -> bool:
+    """Return True if a part of an upload lies on the disk within a second, and is still there after it."""
+    time.sleep(1)
+    return any((scratch / "gradio").glob("tmp*"))
+
+
+def test_an_upload_that_comes_too_slowly_is_ended(server: str, scratch: Path, monkeypatch) -> None:
+    monkeypatch.setattr(file_guard, "_MAX_JSON_SECONDS", 0.5)
+    monkeypatch.setattr(file_guard, "_SLOWEST_UPLOAD", 1e6)
+    answer = begin_upload(server, 200_000).getresponse()
+    assert (answer.status, answer.read()) == (400, b"the upload came too slowly")
+    assert not is_stored(scratch)
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(server: str, scratch: Path) -> None:
+    connection = begin_upload(server, 200_000)
+    assert is_stored(scratch)
+    connection.close()
+    assert not is_stored(scratch)
+
+
+def test_an_upload_of_hundreds_of_files_is_refused(server: str, scratch: Path) -> None:
+    files = [("files", (f"{n}.wav", b"x")) for n in range(900)]
+    answer = requests.post(f"{server}gradio_api/upload", files=files, timeout=10)
+    assert (answer.status_code, answer.text) == (400, "send one recording at a time")
+    assert not is_stored(scratch)
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -449,8 +602,8 @@ def test_the_page_may_stand_on_a_space_or_a_public_link(is_local: bool, hosts, h
     async def serve(scope, receive, send) -> None:
         await PlainTextResponse("served")(scope, receive, send)
 
-    guarded = TestClient(OwnPageOnly(serve, is_local, 10**6, hosts))
-    assert guarded.post("/gradio_api/upload", headers=headers, files={"files": b"x"}).status_code == status
+    visitor = TestClient(OwnPageOnly(serve, is_local, LIMITS, hosts))
+    assert visitor.post("/gradio_api/upload", headers=headers, files={"files": b"x"}).status_code == status
 
 
 @pytest.mark.parametrize("path", ["queue/join", "cancel", "run/predict", "call/transfer", "reset"])
@@ -547,6 +700,13 @@ def test_a_port_in_use_is_one_sentence_and_exit_1(tmp_path: Path, caplog, capsys
         assert app.main(["--port", str(port), "--checkpoint_dir", str(tmp_path), "--device", "cpu"]) == 1
     assert caplog.messages == [f"app.py: port {port} is in use; stop what runs there, or choose another with --port"]
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["abc", "0", "65536", "-1"])
+def test_a_port_in_the_environment_that_is_none_is_one_sentence(port: str) -> None:
+    environment = {**os.environ, "GRADIO_SERVER_PORT": port}
+    done = subprocess.run([sys.executable, "app.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and f"'{port}'" in done.stderr
 
 
 def test_a_checkpoint_that_cannot_be_read_is_one_sentence(tmp_path: Path, caplog) -> None:
@@ -649,17 +809,17 @@ def test_it_comes_up_as_a_space_without_network_in_two_gigabytes(tmp_path: Path)
         "CUDA_VISIBLE_DEVICES": "",
         "GRADIO_TEMP_DIR": str(tmp_path / "gradio"),
     }
-    # A shell's background jobs, and so their children, ignore Ctrl-C.
-    hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
-    process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env={**os.environ, **space}, **hears)
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env={**os.environ, **space})
     try:
         client = wait_for_client(f"http://127.0.0.1:{port}", process)
         sound, *_ = client.predict(handle_file(ROOT / "examples" / "hum.wav"), api_name="/transfer")
         assert hear(sound) > 100
         peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
         assert int(peak.group(1)) < 2_000_000
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        assert any((tmp_path / "gradio").glob("*/gradio/*/hum_*.wav"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+        assert not any((tmp_path / "gradio").glob("vox2*"))
     finally:
         process.kill()
     assert not (tmp_path / "wall").exists(), (tmp_path / "wall").read_text()

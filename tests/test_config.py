@@ -46,12 +46,6 @@ def test_what_other_editors_save_is_read(tmp_path, encoding):
     assert load_config(tmp_path / "config.json") == load_config()
 
 
-def test_text_that_is_not_utf8_is_named(tmp_path):
-    (tmp_path / "own.json").write_bytes('{"base": "tïny"}'.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"own\.json is not text in UTF-8"):
-        load_config(tmp_path / "own.json")
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_loads_with_the_four_resolutions(preset):
     config = load_config(preset=preset)
@@ -88,11 +82,6 @@ def test_a_preset_changes_only_what_it_names():
     )
 
 
-def test_configuration_is_frozen(config):
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.model.hidden_size = 1
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_dict_round_trip_through_json(preset):
     config = load_config(preset=preset)
@@ -102,123 +91,74 @@ def test_dict_round_trip_through_json(preset):
 # --- mistakes in config.json --------------------------------------------------------------------
 
 
-def test_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown preset 'huge'.*tiny, solo, wide, standard, deep, transformer"):
-        load_config(preset="huge")
+def put(*place, value):
+    """Return a change of a configuration: what stands in a place; ... takes it out."""
+
+    def change(content):
+        for name in place[:-1]:
+            content = content[name]
+        content[place[-1]] = value
+        if value is ...:
+            del content[place[-1]]
+
+    return change
 
 
-def test_missing_file_says_which(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
-        load_config(tmp_path / "nowhere.json")
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (put("extras", value={}), "extras.*base, presets, instruments"),
+        (put("base", value=...), "base"),
+        (put("instruments", value=...), "instruments"),
+        (put("presets", "tiny", value={"modle": {"hidden_size": 8}}), "modle.*audio, features, model"),
+        (put("presets", "tiny", value={"model": {"hiden_size": 8}}), "hiden_size.*hidden_size"),
+        (put("base", "reverb", value={}), "reverb.*audio"),
+        (put("base", "train", "lerning_rate", value=0.1), "lerning_rate.*learning_rate"),
+        (put("base", "train", "learning_rate", value=...), "learning_rate"),
+        (put("instruments", "trumpet", "licens", value="CC0"), "licens.*licence"),
+        (put("base", "model", "hidden_size", value="512"), "hidden_size"),
+        (put("base", "audio", "hop_length", value=None), "hop_length"),
+        (put("base", "loss", "fft_sizes", value=512), "fft_sizes"),
+        (put("base", "loss", "fft_sizes", value=["512"]), "fft_sizes"),
+        (put("base", "train", "batch_size", value=0), "batch_size is 0"),
+        (put("base", "train", "phrases_every_epochs", value=0), "phrases_every_epochs is 0"),
+        (put("base", "train", "crop_seconds", value=float("nan")), "crop_seconds is nan"),
+        (put("base", "train", "val_fraction", value=1.0), "val_fraction is 1.0"),
+        (put("base", "train", "ema_decay", value=1.0), "ema_decay is 1.0"),
+        (put("base", "train", "ema_decay", value=-0.1), "ema_decay is -0.1"),
+        (put("base", "model", "attack_frames", value=-1), "attack_frames is -1"),
+        (put("base", "model", "reverb_seconds", value=-1.0), "reverb_seconds is -1.0"),
+        *(
+            (put(*place, value=value), None)
+            for place in (
+                ("base",),
+                ("presets",),
+                ("instruments",),
+                ("base", "model"),
+                ("presets", "tiny"),
+                ("instruments", "trumpet"),
+            )
+            for value in (None, 5, [])
+        ),
+    ],
+)
+def test_mistakes_are_named_with_what_exists(load_spoilt, content, change, named):
+    change(content)
+    with pytest.raises(ValueError, match=named):
+        load_spoilt(content)
 
 
 @pytest.mark.parametrize("text", ["", "{", "{'single': 'quotes'}"])
 def test_invalid_json_is_named(load_spoilt, text):
-    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"config\.json"):
         load_spoilt(text)
 
 
-def test_unknown_top_level_section(load_spoilt, content):
-    with pytest.raises(ValueError, match="unknown key extras; known are base, presets, instruments"):
-        load_spoilt({**content, "extras": {}})
-
-
-@pytest.mark.parametrize("section", ["base", "presets", "instruments"])
-def test_missing_top_level_section(load_spoilt, content, section):
-    del content[section]
-    with pytest.raises(ValueError, match=f"lacks {section}"):
-        load_spoilt(content)
-
-
-def test_unknown_section_in_a_preset(load_spoilt, content):
-    content["presets"]["tiny"] = {"modle": {"hidden_size": 8}}
-    with pytest.raises(ValueError, match="preset 'tiny' has unknown section modle; known are audio, features, model"):
-        load_spoilt(content)
-
-
-def test_unknown_key_in_a_preset(load_spoilt, content):
-    content["presets"]["tiny"] = {"model": {"hiden_size": 8}}
-    with pytest.raises(ValueError, match=r"'model' of preset 'tiny' has unknown key hiden_size; .*hidden_size"):
-        load_spoilt(content)
-
-
-def test_unknown_section_in_the_base(load_spoilt, content):
-    content["base"]["reverb"] = {}
-    with pytest.raises(ValueError, match=r"unknown key reverb; known are .*audio"):
-        load_spoilt(content)
-
-
-def test_unknown_and_missing_keys_in_the_base(load_spoilt, content):
-    content["base"]["train"]["lerning_rate"] = content["base"]["train"]["learning_rate"]
-    with pytest.raises(ValueError, match=r"section 'train' has unknown key lerning_rate; known are .*learning_rate"):
-        load_spoilt(content)
-    del content["base"]["train"]["lerning_rate"], content["base"]["train"]["learning_rate"]
-    with pytest.raises(ValueError, match="section 'train' lacks learning_rate"):
-        load_spoilt(content)
-
-
-def test_unknown_key_of_an_instrument(load_spoilt, content):
-    content["instruments"]["trumpet"]["licens"] = "CC0"
-    with pytest.raises(ValueError, match=r"instruments\.trumpet.* unknown key licens; .*licence"):
-        load_spoilt(content)
-
-
-@pytest.mark.parametrize(
-    "place",
-    [
-        ("base",),
-        ("presets",),
-        ("instruments",),
-        ("base", "model"),
-        ("presets", "tiny"),
-        ("presets", "standard", "model"),
-        ("instruments", "trumpet"),
-    ],
-)
-@pytest.mark.parametrize("value", [None, 5, "text", []], ids=repr)
-def test_something_else_where_an_object_belongs(load_spoilt, content, place, value):
-    inside = content
-    for name in place[:-1]:
-        inside = inside[name]
-    inside[place[-1]] = value
-    with pytest.raises(ValueError):
-        load_spoilt(content, preset="standard" if "standard" in place else "tiny")
-
-
-@pytest.mark.parametrize(
-    ("section", "key", "value"),
-    [
-        ("model", "hidden_size", "512"),
-        ("model", "hidden_size", None),
-        ("audio", "hop_length", "160"),
-        ("loss", "fft_sizes", 512),
-        ("train", "learning_rate", "fast"),
-        ("loss", "fft_sizes", ["512"]),
-    ],
-)
-def test_a_value_of_the_wrong_type_is_named(load_spoilt, content, section, key, value):
-    content["base"][section][key] = value
-    with pytest.raises(ValueError, match=key):
-        load_spoilt(content)
-
-
-@pytest.mark.parametrize(
-    ("section", "key", "value", "limit"),
-    [
-        ("train", "batch_size", 0, "over 0"),
-        ("train", "phrases_every_epochs", 0, "over 0"),
-        ("train", "crop_seconds", float("nan"), "over 0"),
-        ("train", "val_fraction", 1.0, "at least 0 and less than 1"),
-        ("train", "ema_decay", 1.0, "at least 0 and less than 1"),
-        ("train", "ema_decay", -0.1, "at least 0"),
-        ("model", "attack_frames", -1, "at least 0"),
-        ("model", "reverb_seconds", -1.0, "at least 0"),
-    ],
-)
-def test_a_value_that_means_nothing_is_named(load_spoilt, content, section, key, value, limit):
-    content["base"][section][key] = value
-    with pytest.raises(ValueError, match=rf"^{key} is {value}, it must be {limit}"):
-        load_spoilt(content)
+def test_unknown_preset_and_missing_file_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"'huge'.*tiny, solo, wide, standard, deep, transformer"):
+        load_config(preset="huge")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
+        load_config(tmp_path / "nowhere.json")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -250,31 +190,20 @@ def test_frames_cover_all_samples(n_samples, n_frames):
     assert 0 <= TIME.frames_to_samples(n_frames) - n_samples < TIME.hop_length
 
 
-@pytest.mark.parametrize(("sample_rate", "hop_length"), [(44100, 441), (48000, 480)])
-def test_the_sound_may_have_another_rate_than_the_features(sample_rate, hop_length):
-    time = AudioConfig(sample_rate, hop_length, feature_rate=16000)
-    assert time.frame_rate == 100
-    assert time.feature_hop_length == 160
+def test_the_sound_may_have_another_rate_than_the_features():
+    time = AudioConfig(44100, 441, feature_rate=16000)
+    assert time.frame_rate == 100 and time.feature_hop_length == 160
 
 
-def test_a_hop_that_is_no_whole_number_of_feature_samples():
-    with pytest.raises(ValueError, match=r"hop_length 100 at 44100 Hz is not a whole number .* 16000 Hz"):
-        AudioConfig(sample_rate=44100, hop_length=100, feature_rate=16000)
-
-
-@pytest.mark.parametrize("name", ["sample_rate", "hop_length", "feature_rate"])
-@pytest.mark.parametrize("value", [0, -16000])
-def test_time_runs_forward(name, value):
-    with pytest.raises(ValueError, match=name):
-        dataclasses.replace(TIME, **{name: value})
+@pytest.mark.parametrize(
+    "changes", [{"sample_rate": 0}, {"hop_length": -1}, {"feature_rate": 0}, {"hop_length": 100, "sample_rate": 44100}]
+)
+def test_impossible_rates_are_named(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        dataclasses.replace(TIME, **changes)
 
 
 # --- instruments --------------------------------------------------------------------------------
-
-
-def test_unknown_instrument_lists_the_known_ones(config):
-    with pytest.raises(ValueError, match=r"unknown instrument 'kazoo'; .*guitar, trumpet, oboe"):
-        config.instrument("kazoo")
 
 
 def test_every_instrument_lies_in_the_range_of_the_pitch_tracker(config):
@@ -287,21 +216,14 @@ def test_every_instrument_lies_in_the_range_of_the_pitch_tracker(config):
     ("file_name", "instrument"),
     [
         ("00_BN1-129-Eb_solo_mic.wav", "guitar"),  # GuitarSet
-        ("00_BN1-129-Eb_comp_mic.wav", "guitar"),
-        ("05_Rock2-142-D_solo_mic.wav", "guitar"),
         ("03_Jazz2-187-F#_solo_mic.wav", "guitar"),
         ("AuSep_2_tpt_08_Spring.wav", "trumpet"),  # URMP
-        ("AuSep_1_tpt_16_Surprise.wav", "trumpet"),
         ("AuSep_2_ob_13_Hark.wav", "oboe"),
         ("AuSep_1_sax_20_Pavane.wav", "saxophone"),
         ("AuSep_3_bn_40_Miserere.wav", "bassoon"),
-        ("AuSep_4_tbn_30_Fugue.wav", "trombone"),
-        ("AuSep_3_hn_32_Fugue.wav", "horn"),
-        ("AuSep_5_tba_33_Elise.wav", "tuba"),
         ("AuSep_1_vn_01_Jupiter.wav", "violin"),
         ("AuMix_08_Spring_fl_vn.wav", None),  # the mixture of all players
         ("my_trumpet.wav", None),
-        ("solo.wav", None),
     ],
 )
 def test_instrument_guessed_from_the_data_sets_own_names(config, file_name, instrument):
@@ -379,25 +301,14 @@ def test_differences_name_both_values(config, small_config):
 
 
 def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):
-    monkeypatch.setattr(config_module.torch.cuda, "is_available", lambda: True)
-    assert get_device("auto") == torch.device("cuda")
-    monkeypatch.setattr(config_module.torch.cuda, "is_available", lambda: False)
-    assert get_device("auto") == torch.device("cpu")
-
-
-def test_a_named_device():
+    for is_there, name in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(config_module.torch.cuda, "is_available", lambda is_there=is_there: is_there)
+        assert get_device("auto") == torch.device(name)
     assert get_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "cpu:x"])
 def test_a_device_that_is_not_here_is_one_short_sentence(name):
-    with pytest.raises(ValueError, match=f"device '{name}' cannot be used here.*try auto or cpu") as caught:
+    with pytest.raises(ValueError, match=f"'{name}'") as caught:
         get_device(name)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has the device")
-def test_the_message_is_no_wall_of_text():
-    with pytest.raises(ValueError, match="device 'mps' cannot be used here") as caught:
-        get_device("mps")
-    assert len(str(caught.value)) < 400  # torch lists 50 backends
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400  # torch lists 50 backends

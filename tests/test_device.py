@@ -16,12 +16,12 @@ from checkpoint import read_checkpoint
 from config import load_config
 from model import Vox2Trumpet
 from playing.block_player import BlockPlayer
-from recordings.process_ranks import SINGLE_PROCESS, ProcessRanks
+from recordings.crops import SINGLE_PROCESS, ProcessRanks
 from sound.crepe import load_crepe
 from speed import TextbookBank, build_textbook_loss
 from test_train import arguments, make_recording
-from training.optimization import WeightAverage, build_loss, train_step
-from training.trainer import TrainingStopped
+from training.trainer import TrainingStopped, build_loss, train_step
+from training.training_state import WeightAverage
 
 META = torch.device("meta")
 OPTIONS = {"reverb": {"model": {"reverb_seconds": 0.1}}}

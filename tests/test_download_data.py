@@ -1,9 +1,7 @@
 """download_data.py and what it stands on: downloads that break, archives that lie, the takes of GuitarSet."""
 
-import email.utils
 import hashlib
 import io
-import logging
 import random
 import shutil
 import signal
@@ -19,7 +17,7 @@ import pytest
 import download_data
 from faulty_server import Fault, FaultyServer, random_fault, shorten_patience
 from recordings import archives, resumable_download
-from recordings.resumable_download import DataError, DownloadSource
+from recordings.resumable_download import DataError, DownloadSource, check_checksum
 
 ROOT = Path(download_data.__file__).parent
 NOWHERE = "http://127.0.0.1:1/audio.zip"
@@ -40,7 +38,8 @@ def digest(content, kind="md5"):
 
 def fetch(folder, url, content=CONTENT, checksum=None):
     source = DownloadSource(url, "archive", checksum or digest(content), 1.0, "By hand: --local_archive PATH.")
-    return archives.download_archive(source, folder).read_bytes()
+    resumable_download.download(source, folder / "archive", lambda part: check_checksum(part, source.checksum))
+    return (folder / "archive").read_bytes()
 
 
 def stop_after(n_bytes, **headers):
@@ -135,22 +134,23 @@ def test_without_etag_and_date_a_later_run_starts_over(tmp_path):
     assert "Range" in server.requests[1] and "Range" not in server.requests[-1]
 
 
-@pytest.mark.parametrize("extra, n_requests", [(b"", 1), (b"too much", 2)])
-def test_a_part_that_is_complete_or_too_long(tmp_path, extra, n_requests):
-    (tmp_path / "archive.part").write_bytes(CONTENT + extra)
-    (tmp_path / "archive.part.tag").write_text('"first"')
-    with FaultyServer(CONTENT) as server:
-        assert fetch(tmp_path, server.url) == CONTENT
-    assert len(server.requests) == n_requests
-
-
-@pytest.mark.parametrize("tag", [None, "", "of another file"])
-def test_a_part_that_nothing_ties_to_the_server_is_replaced(tmp_path, tag):
-    (tmp_path / "archive.part").write_bytes(b"something else")
+@pytest.mark.parametrize(
+    "part, tag, n_requests",
+    [
+        (CONTENT, '"first"', 1),
+        (CONTENT + b"too much", '"first"', 2),
+        (b"something else", None, 1),  # nothing ties it to what the server has
+        (b"something else", "", 1),
+        (b"something else", "of another file", 1),
+    ],
+)
+def test_a_part_that_is_there_already(tmp_path, part, tag, n_requests):
+    (tmp_path / "archive.part").write_bytes(part)
     if tag is not None:
         (tmp_path / "archive.part.tag").write_text(tag)
     with FaultyServer(CONTENT) as server:
         assert fetch(tmp_path, server.url) == CONTENT
+    assert len(server.requests) == n_requests
 
 
 @pytest.mark.parametrize(
@@ -164,42 +164,27 @@ def test_a_refusal_ends_at_once_and_keeps_the_part(tmp_path, fault):
     assert all(word in str(caught.value) for word in (server.url, "--local_archive", str(fault.status or "web page")))
 
 
-@pytest.mark.parametrize("as_date", [False, True])
-def test_retry_after_is_obeyed(tmp_path, monkeypatch, as_date):
+@pytest.mark.parametrize("value, pause", [("7", 7), ("soon", 0), ("7200", None), ("9" * 5_000, None)])
+def test_retry_after_is_obeyed_unless_it_is_hours(tmp_path, monkeypatch, value, pause):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
-    value = email.utils.formatdate(time.time() + 8, usegmt=True) if as_date else "7"
-    with FaultyServer(CONTENT, [Fault(status=429, headers={"Retry-After": value})]) as server:
-        fetch(tmp_path, server.url)
-    assert len(pauses) == 1 and 6 <= pauses[0] <= 8
-
-
-@pytest.mark.parametrize("value, is_final", [("7200", True), ("9" * 999, True), ("9" * 5_000, True), ("soon", False)])
-def test_a_retry_after_of_hours_ends_the_run(tmp_path, monkeypatch, value, is_final):
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with FaultyServer(CONTENT, [Fault(status=503, headers={"Retry-After": value})]) as server:
-        if is_final:
+        if pause is None:
             with pytest.raises(DataError, match=server.url):
                 fetch(tmp_path, server.url)
         else:
             assert fetch(tmp_path, server.url) == CONTENT
+    assert pauses == ([] if pause is None else [pause])
 
 
-@pytest.mark.parametrize(
-    "faults, pauses",
-    [
-        ([Fault(status=500)] * 9, [1.0, 2.0, 4.0, 8.0]),
-        ([Fault(cut=1_000, ranges=False)] * 9, [1.0, 1.0, 2.0, 4.0, 8.0]),  # the first attempt brought bytes
-        ([Fault(cut=1_000)] + [Fault(cap=0)] * 9, [1.0, 1.0, 2.0, 4.0, 8.0]),
-    ],
-)
-def test_patience_doubles_and_ends(tmp_path, monkeypatch, faults, pauses):
+def test_patience_doubles_and_ends(tmp_path, monkeypatch):
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
     monkeypatch.setattr(resumable_download, "BACKOFF", 1.0)
+    faults = [Fault(cut=1_000)] + [Fault(cap=0)] * 9
     with FaultyServer(CONTENT, faults) as server, pytest.raises(DataError, match="5 times"):
         fetch(tmp_path, server.url)
-    assert slept in (pauses, pauses[1:])
+    assert slept in ([1.0, 1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 4.0, 8.0])  # the first attempt brought bytes
 
 
 @pytest.mark.parametrize("kind", ["md5", "sha256"])
@@ -213,17 +198,11 @@ def test_a_wrong_checksum_is_said_and_the_file_deleted(tmp_path, kind):
         assert fetch(tmp_path, server.url, checksum=expected) == CONTENT
 
 
-def test_offline_is_one_sentence_with_the_address_and_the_way_out(tmp_path):
-    with pytest.raises(DataError, match="2 times") as caught:  # not the patience that a server gets which answered
-        fetch(tmp_path, NOWHERE)
-    assert NOWHERE in str(caught.value) and "--local_archive" in str(caught.value)
-
-
-@pytest.mark.parametrize("url", ["nonsense", "ftp://127.0.0.1/x", "http://[/", "http://127.0.0.1:99999/"])
-def test_what_is_no_url(tmp_path, url):
+@pytest.mark.parametrize("url", [NOWHERE, "nonsense", "ftp://127.0.0.1/x", "http://[/", "http://127.0.0.1:99999/"])
+def test_what_cannot_be_reached_is_named(tmp_path, url):
     with pytest.raises(DataError) as caught:
         fetch(tmp_path, url)
-    assert url in str(caught.value)
+    assert url in str(caught.value) and "--local_archive" in str(caught.value)
 
 
 def test_free_space_is_asked_for_before_a_byte_is_stored_and_counts_what_is_there(tmp_path, monkeypatch):
@@ -238,16 +217,7 @@ def test_free_space_is_asked_for_before_a_byte_is_stored_and_counts_what_is_ther
         assert fetch(tmp_path, server.url) == CONTENT
 
 
-def test_a_proxy_serves_the_net_but_not_this_machine(tmp_path, monkeypatch):
-    other = CONTENT[::-1]
-    with FaultyServer(CONTENT) as proxy, FaultyServer(other) as server:
-        monkeypatch.setenv("http_proxy", proxy.url)
-        assert fetch(tmp_path / "net", "http://archive.invalid/x") == CONTENT
-        for host in ("127.0.0.1", "localhost"):
-            assert fetch(tmp_path / host, server.url.replace("127.0.0.1", host), other) == other
-
-
-@pytest.mark.parametrize("proxy", ["socks://127.0.0.1:1", "http://[", "http://127.0.0.1:1"])
+@pytest.mark.parametrize("proxy", ["socks://127.0.0.1:1", "http://127.0.0.1:1"])
 def test_a_proxy_that_does_not_do_is_one_sentence(tmp_path, monkeypatch, proxy):
     monkeypatch.setenv("all_proxy", proxy)
     with pytest.raises(DataError, match=r"archive\.invalid.*(proxy|Proxy)"):
@@ -268,7 +238,6 @@ def special(name, mode):
     [
         ("../00_BN1-129-Eb_solo_mic.wav", "path"),
         ("a/../../00_BN1-129-Eb_solo_mic.wav", "path"),
-        ("..\\00_BN1-129-Eb_solo_mic.wav", "path"),
         ("/tmp/00_BN1-129-Eb_solo_mic.wav", "path"),
         ("C:\\00_BN1-129-Eb_solo_mic.wav", "path"),
         (special("00_BN1-129-Eb_solo_mic.wav", stat.S_IFLNK | 0o777), "link"),
@@ -284,14 +253,6 @@ def test_hostile_members_are_refused_by_name(tmp_path, monkeypatch, caplog, name
     assert serve(content, tmp_path / "out") == 1
     assert repr(getattr(name, "filename", name)) in caplog.text and reason in caplog.text
     assert not list(tmp_path.rglob("*.wav"))
-
-
-@pytest.mark.parametrize("name, limit", [("MAX_MEMBERS", 3), ("MIN_SPEED", -1.0)])
-def test_too_many_members_or_too_long(tmp_path, monkeypatch, caplog, name, limit):
-    monkeypatch.setattr(archives, name, limit)
-    content = zip_of(AUDIO)
-    assert serve(content, tmp_path) == 1
-    assert "audio_mono-mic.zip" in caplog.text and not installed(tmp_path)
 
 
 def test_two_folders_with_the_same_take_are_refused(tmp_path, caplog):
@@ -324,13 +285,6 @@ def test_takes(tmp_path, takes):
     assert not (tmp_path / "audio_mono-mic.zip").exists()
 
 
-def test_the_default_is_solo_and_says_why(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    content = zip_of(AUDIO)
-    assert serve(content, tmp_path) == 0
-    assert installed(tmp_path) == SOLO and "--takes" in caplog.text
-
-
 def test_annotations(tmp_path):
     audio, jams = zip_of(AUDIO), zip_of({f"{take}.jams": b"{}" for take in TAKES})
     with FaultyServer(audio) as server, FaultyServer(jams) as other:
@@ -351,7 +305,7 @@ def test_a_second_call_returns_at_once_unless_a_file_is_lost(tmp_path, shortened
     assert len(server.requests) == 2 and installed(tmp_path) == SOLO
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"files": 3}', '{"files": null}', '{"files": {}}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"files": {}}'])
 def test_a_damaged_done_marker_counts_as_none(tmp_path, text):
     (tmp_path / ".solo.done.json").write_text(text)
     content = zip_of(AUDIO)
@@ -384,15 +338,6 @@ def test_an_archive_without_takes_or_a_missing_one(tmp_path, caplog):
     assert "none.zip" in caplog.text
 
 
-def test_too_small_a_disk_for_unpacking(tmp_path, monkeypatch, caplog):
-    mine = tmp_path / "mine.zip"
-    mine.write_bytes(zip_of({"00_BN1-129-Eb_solo_mic.wav": bytes(10_000)}))  # far smaller when packed
-    set_free_space(monkeypatch, 1_000)
-    flags = ["--local_archive", str(mine), "--md5", digest(mine.read_bytes()), "--output_dir", str(tmp_path / "out")]
-    assert download_data.main(flags) == 1
-    assert "9.00kB" in caplog.text and mine.exists()
-
-
 @pytest.mark.parametrize("function", ["write_member", "write_text"])  # while unpacking; when the files are in place
 def test_a_crash_while_installing_leaves_no_half_file(tmp_path, monkeypatch, function):
     content = zip_of(AUDIO)
@@ -402,7 +347,7 @@ def test_a_crash_while_installing_leaves_no_half_file(tmp_path, monkeypatch, fun
 
     def crash(stream, target):
         if function == "write_member":
-            target.parent.mkdir()
+            target.parent.mkdir(parents=True)
             target.write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -434,19 +379,6 @@ def test_ctrl_c_keeps_the_part_and_the_next_run_resumes(tmp_path):
         assert run(server, content, tmp_path) == 0
     assert server.requests[-1]["Range"] == "bytes=9000-"
     assert installed(tmp_path) == {"00_BN1-129-Eb_solo_mic.wav": CONTENT}
-
-
-def test_the_command_line_says_one_sentence_and_no_traceback(tmp_path):
-    command = [sys.executable, ROOT / "download_data.py", "--url", "nonsense", "--output_dir", tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "Traceback" not in done.stderr and not done.stdout
-    assert len([line for line in done.stderr.splitlines() if line.startswith("download_data.py: ")]) == 1
-
-
-@pytest.mark.parametrize("flags", [["--md5", "123"], ["--takes", "duet"]])
-def test_flags_that_are_wrong(flags):
-    with pytest.raises(SystemExit, match="2"):
-        download_data.parse_args(flags)
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -160,7 +160,7 @@ def test_loudness_has_no_memory_of_a_loud_past(config):
 
 def test_another_feature_rate_is_refused(config):
     audio = dataclasses.replace(config.audio, sample_rate=48000, hop_length=480, feature_rate=48000)
-    with pytest.raises(ValueError, match="CREPE hears 16000 Hz, but feature_rate is 48000 Hz"):
+    with pytest.raises(ValueError, match="16000 Hz, but feature_rate is 48000 Hz"):
         extract_f0(np.ones(480, np.float32), dataclasses.replace(config, audio=audio))
 
 

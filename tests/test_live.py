@@ -14,7 +14,7 @@ import pytest
 
 import live
 from checkpoint import load_model
-from sound.crepe import load_frame_crepe
+from sound.crepe import load_crepe
 
 ROOT = Path(__file__).parent.parent
 # A sound card of ALSA's that plays nothing and hears nothing (what it gives may be any bits), without hardware.
@@ -52,13 +52,13 @@ def test_it_plays_through_a_sound_card_until_ctrl_c(write_checkpoint, tmp_path: 
             said += playing.stderr.read(1)
         playing.send_signal(signal.SIGINT)
         assert playing.wait(60) == 130
-    assert "latency: 52 ms here, 10 ms a block" in said and "instrument" in said
+    assert "latency: 46 ms here, 10 ms a block" in said and "instrument" in said
 
 
 def test_after_warming_up_nothing_is_left_to_load(write_checkpoint) -> None:
-    load_frame_crepe.cache_clear()
+    load_crepe.cache_clear()
     live.warm_up(load_model(write_checkpoint()))
-    assert load_frame_crepe.cache_info().currsize == 1
+    assert load_crepe.cache_info().currsize == 1
     gc.unfreeze()
 
 

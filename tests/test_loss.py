@@ -233,3 +233,12 @@ def test_sounds_of_different_length_are_refused():
 
 def test_windows_are_not_saved_with_a_model():
     assert make_loss().state_dict() == {}
+
+
+def test_without_arguments_the_readmes_resolutions_are_used():
+    loss, wanted = MultiResolutionSTFTLoss(), make_loss()
+    assert torch.equal(loss(*sounds_pair()).total, wanted(*sounds_pair()).total)
+
+
+def sounds_pair():
+    return sounds(seed=1), sounds(seed=2)

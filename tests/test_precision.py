@@ -5,7 +5,7 @@ import torch
 
 from config import load_config
 from model import GruDecoder, build_model
-from training.optimization import build_loss, train_step
+from training.trainer import build_loss, train_step
 
 TIME = torch.linspace(0, 1, 25)[None, :, None].expand(2, -1, -1)
 F0, LOUDNESS = 220 * 2**TIME, 30 * TIME - 50

@@ -213,6 +213,18 @@ def test_a_deleted_take_is_named_and_pruned(raw: Path, tmp_path: Path, caplog) -
     assert [path.name for path in out.rglob("*.pt")] == ["rendered_trumpet_0.wav.pt"]
 
 
+def test_several_folders_are_pruned_together(raw: Path, tmp_path: Path, caplog) -> None:
+    other, out = tmp_path / "other", tmp_path / "out"
+    other.mkdir()
+    soundfile.write(other / "rendered_trumpet_1.wav", tone(f0=300.0), 16000)
+    for _ in range(2):
+        assert run("--input_dir", raw, other, "--output_dir", out, "--prune") == 0
+        assert sorted(path.name for path in out.iterdir()) == [f"rendered_trumpet_{n}.wav.pt" for n in range(2)]
+    soundfile.write(other / "rendered_trumpet_0.wav", tone(f0=200.0), 16000)
+    assert run("--input_dir", raw, other, "--output_dir", out) == 1
+    assert all(str(folder / "rendered_trumpet_0.wav") in caplog.messages[-1] for folder in (raw, other))
+
+
 def test_an_empty_or_missing_folder_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert run("--input_dir", tmp_path, "--output_dir", tmp_path / "out") == 1
     assert "holds no recordings" in caplog.text

@@ -220,3 +220,9 @@ def test_reverb_in_blocks_is_the_reverb_at_once():
         parts.append(part)
         assert tail.shape == (1, 500)
     assert (torch.cat(parts, dim=1) - reverb(audio)).abs().max() < 1e-5
+
+
+def test_without_arguments_the_readmes_baseline_is_built():
+    harmonic, noise = synth.HarmonicSynthesizer(), FilteredNoiseSynthesizer()
+    assert (harmonic.n_harmonics, harmonic.sample_rate, harmonic.hop_length) == (101, 16000, 160)
+    assert (noise.n_noise_bands, noise.hop_length) == (65, 160)

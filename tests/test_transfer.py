@@ -273,7 +273,7 @@ def test_flags_that_mean_nothing_for_notes_are_refused(flags: list[str], capsys)
 def test_flags_that_cannot_be_meant(checkpoint_path: Path, tmp_path: Path, capsys, caplog) -> None:
     cases = [
         (("--input", "a.wav", "--autotune", "2"), "autotune should be between 0 and 1, not 2.0"),
-        (("--input", "a.wav", "--key", "H dur"), "error: there is no key 'H dur'"),
+        (("--input", "a.wav", "--key", "H dur"), "'H dur'"),
         (("--input", "a.wav", "--output_rate", "96000"), "output_rate should be between 8000 and 48000"),
         (("--controls", "a.csv", "--autotune", "1"), "played as they stand"),
         (("--controls", "a.csv", "--input", "a.wav"), "not allowed with"),

@@ -1,17 +1,14 @@
-"""Pictures: what is drawn is what was measured, in the right place, readable in both themes; and the command line."""
+"""sound/feature_plots.py and visualize_features.py: plotted values and positions, both themes, and the command line."""
 
 import io
 import itertools
 import json
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
@@ -21,7 +18,7 @@ from config import DEFAULT_CONFIG_PATH, load_config
 from data import save_recording
 from sound import feature_plots
 from sound.feature_plots import DPI, THEMES, draw_spectrogram, plot_features, save_figure
-from sound.note_names import note_name
+from sound.pitch_decoder import note_name
 from visualize_features import plot_recording
 
 RATE, FRAME_RATE = 16000, 100
@@ -30,19 +27,19 @@ both_themes = pytest.mark.parametrize("theme", THEMES)
 
 
 def sound(n_frames=50, **changes):
-    """Return arguments of plot_features: half a second of A4, voiced throughout."""
+    """Return arguments of plot_features for half a second of A4."""
     audio = 0.5 * np.sin(2 * np.pi * 440 * np.arange(n_frames * RATE // FRAME_RATE) / RATE)
     values = {"f0": np.full(n_frames, 440.0), "loudness": np.full(n_frames, -20.0), "frame_rate": FRAME_RATE}
     return {"audio": audio, "sample_rate": RATE, **values, **changes}
 
 
 def panel(figure, name):
-    """Return the axes under a heading."""
+    """Return the axes of a panel."""
     return next(axis for axis in figure.axes if name in [text.get_text() for text in axis.texts])
 
 
 def drawn_line(figure, name, colour):
-    """Return the x and y of a panel's line of a colour."""
+    """Return x and y of a panel's solid line in a colour."""
     (line,) = (line for line in panel(figure, name).lines if line.get_color() == colour and line.get_linestyle() == "-")
     return line.get_xdata(), line.get_ydata()
 
@@ -52,12 +49,12 @@ def all_text(figure):
 
 
 def hertz_of(name):
-    """Read a note's name back, by the definition of equal temperament."""
+    """Return the frequency of a note name, by the definition of equal temperament."""
     letter, sharp, octave = re.fullmatch(r"([A-G])(♯?)(-?\d+)", name).groups()
     return 440 * 2 ** ((SEMITONES[letter] + len(sharp) + 12 * (int(octave) + 1) - 69) / 12)
 
 
-# --- the picture ----------------------------------------------------------------------------------
+# --- the figure -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -67,38 +64,15 @@ def test_notes_have_their_names(f0, name):
     assert note_name(f0) == name
 
 
-def test_pitch_has_gaps_exactly_where_it_is_not_believed():
-    periodicity = np.r_[np.full(10, 0.9), np.full(10, 0.49), np.full(30, 0.5)]
-    figure = plot_features(**sound(periodicity=periodicity, periodicity_threshold=0.5))
+def test_curves_are_drawn_unchanged_and_pitch_has_gaps_below_the_threshold():
+    periodicity, loudness = np.r_[np.full(10, 0.9), np.full(10, 0.49), np.full(30, 0.5)], np.linspace(-80, 0, 50)
+    figure = plot_features(**sound(periodicity=periodicity, periodicity_threshold=0.5, loudness=loudness))
+    assert np.allclose(drawn_line(figure, "Loudness", THEMES["light"].loudness)[1], loudness)
     seconds, f0 = drawn_line(figure, "Pitch", THEMES["light"].pitch)
     assert np.array_equal(np.isnan(f0), periodicity < 0.5)
     assert np.all(f0[periodicity >= 0.5] == 440)
     assert np.allclose(seconds, np.arange(50) / FRAME_RATE)
     assert "80 % voiced" in all_text(figure)
-
-
-def test_a_mask_overrules_the_threshold_and_hides_both_curves():
-    voiced = np.arange(50) < 25
-    curves = sound(voiced=voiced, periodicity=np.zeros(50), periodicity_threshold=0.5, second_f0=np.full(50, 220.0))
-    figure = plot_features(**curves)
-    for colour, hertz in ((THEMES["light"].pitch, 440), (THEMES["light"].second, 220)):
-        _, f0 = drawn_line(figure, "Pitch", colour)
-        assert np.array_equal(np.isfinite(f0), voiced)
-        assert np.all(f0[:25] == hertz)
-
-
-def test_a_frame_alone_between_gaps_is_a_visible_dot():
-    voiced = np.zeros(50, dtype=bool)
-    voiced[[7, 20, 21]] = True
-    axis = panel(plot_features(**sound(voiced=voiced)), "Pitch")
-    dots = [line for line in axis.lines if line.get_marker() == "o"]
-    assert [np.flatnonzero(np.isfinite(line.get_ydata())).tolist() for line in dots] == [[7]]
-
-
-def test_pitch_axis_is_logarithmic():
-    figure = plot_features(**sound(f0=np.geomspace(110, 880, 50)))
-    heights = panel(figure, "Pitch").transData.transform([(0, f0) for f0 in (110, 220, 440, 880)])[:, 1]
-    assert np.diff(heights) == pytest.approx(np.diff(heights)[0])
 
 
 @pytest.mark.parametrize("semitones", [0, 12, 17, 31, 40, 71])
@@ -115,12 +89,6 @@ def test_note_names_lie_at_their_notes_and_never_overlap(semitones):
     assert all(upper.y0 - lower.y1 > 2 for lower, upper in itertools.pairwise(boxes))  # pixels
 
 
-def test_a_steady_note_does_not_fill_the_axis():
-    figure = plot_features(**sound(f0=440 * 2 ** (0.2 / 12 * np.sin(np.arange(50)))))
-    low, high = panel(figure, "Pitch").get_ylim()
-    assert high / low >= 1.99
-
-
 def test_all_panels_share_the_time_axis():
     figure = plot_features(**sound(300, periodicity=np.ones(300)))
     names = ("Waveform", "Pitch", "Periodicity", "Loudness")
@@ -129,18 +97,12 @@ def test_all_panels_share_the_time_axis():
     assert len(edges) == 1
 
 
-def test_without_periodicity_its_panel_is_left_out():
-    assert "Periodicity" not in all_text(plot_features(**sound()))
-
-
 @pytest.mark.parametrize(
     ("seconds", "labels"),
     [
         (2, ["0 s", "0.2 s", "0.4 s"]),
         (30, ["0 s", "5 s", "10 s"]),
-        (59, ["0 s", "5 s", "10 s"]),
         (100, ["0:00", "0:10", "0:20"]),
-        (600, ["0:00", "1:00", "2:00"]),
         (0.01, ["0 s", "0.001 s", "0.002 s"]),
     ],
 )
@@ -158,20 +120,12 @@ def test_no_peak_is_lost_in_a_long_waveform():
     outline = panel(figure, "Waveform").collections[0].get_paths()[0].vertices
     lowest = outline[outline[:, 1].argmin()]
     assert lowest[1] == -0.5
-    assert lowest[0] == pytest.approx(123_457 / RATE, abs=30 / 1600)  # within one of its columns
+    assert lowest[0] == pytest.approx(123_457 / RATE, abs=30 / 1600)  # a column
     assert "peak −6.0 dBFS" in all_text(figure)
 
 
-def test_loudness_is_drawn_as_it_is():
-    loudness = np.linspace(-80, 0, 50)
-    figure = plot_features(**sound(loudness=loudness))
-    seconds, drawn = drawn_line(figure, "Loudness", THEMES["light"].loudness)
-    assert np.allclose(drawn, loudness) and np.allclose(seconds, np.arange(50) / FRAME_RATE)
-    assert panel(figure, "Loudness").get_ylim() == (-80, 3)
-
-
 @both_themes
-def test_the_spectrogram_is_strong_where_and_when_the_tone_is(theme):
+def test_the_spectrogram_has_the_time_and_frequency_of_the_tone(theme):
     tone = np.sin(2 * np.pi * 2000 * np.arange(4 * RATE) / RATE) * (np.arange(4 * RATE) < 2 * RATE)
     axis = panel(plot_features(**sound(400, audio=tone, spectrogram=True, theme=theme)), "Spectrogram")
     (image,) = axis.images
@@ -181,7 +135,7 @@ def test_the_spectrogram_is_strong_where_and_when_the_tone_is(theme):
     assert frequencies[level[:, (times > 0.2) & (times < 1.8)].argmax(axis=0)] == pytest.approx(2000, abs=20)
     assert (level[:, times > 2.2] == -80).all() and level.max() == 0
     assert axis.get_ylim() == (0, RATE / 2) and axis.get_xlim() == (0, 4)
-    assert to_hex(image.cmap(0.0)) == THEMES[theme].background  # silence is the page
+    assert to_hex(image.cmap(0.0)) == THEMES[theme].background  # silence
 
 
 @pytest.mark.parametrize(
@@ -189,37 +143,25 @@ def test_the_spectrogram_is_strong_where_and_when_the_tone_is(theme):
     [
         (48000, 2000, 8000),
         (48000, 15000, 15000),
-        (44100, 20000, 20000),
         (11025, 2000, 5512.5),
     ],
 )
-def test_the_spectrogram_goes_no_higher_than_the_sound(rate: int, highest: float, top: float):
+def test_the_spectrogram_ends_at_the_highest_component(rate, highest, top):
     tone = sum(np.sin(2 * np.pi * f * np.arange(rate) / rate) for f in (500, highest)) * np.hanning(rate)
     axis = panel(plot_features(**sound(100, audio=tone, sample_rate=rate, spectrogram=True)), "Spectrogram")
     bottom, found = axis.get_ylim()
-    assert bottom == 0 and top <= found <= min(1.04 * top, rate / 2)  # and a window's width
+    assert bottom == 0 and top <= found <= min(1.04 * top, rate / 2)  # plus the width of the window
     assert 3 <= len(axis.get_yticks()) <= 6 and all(tick % 1000 == 0 for tick in axis.get_yticks())
 
 
-def test_spectrograms_of_one_scale_compare():
+def test_spectrograms_can_share_a_scale():
     figure, tone = Figure(), np.sin(2 * np.pi * 2000 * np.arange(RATE) / RATE)
     axis = figure.subplots()
     draw_spectrogram(axis, tone / 2, RATE, THEMES["light"], scale_to=tone)
     assert axis.images[0].get_array().max() == pytest.approx(-6.02, abs=0.01)
 
 
-def test_a_spectrogram_is_drawn_only_when_wanted():
-    assert "Spectrogram" not in all_text(plot_features(**sound()))
-
-
-def test_two_curves_are_named():
-    figure = plot_features(**sound(second_f0=np.full(50, 220.0), f0_labels=("trumpet", "voice of $5")))
-    legend = panel(figure, "Pitch").get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["trumpet", "voice of $5"]
-    assert panel(plot_features(**sound()), "Pitch").get_legend() is None
-
-
-def test_a_recordings_tensors_give_the_picture_of_their_arrays(counting_recording):
+def test_plot_recording_takes_tensors(counting_recording):
     recording = counting_recording(50)
     figure = plot_recording(recording, 0.5, "take.wav")
     seconds, f0 = drawn_line(figure, "Pitch", THEMES["light"].pitch)
@@ -229,8 +171,8 @@ def test_a_recordings_tensors_give_the_picture_of_their_arrays(counting_recordin
 
 
 @both_themes
-def test_colours_can_be_told_from_the_background(theme):
-    """WCAG 2.1: 4.5 to 1 for text, 3 to 1 for what a picture is read by."""
+def test_colours_contrast_with_the_background(theme):
+    """WCAG 2.1 requires 4.5 to 1 for text and 3 to 1 for graphics."""
     colours = THEMES[theme]
     for name in ("text", "muted"):
         assert contrast(getattr(colours, name), colours.background) >= 4.5, name
@@ -247,7 +189,7 @@ def contrast(one, other):
 
 
 @both_themes
-def test_the_saved_picture_has_the_themes_colours(theme, tmp_path):
+def test_the_saved_figure_has_the_themes_colours(theme, tmp_path):
     save_figure(plot_features(**sound(title="A4", theme=theme)), tmp_path / "a4.png")
     with Image.open(tmp_path / "a4.png") as picture:
         assert picture.width == 12 * DPI and 6 * DPI < picture.height < 8 * DPI
@@ -258,7 +200,7 @@ def test_the_saved_picture_has_the_themes_colours(theme, tmp_path):
         assert (np.abs(pixels - wanted).max(axis=-1) <= 1).any(), name
 
 
-# What other tests left open may be collected here; it is not this test's.
+# Unraisable warnings come from objects that other tests left open.
 @pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "changes",
@@ -274,55 +216,15 @@ def test_the_saved_picture_has_the_themes_colours(theme, tmp_path):
         {"title": r"$\frac{ _ ^ $", "subtitle": "$x", "second_f0": np.full(50, 220.0), "f0_labels": (r"$\bad{$", "b")},
         {"title": "long " * 100},
     ],
-    ids=[
-        "empty",
-        "one frame",
-        "empty spectrum",
-        "one spectrum",
-        "silent spectrum",
-        "silence",
-        "not finite",
-        "no f0",
-        "mathematical title",
-        "long title",
-    ],
 )
-def test_odd_input_gives_a_picture(changes):
+def test_unusual_input_is_drawn(changes):
     figure = plot_features(**sound(**changes))
     figure.canvas.draw()
     right = figure.bbox.x1
     assert all(text.get_window_extent().x1 < right for text in figure.texts)
 
 
-def test_what_is_odd_is_said():
-    broken = np.zeros(8000)
-    broken[5] = np.nan
-    assert "not finite" in all_text(plot_features(**sound(audio=broken)))
-    assert "silent" in all_text(plot_features(**sound(audio=np.zeros(8000))))
-    assert "no pitch found" in all_text(plot_features(**sound(voiced=np.zeros(50))))
-
-
-def test_unknown_theme_is_refused():
-    with pytest.raises(ValueError, match="unknown theme 'blue'; there are light, dark"):
-        plot_features(**sound(theme="blue"))
-
-
-def test_curves_of_different_lengths_are_refused():
-    with pytest.raises(ValueError, match="'loudness': 49"):
-        plot_features(**sound(loudness=np.zeros(49)))
-
-
-def test_global_state_is_left_alone(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import of it would now fail
-    before = matplotlib.rcParams.copy()
-    figure = plot_features(**sound(theme="dark"))
-    figure.canvas.draw()
-    assert isinstance(figure.canvas, FigureCanvasAgg)
-    changed = [key for key in before if key != "backend" and before[key] != matplotlib.rcParams[key]]
-    assert not changed  # the backend itself is chosen by pyplot, at its first use
-
-
-def test_pictures_drawn_in_threads_are_those_drawn_alone():
+def test_drawing_is_thread_safe():
     def draw(number):
         theme = ["light", "dark"][number % 2]
         figure = plot_features(**sound(f0=np.geomspace(110, 220 + 100 * number, 50), title=str(number), theme=theme))
@@ -330,10 +232,10 @@ def test_pictures_drawn_in_threads_are_those_drawn_alone():
         figure.savefig(file, dpi=30)
         return file.getvalue()
 
-    alone = [draw(number) for number in range(2)]
+    expected = [draw(number) for number in range(2)]
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(draw, range(2))) == alone
-    assert len(set(alone)) == 2
+        assert list(pool.map(draw, range(2))) == expected
+    assert len(set(expected)) == 2
 
 
 # --- files and the command line -------------------------------------------------------------------
@@ -353,15 +255,7 @@ def pictures(folder):
 
 
 @pytest.mark.usefixtures("small_pictures")
-def test_file_is_drawn_under_its_name(tmp_path, counting_recording, capsys):
-    save_recording(tmp_path / "take.wav.pt", counting_recording())
-    assert run("--file", tmp_path / "take.wav.pt", "--output_dir", tmp_path / "out", "--theme", "dark") == 0
-    assert pictures(tmp_path / "out") == ["take.wav.png"]
-    assert capsys.readouterr().out == f"{tmp_path / 'out' / 'take.wav.png'}\n"
-
-
-@pytest.mark.usefixtures("small_pictures")
-def test_pitch_is_shown_by_the_threshold_of_the_configuration(tmp_path, counting_recording, monkeypatch):
+def test_the_threshold_comes_from_the_configuration(tmp_path, counting_recording, monkeypatch):
     recording = counting_recording(50)
     recording.periodicity[:] = torch.linspace(0, 1, 50)[None, :, None]
     save_recording(tmp_path / "take.pt", recording)
@@ -380,7 +274,7 @@ def test_pitch_is_shown_by_the_threshold_of_the_configuration(tmp_path, counting
 
 
 @pytest.mark.usefixtures("small_pictures")
-def test_all_keeps_equal_names_apart_and_names_what_failed(tmp_path, counting_recording, capsys):
+def test_all_keeps_subfolders_and_names_failed_files(tmp_path, counting_recording, capsys):
     data_dir = tmp_path / "processed"
     for name in ("a/take.wav.pt", "b/take.wav.pt", "take.flac.pt"):
         (data_dir / name).parent.mkdir(parents=True, exist_ok=True)
@@ -395,24 +289,7 @@ def test_all_keeps_equal_names_apart_and_names_what_failed(tmp_path, counting_re
     assert capsys.readouterr().out == f"1 written, 0 failed in {tmp_path / 'out'}\n"
 
 
-@pytest.mark.usefixtures("small_pictures")
-def test_a_hostile_file_is_refused_unrun(tmp_path, bomb, caplog):
-    payload, target = bomb
-    torch.save(payload, tmp_path / "hostile.pt")
-    assert run("--file", tmp_path / "hostile.pt", "--output_dir", tmp_path / "out") == 1
-    assert "hostile.pt" in caplog.text and not target.exists()
-
-
-def test_missing_file_and_empty_folder_get_one_sentence(tmp_path, caplog):
-    assert run("--file", tmp_path / "none.pt") == 1
-    assert "there is no file" in caplog.text
-    assert run("--all", "--data_dir", tmp_path) == 1
-    assert "holds no .pt files" in caplog.text
-    assert run("--all", "--data_dir", tmp_path, "--config", tmp_path / "none.json") == 1
-    assert "none.json" in caplog.text
-
-
-def test_a_picture_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_picture(tmp_path, monkeypatch):
     figure = plot_features(**sound())
     target = tmp_path / "a4.png"
     target.write_bytes(b"old")
@@ -428,10 +305,21 @@ def test_a_picture_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypa
     assert pictures(tmp_path) == ["a4.png"]
 
 
+@pytest.mark.parametrize(("changes", "culprit"), [({"theme": "blue"}, "blue"), ({"loudness": np.zeros(49)}, "49")])
+def test_invalid_input_is_refused(changes, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        plot_features(**sound(**changes))
+
+
+def test_missing_files_are_named(tmp_path, caplog):
+    for argv in (["--file", tmp_path / "none.pt"], ["--all", "--data_dir", tmp_path]):
+        assert run(*argv) == 1 and str(argv[-1]) in caplog.messages[-1]
+
+
 @pytest.mark.parametrize(
     "argv",
     [[], ["--file", "a.pt", "--all"], ["--all", "--data_dir", "no/such/folder"], ["--file", "a.pt", "--theme", "blue"]],
 )
-def test_command_lines_that_cannot_be_meant_are_refused(argv):
+def test_invalid_command_lines_are_refused(argv):
     with pytest.raises(SystemExit, match="2"):
         run(*argv)

@@ -13,20 +13,64 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from checkpoint import BEST, LATEST, delete_old_epochs, save_checkpoint
 from config import Config
-from loss import StftLoss
+from loss import MultiResolutionSTFTLoss, StftLoss
+from model import GruDecoder, NeuralGuitar, NoiseSource
 from recordings.corpus import Corpus
-from recordings.crops import CropDataset, load_batches
-from recordings.process_ranks import SINGLE_PROCESS, ProcessRanks
+from recordings.crops import SINGLE_PROCESS, CropDataset, ProcessRanks, load_batches
 from training.experiment_log import ExperimentLog
-from training.optimization import build_loss, learning_rate_at, train_step
 from training.training_state import TrainingState
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the decoder's products, in training
 log = logging.getLogger("train")
+
+
+def build_loss(config: Config) -> MultiResolutionSTFTLoss:
+    """Build the training loss of a configuration."""
+    settings = config.loss
+    return MultiResolutionSTFTLoss(
+        settings.fft_sizes, settings.hop_sizes, settings.win_lengths, settings.mag_loss_weight, settings.eps
+    )
+
+
+def train_step(
+    model: nn.Module,
+    loss_function: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: dict[str, Tensor],
+    max_grad_norm: float,
+    generator: NoiseSource = None,
+    weight: float = 1.0,
+    precision: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """Do one optimizer step and return its losses and gradient norm, still on the device.
+
+    ``weight`` makes up for shares of unequal size where several processes average their gradients;
+    ``precision`` is that of the decoder's products, all else is done in float32.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(batch["f0"].device.type, precision, enabled=precision != torch.float32):
+        audio = model(batch["f0"], batch["loudness"], generator, batch.get("plucks"))
+    loss = loss_function(audio, batch["audio"], batch.get("bandwidth"))
+    (weight * loss.total).backward()
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    return {**{f"{name}_loss": value.detach() for name, value in loss._asdict().items()}, "grad_norm": grad_norm}
+
+
+def compilable_layers(model: NeuralGuitar) -> list[nn.Module]:
+    """Return the layers that torch.compile can translate; GRU, synthesis and loss are written for speed as they are."""
+    layers = [model.embedding, model.decoder, getattr(model, "projection", None)]
+    return [layer for layer in layers if layer is not None and not isinstance(layer, (GruDecoder, nn.Identity))]
+
+
+def is_compile_error(error: Exception) -> bool:
+    """Return True if an error is torch.compile's own: a compiler is missing, say, or a GPU too old."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 class TrainingStopped(Exception):
@@ -136,7 +180,7 @@ class Trainer(TrainingState):
     def _step(self, positions: range, share: range, batch: dict[str, Tensor]) -> None:
         progress, n_ranks = self.progress, self.ranks.size
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(progress.step, self.config.train)
+            group["lr"] = self.config.train.learning_rate_at(progress.step)
         torch.manual_seed(_derive_seed(self.seed, progress.step, self.ranks.rank))  # dropout's
         noise = self._noise_sources(progress.epoch, 0, positions=share)
         weight = len(self.ranks.shard(positions)) * n_ranks / len(positions)
@@ -172,7 +216,7 @@ class Trainer(TrainingState):
             self.last_loss = loss
             self.progress.loss_sum += loss * len(step.positions)
             if self.experiment_log and step.number % self.config.train.log_every_steps == 0:
-                learning_rate = learning_rate_at(step.number - 1, self.config.train)
+                learning_rate = self.config.train.learning_rate_at(step.number - 1)
                 self.experiment_log.log_step(
                     self.progress.epoch + 1,
                     step.number,

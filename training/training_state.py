@@ -3,15 +3,16 @@
 Checkpoints are made of it, and it goes on from them; ``trainer.py`` does the steps.
 """
 
+import copy
 import dataclasses
 import logging
-import math
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from checkpoint import (
     crop_order_changes,
@@ -22,13 +23,41 @@ from checkpoint import (
     random_state,
     restore_random_state,
 )
-from config import Config, require_name, training_changes
+from config import Config, TrainConfig, training_changes
 from model import NeuralGuitar, build_model
 from recordings.corpus import Corpus, measure_statistics
 from recordings.crops import CropDataset, Span, build_dataset
-from training.optimization import WeightAverage, build_optimizer, learning_rate_at
 
 log = logging.getLogger("train")
+
+
+def build_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Adam:
+    """Build what makes the steps; fused, it goes through the weights once, not once an operation."""
+    return torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+
+
+class WeightAverage:
+    """A copy of a model whose weights follow the model's own, a little each step.
+
+    Averaged over the last steps (Polyak and Juditsky, SIAM J. Control Optim. 1992) they lie nearer the bottom of the
+    loss than after any single step, which noise in the gradient throws about: where a learning rate near zero would
+    arrive later. The first steps count more, ``decay`` is not reached before step 9 / (1 - decay): else the untrained
+    weights would weigh on the average for long.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        for module in self.model.modules():
+            if isinstance(module, nn.RNNBase):
+                module.flatten_parameters()  # copied one by one; cuDNN wants them in one piece
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights of a model after its ``step``-th step."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for average, weight in zip(self.model.parameters(), model.parameters()):
+            average.lerp_(weight, 1 - decay)
 
 
 @dataclasses.dataclass
@@ -99,15 +128,11 @@ class TrainingState:
         load_weights(self.model, checkpoint["model"], path)
         if self.average:
             load_weights(self.average.model, inference_weights(checkpoint), path)
-        for group in checkpoint["optimizer"]["param_groups"]:
-            group["fused"] = True  # loading would take over what an earlier version saved
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         restore_random_state(checkpoint["rng"])
         position = min(checkpoint["position_in_epoch"], len(self.training))
         self.progress = TrainingProgress(checkpoint["epoch"], checkpoint["step"], position, **checkpoint["metrics"])
         self.run_name, self.wandb_id = checkpoint["run_name"], checkpoint["wandb_id"]
-        if self.run_name is not None:
-            require_name("the name of the run", self.run_name)
         changes = training_changes(checkpoint["config"], self.config)
         reordered = crop_order_changes(checkpoint, self.seed, len(self.training))
         self.changes = changes | reordered
@@ -120,14 +145,11 @@ class TrainingState:
         if regrouped or makes_losses_incomparable(checkpoint, changes, self.average is not None):
             log.info("validation losses do not compare with earlier ones any more: the best loss is reset")
             self.progress.reset_best()
-        elif math.isnan(self.progress.best_val_loss):  # of earlier versions, where nothing was held out
-            self.progress.reset_best()
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Return all of it, for ``checkpoint.save_checkpoint``."""
         progress = dataclasses.asdict(self.progress)
         counters = {name: progress.pop(name) for name in ("epoch", "step", "position_in_epoch")}
-        learning_rate = learning_rate_at(self.progress.step, self.config.train)
         return make_checkpoint(
             self.config,
             self.corpus.instrument,
@@ -136,7 +158,7 @@ class TrainingState:
             optimizer=self.optimizer.state_dict(),
             average=self.average.model.state_dict() if self.average else None,
             schedule={
-                "learning_rate": learning_rate,
+                "learning_rate": self.config.train.learning_rate_at(self.progress.step),
                 "n_crops": len(self.training),
                 "boundary": self.corpus.boundary,
                 "validation": self.corpus.validation_digest(),

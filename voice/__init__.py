@@ -1,1 +1,1 @@
-"""A recording becomes a melody: voicing, gate, notes, fit to an instrument, MIDI, curve files."""
+"""From a recording to the melody an instrument plays: voicing, notes, fit to the instrument, MIDI, curve files."""

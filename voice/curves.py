@@ -1,7 +1,7 @@
-"""What a voice sings and what an instrument plays, as curves of one value a frame, and as a file that can be edited.
+"""Curves of a voice and of the instrument that plays it, one value per frame, and the CSV file that stores them.
 
-A file of curves is CSV with the columns time (s), f0 (Hz), loudness (dB re full scale), periodicity (0..1) and voiced
-(1 where a note is held). It holds what the instrument plays: written and read again, it makes the same sound.
+The columns are time (s), f0 (Hz), loudness (dB re full scale), periodicity (0..1) and voiced (1 where a note is held).
+The file holds the instrument's curves: written, read and played, they give the same sound.
 """
 
 import codecs
@@ -16,37 +16,37 @@ from scipy import ndimage
 from config import Config
 from sound.atomic_files import write_text
 
-MAX_SECONDS = 4 * 3600.0  # s, of a file of curves or a MIDI file: what is longer was not meant
+MAX_SECONDS = 4 * 3600.0  # s, of a curve file or a MIDI file: a longer one is probably an error
 _MAX_SHOWN = 80  # characters of a row that an error quotes
 COLUMNS = ("time", "f0", "loudness", "periodicity", "voiced")
-GATE_FADE_SECONDS = 0.02  # a fade at both ends of a sound, too short to soften an attack and long enough not to click
+GATE_FADE_SECONDS = 0.02  # short enough to keep attacks sharp, long enough to avoid clicks
 
 
 class Melody(NamedTuple):
-    """What is sung, [T] each."""
+    """Curves of the voice, [T] each."""
 
-    f0: np.ndarray  # Hz, bridged where nothing is sung
+    f0: np.ndarray  # Hz, interpolated where nothing is sung
     loudness: np.ndarray  # dB re full scale
-    periodicity: np.ndarray  # 0..1, how sure f0 is
+    periodicity: np.ndarray  # 0..1, confidence of f0
     voiced: np.ndarray  # bool
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What the instrument plays, [T] each."""
+    """Curves of the instrument, [T] each."""
 
     f0: np.ndarray  # Hz
     loudness: np.ndarray  # dB re full scale; the floor where nothing is played
     periodicity: np.ndarray  # 0..1, of the voice
-    voiced: np.ndarray  # bool, where a note is held; its release comes after
+    voiced: np.ndarray  # bool, where a note is held; excludes its release
     gate: np.ndarray  # 0..1, 0 where the instrument is silent
 
 
 def shape_notes(melody: Melody, config: Config) -> Curves:
-    """Give notes their ends: after the last frame the pitch holds and the loudness falls, as a player lets go.
+    """Add a release to each note: after its last frame the pitch holds and the loudness falls.
 
-    The model hears the fall and darkens as the instrument does. What is given outside the voiced frames
-    does not count, so shaping a second time changes nothing.
+    The model darkens the timbre as the loudness falls. Values outside the voiced frames are ignored, so shaping twice
+    changes nothing.
     """
     settings, floor = config.transfer, config.features.loudness_floor
     f0, given, periodicity = (values.astype(np.float32) for values in melody[:3])
@@ -67,7 +67,7 @@ def shape_notes(melody: Melody, config: Config) -> Curves:
 
 
 def _fade_edges(sounding: np.ndarray, n_frames: int) -> np.ndarray:
-    """Round the edges of a gate inward over ``n_frames``: float32 [T], still 0 wherever nothing sounds."""
+    """Fade a gate in and out within its runs over ``n_frames``: float32 [T], 0 wherever nothing sounds."""
     if n_frames < 1:
         return sounding.astype(np.float32)
     distance = ndimage.distance_transform_edt(np.pad(sounding, 1))[1:-1]
@@ -78,7 +78,7 @@ def _fade_edges(sounding: np.ndarray, n_frames: int) -> np.ndarray:
 
 
 def write_curves(path: Path, curves: Curves, frame_rate: float) -> None:
-    """Write curves as CSV. Nine digits keep every bit of them."""
+    """Write curves as CSV. Nine digits preserve every float32 exactly."""
     lines = [",".join(COLUMNS)]
     rows = zip(curves.f0, curves.loudness, curves.periodicity, curves.voiced)
     for frame, (f0, loudness, periodicity, voiced) in enumerate(rows):
@@ -87,14 +87,14 @@ def write_curves(path: Path, curves: Curves, frame_rate: float) -> None:
 
 
 def read_curves(path: Path, config: Config) -> Melody:
-    """Read curves from CSV. Rows may be left out or lie at any times: what is between them is interpolated.
+    """Read curves from CSV. Rows may lie at any times; the frames between them are interpolated.
 
-    Spreadsheets save CSV in many ways: with commas, semicolons or tabs between the columns, quotes around them, a
-    decimal comma, in UTF-8 or UTF-16. All of them are read.
+    Accepts what spreadsheets save: commas, semicolons or tabs between the columns, quoted values, a decimal comma,
+    UTF-8 or UTF-16.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not such a file, or values that cannot be played; the message names the row.
+        FileNotFoundError: the file does not exist.
+        ValueError: not a curve file, or a value out of range; the message names the row.
     """
     values = _read_columns(path)
     _check_values(path, values, config)
@@ -108,34 +108,34 @@ def read_curves(path: Path, config: Config) -> Melody:
 
 
 def _read_columns(path: Path) -> np.ndarray:
-    """Return the columns in their order, [rows, 5]; the file may have others, and its own order."""
+    """Return the columns in the order of COLUMNS, [rows, 5]; the file may have others, in any order."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     content = path.read_bytes()
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        # A note in another column may be in any encoding; the numbers are the same in all of them.
+        # Text in other columns may be in any encoding; digits are the same in all of them.
         lines = content.decode("utf-16" if is_utf16 else "utf-8-sig", "replace").splitlines()
         lines = [line for line in lines if line.strip()]
-        if lines and lines[0].lower().startswith("sep="):  # by which Excel is told
+        if lines and lines[0].lower().startswith("sep="):  # Excel's line that names the delimiter
             del lines[0]
         header, *lines = lines
         delimiter = max(",;\t", key=lambda each: len(set(COLUMNS) & set(_split_names(header, each))))
         names, rows = _split_names(header, delimiter), list(csv.reader(lines, delimiter=delimiter))
-    except (ValueError, csv.Error) as error:  # empty, or no text
-        raise ValueError(f"{path} is not a file of curves; --export_controls writes one") from error
+    except (ValueError, csv.Error) as error:  # empty, or not text
+        raise ValueError(f"{path} is not a curve file; write one with --export_controls") from error
     missing = [name for name in COLUMNS if name not in names]
     if missing or not rows:
-        what = f"lacks the column {', '.join(missing)}" if missing else "has no rows"
-        raise ValueError(f"{path} is not a file of curves: it {what}; there are {', '.join(COLUMNS)}")
+        problem = f"the column {', '.join(missing)} is missing" if missing else "it has no rows"
+        raise ValueError(f"{path} is not a curve file: {problem}; expected the columns {', '.join(COLUMNS)}")
     values = np.empty((len(rows), len(COLUMNS)))
     for number, row in enumerate(rows):
         try:
             values[number] = [float(row[names.index(name)].replace(",", ".")) for name in COLUMNS]
         except (ValueError, IndexError) as error:
-            shown = repr(",".join(row))  # its control characters are escaped
+            shown = repr(",".join(row))  # escapes control characters
             shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}...'"
-            raise ValueError(f"{path}, row {number + 2}: {shown} is not {len(names)} numbers") from error
+            raise ValueError(f"{path}, row {number + 2}: expected {len(names)} numbers, not {shown}") from error
     return values
 
 
@@ -147,7 +147,7 @@ def _check_values(path: Path, values: np.ndarray, config: Config) -> None:
     time, f0, loudness, periodicity, voiced = values.T
     highest = config.audio.sample_rate / 2
     wrong = {
-        f"time should grow from row to row, from 0 to {MAX_SECONDS:.0f} s": ~(np.diff(time, prepend=-1e-9) > 0)
+        f"time should increase from row to row, from 0 to {MAX_SECONDS:.0f} s": ~(np.diff(time, prepend=-1e-9) > 0)
         | ~(time <= MAX_SECONDS),
         f"f0 should be between 1 and {highest:.0f} Hz": ~((f0 >= 1) & (f0 <= highest)),
         "loudness should be between -200 and 20 dB": ~(np.abs(loudness + 90) <= 110),

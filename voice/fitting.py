@@ -1,22 +1,25 @@
-"""A melody is fitted to an instrument: register, key and tuning, range, smoothing and loudness.
+"""Fit a melody to an instrument: register, key and tuning, range, smoothing and loudness.
 
-``TransferOptions`` holds what a person can choose; ``fit_melody`` turns a melody into the curves that are played.
+``InstrumentProfile`` describes the instrument, ``TransferOptions`` holds the user's choices, and ``fit_melody`` turns
+a melody into the curves that the instrument plays.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from scipy import ndimage
 
-from sound.note_names import hz_to_midi, midi_to_hz
-from sound.plucks import window_reach
+from config import Config
+from sound.pitch_decoder import hz_to_midi, midi_to_hz
+from sound.plucks import CLOSEST, PluckTable, typical_plucks, window_reach
 from voice.curves import Curves, Melody, shape_notes
-from voice.instrument_profile import InstrumentProfile
 from voice.note_finder import SungNote, find_notes
-from voice.plucked_notes import checked_repeat, fit_levels_to_plucks, hold_pitch, pluck_notes
+from voice.plucked_notes import fit_levels_to_plucks, hold_pitch, pluck_notes
 
 _OPTION_LIMITS = {
     "semitones": (-60, 60),
@@ -27,51 +30,114 @@ _OPTION_LIMITS = {
     "gate_offset": (-60, 60),
     "noise_balance": (-60, 60),
     "output_rate": (8000, 48000),
+    "pluck_repeat": (CLOSEST, 3600),
 }
 ARTICULATIONS = ("follow", "pluck")
-_MAX_OUTSIDE = 0.05  # more of the sung frames may lie out of range than in the best register
-_OPTIONAL = ("semitones", "output_rate")
+_MAX_OUTSIDE = 0.05  # extra fraction of sung frames out of range, over that of the best register
+_OPTIONAL = ("semitones", "output_rate", "pluck_repeat")
 _RANGE_TOLERANCE = 0.5  # semitones beyond the instrument's range that still count as inside
-_MAX_OCTAVES = 5  # by which the register is moved
-_NOTE_CHANGE_COST = 7.0  # a change of note is as bad as this many frames a semitone off
-_VIBRATO_SECONDS = 0.2  # over which a note's pitch is averaged, to see its tuning
-_LOUDNESS_FROM = 10  # percent: the quantiles of loudness from here on
-_LOUDNESS_TO = 95  # percent; to here they decide how far dynamics are stretched
+_MAX_OCTAVES = 5  # largest register shift
+_NOTE_CHANGE_COST = 7.0  # frames a semitone off that cost as much as a change of note
+_VIBRATO_SECONDS = 0.2  # pitch is averaged over this to measure a note's tuning
+_LOUDNESS_FROM, _LOUDNESS_TO = 10, 95  # percent: range of the loudness quantiles that set the slope of the dynamics
 LOUDNESS_ANCHOR = 75  # percent: the quantile of loudness that is matched exactly
+
+
+class TrainedModel(Protocol):
+    """A model with its training settings and statistics, as ``checkpoint.load_model`` returns it."""
+
+    settings: Config | None
+    instrument: str | None
+    statistics: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class InstrumentProfile:
+    """Range, training statistics and settings of an instrument."""
+
+    name: str  # such as "trumpet"
+    f0_min: float  # Hz, of its range
+    f0_max: float  # Hz
+    f0_quantiles: tuple[float, ...]  # Hz, of the training data at 0, 1, ... 100 %
+    loudness_quantiles: tuple[float, ...]  # dB, likewise
+    articulation: str  # "sustained" or "plucked"
+    pluck_values: dict[str, Any] | None  # of its PluckTable, if that was measured
+    config: Config  # settings of features, frames and transfer
+
+    @classmethod
+    def of(cls, model: TrainedModel) -> "InstrumentProfile":
+        """Return the profile of a trained model.
+
+        Raises:
+            ValueError: the model is untrained, or its instrument is not in its configuration.
+        """
+        if model.settings is None or model.instrument is None or model.statistics is None:
+            raise ValueError("this model is untrained; load a trained one with checkpoint.load_model")
+        return cls.from_statistics(model.instrument, model.settings, model.statistics)
+
+    @classmethod
+    def from_statistics(cls, name: str, config: Config, statistics: dict[str, Any]) -> "InstrumentProfile":
+        """Return the profile of an instrument from the statistics in a checkpoint.
+
+        Raises:
+            ValueError: the instrument is not in ``config``.
+        """
+        instrument = config.instrument(name)
+        return cls(
+            name=name,
+            f0_min=instrument.f0_min,
+            f0_max=instrument.f0_max,
+            f0_quantiles=tuple(statistics["f0_quantiles"]),
+            loudness_quantiles=tuple(statistics["loudness_quantiles"]),
+            articulation=instrument.articulation,
+            pluck_values=statistics.get("plucks"),
+            config=config,
+        )
+
+    @functools.cached_property
+    def plucks(self) -> PluckTable:
+        """The pluck table; a typical guitar's where the training data have no plucks."""
+        if self.pluck_values is None:
+            return typical_plucks(self.loudness_quantiles[99])
+        return PluckTable.from_dict(self.pluck_values)
+
+    @property
+    def median_f0(self) -> float:
+        """The median pitch of the training data, Hz."""
+        return self.f0_quantiles[50]
 
 
 @dataclass(frozen=True)
 class TransferOptions:
-    """What a person can choose about a transfer."""
+    """The user's choices for a transfer."""
 
     semitones: float | None = None  # the register; None fits it by whole octaves
-    transpose: float = 0.0  # semitones on top of the register
+    transpose: float = 0.0  # semitones, added to the register
     fit: bool = True  # False plays pitch and loudness as measured
     fold: bool = False  # move notes outside the instrument's range into it, by octaves
-    autotune: float = 0.0  # 0..1, how far a note is moved onto the nearest note of the key
-    key: str = "chromatic"  # or a major or minor key, as "F# minor"; of what is played
+    autotune: float = 0.0  # 0..1, fraction of the way to the nearest note of the key
+    key: str = "chromatic"  # or a major or minor key such as "F# minor"; applies after transposition
     smoothing: float = 0.0  # s, over which the curves are smoothed inside a note
     loudness_offset: float = 0.0  # dB
-    gate_offset: float = 0.0  # dB on the level under which nothing is played
-    noise_balance: float = 0.0  # dB on the noise part: positive gives more breath
-    output_rate: int | None = None  # Hz of the result; None is the model's own
+    gate_offset: float = 0.0  # dB, added to the gate's threshold
+    noise_balance: float = 0.0  # dB, added to the noise part: positive gives more breath
+    output_rate: int | None = None  # Hz of the result; None keeps the model's rate
     articulation: str | None = None  # "follow" the voice's loudness, or "pluck" each note; None: by instrument
-    pluck_repeat: float | None = None  # s after which a held note is plucked again; None never does
+    pluck_repeat: float | None = None  # s after which a held note is plucked again; None disables it
 
     def __post_init__(self) -> None:
         for name, (least, most) in _OPTION_LIMITS.items():
             value = getattr(self, name)
-            if not (name in _OPTIONAL if value is None else least <= value <= most):
+            if not (name in _OPTIONAL if value is None else isinstance(value, Real) and least <= value <= most):
                 raise ValueError(f"{name} should be between {least} and {most}, not {value}")
         if not isinstance(self.output_rate, int | None):
             raise ValueError(f"output_rate should be a whole number, not {self.output_rate}")
         if self.articulation not in (None, *ARTICULATIONS):
             raise ValueError(f"articulation should be {' or '.join(ARTICULATIONS)}, not {self.articulation}")
-        checked_repeat(self.pluck_repeat)
         key_pitch_classes(self.key)
 
     def plucks(self, profile: InstrumentProfile) -> bool:
-        """Return True if an instrument's notes are to be plucked."""
+        """Return True if the instrument's notes should be plucked."""
         return profile.articulation == "plucked" if self.articulation is None else self.articulation == "pluck"
 
 
@@ -79,13 +145,13 @@ def key_pitch_classes(key: str) -> tuple[int, ...]:
     """Return the pitch classes of a key, 0 for C: "chromatic", "C major", "f# minor", "Bb major".
 
     Raises:
-        ValueError: there is no such key.
+        ValueError: the key is unknown.
     """
     if key.strip().lower() == "chromatic":
         return tuple(range(12))
     found = re.fullmatch(r"([A-G])([#b♯♭]?) (major|minor)", key.strip()[:1].upper() + key.strip()[1:].lower())
     if not found:
-        raise ValueError(f"there is no key '{key}'; give chromatic, or a major or minor key such as C major, F# minor")
+        raise ValueError(f"unknown key '{key}'; use chromatic, or a major or minor key such as C major or F# minor")
     letter, sign, mode = found.groups()
     tonic = "C D EF G A B".index(letter) + {"": 0, "#": 1, "♯": 1, "b": -1, "♭": -1}[sign]
     steps = (0, 2, 4, 5, 7, 9, 11) if mode == "major" else (0, 2, 3, 5, 7, 8, 10)
@@ -93,15 +159,15 @@ def key_pitch_classes(key: str) -> tuple[int, ...]:
 
 
 class FittedMelody(NamedTuple):
-    """What an instrument plays of a melody."""
+    """A melody as an instrument plays it."""
 
     curves: Curves
-    notes: list[SungNote]  # as they are played
-    report: dict[str, float]  # what was done
+    notes: list[SungNote] | None  # the plucked notes; None where the instrument follows the voice
+    report: dict[str, float]  # register, share out of range, gain
 
 
 def fit_melody(melody: Melody, profile: InstrumentProfile, options: TransferOptions) -> FittedMelody:
-    """Fit a melody to an instrument: its register, tuning and loudness, and how its notes are articulated."""
+    """Fit a melody's register, tuning, loudness and articulation to an instrument."""
     config, voiced = profile.config, melody.voiced
     semitones = options.semitones
     if semitones is None:
@@ -120,21 +186,20 @@ def fit_melody(melody: Melody, profile: InstrumentProfile, options: TransferOpti
         "share_out_of_range": out_of_range,
         "loudness_gain": loudness_gain + options.loudness_offset,
     }
-    # Measured loudness: a fitted one is stretched, and so are the dips between syllables.
-    plucked = options.plucks(profile)
-    notes = find_notes(fitted.f0, melody.loudness, voiced, config.audio.frame_rate, cut_slides=not plucked)
-    if plucked:
+    if options.plucks(profile):
+        # Notes are found in the measured loudness: fitting also stretches the dips between syllables.
+        notes = find_notes(fitted.f0, melody.loudness, voiced, config.audio.frame_rate, cut_slides=False)
         notes = fit_levels_to_plucks(notes, profile.plucks, options.loudness_offset)
         return FittedMelody(pluck_curves(fitted, notes, profile, options.pluck_repeat), notes, report)
-    return FittedMelody(shape_notes(fitted, config), notes, report)
+    return FittedMelody(shape_notes(fitted, config), None, report)
 
 
 def pluck_curves(
     melody: Melody, notes: Sequence[SungNote], profile: InstrumentProfile, repeat_seconds: float | None = None
 ) -> Curves:
-    """Return the curves of an instrument that plucks notes; f0 follows the melody inside them.
+    """Return the curves of an instrument that plucks the notes; f0 follows the melody inside them.
 
-    Where a string rings counts as voiced, from the 30 ms before an onset in which the loudness window sees it already.
+    The frames in which a string rings are voiced, including the 30 ms before an onset that the loudness window spans.
     """
     audio, features = profile.config.audio, profile.config.features
     window, n_frames = features.loudness_window / audio.feature_rate, len(melody.f0)
@@ -148,8 +213,8 @@ def pluck_curves(
 def fit_register(f0: np.ndarray, profile: InstrumentProfile) -> float:
     """Return the whole octaves, in semitones, that bring a melody into the instrument's range.
 
-    The melody moves by as few octaves as leave hardly more of it out of range than any register does: it stays where it
-    is sung if that fits. One octave up or down alike, the one nearer to the middle of the training data is taken.
+    Of the registers that leave almost the fewest frames out of range, choose the smallest shift: a melody that fits
+    stays where it is sung. Between one up and one down, choose the one nearer to the median of the training data.
     """
 
     def fraction_outside(octaves: int) -> float:
@@ -167,16 +232,16 @@ def fit_register(f0: np.ndarray, profile: InstrumentProfile) -> float:
 def correct_pitch(
     pitch: np.ndarray, voiced: np.ndarray, profile: InstrumentProfile, options: TransferOptions
 ) -> tuple[np.ndarray, float]:
-    """Correct the tuning and fold what lies out of range, as far as the options say.
+    """Correct the tuning and fold notes into the range, as the options say.
 
     Returns:
-        Pitch in MIDI numbers [T], and the share of the sung frames left out of range.
+        Pitch in MIDI numbers [T], and the fraction of the sung frames still out of range.
     """
     low, high = (hz_to_midi(f0) for f0 in (profile.f0_min, profile.f0_max))
     low, high = low - _RANGE_TOLERANCE, high + _RANGE_TOLERANCE
     if options.autotune:
         notes = track_notes(pitch, voiced, _NOTE_CHANGE_COST, key_pitch_classes(options.key))
-        # The vibrato is averaged over, so that it stays in a note that is moved.
+        # The note's average pitch is moved, so its vibrato is kept.
         centre = smooth_within_notes(pitch, voiced, _VIBRATO_SECONDS * profile.config.audio.frame_rate)
         pitch = pitch + options.autotune * (notes - centre)
     if options.fold:
@@ -186,7 +251,7 @@ def correct_pitch(
 
 
 def fraction_out_of_range(f0: np.ndarray, profile: InstrumentProfile) -> float:
-    """Return the fraction of the pitches [T] in Hz that lie outside the instrument's range; 0 if there are none."""
+    """Return the fraction of f0 [T], in Hz, that lies outside the instrument's range; 0 for no frames."""
     tolerance = 2 ** (_RANGE_TOLERANCE / 12)
     outside = (f0 < profile.f0_min / tolerance) | (f0 > profile.f0_max * tolerance)
     return float(outside.mean()) if len(f0) else 0.0
@@ -195,15 +260,16 @@ def fraction_out_of_range(f0: np.ndarray, profile: InstrumentProfile) -> float:
 def track_notes(
     pitch: np.ndarray, voiced: np.ndarray, change_cost: float, pitches: tuple[int, ...] = tuple(range(12))
 ) -> np.ndarray:
-    """Return the note that is meant in every frame: the path with the least distance and the fewest changes.
+    """Return the intended note in each frame, by Viterbi search.
 
-    Vibrato and a glide between two notes make no notes of their own, for a change costs as much as
-    ``change_cost`` frames a semitone away.
+    The cost of a path is the distance to the pitch in semitones, summed over the frames, plus ``change_cost`` for each
+    change of note, so vibrato and glides do not add notes.
 
     Args:
         pitch: [T] in MIDI numbers, fractional.
-        voiced: bool [T]; elsewhere any note will do.
-        pitches: the pitch classes that are allowed, 0 for C.
+        voiced: bool [T]; unvoiced frames cost nothing.
+        change_cost: cost of a change, in frames times semitones.
+        pitches: the allowed pitch classes, 0 for C.
 
     Returns:
         float [T], whole MIDI numbers.
@@ -224,7 +290,7 @@ def track_notes(
 
 
 def smooth_within_notes(values: np.ndarray, voiced: np.ndarray, n_frames: float) -> np.ndarray:
-    """Smooth a curve [T] inside each note by a Gaussian about ``n_frames`` wide; nothing leaks across a pause."""
+    """Smooth a curve [T] inside each voiced run by a Gaussian about ``n_frames`` wide."""
     if n_frames <= 0:
         return values
     smoothed = values.copy()
@@ -234,10 +300,10 @@ def smooth_within_notes(values: np.ndarray, voiced: np.ndarray, n_frames: float)
 
 
 def fit_loudness(loudness: np.ndarray, voiced: np.ndarray, profile: InstrumentProfile) -> np.ndarray:
-    """Map loudness in dB [T] so that the quantiles of the sung frames match those of the training data.
+    """Map loudness in dB [T] linearly so that the quantiles of the sung frames match those of the training data.
 
-    A straight line through the quantiles: it keeps the order and the shape of the dynamics, which a
-    full quantile match would bend. Its slope stays near one, so that a steady hum is not torn apart.
+    A line preserves the order and the shape of the dynamics, which full quantile matching would distort. Its slope is
+    limited, so that a steady hum stays steady.
     """
     settings = profile.config.transfer
     wanted = np.asarray(profile.loudness_quantiles)  # at 0, 1, ... 100 %
@@ -245,7 +311,7 @@ def fit_loudness(loudness: np.ndarray, voiced: np.ndarray, profile: InstrumentPr
     found = np.quantile(loudness[voiced], percent / 100)
     slope = np.std(wanted[percent]) / max(np.std(found), 1e-3)
     slope = np.clip(slope, 1 / settings.max_loudness_slope, settings.max_loudness_slope)
-    # Anchored in the upper half: notes, not their fading ends, decide how loud a player seems.
+    # Anchored in the upper half: perceived loudness depends on the notes, not on their decaying ends.
     anchor = np.quantile(loudness[voiced], LOUDNESS_ANCHOR / 100)
     gain = min(wanted[LOUDNESS_ANCHOR] - anchor, settings.max_loudness_gain)
     fitted = anchor + gain + slope * (loudness - anchor)

@@ -1,10 +1,10 @@
-"""A recording becomes a melody: pitch, loudness and where notes are, without mains hum, noise and tracking errors.
+"""Extract the melody of a recording: pitch, loudness and voicing, without mains hum, noise and tracking errors.
 
-Everything works on audio [N], which may be a ``Scratch``, and on curves of one value a frame, [T].
+Functions take audio [N], also as ``SpooledAudio``, and curves of one value per frame, [T].
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,29 +12,31 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage, signal
 
 from config import Config
-from features import Features, bridge_f0, extract_feature_blocks
+from features import Features, bridge_f0, extract_feature_blocks, extract_loudness
 from sound.audio_files import SpooledAudio, block_slices
+from sound.mains_hum import MAINS_FREQUENCIES, find_mains_lines, notch
 from voice.curves import Melody
-from voice.mains_hum import RESIDUE, is_mains_frequency, remove_mains_hum
 from voice.note_gate import find_voiced, noise_floor
 
 _BLOCK_SAMPLES = 2**20  # of a recording in memory at once: a minute
-_BLOCK_FRAMES = 1000  # whose spectra are in memory at once
+_BLOCK_FRAMES = 1000  # frames whose spectra are in memory at once
 _SMALLEST = 1e-20
 _HIGHEST_WHISTLE = 5200.0  # Hz
-_WHISTLE_SHARE = 0.8  # of a frame's power that its tone holds, in most frames; 7 dB over the breath
-_TOO_HIGH_N_FFT = 1024  # samples, to see a tone above CREPE's range
-_TOO_HIGH_MARGIN = 1.02  # above CREPE's highest pitch times this
-_TOO_HIGH_SHARE = 0.5  # of a frame's power that such a tone holds
-_TOO_HIGH_REPORTED = 0.05  # share of frames that makes it the reason why there is no melody
-_MAX_GLIDE = 1.0  # semitones a frame; faster is a jump of the tracker
-_MAX_LEAP = 3.0  # semitones that a stretch between two jumps, short as a gap, may lie off the notes around it
-_OCTAVE_TOLERANCE = 0.7  # semitones around an octave that make a stretch an octave error
-_MAX_GLITCH_SECONDS = 0.15  # a longer stretch between two jumps is meant
-_GLITCH_CONTEXT_SECONDS = 0.25  # on either side of a stretch between two jumps, with which it is compared
-_POLYPHONY_N_FFT = 2048  # samples, to see several pitches at once
-_POLYPHONY_MAX_FREQUENCY = 1500.0  # Hz, up to which harmonics are told apart
-_POLYPHONY_SHARE = 0.1  # of the power, beside the melody's harmonics: another pitch
+_WHISTLE_SHARE = 0.8  # median share of a frame's power in the tone of a whistle, 7 dB over the breath
+_TONE_N_FFT = 512  # samples: short, for glides and vibrato
+_TOO_HIGH_MARGIN = 1.02  # times CREPE's highest pitch
+_TOO_HIGH_SHARE = 0.5  # share of a frame's power in a tone above CREPE's range
+_TOO_HIGH_REPORTED = 0.05  # share of frames with such a tone from which on an error names it as the cause
+_HUM_RESIDUE = 25.0  # dB: frames this far below the removed hum may be its residue
+_HUM_STRETCH_SECONDS = 120.0  # hum is detected per stretch: it is steady, but may be switched on and off
+_MAX_GLIDE = 1.0  # semitones per frame; a faster step is a tracking error
+_MAX_LEAP = 3.0  # semitones from the notes around it, beyond which a stretch as short as a gap is an error
+_OCTAVE_TOLERANCE = 0.7  # semitones around an octave within which a stretch is an octave error
+_MAX_GLITCH_SECONDS = 0.15  # a longer stretch between two jumps is no error
+_GLITCH_CONTEXT_SECONDS = 0.25  # on either side of a stretch, with which it is compared
+_POLYPHONY_N_FFT = 2048  # samples, to resolve several pitches
+_POLYPHONY_MAX_FREQUENCY = 1500.0  # Hz, up to which harmonics are resolved
+_POLYPHONY_SHARE = 0.1  # share of the power between the melody's harmonics that indicates another pitch
 
 
 class SilentError(ValueError):
@@ -42,7 +44,7 @@ class SilentError(ValueError):
 
 
 class NoMelodyError(ValueError):
-    """No melody can be heard in the recording."""
+    """The recording has no melody."""
 
 
 def extract_melody(
@@ -52,18 +54,21 @@ def extract_melody(
     gate_offset: float = 0.0,
     report_progress: Callable[[float], None] | None = None,
 ) -> tuple[Features, Melody, dict[str, Any]]:
-    """Measure a voice and find what is sung.
+    """Extract features and the melody from a recording.
 
     Args:
-        audio: [N] at the features' rate, N a multiple of their hop; of any length, if it is a Scratch.
-        gate_offset: dB on the level under which nothing is heard.
-        report_progress: called with the share that is measured, now and then; it may raise to cancel.
+        audio: [N] at the feature rate, N a multiple of the feature hop; of any length as SpooledAudio.
+        config: settings of the model.
+        device: where CREPE runs.
+        gate_offset: dB, added to the gate's threshold.
+        report_progress: called now and then with the fraction that is done; it may raise to cancel.
 
     Returns:
-        What was measured, what is sung, and entries of the report.
+        The measured features, the melody, and entries for the report.
 
     Raises:
-        SilentError, NoMelodyError: there is nothing to play.
+        SilentError: the recording is silent.
+        NoMelodyError: no frame is voiced.
     """
     audio, mains_hum = remove_mains_hum(audio, config)
     gain = _find_input_gain(audio, config.transfer.max_loudness_gain)
@@ -75,8 +80,8 @@ def extract_melody(
     whistle, too_high = trace_whistling(audio, config)
     is_whistled = whistle > 0
     f0, periodicity = np.where(is_whistled, whistle, f0), np.where(is_whistled, np.float32(1), periodicity)
-    # A hum is not taken out to its last bit, and CREPE hears a pitch in what is left, however soft.
-    is_hum = loudness - gain <= mains_hum.loudness - RESIDUE
+    # The notch filters leave a residue of the hum, and CREPE finds a pitch in it at any level.
+    is_hum = loudness - gain <= mains_hum.loudness - _HUM_RESIDUE
     is_hum |= is_mains_frequency(f0, mains_hum.frequency)
     voiced = find_voiced(loudness, periodicity, ~(too_high | is_hum), config, gate_offset)
     if not voiced.any():
@@ -95,7 +100,7 @@ def extract_melody(
 def _amplified_blocks(
     audio: SpooledAudio, gain: float, config: Config, report_progress: Callable[[float], None] | None
 ) -> Iterator[np.ndarray]:
-    """Yield a recording in blocks, louder by ``gain``."""
+    """Yield a recording in blocks, multiplied by ``gain``."""
     for part in block_slices(len(audio), _BLOCK_SAMPLES):
         if report_progress and part.start:
             report_progress(part.start / len(audio))
@@ -103,38 +108,76 @@ def _amplified_blocks(
 
 
 def _find_input_gain(audio: SpooledAudio, most: float) -> float:
-    """Return the gain in dB that brings a quiet recording to full scale, so that the loudness floor hides no note."""
+    """Return the gain in dB, up to ``most``, that lifts a quiet recording to full scale, over the loudness floor."""
     peak = max((float(np.abs(audio[part]).max()) for part in block_slices(len(audio), _BLOCK_SAMPLES)), default=0.0)
     return float(np.clip(-20 * np.log10(peak), 0.0, most)) if peak > 0 else 0.0
 
 
 def _subtract_noise(loudness: np.ndarray, noise: float) -> np.ndarray:
-    """Take the power of the recording's noise off loudness, both in dB; at most 10 dB: what is left is uncertain."""
+    """Subtract the noise power from loudness [T], both in dB, by at most 10 dB: beyond that it is uncertain."""
     share = 1 - 10 ** ((noise - loudness) / 10)
     return loudness + 10 * np.log10(np.clip(share, 0.1, 1.0))
 
 
 def _explain_no_melody(too_high: np.ndarray, config: Config) -> str:
     if too_high.mean() > _TOO_HIGH_REPORTED:
-        return f"the melody lies over {_HIGHEST_WHISTLE:.0f} Hz, higher than anybody whistles; sing or whistle lower"
-    return "no melody can be heard in the recording; sing or hum closer to the microphone"
+        return f"the melody is above {_HIGHEST_WHISTLE:.0f} Hz, the highest pitch supported; sing or whistle lower"
+    return "no melody found in the recording; sing or hum closer to the microphone"
+
+
+# --- mains hum ------------------------------------------------------------------------------------
+
+
+class MainsHum(NamedTuple):
+    """The mains hum of a recording."""
+
+    loudness: np.ndarray  # [T] dB, A-weighted; minus infinity where there is none
+    frequency: np.ndarray  # [T] Hz; NaN where there is none
+    level: float | None  # RMS of all of it, dBFS; None if there is none
+
+
+def remove_mains_hum(audio: np.ndarray | SpooledAudio, config: Config) -> tuple[SpooledAudio, MainsHum]:
+    """Remove mains hum from a recording, in stretches of about ``_HUM_STRETCH_SECONDS``.
+
+    The notch filters also remove the voice at those frequencies, which matters little: only its pitch and loudness are
+    used.
+    """
+    hop_length, n_frames = config.audio.feature_hop_length, len(audio) // config.audio.feature_hop_length
+    n_stretches = max(1, round(n_frames / config.audio.seconds_to_frames(_HUM_STRETCH_SECONDS)))
+    clean, energy = SpooledAudio(), 0.0
+    loudness, frequency = np.full(n_frames, -np.inf), np.full(n_frames, np.nan)
+    for frames in block_slices(n_frames, -(-n_frames // n_stretches)):
+        part = audio[frames.start * hop_length : frames.stop * hop_length]
+        lines = find_mains_lines(part, config.audio.feature_rate)
+        rest = notch(part, config.audio.feature_rate, lines) if len(lines) else part
+        clean.append(rest)
+        if len(lines):
+            loudness[frames] = np.median(extract_loudness(part - rest, config))
+            frequency[frames] = min(MAINS_FREQUENCIES, key=lambda nominal: abs(nominal - lines[0]))
+            energy += float(np.sum((part - rest) ** 2, dtype=np.float64))
+    return clean, MainsHum(loudness, frequency, 10 * float(np.log10(energy / len(audio))) if energy else None)
+
+
+def is_mains_frequency(f0: np.ndarray, frequency: np.ndarray) -> np.ndarray:
+    """Return True where f0 [T] is within a quarter of a semitone of the mains frequency or twice that: bool [T]."""
+    return np.any([np.abs(12 * np.log2(f0 / (number * frequency))) < 0.25 for number in (1, 2)], axis=0)
 
 
 # --- whistling ------------------------------------------------------------------------------------
 
 
 def trace_whistling(audio: np.ndarray | SpooledAudio, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Trace whistling that reaches above CREPE's range, where CREPE would answer with some lower pitch, sure of itself.
+    """Track whistling above CREPE's range, where CREPE would report a lower pitch with high confidence.
 
-    A whistle is one tone, for which the peak of the spectrum is exact. A stretch of it that glides is traced as a
-    whole, below CREPE's highest pitch too; what stays below is left to CREPE.
+    A whistle is a single tone, so the peak of the spectrum gives its pitch. A glide that reaches above CREPE's range is
+    tracked as a whole; one that stays below is left to CREPE.
 
     Returns:
-        f0 [T] Hz, 0 where nothing is whistled above CREPE's range; and bool [T], a tone that is higher than whistling.
+        f0 [T] Hz, 0 where there is no such whistle; and bool [T], where a tone is higher than any whistle.
     """
     f0, share = _trace_tone(audio, config)
     is_tone, whistle = share > _TOO_HIGH_SHARE, np.zeros_like(f0)
-    for stretch in _find_stretches(12 * np.log2(f0), is_tone, 2 * _MAX_GLIDE):  # a whistle slides faster
+    for stretch in _find_stretches(12 * np.log2(f0), is_tone, 2 * _MAX_GLIDE):  # whistles glide faster than voices
         if f0[stretch].max() > config.features.f0_max / _TOO_HIGH_MARGIN:
             is_pure = np.median(share[stretch]) > _WHISTLE_SHARE
             whistle[stretch] = np.where(is_pure & (f0[stretch] <= _HIGHEST_WHISTLE), f0[stretch], 0)
@@ -143,7 +186,7 @@ def trace_whistling(audio: np.ndarray | SpooledAudio, config: Config) -> tuple[n
 
 def _trace_tone(audio: np.ndarray | SpooledAudio, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Return the frequency [T] of the highest peak of each frame's spectrum, and its share [T] of the frame's power."""
-    rate, n_fft = config.audio.feature_rate, _TOO_HIGH_N_FFT // 2  # short, for glides and vibrato
+    rate, n_fft = config.audio.feature_rate, _TONE_N_FFT
     f0, shares = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
     for _, power in _power_spectra(audio, np.arange(len(audio) // config.audio.feature_hop_length), n_fft, config):
         peak = np.clip(power.argmax(axis=1), 1, n_fft // 2 - 1)[:, None]
@@ -151,7 +194,8 @@ def _trace_tone(audio: np.ndarray | SpooledAudio, config: Config) -> tuple[np.nd
         shares.append(np.take_along_axis(power, around, axis=1).sum(axis=1) / (power.sum(axis=1) + _SMALLEST))
         left, top, right = np.log(np.take_along_axis(power, peak + np.arange(-1, 2), axis=1) + _SMALLEST).T
         bend = np.minimum(left - 2 * top + right, -_SMALLEST)
-        f0.append((peak[:, 0] + np.clip((left - right) / (2 * bend), -0.5, 0.5)) * rate / n_fft)  # of the parabola
+        # The vertex of the parabola through the three bins.
+        f0.append((peak[:, 0] + np.clip((left - right) / (2 * bend), -0.5, 0.5)) * rate / n_fft)
     return np.concatenate(f0).astype(np.float32), np.concatenate(shares)
 
 
@@ -159,17 +203,17 @@ def _trace_tone(audio: np.ndarray | SpooledAudio, config: Config) -> tuple[np.nd
 
 
 def repair_f0(f0: np.ndarray, voiced: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Mend what a pitch tracker gets wrong: a short stretch an octave off is moved back, a spike is left out.
+    """Fix tracking errors: shift short octave errors back, and mark spikes as unusable.
 
-    No voice moves by ``max_glide`` semitones in a frame, so a faster step is the tracker's. Between two
-    such steps lies a stretch; a short one is compared with the longer ones around it.
+    A voice moves less than ``_MAX_GLIDE`` semitones per frame, so a larger step is a tracking error. Such steps
+    divide f0 into stretches; each short one is compared with the longer ones around it.
 
     Args:
         f0: [T] Hz.
         voiced: bool [T].
 
     Returns:
-        f0 [T], and bool [T]: the voiced frames whose f0 can be used; the others are to be bridged.
+        f0 [T], and bool [T]: the voiced frames with a usable f0; the others should be interpolated.
     """
     settings, audio = config.transfer, config.audio
     pitch, usable = 12 * np.log2(f0), voiced.copy()
@@ -205,10 +249,10 @@ def _find_stretches(pitch: np.ndarray, voiced: np.ndarray, max_glide: float) -> 
 
 
 def estimate_polyphony(audio: np.ndarray | SpooledAudio, f0: np.ndarray, voiced: np.ndarray, config: Config) -> float:
-    """Estimate the share of the sung frames in which other pitches sound too: a chord, a backing track.
+    """Estimate the fraction of the sung frames that contain other pitches, such as a chord or a backing track.
 
-    Measured where f0 holds still: what is tonal and lies between the harmonics of f0 (and of the
-    octave below it, which a tracker may have missed) is another pitch. 0 for one voice.
+    Measured where f0 is steady: tonal power between the harmonics of f0 (and of the octave below, in case of an octave
+    error) is another pitch. 0 for a single voice.
     """
     steady = voiced & (ndimage.maximum_filter1d(f0, 13) < 2 ** (1 / 24) * ndimage.minimum_filter1d(f0, 13))
     frames = np.flatnonzero(ndimage.binary_erosion(steady, iterations=3))[::4]
@@ -223,7 +267,7 @@ def estimate_polyphony(audio: np.ndarray | SpooledAudio, f0: np.ndarray, voiced:
 
 
 def _inharmonic_power(power: np.ndarray, hertz: np.ndarray, f0: np.ndarray) -> np.ndarray:
-    """Return the tonal power [n] of spectra [n, F] that lies between the harmonics of f0 [n, 1]."""
+    """Return the tonal power [n] between the harmonics of f0 [n, 1] in power spectra [n, F]."""
     away = np.abs(hertz - f0 * np.maximum(1, np.round(hertz / f0)))
     between = away > 3 * (hertz[1] - hertz[0]) + 0.015 * hertz
     noise = np.ma.median(np.ma.array(power, mask=~between), axis=1).filled(0.0)[:, None]
@@ -233,7 +277,7 @@ def _inharmonic_power(power: np.ndarray, hertz: np.ndarray, f0: np.ndarray) -> n
 def _power_spectra(
     audio: np.ndarray | SpooledAudio, frames: np.ndarray, n_fft: int, config: Config
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield some of the rising frames, [n], and the power [n, n_fft / 2 + 1] under a Hann window centred on each."""
+    """Yield blocks of the increasing ``frames`` [n], with the power spectrum [n, n_fft / 2 + 1] centred on each."""
     hop_length, reach = config.audio.feature_hop_length, n_fft // 2
     window = signal.get_window("hann", n_fft).astype(np.float32)
     cuts = range(_BLOCK_FRAMES, frames.max(initial=0) + 1, _BLOCK_FRAMES)

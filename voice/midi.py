@@ -1,8 +1,7 @@
-"""MIDI: the notes of a melody as a file, and a file's notes as a melody.
+"""Write a melody as MIDI, and read MIDI as a melody.
 
-A voice slides and swings; the notes written follow it with the pitch wheel. A file that is read means what a General
-MIDI synthesizer would play, but one note at a time, as the instrument does: a new note ends the one before, and of a
-chord the highest is heard.
+Pitch bends in the written file follow the f0 of the voice. A file that is read is interpreted as a General MIDI
+synthesizer would, but monophonically: a new note ends the previous one, and of a chord only the highest note is kept.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,23 +16,22 @@ from mido.midifiles.meta import KeySignatureError
 
 from config import Config
 from sound.atomic_files import atomic_write
-from sound.note_names import hz_to_midi, midi_to_hz
+from sound.pitch_decoder import hz_to_midi, midi_to_hz
 from voice.curves import MAX_SECONDS, Curves, Melody
 from voice.note_finder import SungNote
 
-_TICKS_PER_BEAT = 500  # at 120 beats a minute a tick is a millisecond
-_DRUMS = 9  # the channel that has no pitch
+_TICKS_PER_BEAT = 500  # at 120 beats per minute a tick is a millisecond
+_DRUMS = 9  # channel index of the drums, which have no pitch
 _WHEEL = 8192  # steps of the pitch wheel either way
-_WHEEL_RANGE = 2.0  # semitones either way, unless a file says otherwise
-_MEMBER_RANGE = 48.0  # of a channel of MPE, where each note has its own
-_BEND_RANGE, _MPE_ZONE = (0, 0), (0, 6)  # registered parameters, which CC 101 and 100 choose
-_TEMPO = 500_000  # microseconds a beat, unless a file says otherwise
+_WHEEL_RANGE = 2.0  # semitones either way, the default
+_MEMBER_RANGE = 48.0  # semitones, the default of a member channel in MPE
+_BEND_RANGE, _MPE_ZONE = (0, 0), (0, 6)  # registered parameters, selected by CC 101 and 100
+_TEMPO = 500_000  # microseconds per beat, the default
 _MAX_BYTES = 3_000_000  # a million events: two hours with a bend in every frame
 _UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, ZeroDivisionError, KeySignatureError)  # of mido
 _CHORD_SECONDS = 0.03  # notes that begin within this are one chord
 _Keys = dict[int, list[tuple[float, int]]]  # key: start in s and velocity, the oldest first
-_ATTACK_SECONDS = 0.03  # a note of a MIDI file takes so long to its full loudness
-_ATTACK_DEPTH = 9.0  # dB, from so far below
+_ATTACK_SECONDS, _ATTACK_DEPTH = 0.03, 9.0  # s and dB: duration and rise of the attack of a MIDI note
 _GAP_SECONDS = 0.03  # between two notes of the same pitch
 
 
@@ -49,7 +47,7 @@ class MidiNote(NamedTuple):
 
 
 def write_midi(path: Path, notes: Sequence[SungNote], curves: Curves, config: Config) -> int:
-    """Write notes, with bends that follow the f0 of the curves; return how many there are."""
+    """Write notes, with pitch bends that follow the f0 of the curves; return the number of notes."""
     track = mido.MidiTrack()
     loudest = max((note.level for note in notes), default=0.0)
     events = [event for note in notes for event in _note_events(note, loudest, curves, config)]
@@ -59,7 +57,7 @@ def write_midi(path: Path, notes: Sequence[SungNote], curves: Curves, config: Co
     ]
     track.extend(mido.Message(kind, time=0, **values) for kind, values in setup)
     now = 0
-    for tick, kind, values in sorted(events, key=lambda event: event[0]):  # stable: an end before the next beginning
+    for tick, kind, values in sorted(events, key=lambda event: event[0]):  # stable: note_off before the next note_on
         track.append(mido.Message(kind, time=tick - now, **values))
         now = tick
     with atomic_write(path) as partial:
@@ -70,7 +68,7 @@ def write_midi(path: Path, notes: Sequence[SungNote], curves: Curves, config: Co
 def _note_events(
     note: SungNote, loudest: float, curves: Curves, config: Config
 ) -> list[tuple[int, str, dict[str, int]]]:
-    """Return a note's messages as (tick, kind, values): wheel, note on, moves of the wheel, note off."""
+    """Return a note's messages as (tick, kind, values): bend, note on, further bends, note off."""
     tick, where, key = 1000 / config.audio.frame_rate, slice(note.onset, note.end), round(note.pitch)
     bends = np.clip((hz_to_midi(curves.f0[where]) - key) / _WHEEL_RANGE, -1, 1) * _WHEEL
     bends = np.clip(np.round(bends), -_WHEEL, _WHEEL - 1).astype(int)
@@ -87,16 +85,16 @@ def _note_events(
 
 
 def read_midi(path: Path) -> tuple[list[MidiNote], list[tuple[float, int, float]]]:
-    """Read a file's notes, drums left out, and its bends as (s, channel, semitones), both in the order of time.
+    """Read a file's notes, without drums, and its bends as (s, channel, semitones), both in order of time.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not a MIDI file, or one without notes.
+        FileNotFoundError: the file does not exist.
+        ValueError: not a MIDI file, one without notes, or one that is too long.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     if (size := path.stat().st_size) > _MAX_BYTES:
-        raise ValueError(f"{path} has {size / 1e6:.0f} MB, and MIDI of up to {_MAX_BYTES / 1e6:.0f} MB can be played")
+        raise ValueError(f"{path} has {size / 1e6:.0f} MB; the limit for MIDI is {_MAX_BYTES / 1e6:.0f} MB")
     receiver = _Receiver()
     try:
         for now, message in _time_messages(mido.MidiFile(path, clip=True)):
@@ -105,9 +103,9 @@ def read_midi(path: Path) -> tuple[list[MidiNote], list[tuple[float, int, float]
         raise ValueError(f"{path} cannot be read as MIDI ({str(error) or 'it ends too early'})") from error
     notes, bends = receiver.finish(), receiver.bends
     if not notes:
-        raise ValueError(f"{path} holds no notes")
+        raise ValueError(f"{path} has no notes")
     if (end := max(note.end for note in notes)) > MAX_SECONDS:
-        raise ValueError(f"{path} lasts {end / 3600:.0f} hours, and up to {MAX_SECONDS / 3600:.0f} can be played")
+        raise ValueError(f"{path} lasts {end / 3600:.0f} hours; the limit is {MAX_SECONDS / 3600:.0f}")
     return notes, bends
 
 
@@ -121,11 +119,11 @@ def _time_messages(file: mido.MidiFile) -> Iterator[tuple[float, mido.Message]]:
         now, last = now + (tick - last) * _tick_seconds(division, tempo), tick
         yield now, message
         if message.type == "set_tempo":
-            tempo = message.tempo or tempo  # 0 would stop the time
+            tempo = message.tempo or tempo  # with 0 time would stand still
 
 
 def _tick_seconds(division: int, tempo: int) -> float:
-    """Return a tick in seconds: a share of a beat, or, if the division is negative, of a SMPTE frame."""
+    """Return the length of a tick in seconds: a fraction of a beat, or of a SMPTE frame if ``division`` is negative."""
     if division > 0:
         return tempo / 1e6 / division
     frames = -(division >> 8)
@@ -133,10 +131,10 @@ def _tick_seconds(division: int, tempo: int) -> float:
 
 
 class _Receiver:
-    """The state of a synthesizer by which messages become notes and bends.
+    """Synthesizer state that turns messages into notes and bends.
 
-    Two tracks may hold the same key of a channel, or it may be struck again before it is let go: each note-off
-    ends the oldest. A zone of MPE (RPN 6) has a channel for each note, and a manager whose bend is for all.
+    Several note-ons may hold the same key of a channel; each note-off ends the oldest. An MPE zone (RPN 6) has one
+    member channel per note, and a manager channel whose bend applies to all of them.
     """
 
     def __init__(self) -> None:
@@ -144,8 +142,8 @@ class _Receiver:
         self.bends: list[tuple[float, int, float]] = []
         self._now = 0.0
         self._held: list[_Keys] = [{} for _ in range(16)]  # by channel
-        self._ringing: list[_Keys] = [{} for _ in range(16)]  # let go, but held by the pedal
-        self._let_go: dict[tuple[int, int], float] = {}  # (channel, key): when last
+        self._ringing: list[_Keys] = [{} for _ in range(16)]  # released, but held by the pedal
+        self._released: dict[tuple[int, int], float] = {}  # (channel, key): time of the last note-off
         self._pedals: set[int] = set()  # channels
         self._wheel, self._range, self._bend = [0.0] * 16, [_WHEEL_RANGE] * 16, [0.0] * 16  # -1..1, semitones, both
         self._parameter: list[dict[int, int]] = [{} for _ in range(16)]  # control: value
@@ -171,14 +169,14 @@ class _Receiver:
                 self._control(each, message.control, message.value)
 
     def finish(self) -> list[MidiNote]:
-        """Return the notes in their order; what is never let go ends when its key last was, or with the file."""
+        """Return the notes in order; one without a note-off ends with the last one of its key, or with the file."""
         for channel in range(16):
             for key in list(self._ringing[channel]):
                 self._end(self._ringing, channel, key)
             for key, begun in self._held[channel].items():
                 for start, velocity in begun:
-                    let_go = self._let_go.get((channel, key), 0.0)
-                    self._add(start, let_go if let_go > start else self._now, key, velocity, channel)
+                    released = self._released.get((channel, key), 0.0)
+                    self._add(start, released if released > start else self._now, key, velocity, channel)
         return sorted(self.notes)
 
     def _add(self, start: float, end: float, key: int, velocity: int, channel: int) -> None:
@@ -186,7 +184,7 @@ class _Receiver:
             self.notes.append(MidiNote(start, end, key, velocity, channel))
 
     def _release(self, channel: int, key: int) -> None:
-        self._let_go[channel, key] = self._now
+        self._released[channel, key] = self._now
         if begun := self._held[channel].get(key):
             self._ringing[channel].setdefault(key, []).append(begun.pop(0))
             if not begun:
@@ -206,7 +204,7 @@ class _Receiver:
                 self._pedals.discard(channel)
             for key in list(self._ringing[channel]):
                 self._end(self._ringing, channel, key)
-        elif control >= 123:  # all notes off, which a change of mode means too
+        elif control >= 123:  # all notes off, which every change of mode implies
             for key, begun in list(self._held[channel].items()):
                 for _ in list(begun):
                     self._release(channel, key)
@@ -218,14 +216,14 @@ class _Receiver:
             self._move(channel)
 
     def _set_parameter(self, channel: int, control: int, value: int) -> None:
-        """Choose a parameter, registered (101, 100) or not (99, 98), or set it (6, and 38 for hundredths)."""
+        """Select a parameter, registered (CC 101, 100) or not (99, 98), or set its value (6, and 38 for cents)."""
         if control >= 98:
             self._parameter[channel][control], self._is_registered[channel] = value, control >= 100
             return
         chosen = tuple(self._parameter[channel].get(which) for which in (101, 100))
         if not self._is_registered[channel]:
             return
-        if chosen == _BEND_RANGE:  # sent to one member of a zone it is for all
+        if chosen == _BEND_RANGE:  # sent to one member of a zone, it applies to all
             zone = next((members for members in self._zones.values() if channel in members), (channel,))
             semitones = value if control == 6 else int(self._range[channel]) + value / 100
             for each in zone:
@@ -239,7 +237,7 @@ class _Receiver:
             self._move(channel)
 
     def _move(self, channel: int) -> None:
-        """Note the bend of a channel, and, if it is a manager, those of its members."""
+        """Record the bend of a channel and, if it is a manager, of its members."""
         for each in (channel, *self._zones.get(channel, ())):
             managers = [manager for manager, members in self._zones.items() if each in members]
             bend = sum(self._wheel[one] * self._range[one] for one in (each, *managers))
@@ -249,7 +247,7 @@ class _Receiver:
 
 
 def make_monophonic(notes: list[MidiNote], gap: float = _GAP_SECONDS) -> list[MidiNote]:
-    """Keep of each chord the highest note, and end each note where the next begins; ``gap`` s before the same note."""
+    """Keep the highest note of each chord, and end each note where the next begins; ``gap`` s earlier if it repeats."""
     tops: list[MidiNote] = []
     for note in notes:
         if tops and note.start - tops[-1].start < _CHORD_SECONDS:
@@ -262,7 +260,7 @@ def make_monophonic(notes: list[MidiNote], gap: float = _GAP_SECONDS) -> list[Mi
 
 
 def chord_fraction(notes: list[MidiNote], frame_rate: float) -> float:
-    """Return the share of the sounding frames in which more than one note is held."""
+    """Return the fraction of the sounding frames in which more than one note is held."""
     held = np.zeros(round(max(note.end for note in notes) * frame_rate) + 1, dtype=int)
     for note in notes:
         held[round(note.start * frame_rate) : round(note.end * frame_rate)] += 1
@@ -272,12 +270,13 @@ def chord_fraction(notes: list[MidiNote], frame_rate: float) -> float:
 def melody_from_notes(
     notes: list[MidiNote], bends: list[tuple[float, int, float]], top: float, config: Config
 ) -> tuple[Melody, list[SungNote]]:
-    """Turn notes into the curves of a melody, and into its notes in frames.
+    """Convert MIDI notes to the curves of a melody and to its notes in frames.
 
     Args:
-        notes: one at a time, in their order.
-        bends: (s, channel, semitones).
-        top: dB, the loudness of the highest velocity; half the velocity is 12 dB less.
+        notes: monophonic, in order.
+        bends: (s, channel, semitones), in order.
+        top: dB, loudness at the highest velocity; half the velocity is 12 dB less.
+        config: frame rate, loudness floor and transfer settings.
     """
     settings, frame_rate, floor = config.transfer, config.audio.frame_rate, config.features.loudness_floor
     n_frames = round((notes[-1].end + 2 * settings.release_seconds) * frame_rate) + 1
@@ -296,12 +295,10 @@ def melody_from_notes(
 
 
 def read_midi_f0(path: Path, n_frames: int, config: Config) -> np.ndarray:
-    """Return the f0 in Hz that a MIDI file asks for, 0 between notes: [T].
-
-    The pitch wheel moves it, which is all that bends, slides and vibrato are in what ``render_dataset.py`` writes.
+    """Return the f0 [n_frames] of a MIDI file in Hz, 0 between notes; bends, slides and vibrato are in the pitch wheel.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it cannot be read.
+        FileNotFoundError, ValueError: as ``read_midi``.
     """
     melody, _ = melody_from_notes(*read_midi(path), top=0.0, config=config)
     f0 = np.where(melody.voiced, melody.f0, 0.0)[:n_frames]
@@ -309,7 +306,7 @@ def read_midi_f0(path: Path, n_frames: int, config: Config) -> np.ndarray:
 
 
 def _note_loudness(note: MidiNote, seconds: float, config: Config) -> np.ndarray:
-    """Return a note's loudness in dB below that of the highest velocity: it speaks, then dies away."""
+    """Return a note's loudness [n] in dB relative to the highest velocity: an attack, then a slow decay."""
     settings = config.transfer
     times = np.arange(round(seconds * config.audio.frame_rate)) / config.audio.frame_rate
     attack = _ATTACK_DEPTH * np.clip(1 - times / _ATTACK_SECONDS, 0, 1)
@@ -319,7 +316,7 @@ def _note_loudness(note: MidiNote, seconds: float, config: Config) -> np.ndarray
 def _bend_curve(
     notes: list[MidiNote], begins: list[int], bends: list[tuple[float, int, float]], times: np.ndarray
 ) -> np.ndarray:
-    """Return the bend in semitones [T] of the channel whose note is played; each holds until the next."""
+    """Return the bend [T] in semitones of the channel that plays in each frame; each bend holds until the next."""
     number = np.clip(np.searchsorted(begins, np.arange(len(times)), side="right") - 1, 0, None)
     playing = np.array([note.channel for note in notes])[number]
     bend = np.zeros(len(times))

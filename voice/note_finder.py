@@ -1,11 +1,11 @@
-"""Find the notes of a sung melody: where each begins and ends, its pitch and how loud it is.
+"""Find the notes of a sung melody: onset, end, pitch and level of each.
 
 A note begins where the voice begins, where the loudness rises again after a dip (a consonant, a new syllable on the
-same pitch), or where the pitch settles on another level. Vibrato, scoops into a note, falls off its end and drift
-begin none. Only pitch, loudness and the voiced frames are needed, so curves from a file are cut as a recording is.
+same pitch), or where the pitch settles on another level. Vibrato, drift, scoops into a note and falls off its end do
+not begin one.
 
-The pitch is cut as Potts' model cuts a signal: the piecewise constant curve with the least sum of distances to the
-sung one plus a price for each step, found exactly by dynamic programming.
+The pitch is segmented by the Potts model: the piecewise constant curve that minimises the summed distance to the sung
+pitch plus a cost per step, found exactly by dynamic programming.
 """
 
 from itertools import pairwise
@@ -14,41 +14,43 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-_STEPS_PER_SEMITONE = 4  # levels that a note's pitch may have
-_LEAST_STEP = 0.75  # semitones: two notes that follow each other differ by more than drift and most vibrato
-_STEP_COST = 0.08  # seconds times semitones: a whole tone is a note of its own if it lasts more than 40 ms
-_SLIDE_SPEED = 3.0  # semitones a second; drift is slower
-_SLIDE_SECONDS = 0.2  # a pitch that moves on in one direction for so long slides; from note to note it takes half of it
-_DIP_DEPTH = 6.0  # dB under both sides: a syllable's consonant; the level of a held vowel swings by less
-_DIP_SECONDS = 0.2  # looked at on either side of a dip; two syllables are hardly closer
-_SHORTEST_NOTE = 0.09  # s; what is shorter and joined to a neighbour by a glide is its scoop or its fall
-_RISE_SECONDS = 0.07  # after a dip or a pause the onset is looked for so long
-_NEARLY = 8.0  # dB: a note begins where it is so near to the highest level of that time
+from sound.pitch_decoder import hz_to_midi
+
+_STEPS_PER_SEMITONE = 4  # resolution of a note's pitch
+_MIN_STEP = 0.75  # semitones between successive notes; drift and most vibrato are smaller
+_STEP_COST = 0.08  # seconds times semitones: a whole tone is a separate note if it lasts more than 40 ms
+_SLIDE_SPEED = 3.0  # semitones per second; drift is slower
+_SLIDE_SECONDS = 0.2  # minimum length of a slide; a glide from note to note takes half of it
+_DIP_DEPTH = 6.0  # dB below both sides: a consonant; the level of a held vowel varies by less
+_DIP_SECONDS = 0.2  # searched on either side of a dip; syllables are rarely closer
+_SHORTEST_NOTE = 0.09  # s; a shorter note that glides into a neighbour is its scoop or its fall
+_RISE_SECONDS = 0.07  # searched for the onset after a dip or a pause
+_ONSET_MARGIN = 8.0  # dB below the highest level in that time, at which a note begins
 
 
 class SungNote(NamedTuple):
     onset: int  # first frame
     end: int  # the frame after the last
-    pitch: float  # MIDI number, the median, fractional
-    level: float  # dB, the peak of the loudness
+    pitch: float  # median MIDI number, fractional
+    level: float  # dB, peak loudness
 
 
 def find_notes(
     f0: np.ndarray, loudness: np.ndarray, voiced: np.ndarray, frame_rate: float, cut_slides: bool = True
 ) -> list[SungNote]:
-    """Cut a melody into notes.
+    """Segment a melody into notes.
 
     Args:
         f0: [T] Hz, positive.
         loudness: [T] dB.
         voiced: bool [T], where something is sung.
-        frame_rate: frames a second.
-        cut_slides: False takes a slow slide from pitch to pitch for one note.
+        frame_rate: frames per second.
+        cut_slides: False treats a slow slide between pitches as one note.
 
     Returns:
-        The notes in their order; none overlap, and they cover every voiced frame but a few before an onset.
+        The notes in order, without overlap; they cover every voiced frame but a few before an onset.
     """
-    pitch = 12 * np.log2(np.asarray(f0, dtype=np.float64) / 440) + 69
+    pitch = hz_to_midi(np.asarray(f0, dtype=np.float64))
     loudness = np.asarray(loudness, dtype=np.float64)
     notes = []
     for (run,) in ndimage.find_objects(ndimage.label(voiced)[0]):
@@ -60,7 +62,7 @@ def find_notes(
 def _cut_run(
     pitch: np.ndarray, loudness: np.ndarray, slides: np.ndarray, first: int, frame_rate: float
 ) -> list[SungNote]:
-    """Return the notes of one unbroken stretch [T] that begins at frame ``first``; in a slide no pitch is cut."""
+    """Return the notes of one voiced run [T] that begins at frame ``first``; pitch steps in ``slides`` are ignored."""
     rise = round(_RISE_SECONDS * frame_rate)
     syllables = [0, *find_dips(loudness, round(_DIP_SECONDS * frame_rate)), len(pitch)]
     notes = []
@@ -81,7 +83,7 @@ def _cut_run(
 
 
 def _find_slides(pitch: np.ndarray, frame_rate: float) -> np.ndarray:
-    """Return bool [T]: where a pitch moves on in one direction longer than from note to note."""
+    """Return True where the pitch moves in one direction for longer than a glide between notes: bool [T]."""
     speed = ndimage.gaussian_filter1d(pitch, 0.02 * frame_rate, order=1, mode="nearest") * frame_rate
     slides = np.zeros(len(pitch), dtype=bool)
     for direction in (speed > _SLIDE_SPEED, speed < -_SLIDE_SPEED):
@@ -91,7 +93,7 @@ def _find_slides(pitch: np.ndarray, frame_rate: float) -> np.ndarray:
 
 
 def find_dips(loudness: np.ndarray, reach: int) -> list[int]:
-    """Return the frames where loudness [T] lies lowest between two syllables, at most one in ``reach / 2`` frames."""
+    """Return the frames of minimal loudness [T] between syllables, more than ``reach // 2`` frames apart."""
     window = reach // 2 * 2 + 1
     lowest = ndimage.minimum_filter1d(loudness, window, mode="nearest") == loudness
     dips: list[int] = []
@@ -104,18 +106,18 @@ def find_dips(loudness: np.ndarray, reach: int) -> list[int]:
 
 
 def fit_levels(pitch: np.ndarray, step_cost: float) -> np.ndarray:
-    """Return the piecewise constant curve nearest to a pitch.
+    """Fit a piecewise constant curve to a pitch.
 
     Args:
         pitch: [T] MIDI numbers, fractional.
-        step_cost: the price of a step, in frames times semitones.
+        step_cost: cost of a step, in frames times semitones.
 
     Returns:
         [T], multiples of a quarter of a semitone.
     """
     low = np.floor(pitch.min() * _STEPS_PER_SEMITONE)
     levels = np.arange(low, np.ceil(pitch.max() * _STEPS_PER_SEMITONE) + 1) / _STEPS_PER_SEMITONE
-    apart, n = round(_LEAST_STEP * _STEPS_PER_SEMITONE), len(levels)
+    apart, n = round(_MIN_STEP * _STEPS_PER_SEMITONE), len(levels)
     came_from = np.empty((len(pitch), n), dtype=np.int32)
     total = np.abs(pitch[0] - levels)
     for t in range(1, len(pitch)):
@@ -131,12 +133,12 @@ def fit_levels(pitch: np.ndarray, step_cost: float) -> np.ndarray:
 
 
 def _best_far_away(total: np.ndarray, apart: int) -> np.ndarray:
-    """Return for each entry the index of the least one at least ``apart`` entries away; -1 where there is none."""
+    """Return for each entry the index of the minimum at least ``apart`` entries away; -1 where there is none."""
     n = len(total)
-    least_so_far = np.minimum.accumulate(total)
-    left = np.maximum.accumulate(np.where(total == least_so_far, np.arange(n), 0))  # of 0..i
-    least_from_here = np.minimum.accumulate(total[::-1])[::-1]
-    right = np.minimum.accumulate(np.where(total == least_from_here, np.arange(n), n - 1)[::-1])[::-1]  # of i..n-1
+    min_before = np.minimum.accumulate(total)
+    left = np.maximum.accumulate(np.where(total == min_before, np.arange(n), 0))  # argmin of 0..i
+    min_after = np.minimum.accumulate(total[::-1])[::-1]
+    right = np.minimum.accumulate(np.where(total == min_after, np.arange(n), n - 1)[::-1])[::-1]  # argmin of i..n-1
     below = np.concatenate([np.full(min(apart, n), -1), left[: max(0, n - apart)]])
     above = np.concatenate([right[apart:], np.full(min(apart, n), -1)])
     take_above = (below < 0) | ((above >= 0) & (total[above] < total[below]))
@@ -144,24 +146,23 @@ def _best_far_away(total: np.ndarray, apart: int) -> np.ndarray:
 
 
 def _find_rise(loudness: np.ndarray, start: int, stop: int) -> int:
-    """Return the frame in [start, stop) at which a syllable that begins at ``start`` has nearly reached its level."""
-    given = loudness[start:stop]
-    return start + int(np.argmax(given >= given.max() - _NEARLY))
+    """Return the first frame in [start, stop) within ``_ONSET_MARGIN`` of the highest level there."""
+    level = loudness[start:stop]
+    return start + int(np.argmax(level >= level.max() - _ONSET_MARGIN))
 
 
 def _join_short(onset: int, steps: list[int], shortest: int) -> list[int]:
-    """Return the bounds of a syllable's notes: a short one joins the note after it, or before it if it is the last.
+    """Return the bounds of a syllable's notes; a short one is joined to the note after it, the last to the one before.
 
     Args:
-        onset: of the syllable.
-        steps: where the pitch steps, and the end of the syllable.
-        shortest: frames.
+        onset: first frame of the syllable.
+        steps: frames at which the pitch steps, then the end of the syllable.
+        shortest: minimum length of a note in frames.
     """
     bounds = [onset]
     for step in steps[:-1]:
-        if step - bounds[-1] >= shortest:
+        if step - bounds[-1] >= shortest:  # else a scoop, part of the note that it leads into
             bounds.append(int(step))
-        # A scoop: the note began already, and the glide belongs to it.
     if len(bounds) > 1 and steps[-1] - bounds[-1] < shortest:
         bounds.pop()
     return [*bounds, int(steps[-1])]

@@ -1,8 +1,8 @@
-"""Pluck the notes of a melody: the loudness curve of a guitar that plays what is sung.
+"""Pluck the notes of a melody: the loudness curve of a guitar that plays a sung melody.
 
-A guitar does not swell with the voice that plays it. Each note is plucked once, as hard as it is sung loudly, rings by
-itself as ``sound.plucks`` measured it on the instrument, and is damped where the voice ends it. Pitch goes on following
-the voice: vibrato, bends and slides are played on the string.
+Each note is plucked once, with a hardness that follows its sung level. It decays as ``sound.plucks`` measured on the
+instrument, whatever the voice does, and is damped where the voice ends. Pitch follows the voice throughout, so
+vibrato, bends and slides are kept.
 """
 
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ from sound.plucks import (
     window_reach,
     window_share,
 )
-from voice.note_finder import SungNote, find_notes
+from voice.note_finder import SungNote
 
-MIDDLE_HARDNESS = 0.6  # of an instrument's range: how hard a note of a middling level is plucked
-_MOST_STRETCH = 1.5  # a voice's dynamics are stretched and pressed by no more
+MIDDLE_HARDNESS = 0.6  # 0..1, hardness of the pluck for a note of median level
+_MAX_STRETCH = 1.5  # largest factor by which a voice's dynamics are expanded or compressed
 
 
 class PluckCurves(NamedTuple):
-    """What a plucked instrument plays, [T] each."""
+    """Curves of a plucked instrument, [T] each."""
 
     loudness: np.ndarray  # dB, as the extractor would measure it; the floor where nothing rings
     time_since_onset: np.ndarray  # s, 0 in the frame of the onset, at most LONGEST_RING
-    velocity: np.ndarray  # dB, the level of the pluck that rings; the floor before the first one
-    ringing: np.ndarray  # bool, from the first trace of a pluck until it is damped
+    velocity: np.ndarray  # dB, level of the pluck that rings; the floor before the first one
+    ringing: np.ndarray  # bool, from where the loudness window reaches a pluck until it is damped
 
 
 def pluck_notes(
@@ -45,21 +45,18 @@ def pluck_notes(
     floor: float = -80.0,
     repeat_seconds: float | None = None,
 ) -> PluckCurves:
-    """Build the curves of notes that are plucked: each at its onset, as hard as its level says.
+    """Return the curves of plucked notes.
 
-    A note rings by the table's decay until its end, where it is damped, or until the next one takes its place.
+    Each note is plucked at its onset and decays by the table until it is damped at its end or replaced by the next.
 
     Args:
-        notes: in their order; their levels are peaks as the instrument plays them, see ``fit_levels_to_plucks``.
-        table: of the instrument.
+        notes: in order, with the peak levels of the instrument, see ``fit_levels_to_plucks``.
+        table: the instrument's pluck table.
         n_frames: T.
-        frame_rate: frames a second.
-        window_seconds: of the loudness.
-        floor: dB, where nothing sounds.
-        repeat_seconds: pluck a held note again after so many seconds; None never does.
-
-    Raises:
-        ValueError: ``repeat_seconds`` is too short to be played.
+        frame_rate: frames per second.
+        window_seconds: length of the loudness window.
+        floor: dB, loudness of silence.
+        repeat_seconds: interval at which a held note is plucked again; None disables it.
     """
     notes = _repeat(notes, repeat_seconds, frame_rate)
     power, ringing = np.zeros(n_frames), np.zeros(n_frames, dtype=bool)
@@ -71,7 +68,7 @@ def pluck_notes(
         frames = np.arange(max(0, note.onset - margin), min(n_frames, gone + margin))
         since = (frames - note.onset) / frame_rate
         level = table.decay(note.pitch, note.level, np.maximum(since, 0))
-        # Both at once where the next note takes its place while it is damped.
+        # The product covers a note that is replaced while it is damped.
         left = damped_share((frames - note.end) / frame_rate, window_seconds)
         left *= 1 - window_share((frames - after) / frame_rate, window_seconds)
         share = window_share(since, window_seconds) * left
@@ -84,40 +81,10 @@ def pluck_notes(
     return PluckCurves(loudness.astype(np.float32), time.astype(np.float32), velocity.astype(np.float32), ringing)
 
 
-def pluck_melody(
-    f0: np.ndarray,
-    loudness: np.ndarray,
-    voiced: np.ndarray,
-    table: PluckTable,
-    frame_rate: float,
-    window_seconds: float,
-    floor: float = -80.0,
-    offset: float = 0.0,
-    repeat_seconds: float | None = None,
-) -> tuple[np.ndarray, PluckCurves]:
-    """Pluck a sung melody: find its notes, fit their levels to the instrument, and pluck them.
-
-    Args:
-        f0: [T] Hz, as it is to be played.
-        loudness: [T] dB, of the voice as measured.
-        voiced: bool [T].
-        table: of the instrument.
-        frame_rate, window_seconds, floor, repeat_seconds: see ``pluck_notes``.
-        offset: dB on the level of each note.
-
-    Returns:
-        f0 [T], held where a string rings outside the notes, and the curves.
-    """
-    notes = fit_levels_to_plucks(find_notes(f0, loudness, voiced, frame_rate, cut_slides=False), table, offset)
-    curves = pluck_notes(notes, table, len(f0), frame_rate, window_seconds, floor, repeat_seconds)
-    return hold_pitch(f0, notes, window_reach(window_seconds, frame_rate)), curves
-
-
 def hold_pitch(f0: np.ndarray, notes: Sequence[SungNote], n_before: int) -> np.ndarray:
-    """Return f0 [T] with the pitch of each note's end held after it, and of its onset ``n_before`` frames before it.
+    """Return f0 [T] with the last pitch of each note held after it, and its first pitch for ``n_before`` frames before.
 
-    So a string keeps its pitch while it is damped. Inside the notes f0 follows the voice: vibrato and slides are played
-    on the string.
+    A string keeps its pitch while it is damped. Inside the notes f0 is unchanged.
     """
     held = np.array(f0)
     for before, after in pairwise([None, *notes, None]):
@@ -132,8 +99,8 @@ def hold_pitch(f0: np.ndarray, notes: Sequence[SungNote], n_before: int) -> np.n
 
 
 def _repeat(notes: Sequence[SungNote], seconds: float | None, frame_rate: float) -> list[SungNote]:
-    """Cut held notes, so that each is plucked anew after so many seconds."""
-    if checked_repeat(seconds) is None:
+    """Split held notes, so that each is plucked again every ``seconds``."""
+    if seconds is None:
         return list(notes)
     period, cut = round(seconds * frame_rate), []
     for note in notes:
@@ -143,27 +110,20 @@ def _repeat(notes: Sequence[SungNote], seconds: float | None, frame_rate: float)
     return cut
 
 
-def checked_repeat(seconds: float | None) -> float | None:
-    if seconds is not None and not seconds >= CLOSEST:
-        raise ValueError(f"a held note can be plucked again after {CLOSEST} s or more, not after {seconds} s")
-    return seconds
-
-
 # --- levels ---------------------------------------------------------------------------------------
 
 
 def fit_levels_to_plucks(notes: Sequence[SungNote], table: PluckTable, offset: float = 0.0) -> list[SungNote]:
-    """Move the levels of sung notes into the range in which the instrument is plucked.
+    """Map the levels of sung notes linearly into the instrument's range of plucks.
 
-    A straight line keeps the order of the notes. The median becomes a middling pluck, and the spread that of the
-    instrument's layers if that takes no more than a moderate stretch, so that an even hum stays even. ``offset`` is dB
-    on all of them.
+    The median level maps to ``MIDDLE_HARDNESS``. The spread maps to that of the instrument, with a limited slope, so
+    that an even hum stays even. ``offset`` in dB is added to all of them.
     """
     if not notes:
         return []
     level, pitch = (np.array([getattr(note, name) for note in notes]) for name in ("level", "pitch"))
     soft, loud = table.levels(pitch)
     spread = np.quantile(level, 0.9) - np.quantile(level, 0.1)
-    slope = np.clip(0.7 * np.median(loud - soft) / max(spread, 1e-6), 1 / _MOST_STRETCH, _MOST_STRETCH)
+    slope = np.clip(0.7 * np.median(loud - soft) / max(spread, 1e-6), 1 / _MAX_STRETCH, _MAX_STRETCH)
     hardness = MIDDLE_HARDNESS + (slope * (level - np.median(level)) + offset) / np.maximum(loud - soft, 1e-6)
     return [note._replace(level=float(value)) for note, value in zip(notes, table.level(pitch, hardness))]

@@ -4,11 +4,47 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
+from config import short_repr
 from voice.fitting import TransferOptions
 from web.transfer_request import TransferRequest, TransferService, answer_request, explain_failure, write_result_files
+
+
+class AnsweringBlocks(gr.Blocks):
+    """Blocks that answer an error with a sentence; Gradio's answer ``null`` and print a traceback for any input."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: list, *args: Any, **options: Any) -> list:
+        try:
+            return await super().preprocess_data(block_fn, inputs, *args, **options)
+        except gr.Error as error:
+            raise gr.Error(error.message, print_exception=False) from error
+        except Exception as error:  # of any kind: it depends on what a stranger sent
+            raise gr.Error(_name_culprit(block_fn, inputs), print_exception=False) from error
+
+    async def process_api(self, *args: Any, **options: Any) -> dict[str, Any]:
+        try:
+            return await super().process_api(*args, **options)
+        except gr.Error:
+            raise
+        except Exception as error:  # ours, so the log has all of it
+            raise gr.Error("Something went wrong here, or too many are playing. Please try again.") from error
+
+
+def _name_culprit(block_fn: Any, inputs: list) -> str:
+    """Return which of the values that were sent cannot be what its component takes."""
+    if len(inputs) != len(block_fn.inputs):
+        return f"{len(block_fn.inputs)} values are expected, {len(inputs)} were sent."
+    for component, value in zip(block_fn.inputs, inputs):
+        if isinstance(component, gr.Audio):
+            continue
+        try:
+            component.preprocess(value)
+        except Exception:
+            return f"{component.label} cannot be {short_repr(value)}."
+    return "The recording is not one that was uploaded here; upload it first."
 
 
 def add_endpoints(service: TransferService) -> None:

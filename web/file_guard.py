@@ -4,31 +4,47 @@ Gradio has some eighty routes, of which the page and its endpoints use the few b
 a stranger sends, read bodies into memory, or go around the queue. It also fetches any public address it is given, to
 hand it on (``file=https://...``) or as the recording to be played, of any size and into memory. A page that takes
 recordings from people needs none of it. On somebody's own machine, pages of other sites may not send it anything.
+
+One visitor, known by the network address, cannot take the page from the others: there are limits on what a visitor
+uploads in an hour, on requests waiting in line, on connections open at once, and on the time that a body takes.
 """
 
 import asyncio
 import ipaddress
 import json
+import logging
 import re
+import time
+from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.responses import PlainTextResponse
+from starlette.formparsers import MultiPartException
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from config import PageConfig
 
 _MAX_JSON = 2**20  # bytes; recordings are uploaded, and only their names are sent as JSON
 _MAX_JSON_SECONDS = 20.0
-_FORM_BYTES = 2**16  # of an upload, around the file
-
+_FORM_BYTES = 2**16  # of an upload, around the file; the least that one counts
+_MAX_PARTS = 8  # of an upload; the page and its client send one file each
+_SLOWEST_UPLOAD = 2**15  # bytes/s, after the first _MAX_JSON_SECONDS
+_MAX_OPEN = 128  # requests of one visitor at once; a page in a browser has two or three
+_IPV6_PREFIX = 64  # bits, of what one visitor has
 
 _READ = re.compile(  # GET and HEAD
     r"/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|(static|assets|svelte)/.+)?"
     r"|/gradio_api/(info|startup-events|app_id|theme\.css|queue/(data|status)|upload_progress|heartbeat/\w+|file=.+)"
-    r"|/gradio_api/call/(v2/)?(transfer|instruments)/\w+",
+    r"|/gradio_api/call/(v2/)?(transfer|instruments)/\w+"
+    r"|/live(/.*)?",
     re.DOTALL,
 )
 # POST; /run/predict is how the page calls what does not wait in the queue.
 _SEND = re.compile(r"/gradio_api/(upload|queue/join|run/predict|cancel|reset|call/(v2/)?(transfer|instruments))/?")
+_JOIN = re.compile(r"/gradio_api/(queue/join|call/.+)")
+log = logging.getLogger("app")
 
 
 class AddressError(ValueError):
@@ -41,33 +57,66 @@ class OwnPageOnly:
     Args:
         app: Gradio's.
         is_local: the page listens on this machine alone: who asks for it by another name was misled (DNS rebinding).
-        max_upload: bytes of a file.
+        limits: what a visitor may ask for.
         hosts: names by which the page may be asked for nevertheless; those that begin with a dot are endings.
+        count_waiting: how many requests of a visitor wait in line or are being answered.
     """
 
-    def __init__(self, app: ASGIApp, is_local: bool, max_upload: int, hosts: tuple[str, ...] = ()) -> None:
-        self.app, self.is_local, self.hosts = app, is_local, hosts
-        self.max_upload = max_upload + _FORM_BYTES
+    def __init__(
+        self,
+        app: ASGIApp,
+        is_local: bool,
+        limits: PageConfig,
+        hosts: tuple[str, ...] = (),
+        count_waiting: Callable[[str], int] = lambda visitor: 0,
+    ) -> None:
+        self.app, self.is_local, self.limits, self.hosts = app, is_local, limits, hosts
+        self.count_waiting = count_waiting
+        self.open: Counter[str] = Counter()  # requests by visitor
+        self.joining: Counter[str] = Counter()  # those of them that are about to wait in line
+        self.uploads = UploadQuota(limits.max_megabytes_per_visitor * 2**20, limits.keep_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         if scope["type"] != "http":  # the page uses no web socket
             return await send({"type": "websocket.close", "code": 1008})
+        visitor = name_visitor(scope)
+        refusal = self._refuse_request(scope, visitor)
+        if refusal is not None:
+            return await refusal(scope, receive, send)
+        self.open[visitor] += 1
+        try:
+            await self._answer(scope, receive, send, visitor)
+        finally:
+            _lower(self.open, visitor)
+
+    def _refuse_request(self, scope: Scope, visitor: str) -> Response | None:
+        """Return why a request is not served, as far as that shows before its body; None if it is."""
         served = {"GET": _READ, "HEAD": _READ, "POST": _SEND}.get(scope["method"])
         if served is None or not served.fullmatch(scope["path"]):
-            return await _refuse("there is nothing here", 404)(scope, receive, send)
+            return _refuse("there is nothing here", 404)
         if scope["method"] == "POST" and not self._comes_from_page(scope):
-            return await _refuse("only this page itself may send anything here")(scope, receive, send)
+            return _refuse("only this page itself may send anything here")
         _, named, wanted = scope["path"].partition("file=")
         if named and _is_address(wanted):
-            return await _refuse("only this page's own files are served")(scope, receive, send)
+            return _refuse("only this page's own files are served")
+        if self.open[visitor] >= _MAX_OPEN:
+            return _refuse("too many requests at once from your address; wait until some are answered", 429)
+        return None
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, visitor: str) -> None:
         if scope["method"] == "POST" and scope["path"].startswith("/gradio_api/upload"):
             length = _content_length(scope)
             if length is None:
                 return await _refuse("say how long the upload is (Content-Length)", 411)(scope, receive, send)
-            if length > self.max_upload:
+            if length > self.limits.max_upload_megabytes * 2**20 + _FORM_BYTES:
                 return await _refuse("the recording is too large", 413)(scope, receive, send)
+            if not self.uploads.take(visitor, max(length, _FORM_BYTES)):
+                minutes = self.limits.keep_seconds / 60
+                reason = f"your address has sent as much as it may in {minutes:.0f} minutes; come back later"
+                return await _refuse(reason, 429)(scope, receive, send)
+            receive = _watch_upload(receive, _MAX_JSON_SECONDS + length / _SLOWEST_UPLOAD)
         elif scope["method"] == "POST":
             try:
                 async with asyncio.timeout(_MAX_JSON_SECONDS):
@@ -79,7 +128,38 @@ class OwnPageOnly:
             if _names_address(body):
                 return await _refuse("upload the recording; addresses are not fetched")(scope, receive, send)
             receive = _replay(body, receive)
-        return await self.app(scope, receive, send)
+            if _JOIN.fullmatch(scope["path"]):
+                return await self._join(scope, receive, send, visitor)
+        await self._pass_on(scope, receive, send)
+
+    async def _join(self, scope: Scope, receive: Receive, send: Send, visitor: str) -> None:
+        """Let a request wait in line, unless enough of the same visitor's do."""
+        most = self.limits.max_waiting_per_visitor
+        if self.count_waiting(visitor) + self.joining[visitor] >= most:
+            reason = f"{most} requests from your address are waiting already; send more when they are answered"
+            return await JSONResponse({"detail": reason}, 429)(scope, receive, send)  # as Gradio's pages read it
+        self.joining[visitor] += 1
+        try:
+            await self._pass_on(scope, receive, send)
+        finally:
+            _lower(self.joining, visitor)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call Gradio; what it cannot make sense of gets a sentence and one line in the log, not a traceback."""
+        has_begun = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_on)
+        except Exception as error:  # of any kind: it depends on what a stranger sent
+            log.error("app.py: %s %s cannot be answered (%s)", scope["method"], scope["path"], type(error).__name__)
+            if not has_begun:
+                refusal = JSONResponse({"detail": "this request cannot be understood; see docs/page.md"}, 400)
+                await refusal(scope, receive, send)
 
     def _comes_from_page(self, scope: Scope) -> bool:
         asked = [value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"]
@@ -95,6 +175,72 @@ class OwnPageOnly:
 
     def _is_listed(self, name: str) -> bool:
         return any(name.endswith(host) if host.startswith(".") else name == host for host in self.hosts)
+
+
+class UploadQuota:
+    """Counts what each visitor has sent in the last ``seconds``."""
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self.most, self.seconds = most, seconds  # bytes, s
+        self._taken: deque[tuple[float, str, int]] = deque()  # when, by whom, bytes
+        self._sums: Counter[str] = Counter()
+
+    def take(self, visitor: str, n_bytes: int) -> bool:
+        """Count an upload, or return False if it would be too much."""
+        now = time.monotonic()
+        while self._taken and self._taken[0][0] < now - self.seconds:
+            _, former, former_bytes = self._taken.popleft()
+            _lower(self._sums, former, former_bytes)
+        if self._sums[visitor] + n_bytes > self.most:
+            return False
+        self._taken.append((now, visitor, n_bytes))
+        self._sums[visitor] += n_bytes
+        return True
+
+
+def name_visitor(scope: Scope) -> str:
+    """Return the address by which a visitor is known: an IPv6 network counts as one."""
+    host = scope["client"][0] if scope.get("client") else ""
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:  # IPv4, or what a proxy said
+        return host
+    return str(address.ipv4_mapped or ipaddress.IPv6Network((int(address), _IPV6_PREFIX), strict=False))
+
+
+def _lower(counts: Counter[str], name: str, by: int = 1) -> None:
+    counts[name] -= by
+    if counts[name] <= 0:
+        del counts[name]
+
+
+def _watch_upload(receive: Receive, seconds: float) -> Receive:
+    """Return a ``receive`` for an upload that ends it if it comes too slowly, breaks off or holds too many files.
+
+    Gradio removes what it has stored of an upload for one kind of exception only, and keeps a note of each piece.
+    """
+    deadline, n_parts, tail = time.monotonic() + seconds, 0, b""
+
+    async def give() -> Message:
+        nonlocal n_parts, tail
+        body, more = b"", True
+        while more and len(body) < _FORM_BYTES:
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    message = await receive()
+            except TimeoutError:
+                raise MultiPartException("the upload came too slowly") from None
+            if message["type"] == "http.disconnect":
+                raise MultiPartException("the upload broke off")
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        n_parts += (tail + body).lower().count(b"filename")
+        tail = body[-len(b"filename") + 1 :]
+        if n_parts > _MAX_PARTS:
+            raise MultiPartException("send one recording at a time")
+        return {"type": "http.request", "body": body, "more_body": more}
+
+    return give
 
 
 def _host_name(address: str) -> str:

@@ -238,6 +238,7 @@ HEADER = f"""
   {_LOGO}
   <div><h1>Vox2Trumpet <span>and Neural Guitar</span></h1>
   <p>Sing, hum or whistle, and an instrument plays it: your notes, your dynamics.</p></div>
+  <a class="live" href="live/" target="_blank">Play live</a>
 </header>
 """
 

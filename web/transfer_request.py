@@ -45,6 +45,7 @@ FETCH, LISTEN, PLAY, DRAW = range(len(STEPS))
 StepCallback = Callable[[int], None]  # called with each step before it begins
 _LISTENING_SHARE = 0.6  # share of a transfer after which the voice has been listened to
 _ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))  # then what a request does on the GPU happens in another process
+_MAX_MESSAGE = 300  # characters, of which some may be what a stranger sent
 _POLL_SECONDS = 0.1  # s, how soon a cancel is noticed
 _MIN_EPOCHS = 10  # that a training must have passed to be preselected
 _FIRST_INSTRUMENT = "trumpet"  # of the shipped instruments
@@ -294,10 +295,11 @@ def explain_failure(error: Exception, recording: str | None) -> str:
         return "This took too long, so I stopped. Try a shorter recording."
     if sentence := next((sentence for sign, sentence in known.items() if sign in message), None):
         return sentence
+    message = re.sub(r"(?<![^\s'\"])/\S*/", "", message)  # of a path, only the file's name is for strangers
     if isinstance(error, OSError):
-        log.error("app.py: %s", error)
+        log.error("app.py: %s", message)
         return "The recording could not be read, or the result not written. Please try again."
-    message = re.sub(r"(?<!\S)/\S*/", "", message)  # of a path, only the file's name is for strangers
+    message = message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]} ..."
     return f"{message[:1].upper()}{message[1:]}.".replace("..", ".")
 
 

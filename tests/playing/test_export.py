@@ -2,15 +2,23 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import export
 from checkpoint import load_model
 from config import load_config
-from conftest import shrink
+from conftest import melody, shrink
+from model import NeuralGuitar
 from playing import export as model_export
+from playing import live_graph
+from playing.block_model import BlockModel
+from playing.live_graph import LiveGraph
+
+ROOT = Path(__file__).parents[2]
 
 
 def small(preset, **changes):
@@ -27,7 +35,8 @@ def whole(model, n_frames, shift):
     loudness = torch.linspace(-50, -10, n_frames)[None, :, None]
     noise = 2 * torch.rand(1, n_frames * 160, generator=torch.Generator().manual_seed(3)) - 1
     with torch.inference_mode():
-        controls = model.controls(f0, loudness)
+        before = torch.full((1, 3, 1), -80.0)  # there was silence
+        controls = model.controls(f0, loudness, decoder_inputs=model.encode_inputs(f0, loudness, before))
         heard = torch.cat([noise[:, shift:], torch.zeros(1, shift)], dim=1)
         expected = model.harmonic_synthesizer(f0, controls.harmonic_amplitudes)
         filtered = model.noise_synthesizer.filter(heard, controls.noise_magnitudes)
@@ -66,8 +75,8 @@ def test_blocks_equal_the_model(tmp_path, write_checkpoint, preset, kind, size, 
 def test_full_size_state_is_that_of_the_preset():
     for preset, layers in (("tiny", 1), ("deep", 3)):
         config = load_config(preset=preset)
-        model = model_export.BlockModel(model_export.NeuralGuitar(config.model, config.audio))
-        assert model.initial_state().hidden.shape == (layers, 1, config.model.hidden_size)
+        model = BlockModel(NeuralGuitar(config.model, config.audio))
+        assert model.player.initial_state().model.memory.shape == (layers, 1, config.model.hidden_size)
 
 
 def test_transformer_is_refused_with_a_reason(tmp_path, write_checkpoint, caplog):
@@ -95,12 +104,38 @@ def test_a_file_that_differs_never_takes_the_name(tmp_path, write_checkpoint, ca
     assert target.read_text() == "an earlier one" and not list(tmp_path.glob(".part*"))
 
 
+def test_the_live_graph_equals_the_causal_transfer(tmp_path, write_checkpoint):
+    """By the description alone, as a host would: docs/export.md's loop."""
+    checkpoint, path = write_checkpoint(instrument="guitar", config=small("solo")), tmp_path / "live.onnx"
+    assert export.main(["--checkpoint", str(checkpoint), "--format", "onnx", "--live", "--output", str(path)]) == 0
+    described = json.loads(path.with_suffix(".json").read_text())
+    assert described["largest_difference"] < 1e-5 and described["articulation"] == "plucked"
+    voice, noise = melody(), 2 * np.random.default_rng(0).random(16000 * 2, np.float32) - 1
+    namespace = {"path": str(path), "voice": voice, "noise": noise, "semitones": described["register_semitones"]}
+    text = (ROOT / "docs" / "export.md").read_text()
+    exec(text.split("```python\n")[1].split("```")[0], namespace)
+    graph = LiveGraph(load_model(checkpoint))
+    state, expected, shown = graph.initial_state(), [], []
+    with torch.inference_mode():
+        for hop, hiss in zip(torch.from_numpy(voice).split(160), torch.from_numpy(noise).split(160)):
+            sound, frame, state = graph(hop, hiss, graph.controls(), state)
+            expected.append(sound.audio[0])
+            shown.append(frame)
+    played, expected = np.concatenate(namespace["played"]), torch.cat(expected).numpy()
+    shown, decided = np.array(shown), np.array(namespace["frames"])
+    voiced = live_graph.SHOWN.index("voiced")
+    assert 0.3 < shown[:, voiced].mean() < 0.9 and np.abs(expected).max() > 1e-3
+    assert (shown[:, voiced] == decided[:, voiced]).all() and np.abs(shown - decided).max() < 0.1
+    assert len(played) == len(expected) and np.abs(played - expected).max() < 1e-3
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--format", "onnx", "--output", "a.pt2"], "should end in .onnx"),
         (["--format", "onnx", "--output", "a.onnx", "--block_frames", "0"], "between 1 and 100"),
         (["--format", "onnx", "--output", "folder.onnx"], "is a folder"),
+        (["--format", "onnx", "--output", "a.onnx", "--live", "--block_frames", "2"], "blocks of one frame"),
     ],
 )
 def test_bad_flags_are_refused(tmp_path, monkeypatch, capsys, flags, message):

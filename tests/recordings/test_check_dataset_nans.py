@@ -39,19 +39,20 @@ def with_audio(recording, audio):
 @pytest.mark.parametrize(
     ("name", "value", "problem"),
     [
-        ("f0", float("nan"), "f0 holds 1 NaN values"),
-        ("loudness", float("-inf"), "loudness holds 1 infinite values"),
-        ("periodicity", float("nan"), "periodicity holds 1 NaN values"),
-        ("audio", float("inf"), "audio holds 1 infinite values"),
-        ("audio", float("nan"), "audio holds 1 NaN values"),
-        ("f0", 0.0, "f0 is not positive everywhere"),
-        ("periodicity", 1.5, "periodicity leaves 0 to 1"),
-        ("loudness", -90.0, "loudness falls under -80 dB"),
+        ("f0", float("nan"), "1 NaN"),
+        ("loudness", float("-inf"), "1 infinite"),
+        ("periodicity", float("nan"), "1 NaN"),
+        ("audio", float("inf"), "1 infinite"),
+        ("audio", float("nan"), "1 NaN"),
+        ("f0", 0.0, "positive"),
+        ("periodicity", 1.5, "0 to 1"),
+        ("loudness", -90.0, "-80 dB"),
     ],
 )
 def test_one_wrong_number_is_found(sound, tmp_path, config, name, value, problem):
     assert problems_of(sound, tmp_path, config) == ""
-    assert problem in problems_of(changed(sound, name, value), tmp_path, config)
+    found = problems_of(changed(sound, name, value), tmp_path, config)
+    assert name in found and problem in found
 
 
 def test_wrong_shapes_and_foreign_files_are_found(sound, tmp_path, config):
@@ -63,20 +64,20 @@ def test_wrong_shapes_and_foreign_files_are_found(sound, tmp_path, config):
 
 def test_stale_settings_are_found(sound, tmp_path, config):
     other = {**sound.extractor, "features": {**sound.extractor["features"], "crepe_model": "full"}}
-    assert "other settings" in problems_of(dataclasses.replace(sound, extractor=other), tmp_path, config)
+    assert "config.json" in problems_of(dataclasses.replace(sound, extractor=other), tmp_path, config)
 
 
 def test_silence_is_found(sound, tmp_path, config):
     assert problems_of(with_audio(sound, np.zeros(9)), tmp_path, config) == "is silent"
     quiet = 0.0009 * harmonic_tone(440, 0.5, n_harmonics=1, amplitude=1)
-    assert "nothing over -61 dBFS" in problems_of(with_audio(sound, quiet), tmp_path, config)
+    assert "-61 dBFS" in problems_of(with_audio(sound, quiet), tmp_path, config)
     assert problems_of(with_audio(sound, 1.2 * quiet), tmp_path, config) == ""
 
 
 def test_clipping_is_found(sound, tmp_path, config):
     tone = harmonic_tone(440, 1.0, n_harmonics=5, amplitude=1)
     loud = tone / np.abs(tone).max()
-    assert "of a second at full scale" in problems_of(with_audio(sound, np.clip(2 * loud, -1, 1)), tmp_path, config)
+    assert "full scale" in problems_of(with_audio(sound, np.clip(2 * loud, -1, 1)), tmp_path, config)
     softened = 0.5 * np.clip(8 * loud, -1, 1)
     assert "in a row at its peak" in problems_of(with_audio(sound, softened), tmp_path, config)
 
@@ -100,7 +101,7 @@ def test_folder_is_read_moved_and_counted(sound, tmp_path, capsys):
         save_recording(data / "more" / "b.pt", changed(sound, "f0", float("nan")))
         assert check.main(["--data_dir", str(data), "--move_bad", str(bad)]) == 1
         out = capsys.readouterr().out
-        assert "b.pt: f0 holds 1 NaN values -> " in out and "3 files, 1 bad" in out
+        assert "b.pt" in out and str(bad) in out and "3 files, 1 bad" in out
     assert sorted(path.name for path in bad.rglob("*.pt")) == ["b.2.pt", "b.pt"]
     assert sorted(path.name for path in data.rglob("*.pt")) == ["a.pt", "c.pt"]
     assert check.main(["--data_dir", str(data)]) == 0

@@ -1,5 +1,6 @@
 """The sampler plays recordings of known tones: pitch, onset, level, decay, damping, joins and truth are computed."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 
@@ -8,7 +9,7 @@ import pytest
 import soundfile as sf
 from sample_library import DECAY, hz, write_guitar, write_trumpet
 
-from recordings.render_samples import list_sources, render_samples, string_together
+from recordings.rendering import render_samples, string_together
 from recordings.sampler import Recording, Sampler, read_at
 from recordings.samples import SAMPLE_RATE, build_index, measure_envelope, measure_f0
 from recordings.score import FILE_SECONDS, PLAYING, Note, Playing, compose_file
@@ -201,7 +202,8 @@ def test_rendered_set_is_resumed_and_tells_its_sources(guitar: Sampler, tmp_path
     audio, rate = sf.read(output / "rendered_guitar_000.flac")
     assert rate == SAMPLE_RATE and len(audio) == FILE_SECONDS * SAMPLE_RATE
     assert 0.05 < np.abs(audio).max() < 1
-    sources = list(list_sources(output))
+    truth = json.loads((output / "rendered_guitar_000.json").read_text())
+    sources = [file for note in truth["notes"] for file in note["files"]]
     assert sources and not any("rr4" in source for source in sources)
     with pytest.raises(ValueError, match="kazoo"):
         render_samples(guitar.folder, "kazoo", 0.5, output)

@@ -102,7 +102,12 @@ def test_mislabelled_notes_are_left_out(tmp_path) -> None:
     right = {"trumpet_F4_15_forte_normal.flac": hz(65.55)}  # 55 cents from the name, 43 from the player
     for name, f0 in (wrong | right).items():
         sf.write(folder / name, make_held(f0, 0.6, 6), RATE)
+    (folder / "._trumpet_A4_15_forte_normal.flac").write_bytes(b"of macOS, no sound")
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "trumpet").symlink_to(folder)
     index = build_index(folder, "trumpet")
+    linked = build_index(tmp_path / "library", "trumpet")
+    assert [f"trumpet/{one.path}" for one in index.samples] == [one.path for one in linked.samples]
     assert {path for path, _ in index.left_out} == set(wrong)
     assert all("cents" in reason for _, reason in index.left_out)
     a4 = next(s for s in index.samples if s.path == "trumpet_A4_1_fortissimo_normal.flac")

@@ -1,7 +1,10 @@
-"""Any sound file is read, the same in blocks as at once, and none that is too long or lies about its length."""
+"""sound/audio_files.py: formats, mixing, invalid and damaged files, limits of length, blocks, folders."""
 
 import os
+import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -10,11 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from sound import audio_files
+from sound import audio_files, ffmpeg_decoder
 from sound.audio_files import (
     SUFFIXES,
     SpooledAudio,
     block_slices,
+    find_sound_files,
     load_audio,
     mix_channels,
     prepare_audio,
@@ -22,12 +26,12 @@ from sound.audio_files import (
     resample_blocks,
 )
 
-# What FFmpeg writes here, and how much longer it may come back: an encoder's own frames.
-RECORDED = {"m4a": "aac", "mp4": "aac", "aac": "aac", "webm": "libopus", "3gp": "aac"}
+ROOT = Path(__file__).parents[2]
+RECORDED = {"m4a": "aac", "mp4": "aac", "aac": "aac", "webm": "libopus", "3gp": "aac"}  # codecs, for FFmpeg
 
 
 def record(path, tone, rate, codec, container=None):
-    """Write mono or stereo float sound [C, N] as a phone or a browser does."""
+    """Write mono or stereo float audio [C, N] as a phone or a browser does."""
     with av.open(str(path), "w", format=container) as file:
         stream = file.add_stream(codec, rate=rate, layout="stereo" if len(tone) == 2 else "mono")
         for start in range(0, tone.shape[1], 960):
@@ -79,18 +83,18 @@ def test_channels_are_averaged(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["wav", "mp3", "m4a"])
-def test_a_side_that_is_upside_down_does_not_silence_the_other(tmp_path, suffix, caplog):
-    voice = np.concatenate([np.zeros(16000, np.float32), sine(1.0, 16000)])  # silence first: nothing to tell yet
+def test_channels_of_opposite_polarity_do_not_cancel(tmp_path, suffix, caplog):
+    voice = np.concatenate([np.zeros(16000, np.float32), sine(1.0, 16000)])  # begins with silence
     sides = np.stack([voice, -voice], axis=1)
     path = tmp_path / f"take.{suffix}"
     record(path, sides.T, 16000, "aac") if suffix == "m4a" else soundfile.write(path, sides, 16000)
     audio = load_audio(path, 16000)
     assert np.sqrt(np.mean(audio[-12000:] ** 2)) == pytest.approx(np.sqrt(np.mean(voice[-12000:] ** 2)), rel=0.05)
-    assert caplog.text.count("channels cancel each other") == 1
+    assert len(caplog.records) == 1
 
 
-def test_a_moment_of_cancelling_sides_loses_no_voice(tmp_path):
-    """A second upside down, then a voice on one side only, then on both, then upside down again, softly."""
+def test_changing_polarity_loses_no_voice(tmp_path):
+    """One second each: opposite polarity, one channel only, the other only, both, opposite polarity at -20 dB."""
     voice, none = sine(1.0, 16000), np.zeros(16000, np.float32)
     sides = [(voice, -voice), (none, voice), (voice, none), (voice, voice), (0.1 * voice, -0.1 * voice)]
     soundfile.write(tmp_path / "take.wav", np.concatenate([np.stack(pair, 1) for pair in sides]), 16000)
@@ -99,8 +103,8 @@ def test_a_moment_of_cancelling_sides_loses_no_voice(tmp_path):
     assert levels == pytest.approx([1, 0.5, 0.5, 1, 0.1], rel=0.02)
 
 
-def test_turning_a_side_over_does_not_click(tmp_path):
-    """The right side is turned over within the first block; the mix changes at its end, at a peak of the tone."""
+def test_inverting_a_channel_does_not_click(tmp_path):
+    """The right channel changes polarity within the first block; the mix changes at its end, at a peak of the tone."""
     voice = sine(2.0, 16000, 440.25)
     sides = np.stack([voice, np.where(np.arange(32000) < 14400, voice, -voice)], axis=1)
     soundfile.write(tmp_path / "take.wav", sides, 16000, subtype="FLOAT")
@@ -125,7 +129,7 @@ def test_arrays_are_mixed_as_files_are():
             mix_channels(wrong, "the voice")
 
 
-def test_sides_that_differ_are_averaged_all_the_same(tmp_path, caplog):
+def test_different_channels_are_averaged(tmp_path, caplog):
     rng = np.random.default_rng(0)
     sides = 0.1 * rng.standard_normal((16000, 2)).astype(np.float32)
     sides[8000:, 1] = -0.7 * sides[8000:, 0]  # partly opposed
@@ -134,42 +138,47 @@ def test_sides_that_differ_are_averaged_all_the_same(tmp_path, caplog):
     assert not caplog.text
 
 
-def test_what_lies_above_the_new_nyquist_does_not_come_back(tmp_path):
+def test_frequencies_above_the_new_nyquist_do_not_alias(tmp_path):
     tone = 0.5 * np.sin(2 * np.pi * 11000 * np.arange(48000) / 48000)
     soundfile.write(tmp_path / "high.wav", tone, 48000, subtype="FLOAT")
     audio = load_audio(tmp_path / "high.wav", 16000)
-    assert np.abs(audio[1000:-1000]).max() < 1e-4  # soxr's high quality rejects 100 dB; decimation alone would give 0.5
+    assert np.abs(audio[1000:-1000]).max() < 1e-4  # soxr HQ rejects 100 dB; plain decimation would leave 0.5
 
 
-def test_clipped_sound_is_read_as_it_is(tmp_path):
+def test_samples_over_full_scale_are_not_clipped(tmp_path):
     soundfile.write(tmp_path / "hot.wav", np.full(1000, 3.0), 16000, subtype="FLOAT")
     assert (load_audio(tmp_path / "hot.wav", 16000) == 3).all()
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*nowhere\.wav"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.wav"):
         load_audio(tmp_path / "nowhere.wav", 16000)
 
 
 def test_folder(tmp_path):
-    with pytest.raises(ValueError, match="is a folder, a sound file is expected"):
+    with pytest.raises(ValueError, match=tmp_path.name):
         load_audio(tmp_path, 16000)
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"This is not a sound.\n" * 40, b"RIFF\x00\x00\x00\x00WAVE"],
-    ids=["no bytes", "text", "half a header"],
+    ("name", "content"),
+    [
+        ("song.wav", b""),
+        ("song.wav", b"This is not a sound.\n" * 40),
+        ("song.wav", b"RIFF\x00\x00\x00\x00WAVE"),
+        ("song.raw", bytes(1000)),
+    ],
+    ids=["no bytes", "text", "half a header", "headerless samples"],
 )
-def test_not_a_sound_file(tmp_path, content):
-    (tmp_path / "song.wav").write_bytes(content)
-    with pytest.raises(ValueError, match=r"song\.wav cannot be read as sound"):
-        load_audio(tmp_path / "song.wav", 16000)
+def test_not_a_sound_file(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(name)):
+        load_audio(tmp_path / name, 16000)
 
 
 def test_file_without_samples(tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
-    with pytest.raises(ValueError, match=r"empty\.wav holds no samples"):
+    with pytest.raises(ValueError, match=r"empty\.wav"):
         load_audio(tmp_path / "empty.wav", 16000)
 
 
@@ -179,17 +188,17 @@ def test_samples_that_are_not_finite(tmp_path, value, file_rate):
     samples = np.zeros(1000, np.float32)
     samples[500] = value
     soundfile.write(tmp_path / "broken.wav", samples, file_rate, subtype="FLOAT")
-    with pytest.raises(ValueError, match=r"broken\.wav holds samples that are not finite"):
+    with pytest.raises(ValueError, match=r"broken\.wav"):
         load_audio(tmp_path / "broken.wav", 16000)
 
 
-def test_prepared_audio_names_itself():
-    with pytest.raises(ValueError, match="the microphone holds no samples"):
+def test_prepare_audio_names_its_source():
+    with pytest.raises(ValueError, match="the microphone"):
         prepare_audio(np.zeros(0), 48000, 16000, "the microphone")
     assert prepare_audio(np.zeros(480, np.float64), 48000, 16000).dtype == np.float32
 
 
-# --- what phones and browsers record ---------------------------------------------------------------
+# --- formats of phones and browsers ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", RECORDED)
@@ -200,7 +209,7 @@ def test_recordings_of_phones_and_browsers(tmp_path, suffix, n_channels):
     record(path, np.stack([sine(1.0)] * n_channels), 48000, RECORDED[suffix])
     audio = load_audio(path, 16000)
     assert audio.dtype == np.float32 and audio.ndim == 1
-    assert len(audio) == pytest.approx(16000, abs=1600)  # encoders pad to frames of their own, raw aac starts late too
+    assert len(audio) == pytest.approx(16000, abs=1600)  # encoders pad to whole frames, and raw aac starts late
     assert abs(peak_hz(audio, 16000) - 440) <= 1
     assert np.sqrt(np.mean(audio[4000:12000] ** 2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.03)  # lossy
 
@@ -247,7 +256,7 @@ def test_a_wrong_suffix_does_not_matter(tmp_path):
     assert abs(peak_hz(load_audio(tmp_path / "take.wav", 16000), 16000) - 440) <= 2
 
 
-def test_a_name_is_not_an_address(tmp_path):
+def test_a_name_is_not_parsed_as_a_url(tmp_path):
     path = tmp_path / "concat:take|two.m4a"
     record(tmp_path / "take.m4a", sine(0.2)[None], 48000, "aac")
     (tmp_path / "take.m4a").rename(path)
@@ -257,16 +266,16 @@ def test_a_name_is_not_an_address(tmp_path):
 @pytest.mark.parametrize(
     "playlist", ["#EXTM3U\n#EXTINF:1,\nsecret.ts\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile secret.m4a\n"]
 )
-def test_a_list_of_other_files_is_not_followed(tmp_path, playlist, monkeypatch):
+def test_a_playlist_is_not_followed(tmp_path, playlist, monkeypatch):
     monkeypatch.chdir(tmp_path)
     record(tmp_path / "secret.m4a", sine(0.5)[None], 48000, "aac")
     record(tmp_path / "secret.ts", sine(0.5)[None], 48000, "aac", "mpegts")
     (tmp_path / "song.m4a").write_text(playlist)
-    with pytest.raises(ValueError, match=r"song\.m4a cannot be read as sound"):
+    with pytest.raises(ValueError, match=r"song\.m4a"):
         load_audio("song.m4a", 16000)
 
 
-def test_a_film_without_sound(tmp_path):
+def test_a_video_without_sound(tmp_path):
     with av.open(str(tmp_path / "silent.mp4"), "w") as file:
         stream = file.add_stream("mpeg4", rate=10)
         stream.width = stream.height = 32
@@ -274,15 +283,15 @@ def test_a_film_without_sound(tmp_path):
         for _ in range(3):
             file.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
         file.mux(stream.encode(None))
-    with pytest.raises(ValueError, match=r"silent\.mp4 holds no samples"):
+    with pytest.raises(ValueError, match=r"silent\.mp4"):
         load_audio(tmp_path / "silent.mp4", 16000)
 
 
 def test_half_a_recording(tmp_path):
     record(tmp_path / "take.m4a", sine(2.0)[None], 48000, "aac")
     content = (tmp_path / "take.m4a").read_bytes()
-    (tmp_path / "take.m4a").write_bytes(content[: len(content) // 2])  # its index stands at the end
-    with pytest.raises(ValueError, match=r"take\.m4a cannot be read as sound"):
+    (tmp_path / "take.m4a").write_bytes(content[: len(content) // 2])  # without the index at the end
+    with pytest.raises(ValueError, match=r"take\.m4a"):
         load_audio(tmp_path / "take.m4a", 16000)
 
 
@@ -292,7 +301,7 @@ def test_a_recording_damaged_midway(tmp_path):
     middle = content.index(b"\xff\xf1", len(content) // 2)
     content[middle + 7 : middle + 200] = bytes(range(193))
     (tmp_path / "take.aac").write_bytes(content)
-    with pytest.raises(ValueError, match=r"take\.aac cannot be read as sound"):
+    with pytest.raises(ValueError, match=r"take\.aac"):
         load_audio(tmp_path / "take.aac", 16000)
 
 
@@ -300,17 +309,11 @@ def test_a_rate_that_changes_midway(tmp_path):
     record(tmp_path / "a.aac", sine(0.3)[None], 48000, "aac")
     record(tmp_path / "b.aac", sine(0.3, 44100)[None], 44100, "aac")
     (tmp_path / "take.aac").write_bytes((tmp_path / "a.aac").read_bytes() + (tmp_path / "b.aac").read_bytes())
-    with pytest.raises(ValueError, match=r"take\.aac changes its sample rate or its channels midway"):
+    with pytest.raises(ValueError, match=r"take\.aac.*sample rate"):
         load_audio(tmp_path / "take.aac", 16000)
 
 
 # --- length ---------------------------------------------------------------------------------------
-
-
-def test_headerless_samples_are_no_sound_file(tmp_path):
-    (tmp_path / "take.raw").write_bytes(bytes(1000))
-    with pytest.raises(ValueError, match=r"take\.raw cannot be read as sound"):
-        load_audio(tmp_path / "take.raw", 16000)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "m4a"])
@@ -321,7 +324,7 @@ def test_limit(tmp_path, suffix):
     else:
         soundfile.write(path, sine(2.0), 48000)
     assert len(load_audio(path, 16000, max_seconds=2.1)) == pytest.approx(32000, abs=1000)
-    with pytest.raises(ValueError, match=rf"take\.{suffix} lasts longer than the limit of 1.9 s; trim it"):
+    with pytest.raises(ValueError, match=rf"take\.{suffix}.*1\.9 s"):
         load_audio(path, 16000, max_seconds=1.9)
 
 
@@ -329,7 +332,7 @@ def test_limit_is_exact(tmp_path):
     soundfile.write(tmp_path / "take.wav", sine(1.0), 48000)
     assert len(load_audio(tmp_path / "take.wav", 16000, max_seconds=1.0)) == 16000
     soundfile.write(tmp_path / "take.wav", sine(1.0 + 1 / 48000), 48000)
-    with pytest.raises(ValueError, match="limit of 1 s"):
+    with pytest.raises(ValueError, match=r"take\.wav.* 1 s"):
         load_audio(tmp_path / "take.wav", 16000, max_seconds=1.0)
 
 
@@ -345,15 +348,48 @@ def test_hours_in_a_small_file_are_not_decoded(tmp_path, suffix, monkeypatch):
     monkeypatch.setattr(
         audio_files, "_check_samples", lambda audio, name: (seen.append(len(audio)), check(audio, name))
     )
-    with pytest.raises(ValueError, match="limit of 5 s"):
+    with pytest.raises(ValueError, match=" 5 s"):
         load_audio(path, 16000, max_seconds=5)
-    assert sum(seen) <= 5 * 48000  # nothing beyond the limit was taken in
+    assert sum(seen) <= 5 * 48000
 
 
-def test_a_header_that_promises_hours(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read as Linux counts it")
+def test_an_index_of_millions_of_samples_takes_neither_memory_nor_time(tmp_path):
+    """A kilobyte of m4a that says that it has 80 million: FFmpeg took 2.9 GB and 8 s to refuse it."""
+    record(tmp_path / "take.m4a", sine(0.2)[None], 48000, "aac")
+    content = bytearray((tmp_path / "take.m4a").read_bytes())
+    for name, place, value in (
+        ("stsz", 8, 1),
+        ("stsz", 12, 80_000_000),
+        ("stts", 12, 80_000_000),
+        ("stsc", 16, 80_000_000),
+    ):
+        start = content.index(name.encode()) + place
+        content[start : start + 4] = struct.pack(">I", value)
+    (tmp_path / "take.m4a").write_bytes(content)
+    with pytest.raises(ValueError, match=r"take\.m4a"):
+        load_audio(tmp_path / "take.m4a", 16000)
+    with (tmp_path / "take.m4a").open("rb") as file:
+        child = subprocess.Popen([sys.executable, ffmpeg_decoder.__file__, "0"], stdin=file, stdout=subprocess.DEVNULL)
+    _, _, used = os.wait4(child.pid, 0)
+    assert used.ru_maxrss < 400_000 and used.ru_utime + used.ru_stime < 5  # kB, s
+
+
+def test_a_file_that_keeps_ffmpeg_busy_without_sound_is_given_up(tmp_path, monkeypatch):
+    (tmp_path / "busy.py").write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from sound import ffmpeg_decoder as child\n"
+        "child._MAX_SECONDS, child.decode = 0.2, lambda *_: [0 for _ in iter(int, 1)]; child.main()"
+    )
+    monkeypatch.setattr(ffmpeg_decoder, "__file__", str(tmp_path / "busy.py"))
+    record(tmp_path / "take.m4a", sine(0.2)[None], 48000, "aac")
+    with pytest.raises(ValueError, match=r"take\.m4a cannot be read as sound \(it takes far more work"):
+        load_audio(tmp_path / "take.m4a", 16000)
+
+
+def test_a_header_that_claims_hours(tmp_path):
     soundfile.write(tmp_path / "take.wav", sine(0.5, 16000), 16000)
     content = bytearray((tmp_path / "take.wav").read_bytes())
-    content[40:44] = struct.pack("<I", 0xFFFFFF00)  # bytes of samples that are said to follow
+    content[40:44] = struct.pack("<I", 0xFFFFFF00)  # size of the data chunk in bytes
     (tmp_path / "take.wav").write_bytes(content)
     assert len(load_audio(tmp_path / "take.wav", 16000, max_seconds=1)) == 8000
 
@@ -362,7 +398,7 @@ def test_a_header_that_promises_hours(tmp_path):
 @pytest.mark.parametrize("n_cut", [0, 1])
 @pytest.mark.parametrize("riff_length", [None, 0])
 def test_a_recorder_that_crashed(tmp_path, length, n_cut, riff_length):
-    """Whatever the header says of the length, and in the middle of a sample: what is there is read."""
+    """All whole samples are read, whatever lengths the header claims, even if the file ends within a sample."""
     soundfile.write(tmp_path / "take.wav", sine(1.0, 16000), 16000)
     content = bytearray((tmp_path / "take.wav").read_bytes())
     content[40:44] = struct.pack("<I", length)
@@ -372,9 +408,44 @@ def test_a_recorder_that_crashed(tmp_path, length, n_cut, riff_length):
     assert np.abs(load_audio(tmp_path / "take.wav", 16000) - sine(1.0, 16000)[: 16000 - n_cut]).max() < 1e-4
 
 
+_LENGTH_AT = {"wav": (40, "<I"), "rf64": (28, "<Q"), "au": (8, ">I"), "aiff": (42, ">I")}  # of the samples, in bytes
+
+
+@pytest.mark.parametrize("suffix", _LENGTH_AT)
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+@pytest.mark.parametrize("length", [0, 16000, 2**31 - 1])
+def test_a_length_that_was_never_brought_up_to_date(tmp_path, suffix, subtype, length):
+    tone = np.stack([sine(1.0, 16000), sine(1.0, 16000, 660)], axis=1)
+    path = tmp_path / f"take.{suffix}"
+    soundfile.write(path, tone, 16000, format=suffix, subtype=subtype)
+    content = bytearray(path.read_bytes())
+    at, kind = _LENGTH_AT[suffix]
+    if suffix != "au":
+        at = content.index(b"SSND" if suffix == "aiff" else b"data") + 4 if suffix != "rf64" else at
+    content[at : at + struct.calcsize(kind)] = struct.pack(kind, length)
+    path.write_bytes(content)
+    audio = load_audio(path, 16000)
+    assert len(audio) == 16000 and np.abs(audio - tone.mean(axis=1)).max() < 1e-4
+
+
+def test_waves_joined_one_after_the_other(tmp_path):
+    parts = []
+    for hertz in (440, 660, 880):
+        soundfile.write(tmp_path / "part.wav", sine(1.0, 16000, hertz), 16000)
+        parts.append((tmp_path / "part.wav").read_bytes() + b"LIST" + struct.pack("<I", 5) + bytes(6))
+    (tmp_path / "take.wav").write_bytes(b"".join(parts))
+    expected = np.concatenate([sine(1.0, 16000, hertz) for hertz in (440, 660, 880)])
+    audio = load_audio(tmp_path / "take.wav", 16000)
+    assert len(audio) == len(expected) and np.abs(audio - expected).max() < 1e-4
+    soundfile.write(tmp_path / "part.wav", sine(1.0, 22050), 22050)
+    (tmp_path / "take.wav").write_bytes(parts[0] + (tmp_path / "part.wav").read_bytes())
+    with pytest.raises(ValueError, match=r"take\.wav changes its sample rate"):
+        load_audio(tmp_path / "take.wav", 16000)
+
+
 @pytest.mark.parametrize("n_stated", [0, 8000])
 def test_a_flac_written_to_a_pipe(tmp_path, n_stated):
-    """0 stands for an unknown total; a wrong one is not believed either."""
+    """A total of 0 means unknown; a wrong total is ignored."""
     tone = sine(3.0, 16000)
     soundfile.write(tmp_path / "take.flac", tone, 16000)
     content = bytearray((tmp_path / "take.flac").read_bytes())
@@ -411,8 +482,8 @@ ID3V1 = b"TAG" + b"x" * 125
         ("flac", None, 44100, b""),
     ],
 )
-def test_files_joined_one_after_the_other(tmp_path, suffix, subtype, rate, between):
-    """As web radios and ``cat`` make them: both halves are read, each with its own pitch."""
+def test_concatenated_files(tmp_path, suffix, subtype, rate, between):
+    """Both halves are read, each with its pitch. Web radios and ``cat`` write such files."""
     halves = []
     for hertz in (440, 660):
         soundfile.write(
@@ -421,30 +492,33 @@ def test_files_joined_one_after_the_other(tmp_path, suffix, subtype, rate, betwe
         halves.append((tmp_path / "a").read_bytes())
     (tmp_path / f"take.{suffix}").write_bytes(between.join(halves))
     audio = load_audio(tmp_path / f"take.{suffix}", 16000)
-    assert len(audio) == pytest.approx(4 * 16000, abs=0.1 * 16000)  # an mp3's own frames stay in
+    assert len(audio) == pytest.approx(4 * 16000, abs=0.1 * 16000)  # the padding frames of mp3 are kept
     assert abs(peak_hz(audio[:30000], 16000) - 440) <= 1 and abs(peak_hz(audio[-30000:], 16000) - 660) <= 1
     (tmp_path / f"take.{suffix}").write_bytes(halves[0])
-    alone = load_audio(tmp_path / f"take.{suffix}", 16000)
-    assert np.array_equal(audio[:30000], alone[:30000])
-    with pytest.raises(ValueError, match="limit of 3 s"):
+    first_half = load_audio(tmp_path / f"take.{suffix}", 16000)
+    assert np.array_equal(audio[:30000], first_half[:30000])
+    with pytest.raises(ValueError, match=" 3 s"):
         (tmp_path / f"take.{suffix}").write_bytes(between.join(halves))
         load_audio(tmp_path / f"take.{suffix}", 16000, max_seconds=3)
 
 
-def test_what_follows_the_samples_of_a_wav_is_no_sound(tmp_path):
-    soundfile.write(tmp_path / "take.wav", sine(1.0, 16000), 16000)
-    with (tmp_path / "take.wav").open("ab") as file:
-        file.write(b"LIST" + struct.pack("<I", 40000) + bytes(40000))
-    assert len(load_audio(tmp_path / "take.wav", 16000)) == 16000
+@pytest.mark.parametrize("suffix", ["wav", "aiff"])
+@pytest.mark.parametrize("after", [b"LIST%b" + bytes(40000), b"ID3\x04" + bytes(40004), b"TAG" + b"x" * 40005])
+def test_what_follows_the_samples_is_no_sound(tmp_path, suffix, after):
+    path = tmp_path / f"take.{suffix}"
+    soundfile.write(path, sine(1.0, 15999), 15999, subtype="PCM_U8" if suffix == "wav" else "PCM_S8")
+    with path.open("ab") as file:
+        file.write(after.replace(b"%b", struct.pack("<I" if suffix == "wav" else ">I", 40000)))
+    assert len(load_audio(path, 15999)) == pytest.approx(15999, abs=1)  # a pad byte
 
 
 @pytest.mark.parametrize("rate", [1, 999, 1_000_001, 2**31 - 1])
-def test_a_rate_that_nobody_records_at(tmp_path, rate):
+def test_an_implausible_sample_rate_is_refused(tmp_path, rate):
     soundfile.write(tmp_path / "take.wav", sine(0.5, 16000), 16000)
     content = bytearray((tmp_path / "take.wav").read_bytes())
     content[24:28] = struct.pack("<I", rate)
     (tmp_path / "take.wav").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"take\.wav says that it has {rate} samples a second"):
+    with pytest.raises(ValueError, match=rf"take\.wav.*{rate}"):
         load_audio(tmp_path / "take.wav", 16000)  # at 1 Hz this would become 128 million samples
 
 
@@ -470,14 +544,53 @@ def test_a_file_is_read_in_blocks(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [10, 10**6])
-def test_scratch_reads_as_an_array_does(kept: int, monkeypatch) -> None:
-    """In memory and on disk; what is read can be written to."""
+def test_spooled_audio_is_indexed_as_an_array(kept: int, monkeypatch) -> None:
+    """In memory and on disk; slices are writable copies."""
     monkeypatch.setattr(audio_files, "_IN_MEMORY_BYTES", kept)
     sound = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
-    scratch = SpooledAudio(np.split(sound, [1, 300, 300]))
+    spooled = SpooledAudio(np.split(sound, [1, 300, 300]))
     for part in (slice(None), slice(0, 1), slice(5, 900), slice(990, 2000), slice(1000, None), slice(-10, -2)):
-        assert np.array_equal(scratch[part], sound[part])
-    scratch[:10][:] = 0
-    scratch.append(np.ones(3))
-    assert len(scratch) == 1003 and np.array_equal(scratch[:], [*sound, 1, 1, 1])
+        assert np.array_equal(spooled[part], sound[part])
+    spooled[:10][:] = 0
+    spooled.append(np.ones(3))
+    assert len(spooled) == 1003 and np.array_equal(spooled[:], [*sound, 1, 1, 1])
     assert [*block_slices(7, 3)] == [slice(0, 3), slice(3, 6), slice(6, 7)] and [*block_slices(0, 3)] == []
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def make_files(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return [folder / name for name in names]
+
+
+def test_dot_names_are_skipped_and_counted_in_one_line(tmp_path, caplog):
+    wanted = make_files(tmp_path, "a.wav", "b/c.WAVE", "b/d/e.oga")
+    make_files(tmp_path, "._a.wav", ".ipynb_checkpoints/a.wav", "b/.hidden.flac", "notes.txt", "b/more.txt", "README")
+    caplog.set_level("INFO")
+    assert find_sound_files(tmp_path) == wanted
+    (line,) = caplog.text.splitlines()
+    assert "3" in line and "2 .txt" in line and str(tmp_path) in line
+    caplog.clear()
+    assert find_sound_files(tmp_path / "b" / "d") == wanted[2:] and not caplog.text
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    outside = tmp_path / "outside"
+    make_files(outside, "a.wav", "deep/b.wav")
+    inside = make_files(tmp_path / "in", "take.wav", "z/own.wav")
+    (tmp_path / "in" / "again").symlink_to(outside)
+    (tmp_path / "in" / "once more").symlink_to(outside)
+    (tmp_path / "in" / "a").symlink_to(tmp_path / "in" / "z")  # found under its name, not the link's
+    (outside / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "broken.wav").symlink_to(tmp_path / "nowhere.wav")
+    linked = [tmp_path / "in" / "again" / name for name in ("a.wav", "deep/b.wav")]
+    assert find_sound_files(tmp_path / "in") == [*linked, *inside]
+
+
+def test_a_name_that_is_not_utf8_is_found(tmp_path):
+    (file,) = make_files(tmp_path, os.fsdecode(b"caf\xe9.wav"))
+    assert find_sound_files(tmp_path) == [file]

@@ -1,4 +1,4 @@
-"""The measured band ends where a filter cut the sound off, and is whole where nothing did."""
+"""sound/bandwidth.py: the bandwidth of filtered and resampled noise is that of the filter."""
 
 import numpy as np
 import pytest
@@ -20,47 +20,46 @@ def cut_off(audio, frequency):
 
 @pytest.mark.parametrize("frequency", [10000, 16000, 19000])
 @pytest.mark.parametrize("floor", [0.0, 1.5e-5])  # digital silence; the noise of 16 bits
-def test_ends_where_the_sound_was_cut_off(frequency, floor):
+def test_bandwidth_of_a_low_pass_filter(frequency, floor):
     audio = cut_off(noise(), frequency) + floor * noise(seed=1) / 0.05
-    # Half of the width over which the spectrum is smoothed, and the filter's own slope.
+    # Tolerance: half of the smoothing width, and the filter's slope.
     assert measure_bandwidth(audio, RATE, 8000) == pytest.approx(frequency, abs=500)
 
 
 @pytest.mark.parametrize("source_rate", [22050, 32000, 44100])
-def test_ends_where_the_first_sample_rate_ended(source_rate):
+def test_bandwidth_of_the_original_sample_rate(source_rate):
     audio = soxr.resample(noise(rate=source_rate), source_rate, RATE)
-    assert 0.9 <= measure_bandwidth(audio, RATE, 8000) / (source_rate / 2) <= 1.0  # soxr begins to fall at 0.91
+    assert 0.9 <= measure_bandwidth(audio, RATE, 8000) / (source_rate / 2) <= 1.0  # soxr's passband ends at 0.91
 
 
-def test_ends_at_an_edge_that_leaves_a_trace():
-    audio = cut_off(noise(), 16000) + 0.1 * cut_off(noise(seed=1), 21000)  # 20 dB weaker, as MP3 leaves it
+def test_bandwidth_of_an_edge_with_a_trace_above_it():
+    audio = cut_off(noise(), 16000) + 0.1 * cut_off(noise(seed=1), 21000)  # 20 dB weaker, as in MP3
     assert measure_bandwidth(audio, RATE, 8000) == pytest.approx(16000, abs=500)
 
 
-def test_ends_where_a_slow_fall_reaches_the_noise():
+def test_bandwidth_of_a_slow_fall():
     fall = signal.firwin2(513, [0, 8000, 14000, 24000], [1, 1, 1e-3, 1e-3], fs=RATE)  # 60 dB in 6 kHz, no edge
     audio = np.convolve(noise(), fall, "same")
-    ends = measure_bandwidth(audio, RATE, 8000)
-    assert 12500 < ends < 14100  # where it is 6 dB over the floor
+    assert 12500 < measure_bandwidth(audio, RATE, 8000) < 14100  # where it is 6 dB over the floor
 
 
 @pytest.mark.parametrize("seconds", [0.01, 0.5, 4.0])
-def test_white_noise_has_no_end(seconds):
+def test_white_noise_has_full_bandwidth(seconds):
     assert measure_bandwidth(noise(max(seconds, 0.5)), RATE, 8000) == RATE / 2
     assert 8000 <= measure_bandwidth(noise(seconds), RATE, 8000) <= RATE / 2
 
 
-def test_a_line_alone_is_no_band():
+def test_a_single_line_is_ignored():
     time = np.arange(4 * RATE) / RATE
-    audio = cut_off(noise(), 12000) + 0.01 * np.sin(2 * np.pi * 15734 * time)  # a screen
+    audio = cut_off(noise(), 12000) + 0.01 * np.sin(2 * np.pi * 15734 * time)  # of a screen
     assert measure_bandwidth(audio.astype(np.float32), RATE, 8000) == pytest.approx(12000, abs=500)
 
 
 @pytest.mark.parametrize("audio", [np.zeros(RATE, np.float32), soxr.resample(noise(rate=16000), 16000, RATE)])
-def test_is_at_least_the_lowest(audio):
+def test_bandwidth_is_at_least_the_lowest(audio):
     assert measure_bandwidth(audio, RATE, 8000) == 8000
 
 
-def test_does_not_depend_on_level():
+def test_bandwidth_does_not_depend_on_level():
     audio = cut_off(noise(), 16000) + 1e-3 * noise(seed=1)
     assert measure_bandwidth(audio, RATE, 8000) == measure_bandwidth(audio / 64, RATE, 8000)

@@ -1,8 +1,10 @@
-"""sound/console.py: what a user can cause ends in a sentence and an exit code; a mistake of ours in a traceback."""
+"""sound/console.py: a user's error ends in a sentence and an exit code, a bug in a traceback."""
+
+from pathlib import Path
 
 import pytest
 
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 
 @pytest.mark.parametrize(
@@ -23,7 +25,7 @@ def test_an_error_is_a_sentence_and_an_exit_code(error: BaseException, code: int
     assert main() == code and words in caplog.text
 
 
-def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+def test_a_bug_keeps_its_traceback() -> None:
     @as_command()
     def main(result: int) -> int:
         assert result
@@ -32,3 +34,17 @@ def test_a_mistake_of_ours_keeps_its_traceback() -> None:
     assert main(3) == 3
     with pytest.raises(AssertionError):
         main(0)
+
+
+def test_help_takes_a_line_for_each_flag(capsys):
+    parser = command_parser("Do it.", "--output PATH [flags]")
+    parser.add_argument("--output", type=Path, help="where to")
+    parser.add_argument("--a_long_flag_of_a_command", type=int, help="how many")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("--output PATH [flags]") and "Do it." in lines
+    assert [line.split() for line in lines[-2:]] == [
+        ["--output", "PATH", "where", "to"],
+        ["--a_long_flag_of_a_command", "N", "how", "many"],
+    ]

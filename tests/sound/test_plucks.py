@@ -1,4 +1,4 @@
-"""Plucks: what the window makes of them, how they decay, and where they are in a recording."""
+"""sound/plucks.py: the effect of the loudness window, decay, and detection in a recording."""
 
 import json
 
@@ -26,13 +26,13 @@ RATE, WINDOW = 100.0, 0.064
 
 
 def ringing(f0, seconds, decay, amplitude=0.3):
-    """Return float32 [N]: a tone at 16 kHz that begins at once and falls by ``decay`` dB a second."""
+    """Return a tone, float32 [N] at 16 kHz, that begins abruptly and decays by ``decay`` dB/s."""
     times = np.arange(round(seconds * 16000)) / 16000
     return (harmonic_tone(f0, seconds, amplitude=amplitude) * 10 ** (-decay * times / 20)).astype(np.float32)
 
 
-def strung(notes, seconds):
-    """Return float32 [N] of notes (onset s, f0, amplitude, decay dB/s); each ends where the next begins."""
+def play(notes, seconds):
+    """Return float32 [N] of notes (onset s, f0 Hz, amplitude, decay dB/s); each ends where the next begins."""
     sound = np.zeros(round(seconds * 16000), np.float32)
     for (onset, f0, amplitude, decay), end in zip(notes, [*(note[0] for note in notes[1:]), seconds]):
         start, stop = round(onset * 16000), round(end * 16000)
@@ -41,7 +41,7 @@ def strung(notes, seconds):
 
 
 def f0_of(notes, seconds):
-    """Return f0 [T] in Hz of such notes, the first one's before it."""
+    """Return f0 [T] in Hz of the notes of ``play``; before the first note, that of the first note."""
     times = np.arange(round(seconds * RATE)) / RATE
     which = np.searchsorted([note[0] for note in notes], times + 1e-9, side="right") - 1
     return np.array([note[1] for note in notes])[np.maximum(which, 0)]
@@ -51,17 +51,16 @@ def midi(f0):
     return 12 * np.log2(f0 / 440) + 69
 
 
-def test_a_sudden_onset_is_measured_as_the_windows_share(config):
-    # Steady from 0.5 s on: what is measured before, at and after the onset is the window's share of the level.
+def test_window_share_is_the_measured_level_of_an_abrupt_onset(config):
     sound = np.concatenate([np.zeros(8000, np.float32), ringing(880.0, 0.5, 0)])
     frames = 50 + np.arange(-2, 4)
     expected = 10 * np.log10(window_share(np.arange(-2, 4) / RATE, WINDOW))
     loudness = extract_loudness(sound, config)
-    # The A-weighting filter needs a moment, and a tone's power ripples within its period.
+    # Tolerance: the A-weighting filter's transient, and the ripple of a tone's power within its period.
     np.testing.assert_allclose(loudness[frames] - loudness[70], expected, atol=0.5)
 
 
-def test_damping_is_measured_as_its_share(config):
+def test_damped_share_is_the_measured_level_of_a_damped_tone(config):
     fade = 0.5 + 0.5 * np.cos(np.pi * np.clip((np.arange(16000) - 8000) / (0.06 * 16000), 0, 1))
     loudness = extract_loudness((ringing(880.0, 1.0, 0) * fade).astype(np.float32), config)
     since = np.arange(-4, 6)
@@ -71,7 +70,7 @@ def test_damping_is_measured_as_its_share(config):
 
 
 def test_the_decay_of_single_plucks_is_measured(config):
-    # 24 dB/s for soft and 12 dB/s for loud ones, at two pitches.
+    """Plucks at two pitches decay by 24 dB/s if soft and by 12 dB/s if loud."""
     plucks = []
     for f0 in (220.0, 440.0):
         for amplitude, decay in ((0.03, 24.0), (0.3, 12.0)):
@@ -88,10 +87,9 @@ def test_the_decay_of_single_plucks_is_measured(config):
             assert decay[0] == pytest.approx(level, abs=1.0)  # the window flattens the peak
 
 
-def test_short_notes_tell_of_the_decay_as_long_as_they_ring(config):
-    # No note lasts as long as the last knots: there the decay goes on as before.
+def test_the_decay_of_short_notes_is_extrapolated(config):
     notes = [(0.2 + 0.4 * k, 330.0, 0.2, 20.0) for k in range(8)]
-    loudness = extract_loudness(strung(notes, 3.5), config)
+    loudness = extract_loudness(play(notes, 3.5), config)
     plucks = melody_plucks(f0_of(notes, 3.5), loudness, RATE, WINDOW)
     table = measure_plucks(plucks, RATE, WINDOW)
     level = float(table.levels(64.0)[1])
@@ -105,31 +103,34 @@ def test_a_table_survives_json():
     assert PluckTable.from_dict(json.loads(json.dumps(table.to_dict()))) == table
 
 
-@pytest.mark.parametrize("change", [{"soft": [1.0]}, {"loud_decay": [[0.0]]}, {"pitches": [5.0, 4.0]}])
-def test_a_broken_table_is_refused(change):
-    with pytest.raises(ValueError, match=next(iter(change))):
+@pytest.mark.parametrize(
+    ("change", "culprit"),
+    [
+        ({"soft": [1.0]}, "soft"),
+        ({"loud_decay": [[0.0]]}, "loud_decay"),
+        ({"pitches": [5.0, 4.0]}, "pitches"),
+        ({"medium": [1.0]}, "medium"),
+        *(({"soft": soft}, "pluck table") for soft in (3.0, ["x"], None, [[1.0], [2.0, 3.0]], [float("nan"), 0.0])),
+    ],
+)
+def test_an_invalid_table_is_refused(change, culprit):
+    with pytest.raises(ValueError, match=culprit):
         PluckTable.from_dict({**typical_plucks(-12.0).to_dict(), **change})
 
 
-@pytest.mark.parametrize("soft", [3.0, ["x"], None, [[1.0], [2.0, 3.0]], [float("nan"), 0.0]])
-def test_what_is_no_numbers_is_refused(soft):
-    with pytest.raises(ValueError, match="pluck table"):
-        PluckTable.from_dict({**typical_plucks(-12.0).to_dict(), "soft": soft})
-
-
-def test_a_table_with_a_part_missing_is_refused():
+def test_an_incomplete_table_is_refused():
     values = typical_plucks(-12.0).to_dict()
     del values["soft"]
     with pytest.raises(ValueError, match="soft"):
         PluckTable.from_dict(values)
 
 
-def test_no_plucks_make_no_table():
-    with pytest.raises(ValueError, match="at least one pluck"):
+def test_measuring_no_plucks_is_refused():
+    with pytest.raises(ValueError, match="0"):
         measure_plucks([], RATE, WINDOW)
 
 
-def test_typical_plucks_fall_faster_at_first_and_for_high_notes():
+def test_typical_plucks_decay_faster_at_first_and_for_high_notes():
     table = typical_plucks(-12.0)
     low, high = (table.decay(pitch, -12.0, np.array([0.02, 0.5, 3.0])) for pitch in (40.0, 84.0))
     np.testing.assert_allclose(low + 12, [0, -7.2, -27.34], atol=0.05)
@@ -142,13 +143,13 @@ def test_a_level_is_limited_to_the_instruments_range():
 
 
 def test_plucks_are_found(config):
-    # After silence, louder and as loud on the same pitch, softer on another one.
+    """One after silence, a louder and an equally loud one on the same pitch, and a softer one on another."""
     notes = [(0.3, 220.0, 0.1, 15.0), (0.7, 220.0, 0.3, 15.0), (1.1, 220.0, 0.3, 15.0), (1.5, 330.0, 0.05, 15.0)]
-    loudness = extract_loudness(strung(notes, 2.2), config)
+    loudness = extract_loudness(play(notes, 2.2), config)
     assert find_onsets(f0_of(notes, 2.2), loudness, RATE) == pytest.approx([30, 70, 110, 150], abs=1)
 
 
-def test_a_slide_and_a_vibrato_are_no_plucks(config):
+def test_a_slide_and_a_vibrato_are_not_plucks(config):
     times = np.arange(2 * 16000) / 16000
     pitch = 57 + 2 * np.clip((times - 0.8) / 0.1, 0, 1) + 0.4 * np.sin(2 * np.pi * 5.5 * times) * (times > 1.1)
     f0 = 440 * 2 ** ((pitch - 69) / 12)
@@ -158,7 +159,7 @@ def test_a_slide_and_a_vibrato_are_no_plucks(config):
 
 def test_curves_of_plucks(config):
     notes = [(0.3, 220.0, 0.1, 15.0), (0.7, 220.0, 0.3, 15.0)]
-    loudness = extract_loudness(strung(notes, 1.2), config)
+    loudness = extract_loudness(play(notes, 1.2), config)
     time, velocity = curves_from_onsets([30, 70], loudness, RATE)
     np.testing.assert_allclose(time[[0, 29, 30, 69, 70, 119]], [LONGEST_RING, LONGEST_RING, 0, 0.39, 0, 0.49])
     assert velocity[0] == -80
@@ -166,8 +167,8 @@ def test_curves_of_plucks(config):
     assert velocity[70] - velocity[69] == pytest.approx(9.5, abs=0.5)  # 0.3 over 0.1
 
 
-def test_a_measured_rate_does_not_follow_the_noise():
-    # At 60 dB/s the string is under the noise after 1 s; what is measured until then goes on.
+def test_a_measured_rate_excludes_the_noise():
+    """At 60 dB/s the string is below the noise after 1 s; the rate until then is extrapolated."""
     times = np.arange(300) / RATE
     loudness = np.maximum(-20 - 60 * times, -70) + 10 * np.log10(window_share(times, WINDOW))
     table = measure_plucks([Pluck(60.0, loudness)], RATE, WINDOW)

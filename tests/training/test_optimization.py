@@ -12,7 +12,8 @@ from checkpoint import load_model, read_checkpoint
 from config import DEFAULT_CONFIG_PATH
 from model import build_model
 from test_train import arguments, change, make_recording
-from training.optimization import WeightAverage, build_loss, train_step
+from training.trainer import build_loss, train_step
+from training.training_state import WeightAverage
 
 
 @pytest.mark.parametrize(("weight", "share"), [(1.0, None), (0.25, None), (1.0, 0.1), (0.25, 0.1)])

@@ -1,7 +1,8 @@
-"""Plucks without look-ahead: against those of the whole melody."""
+"""Causal plucks, compared with those of the whole melody."""
 
 import numpy as np
 import pytest
+import torch
 
 from sound.plucks import KNOTS, PluckTable
 from voice.causal_plucks import CausalPlucker
@@ -14,9 +15,13 @@ TABLE = PluckTable((40.0, 80.0), (-40.0,) * 2, (-20.0,) * 2, *[(tuple(-20.0 * kn
 
 def pluck(f0, loudness, voiced, **options):
     """Return loudness, time since the onset, velocity and ringing, [T] each."""
-    plucker = CausalPlucker(TABLE, RATE, WINDOW, reference=-30.0, **options)
-    frames = zip(f0.tolist(), loudness.tolist(), voiced.tolist())
-    return tuple(map(np.array, zip(*(plucker.step(*frame) for frame in frames))))
+    plucker, played = CausalPlucker(TABLE, RATE, WINDOW, **options), []
+    state, reference = plucker.initial_state(), torch.tensor([-30.0])
+    curves = (torch.from_numpy(curve.astype(np.float32)) for curve in (f0, loudness))
+    for frame in zip(*(curve.split(1) for curve in curves), torch.from_numpy(voiced).split(1)):
+        pluck, state = plucker(*frame, reference, state)
+        played.append(pluck)
+    return tuple(torch.cat(values).numpy() for values in zip(*played))
 
 
 def onsets_of(time):
@@ -24,7 +29,7 @@ def onsets_of(time):
 
 
 def sing(levels, seed=0):
-    """Return f0, loudness, voiced and notes (first frame): voices that need 60 ms to speak, some legato."""
+    """Return f0, loudness, voiced and the notes' first frames: attacks of 60 ms, some notes legato."""
     rng = np.random.default_rng(seed)
     f0, loudness, first = [np.full(20, 220.0)], [np.full(20, -80.0)], []
     for number, level in enumerate(levels):
@@ -45,7 +50,7 @@ def test_each_note_is_plucked_once():
     assert onsets_of(pluck(f0, loudness, voiced)[1]) == pytest.approx([frame + 3 for frame in first], abs=3)
 
 
-def test_velocity_is_near_what_the_whole_note_says():
+def test_velocity_is_near_that_of_the_whole_note():
     f0, loudness, voiced, _ = sing([-30, -35, -28, -40, -33, -30])
     _, time, velocity, _ = pluck(f0, loudness, voiced)
     notes = find_notes(f0, loudness, voiced, RATE)
@@ -87,7 +92,7 @@ def test_a_held_note_can_be_plucked_again():
     np.testing.assert_array_equal(onsets_of(time), [22, 72, 122, 172])
 
 
-def test_what_follows_is_not_known():
+def test_the_output_is_causal():
     f0, loudness, voiced, _ = sing([-30, -35, -28, -40])
     whole, cut = pluck(f0, loudness, voiced), pluck(f0[:130], loudness[:130], voiced[:130])
     for one, other in zip(whole, cut):

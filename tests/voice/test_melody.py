@@ -1,4 +1,4 @@
-"""voice/melody.py: a melody is found through hum and noise, and the pitch tracker's errors are repaired."""
+"""voice/melody.py: melodies in hum and noise, whistling, tracking errors and polyphony."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ RATE = 16000
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_loudness_is_that_of_the_recording_however_soft() -> None:
+def test_loudness_follows_the_level_of_the_recording() -> None:
     config, rest = load_config(), np.zeros(4800, np.float32)
     song = np.concatenate([rest, harmonic_tone(220.0, 0.6, amplitude=0.1), rest])
     song += (1e-4 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
@@ -37,7 +37,7 @@ def test_loudness_is_that_of_the_recording_however_soft() -> None:
     assert np.allclose(melody.loudness[held], loud.loudness[held], atol=0.1)  # 40 dB over the noise
 
 
-def test_the_gate_offset_leaves_soft_notes_out() -> None:
+def test_the_gate_offset_drops_soft_notes() -> None:
     config, rest = load_config(), np.zeros(4800, np.float32)
     song = np.concatenate([part for a in (0.1, 0.005) for part in (rest, harmonic_tone(220.0, 0.6, amplitude=a))])
     song += (1e-5 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
@@ -45,20 +45,19 @@ def test_the_gate_offset_leaves_soft_notes_out() -> None:
     assert both[140:170].all() and not loud[125:].any() and loud[45:80].all()
 
 
-def test_silence_and_noise_have_errors_of_their_own() -> None:
+def test_silence_and_noise_are_refused() -> None:
     config = load_config()
-    with pytest.raises(SilentError, match="the recording is silent"):
+    with pytest.raises(SilentError):
         extract_melody(np.zeros(16000, np.float32), config)
     noise = 0.03 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
-    with pytest.raises(NoMelodyError, match="no melody can be heard"):
+    with pytest.raises(NoMelodyError):
         extract_melody(noise, config)
-    assert issubclass(SilentError, ValueError) and issubclass(NoMelodyError, ValueError)
 
 
 @pytest.mark.parametrize(
     ("partials", "swell"), [((1, 0, 0.5), 0.0), ((1, 0.5, 0.5), 0.2), ((0.5, 0, 1), 0.02)]
-)  # steady; what is left of it has the pitch of the mains; of a partial, and is soft
-def test_a_melody_is_heard_through_mains_hum_and_the_pauses_stay_silent(partials, swell: float) -> None:
+)  # steady; the residue has the pitch of the mains; the residue is soft and has the pitch of a partial
+def test_a_melody_is_found_in_mains_hum_and_the_pauses_stay_silent(partials, swell: float) -> None:
     config = load_config()
     rng, rest = np.random.default_rng(0), np.zeros(9600, np.float32)
     notes = [harmonic_tone(f0, 0.6, amplitude=0.1) for f0 in (196.0, 220.0, 175.0)]
@@ -67,38 +66,38 @@ def test_a_melody_is_heard_through_mains_hum_and_the_pauses_stay_silent(partials
     times = np.arange(len(song)) / 16000
     hum = sum(a * np.sin(2 * np.pi * 50 * k * times + k) for k, a in enumerate(partials, start=1))
     hum = (0.25 * (1 + swell * np.sin(2 * np.pi * 0.9 * times)) * hum).astype(np.float32)
-    features, heard, report = extract_melody(song + hum, config)
+    features, found, report = extract_melody(song + hum, config)
     assert report["mains_hum"] == pytest.approx(20 * np.log10(np.sqrt(np.mean(hum**2))), abs=1.0)
-    sung = np.repeat([0, 1, 0, 1, 0, 1, 0], 60)[: len(heard.voiced)].astype(bool)
-    assert (heard.voiced == sung).mean() > 0.96
+    sung = np.repeat([0, 1, 0, 1, 0, 1, 0], 60)[: len(found.voiced)].astype(bool)
+    assert (found.voiced == sung).mean() > 0.96
     clean = extract_melody(song, config)
-    both = heard.voiced & clean[1].voiced
-    assert np.median(np.abs(1200 * np.log2(heard.f0[both] / clean[1].f0[both]))) < 2
+    both = found.voiced & clean[1].voiced
+    assert np.median(np.abs(1200 * np.log2(found.f0[both] / clean[1].f0[both]))) < 2
     assert clean[2]["mains_hum"] is None and clean[2]["share_polyphonic"] < 0.02
-    assert features.f0.shape == torch.Size([len(heard.f0)])
+    assert features.f0.shape == torch.Size([len(found.f0)])
 
 
-def test_mains_hum_of_a_long_recording_is_taken_out_stretch_by_stretch(monkeypatch) -> None:
+def test_mains_hum_of_a_long_recording_is_removed_per_stretch(monkeypatch) -> None:
     config, rest = load_config(), np.zeros(9600, np.float32)
     notes = [harmonic_tone(f0, 0.6, amplitude=0.1) for f0 in (196.0, 220.0, 175.0)] * 4
     song = np.concatenate([part for note in notes for part in (rest, note)])
     song += (1e-4 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
     buzz = np.sin(2 * np.pi * 50 * np.arange(len(song)) / 16000).astype(np.float32)
-    buzz[len(buzz) // 2 :] = 0  # it is switched off midway
+    buzz[len(buzz) // 2 :] = 0  # switched off midway
     whole = extract_melody(song, config)
-    monkeypatch.setattr("voice.mains_hum._STRETCH_SECONDS", 3.6)
-    _, heard, report = extract_melody(song + 0.2 * buzz, config)
+    monkeypatch.setattr("voice.melody._HUM_STRETCH_SECONDS", 3.6)
+    _, found, report = extract_melody(song + 0.2 * buzz, config)
     assert report["mains_hum"] == pytest.approx(20 * np.log10(0.2 / 2), abs=0.5)
-    assert (heard.voiced == whole[1].voiced).mean() > 0.97
+    assert (found.voiced == whole[1].voiced).mean() > 0.97
 
 
 @pytest.mark.parametrize(("peak", "gain"), [(0.5, 6.02), (1.0, 0), (2.0, 0), (1e-2, 40), (1e-4, 60), (0.0, 0)])
-def test_a_quiet_recording_is_raised_to_full_scale_but_not_without_end(peak: float, gain: float) -> None:
+def test_the_input_gain_lifts_a_quiet_recording_to_full_scale_up_to_a_limit(peak: float, gain: float) -> None:
     assert _find_input_gain(np.array([0.0, -peak, peak / 2]), 60.0) == pytest.approx(gain, abs=0.01)
 
 
-def test_noise_is_taken_off_the_loudness() -> None:
-    """At 6 dB over the noise, a note's own level is 4.7 dB over it."""
+def test_noise_is_subtracted_from_the_loudness() -> None:
+    """A note measured at 6 dB over the noise is 4.7 dB over it without the noise."""
     assert _subtract_noise(np.array([-44.0]), -50.0)[0] == pytest.approx(-50 + 10 * np.log10(10**0.6 - 1))
     assert _subtract_noise(np.array([-50.0, -60.0]), -50.0).tolist() == [-60.0, -70.0]
 
@@ -107,7 +106,7 @@ def test_noise_is_taken_off_the_loudness() -> None:
 
 
 def whistle(f0: np.ndarray, breath: float = 20.0) -> np.ndarray:
-    """Return a tone of a given pitch [N] Hz over breath, white noise ``breath`` dB under it, with faded ends."""
+    """Return a tone of pitch f0 [N] Hz over white noise, ``breath`` dB below it, with faded ends."""
     fade = np.clip(np.minimum(np.arange(len(f0)), np.arange(len(f0))[::-1]) / (0.02 * RATE), 0, 1)
     noise = np.random.default_rng(0).standard_normal(len(f0)) * 10 ** (-breath / 20)
     return (0.2 * fade * (2**0.5 * np.sin(2 * np.pi * np.cumsum(f0) / RATE) + noise)).astype(np.float32)
@@ -125,17 +124,17 @@ def glide(low: float, high: float, seconds: float) -> np.ndarray:
 @pytest.mark.parametrize(
     "f0",
     [
-        *(swing(hertz) for hertz in (500, 800, 1200, 1700, 1900, 1950, 1976, 2000, 2050, 2500, 3500, 4500, 4850)),
-        *(glide(500, 5000, seconds) for seconds in (4.0, 1.0, 0.5)),
-        *(glide(5000, 500, seconds) for seconds in (4.0, 1.0, 0.5)),
-        np.repeat(swing(1700.0, 0.5), 1) * np.repeat([1, 1.5, 1, 2], RATE // 8),
+        *(swing(hertz) for hertz in (500, 1200, 1900, 1950, 1976, 2000, 2050, 3500, 4850)),
+        *(glide(500, 5000, seconds) for seconds in (4.0, 0.5)),
+        *(glide(5000, 500, seconds) for seconds in (4.0, 0.5)),
+        swing(1700.0, 0.5) * np.repeat([1, 1.5, 1, 2], RATE // 8),
         np.concatenate([swing(hertz, 0.4) for hertz in (1760, 2093, 1568, 2349, 3136, 1568)]),
     ],
 )
-def test_whistling_is_traced_to_5_khz(f0: np.ndarray) -> None:
+def test_whistling_is_tracked_up_to_5_khz(f0: np.ndarray) -> None:
     """At 20 dB over the breath: median error 10 cents, 95 % of the frames within 50 cents and found."""
     _, melody, report = extract_melody(np.pad(whistle(f0), (4800, 4800)), CONFIG)
-    inside = slice(32, 32 + len(f0) // 160 - 4)  # 20 ms at either end fade
+    inside = slice(32, 32 + len(f0) // 160 - 4)  # without the fades of 20 ms
     cents = 1200 * np.log2(melody.f0[inside] / f0[::160][2:-2])
     found = melody.voiced[inside]
     assert np.median(np.abs(cents[found])) <= 10
@@ -148,7 +147,7 @@ def test_whistling_is_traced_to_5_khz(f0: np.ndarray) -> None:
     ("hertz", "is_whistled", "is_too_high"),
     [(1000, False, False), (1900, False, False), (2050, True, False), (5000, True, False), (6000, False, True)],
 )
-def test_a_tone_over_the_trackers_range_is_whistled(hertz: float, is_whistled: bool, is_too_high: bool) -> None:
+def test_a_tone_above_crepes_range_is_a_whistle(hertz: float, is_whistled: bool, is_too_high: bool) -> None:
     tone = 0.3 * np.sin(2 * np.pi * hertz * np.arange(RATE // 4) / RATE).astype(np.float32)
     f0, too_high = trace_whistling(tone, CONFIG)
     assert f0.shape == (25,) and (too_high == is_too_high).all()
@@ -158,7 +157,7 @@ def test_a_tone_over_the_trackers_range_is_whistled(hertz: float, is_whistled: b
     assert not f0.any() and not too_high[2:-2].any()  # the overtone of a voice
 
 
-def test_a_voice_is_no_whistling() -> None:
+def test_a_voice_is_not_a_whistle() -> None:
     hum = load_audio(ROOT / "examples" / "hum.wav", RATE)
     f0, too_high = trace_whistling(hum[: len(hum) // 160 * 160], CONFIG)
     assert not f0.any() and not too_high.any()
@@ -177,7 +176,7 @@ def wobble(n_frames: int = 200) -> np.ndarray:
 
 @pytest.mark.parametrize("octaves", [-2, -1, 1])
 @pytest.mark.parametrize("where", [slice(80, 92), slice(0, 10), slice(190, 200)])
-def test_a_short_octave_error_is_moved_back(octaves: int, where: slice) -> None:
+def test_a_short_octave_error_is_corrected(octaves: int, where: slice) -> None:
     f0 = wobble()
     wrong = f0.copy()
     wrong[where] *= 2.0**octaves
@@ -185,14 +184,14 @@ def test_a_short_octave_error_is_moved_back(octaves: int, where: slice) -> None:
     assert usable.all() and np.allclose(repaired, f0, rtol=1e-4)
 
 
-def test_a_spike_is_left_out() -> None:
+def test_a_spike_is_unusable() -> None:
     wrong = wobble()
     wrong[80:83] *= 1.5
     usable = repair(wrong)[1]
     assert np.flatnonzero(~usable).tolist() == [80, 81, 82]
 
 
-def test_what_is_meant_stays() -> None:
+def test_a_sung_pitch_is_unchanged() -> None:
     """Vibrato of a semitone, a glide of an octave in 0.3 s, an octave held for 0.2 s, a fourth for 0.1 s."""
     octave, fourth = wobble(), wobble()
     octave[80:100] *= 2
@@ -212,14 +211,14 @@ def polyphony(audio: np.ndarray, f0: float) -> float:
     return estimate_polyphony(audio, np.full(n_frames, f0, np.float32), np.ones(n_frames, bool), CONFIG)
 
 
-def test_a_chord_is_noticed_and_one_voice_is_not() -> None:
+def test_polyphony_is_that_of_a_chord_and_not_of_one_voice() -> None:
     noise = 0.01 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
     root, third, fifth = (harmonic_tone(f0, 1.0) for f0 in (220.0, 277.2, 329.6))
     assert polyphony(root + third + fifth, 220.0) > 0.9
-    assert polyphony(root + noise, 220.0) < 0.05  # 20 dB of white noise under it
-    assert polyphony(root + 60 * noise, 220.0) < 0.05  # louder than it
+    assert polyphony(root + noise, 220.0) < 0.05  # white noise 20 dB below the tone
+    assert polyphony(root + 60 * noise, 220.0) < 0.05  # white noise louder than the tone
     glide = 220 * 2.0 ** np.linspace(0, 4, RATE)
-    slide = harmonic_tone(glide, 1.0)  # as it slides, partials are as wide as the gaps between them
+    slide = harmonic_tone(glide, 1.0)  # its partials are as wide as the gaps between them
     assert estimate_polyphony(slide, glide[::160].astype(np.float32), np.ones(100, bool), CONFIG) == 0
     assert polyphony(root, 440.0) < 0.05  # the tracker an octave too high
     assert estimate_polyphony(root, np.full(100, 220.0), np.zeros(100, bool), CONFIG) == 0

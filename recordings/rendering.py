@@ -1,4 +1,4 @@
-"""Render training sound from real recordings: composed melodies on a sampler, and the recordings as they are.
+"""Render training sound: composed melodies on real recordings or a sound font, and the recordings as they are.
 
 Each file is 48 kHz mono FLAC with a JSON beside it: its notes (onset, end, pitch, level, source files) and f0 every
 10 ms, 0 where nothing sounds. One gain for all files of an instrument keeps their levels true to each other.
@@ -9,8 +9,8 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,17 @@ from tqdm import tqdm
 from recordings import sampler as sampler_module
 from recordings import samples as samples_module
 from recordings import score as score_module
-from recordings.sampler import LAYERS, Sampler, Truth, loudest_peak
+from recordings import soundfont as font_module
+from recordings.sampler import Sampler, Truth
 from recordings.samples import DYNAMICS, SAMPLE_RATE, Index, Sample, build_index, load_sample, measure_envelope
 from recordings.score import FILE_SECONDS, PLAYING, compose_file
+from recordings.soundfont import SoundFont
 
 log = logging.getLogger(__name__)
+Job = tuple[str, Callable[[], tuple[np.ndarray, Truth]]]  # a file's name, and how to make sound and truth
 
 REAL_SHARE = 0.4  # of the files, at most, are recordings as they are
-LONG = 2.5  # s, a note of more goes in as it is
+LONG, LONGEST = 2.5, 15.0  # s, a note of more goes in as it is, and so much of it
 NOISE = -40.0  # dB under a recording's peak; before and after the note there is only the room
 PEAK = -3.0  # dBFS, of the loudest recording at its full level
 
@@ -59,22 +62,41 @@ def render_samples(
     n_all = len(index.samples) + len(index.left_out)
     log.info("%d of %d recordings are left out; %s says why", len(index.left_out), n_all, output_dir / "index.json")
     playing, sampler = PLAYING[instrument], Sampler(index, PLAYING[instrument])
-    gain = 10 ** (PEAK / 20) / loudest_peak(sampler)
-    settings = describe_settings(index, gain, seed)
-    n_files = math.ceil(minutes * 60 / FILE_SECONDS)
-
-    def compose(i: int) -> tuple[np.ndarray, Truth]:
-        rng = np.random.default_rng((seed, i))
-        return sampler.play(compose_file(rng, playing, i), FILE_SECONDS, rng)
-
-    whole = [] if playing.plucked else list_whole(index, "model", playing.high)
+    gain, n_files = 10 ** (PEAK / 20) / sampler.loudest_peak(), math.ceil(minutes * 60 / FILE_SECONDS)
+    whole = [] if playing.plucked else list_whole(index, playing.high)
     real = string_together(whole, np.random.default_rng(seed), gain)[: int(n_files * REAL_SHARE)]
-    jobs = [(f"rendered_{instrument}_{i:03d}", lambda i=i: compose(i)) for i in range(n_files - len(real))]
+    jobs = compose_files(sampler, instrument, n_files - len(real), seed)
     jobs += [
         (f"rendered_{instrument}_real_{i:03d}", lambda part=part: play_whole(index, part, gain))
         for i, part in enumerate(real)
     ]
-    return write_files(jobs, output_dir, gain, settings)
+    files = "".join(f"{s.path} {s.role} {s.f0:.3f} {s.level:.2f}\n" for s in index.samples)
+    origin = f"{len(index.samples)} recordings sha256 {hashlib.sha256(files.encode()).hexdigest()[:16]}"
+    return write_files(jobs, output_dir, gain, describe_settings(origin, gain, seed))
+
+
+def render_soundfont(
+    instrument: str, minutes: float, output_dir: Path, seed: int = 0, soundfont: Path | None = None
+) -> tuple[int, int]:
+    """Render `minutes` of an instrument with FluidSynth, as ``render_samples`` does from recordings.
+
+    Raises:
+        OSError: FluidSynth or the sound font is missing, or fails.
+    """
+    font = SoundFont(instrument, soundfont)
+    gain = 10 ** (PEAK / 20) / font.loudest_peak()
+    jobs = compose_files(font, instrument, math.ceil(minutes * 60 / FILE_SECONDS), seed)
+    return write_files(jobs, output_dir, gain, describe_settings(font.describe(), gain, seed))
+
+
+def compose_files(player: Sampler | SoundFont, instrument: str, n_files: int, seed: int) -> list[Job]:
+    """Return for each composed file its name and how to play it."""
+
+    def play(i: int) -> tuple[np.ndarray, Truth]:
+        rng = np.random.default_rng((seed, i))
+        return player.play(compose_file(rng, player.playing, i), FILE_SECONDS, rng)
+
+    return [(f"rendered_{instrument}_{i:03d}", lambda i=i: play(i)) for i in range(n_files)]
 
 
 # --- recordings as they are -----------------------------------------------------------------------
@@ -90,25 +112,23 @@ class Whole:
     gain: float  # before the common gain
 
 
-def list_whole(index: Index, role: str, high: int, notes: bool = False) -> list[Sample]:
-    """Return the phrases of a role and its long notes, with `notes` all of its notes, named at most `high` (MIDI)."""
-    held = [s for s in index.select(role, "note") if notes or s.seconds > LONG]
-    return [s for s in (*index.select(role, "phrase"), *held) if s.midi <= high]
+def list_whole(index: Index, high: int) -> list[Sample]:
+    """Return the phrases and the long notes that train a model, named at most `high` (MIDI)."""
+    held = [s for s in index.select("model", "note") if s.seconds > LONG]
+    return [s for s in (*index.select("model", "phrase"), *held) if s.midi <= high]
 
 
-def string_together(
-    samples: Sequence[Sample], rng: np.random.Generator, gain: float, longest: float = 15.0
-) -> list[list[Whole]]:
+def string_together(samples: Sequence[Sample], rng: np.random.Generator, gain: float) -> list[list[Whole]]:
     """Return the recordings in random order, strung to files of at most FILE_SECONDS with rests between them.
 
-    Each is as loud as its dynamic says; a plucked one as it was recorded.
+    Each is as loud as its dynamic says.
     """
     files: list[list[Whole]] = []
     now = FILE_SECONDS
     for i in rng.permutation(len(samples)):
         sample = samples[i]
-        seconds = min(sample.seconds, longest)
-        level = 1.0 if sample.dynamic in LAYERS else 10 ** ((DYNAMICS.get(sample.dynamic, -6.0) - sample.level) / 20)
+        seconds = min(sample.seconds, LONGEST)
+        level = 10 ** ((DYNAMICS.get(sample.dynamic, -6.0) - sample.level) / 20)
         level = min(level, 0.95 / (gain * sample.peak))
         if now + seconds + 0.1 > FILE_SECONDS:
             files.append([])
@@ -149,64 +169,15 @@ def trim_noise(sound: np.ndarray) -> np.ndarray:
     return sound[max(240 * int(loud[0]) - 1200, 0) : 240 * int(loud[-1]) + 2400]
 
 
-def render_held_out(
-    samples_dirs: Sequence[Path], instrument: str, minutes: float, output_dir: Path, gain: float = 1.0, seed: int = 0
-) -> tuple[int, int]:
-    """Write about `minutes` of held-out recordings as they are; for a plucked instrument a melody of them, too.
-
-    Args:
-        samples_dirs: folders of recordings; of each only the role held_out is used.
-        instrument: a key of ``recordings.score.PLAYING``.
-        minutes: of each folder at most.
-        output_dir: gets ``held_out_<instrument>_<folder>_<n>.flac`` and the JSON files.
-        gain: of all files, as of the training set.
-        seed: of the order.
-    """
-    written = skipped = 0
-    for folder in samples_dirs:
-        index = build_index(folder, instrument, output_dir / f"index_{folder.name}.json")
-        rng = np.random.default_rng(seed)
-        samples = list_whole(index, "held_out", PLAYING[instrument].high, notes=True)
-        longest = 4.0 if PLAYING[instrument].plucked else 15.0
-        parts = string_together(samples, rng, gain, longest)[: max(1, round(minutes * 60 / FILE_SECONDS))]
-        jobs = [
-            (f"held_out_{instrument}_{folder.name}_{i:03d}", lambda p=p, x=index: play_whole(x, p, gain))
-            for i, p in enumerate(parts)
-        ]
-        if PLAYING[instrument].plucked and {s.dynamic for s in samples} <= set(LAYERS):
-            sampler = Sampler(index, PLAYING[instrument], "held_out")
-            jobs += [
-                (f"held_out_{instrument}_{folder.name}_melody_{i:03d}", lambda i=i, s=sampler: play_snapped(s, i, seed))
-                for i in range(4)
-            ]
-        done = write_files(jobs, output_dir, gain, describe_settings(index, gain, seed))
-        written, skipped = written + done[0], skipped + done[1]
-    return written, skipped
-
-
-def play_snapped(sampler: Sampler, i: int, seed: int) -> tuple[np.ndarray, Truth]:
-    """Play composed file `i` with each note moved to the nearest recorded pitch, where few pitches are recorded."""
-    rng = np.random.default_rng((seed, i))
-    score = []
-    for note in compose_file(rng, sampler.playing, i):
-        nearest = sampler.pitches[int(np.argmin(np.abs(sampler.pitches - note.midi)))]
-        score.append(replace(note, midi=float(nearest), moves=()))
-    return sampler.play(score, FILE_SECONDS, rng)
-
-
-def describe_settings(index: Index, gain: float, seed: int) -> str:
-    """Return the text by which a file tells what it was rendered from."""
-    files = "".join(f"{s.path} {s.role} {s.f0:.3f} {s.level:.2f}\n" for s in index.samples)
-    code = b"".join(Path(m.__file__).read_bytes() for m in (samples_module, score_module, sampler_module))
+def describe_settings(origin: str, gain: float, seed: int) -> str:
+    """Return the text by which a file tells what it was rendered from, and by which code."""
+    code = b"".join(Path(m.__file__).read_bytes() for m in (samples_module, score_module, sampler_module, font_module))
     return (
-        f"seed {seed}, {len(index.samples)} recordings sha256 {hashlib.sha256(files.encode()).hexdigest()[:16]}, "
-        f"gain {gain:.6f}, {SAMPLE_RATE} Hz, code sha256 {hashlib.sha256(code).hexdigest()[:16]}"
+        f"seed {seed}, {origin}, gain {gain:.6f}, {SAMPLE_RATE} Hz, code sha256 {hashlib.sha256(code).hexdigest()[:16]}"
     )
 
 
-def write_files(
-    jobs: list[tuple[str, Callable[[], tuple[np.ndarray, Truth]]]], output_dir: Path, gain: float, settings: str
-) -> tuple[int, int]:
+def write_files(jobs: list[Job], output_dir: Path, gain: float, settings: str) -> tuple[int, int]:
     """Write (name, how to make sound and truth) as FLAC and JSON; files of the same settings are left as they are."""
     output_dir.mkdir(parents=True, exist_ok=True)
     written = 0
@@ -250,12 +221,3 @@ def write_file(path: Path, audio: np.ndarray, truth: Truth, settings: str) -> No
         Path(folder, "truth").write_text(json.dumps(content), encoding="utf-8")
         partial.replace(path)
         Path(folder, "truth").replace(path.with_suffix(".json"))
-
-
-def list_sources(output_dir: Path) -> Iterator[str]:
-    """Yield the recordings that the files of a folder were made from, sorted, each once."""
-    names = set()
-    for path in output_dir.glob("*.json"):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        names.update(file for note in content.get("notes", ()) for file in note["files"])
-    yield from sorted(names)

@@ -1,12 +1,12 @@
-"""voice/mains_hum.py: hum is taken out, and neither a tune nor a held tone is."""
+"""sound/mains_hum.py: hum is removed, while melodies and held tones stay."""
 
 import numpy as np
 import pytest
 
 from config import load_config
 from conftest import harmonic_tone
-from sound.mains_lines import find_mains_lines, notch
-from voice.mains_hum import remove_mains_hum
+from sound.mains_hum import find_mains_lines, notch
+from voice.melody import remove_mains_hum
 
 RATE = 16000
 
@@ -34,14 +34,14 @@ def power(audio: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("frequency", [50.0, 49.93, 60.0, 60.08])
-def test_mains_hum_is_taken_out_and_the_tune_stays(frequency: float) -> None:
+def test_mains_hum_is_removed_and_the_tune_stays(frequency: float) -> None:
     song, hum = tune(), mains(6.0, frequency, -14)
     lines = find_mains_lines(song + hum, RATE)
     assert lines == pytest.approx(frequency * np.array([1, 2, 3, 5, 9]), abs=0.05)
     cleaned = notch(song + hum, RATE, lines)
     assert power(song + hum - cleaned) == pytest.approx(-14, abs=0.5)
-    assert power(notch(hum, RATE, lines)) < -60  # 46 dB under the hum
-    # The partials that cross a line are weakened, in a voice that is measured and never heard.
+    assert power(notch(hum, RATE, lines)) < -60  # 46 dB below the hum
+    # Partials that cross a line are weakened, which is acceptable: the cleaned voice is only measured.
     assert power(cleaned - song) < power(song) - 8
 
 
@@ -53,29 +53,29 @@ def test_hum_of_a_rectifier_has_no_fundamental() -> None:
     assert power(notch(hum, RATE, lines)) < power(hum) - 45
 
 
-def test_hum_is_gone_at_both_ends_too() -> None:
+def test_hum_is_removed_up_to_both_ends() -> None:
     hum = mains(3.0, 50.0, -20)
     left = notch(hum, RATE, find_mains_lines(hum, RATE))
     assert max(power(left[:800]), power(left[-800:])) < -60
 
 
-def test_without_hum_not_a_sample_changes() -> None:
+def test_without_hum_no_sample_changes() -> None:
     song, config = tune(), load_config()
     cleaned, hum = remove_mains_hum(song, config)
     assert hum.level is None and np.array_equal(cleaned[:], song)
-    assert len(find_mains_lines(mains(1.0, 50.0, -20), RATE)) == 0  # too short to show that it lasts
+    assert len(find_mains_lines(mains(1.0, 50.0, -20), RATE)) == 0  # too short to show that it is constant
 
 
 @pytest.mark.parametrize("f0", [300.0, 98.0, 103.0])
-def test_a_held_tone_is_no_hum(f0: float) -> None:
-    """300 Hz is a multiple of both mains, but without their fundamental; a low note near 100 Hz is off by more."""
+def test_a_held_tone_is_not_hum(f0: float) -> None:
+    """300 Hz is a multiple of both mains frequencies; 98 and 103 Hz are too far from twice 50 Hz."""
     assert len(find_mains_lines(harmonic_tone(f0, 4.0), RATE)) == 0
 
 
-def test_a_note_at_100_hz_between_rests_is_no_hum() -> None:
+def test_a_note_at_100_hz_between_rests_is_not_hum() -> None:
     note, rest = harmonic_tone(100.0, 1.0), np.zeros(RATE // 2, np.float32)
     noise = 1e-4 * np.random.default_rng(0).standard_normal(6 * RATE).astype(np.float32)
     sung = np.concatenate([note, rest] * 4)
     assert len(find_mains_lines(sung, RATE)) == len(find_mains_lines(sung + noise, RATE)) == 0
-    echo = 0.03 * harmonic_tone(100.0, 0.5)  # steady, but softer than the note: hum does not follow it
+    echo = 0.03 * harmonic_tone(100.0, 0.5)  # steady, but its level follows the note's
     assert len(find_mains_lines(np.concatenate([note, echo] * 4) + noise, RATE)) == 0

@@ -1,0 +1,96 @@
+"""Fetch the three files of onnxruntime-web that the live page runs on, into web/live/vendor/.
+
+    ./venv/bin/python scripts/get_live_runtime.py
+    ./venv/bin/python scripts/get_live_runtime.py --source onnxruntime-web-1.30.0.tgz
+
+Without --source npm fetches the package from the registry that it is set up for. Each file must have the sha256 that
+the page itself asks for (web/live/worker.js). Without these files the page fetches them from a public address.
+"""
+
+import argparse
+import base64
+import hashlib
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+from sound.atomic_files import atomic_write
+from sound.console import as_command
+
+PAGE_DIR = Path(__file__).resolve().parents[1] / "web" / "live"
+
+
+def read_pins() -> tuple[str, dict[str, bytes]]:
+    """Return the version of onnxruntime-web and the sha256 of each file, as the page states them."""
+    text = (PAGE_DIR / "worker.js").read_text(encoding="utf-8")
+    files = re.findall(r'"([\w.-]+)": "sha256-([\w+/=]+)"', text)
+    return re.search(r'VERSION = "([\d.]+)"', text)[1], {name: base64.b64decode(digest) for name, digest in files}
+
+
+def fetch_package(version: str, folder: Path) -> Path:
+    """Let npm fetch the package into a folder, and return its path.
+
+    Raises:
+        ValueError: there is no npm, or it fails.
+    """
+    npm = shutil.which("npm")
+    if npm is None:
+        raise ValueError("npm is not installed; install it, or give a package that you downloaded with --source")
+    command = [npm, "pack", "--silent", f"onnxruntime-web@{version}"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError("npm took longer than ten minutes; try again, or use --source") from error
+    packages = list(folder.glob("*.tgz"))
+    if done.returncode or not packages:
+        raise ValueError(f"npm could not fetch onnxruntime-web {version}: {done.stderr.strip()[-300:]}")
+    return packages[0]
+
+
+def unpack(package: Path, files: dict[str, bytes], target: Path) -> None:
+    """Write the files of a package (.tgz) into a folder.
+
+    Raises:
+        ValueError: it is no such package, or a file is not the one that is expected.
+    """
+    contents = {}
+    try:
+        with tarfile.open(package) as archive:
+            for name in files:
+                contents[name] = archive.extractfile(f"package/dist/{name}").read()
+    except (tarfile.TarError, KeyError, AttributeError, EOFError) as error:
+        raise ValueError(f"{package} is not the package onnxruntime-web ({error})") from error
+    for name, content in contents.items():
+        if hashlib.sha256(content).digest() != files[name]:
+            raise ValueError(f"{name} in {package} has another sha256 than web/live/worker.js asks for")
+    for name, content in contents.items():
+        with atomic_write(target / name) as path:
+            path.write_bytes(content)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Fetch what the live page runs on.")
+    parser.add_argument("--source", type=Path, help="the package onnxruntime-web (.tgz), instead of npm")
+    parser.add_argument("--output", type=Path, default=PAGE_DIR / "vendor", help="default web/live/vendor")
+    return parser.parse_args(argv)
+
+
+@as_command()
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    version, files = read_pins()
+    kept = [args.output / name for name in files]
+    if all(path.is_file() and hashlib.sha256(path.read_bytes()).digest() == files[path.name] for path in kept):
+        print(f"{args.output} is up to date")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(args.source or fetch_package(version, Path(folder)), files, args.output)
+    print(f"{args.output}: onnxruntime-web {version}, {sum(path.stat().st_size for path in kept) / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,405 @@
+// The live page: microphone, buttons and pictures. worklet.js is the audio thread, worker.js the instrument.
+
+import { MidiOut } from "./midi.js";
+import { drawTrace, Trace } from "./trace.js";
+
+const HZ_PER_NOTE = (f0) => 69 + 12 * Math.log2(f0 / 440);
+const NAMES = ["C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B"];
+const CALIBRATION = 3; // s of humming
+const SENTENCES = {
+  insecure: "The browser gives the microphone to secure pages only: open this page by https, or on this machine.",
+  old: "This browser is too old to play live. Firefox, Chrome, Edge or Safari of the last years can.",
+  NotAllowedError: "The browser keeps the microphone from me. Allow it beside the address, then press Start.",
+  NotFoundError: "I find no microphone. Plug one in, then press Start.",
+  NotReadableError: "Another program holds the microphone. Close it, then press Start.",
+  microphone: "The microphone does not work. Try another one, then press Start.",
+  lost: "The microphone is gone. Plug it in again, then press Start.",
+  device: "The sound device has changed. Press Start to go on with the new one.",
+  slept: "The browser has put the sound to sleep. Press Start to go on.",
+  tabs: "Another tab is playing live. Stop it there, then press Start here.",
+  runtime: "The player's engine could not be fetched: neither from this server nor from the internet. Run scripts/get_live_runtime.py on the server, or go online, then press Start.",
+  wasm: "This browser does not let me run WebAssembly, which the instrument needs. Allow it, or use another browser.",
+  graph: "The instrument could not be fetched. Is the server still running? Then press Start.",
+  none: "There is no instrument here yet.",
+  feedback: "I hear myself: wear headphones, or turn the speakers down. I play softly until you press Start again.",
+};
+
+const $ = (id) => document.getElementById(id);
+const trace = new Trace();
+const midi = new MidiOut($("midi"), $("midi-place"));
+const known = JSON.parse(localStorage.getItem("live-voice") ?? "null"); // { f0, loudness } of the calibration
+const live = { state: "idle", instruments: [], frames: 0, voice: known, shown: null, report: null, latency: null };
+window.live = live; // for tests and the curious
+
+// --- what is said --------------------------------------------------------------------------------
+
+class Trouble extends Error {}
+
+function say(text, isError = false) {
+  $("message").textContent = text;
+  $("message").className = isError ? "error" : "";
+}
+
+const complain = (kind) => say(SENTENCES[kind] ?? kind, true);
+
+function setState(state) {
+  live.state = state;
+  $("start").textContent = { idle: "Start", starting: "Starting …", playing: "Stop" }[state];
+  $("start").disabled = state === "starting" || !live.instruments.length;
+  for (const id of ["record", "calibrate"]) $(id).disabled = state !== "playing";
+}
+
+// --- instruments ---------------------------------------------------------------------------------
+
+async function listInstruments() {
+  try {
+    const response = await fetch("instruments.json", { cache: "no-cache" });
+    if (!response.ok) throw new Trouble("graph");
+    live.instruments = await response.json();
+  } catch {
+    return complain("graph");
+  }
+  if (!live.instruments.length) return complain("none");
+  const choices = document.querySelector(".choices");
+  live.instruments.forEach(({ label }, number) => {
+    const choice = document.createElement("label");
+    const input = Object.assign(document.createElement("input"), { type: "radio", name: "instrument", value: number });
+    input.checked = number === 0;
+    input.addEventListener("change", choose);
+    choice.append(input, label);
+    choices.append(choice);
+  });
+  setState("idle");
+}
+
+const chosen = () => live.instruments[document.querySelector("[name=instrument]:checked").value];
+
+async function choose() {
+  if (live.state !== "playing") return;
+  const rate = live.about.sample_rate;
+  try {
+    await loadInstrument();
+  } catch (error) {
+    return fail(error);
+  }
+  if (live.about.sample_rate !== rate) await restart();
+}
+
+// Load the chosen instrument into the Worker; resolve once it can play.
+async function loadInstrument() {
+  const { graph, label } = chosen();
+  say(`Fetching the ${label.toLowerCase()} …`);
+  let response;
+  try {
+    response = await fetch(graph.replace(/onnx$/, "json"));
+  } catch {
+    throw new Trouble("graph");
+  }
+  if (!response.ok) throw new Trouble(response.status === 404 ? "graph" : await response.text());
+  live.about = await response.json();
+  live.worker ??= startWorker();
+  sendControls();
+  const loaded = new Promise((resolve, reject) => Object.assign(live, { resolve, reject }));
+  live.worker.postMessage({ load: { graph: new URL(graph, location).href, about: live.about } });
+  await loaded;
+  $("plays").textContent = `The ${live.about.instrument} plays`;
+  say("");
+}
+
+function startWorker() {
+  const worker = new Worker("worker.js", { type: "module" });
+  worker.onerror = () => live.reject?.(new Trouble("old"));
+  worker.onmessage = ({ data }) => {
+    if (data.ready) live.resolve?.();
+    if (data.frames) data.frames.forEach(follow);
+    if (data.error !== undefined) {
+      const trouble = new Trouble(data.kind === "graph" && data.error ? data.error : data.kind);
+      live.reject?.(trouble);
+      if (live.state === "playing") fail(trouble);
+    }
+  };
+  return worker;
+}
+
+// --- controls ------------------------------------------------------------------------------------
+
+function findOctave(about) {
+  if ($("octave").value !== "auto") return Number($("octave").value);
+  if (!live.voice) return about.register_semitones / 12;
+  return Math.round(Math.log2(about.median_f0 / live.voice.f0));
+}
+
+function sendControls() {
+  const value = (id) => Number($(id).value);
+  const level = live.voice && live.about ? live.about.live_loudness - live.voice.loudness : 0;
+  const offset = Math.max(-20, Math.min(20, level));
+  live.semitones = live.about ? 12 * findOctave(live.about) + value("transpose") : 0;
+  live.worker?.postMessage({ controls: [live.semitones, value("loudness") + offset, value("gate") - offset, value("breath")] });
+  setGain();
+}
+
+const setGain = () => live.node?.port.postMessage({ gain: 10 ** (Number($("volume").value) / 20) * (live.guarded ? 0.1 : 1) });
+
+// --- start and stop ------------------------------------------------------------------------------
+
+async function start() {
+  if (live.state !== "idle" || !live.instruments.length) return;
+  setState("starting");
+  say("");
+  live.guarded = false;
+  try {
+    if (!window.isSecureContext) throw new Trouble("insecure");
+    if (!window.AudioWorkletNode || !window.WebAssembly || !navigator.mediaDevices) throw new Trouble("old");
+    await takeLock();
+    live.context = new AudioContext({ latencyHint: "interactive" });
+    live.stream = await openMicrophone();
+    await live.context.audioWorklet.addModule("worklet.js");
+    await loadInstrument();
+    connect();
+    await live.context.resume();
+    setState("playing");
+    say("Sing!");
+  } catch (error) {
+    fail(error);
+  }
+}
+
+function fail(error) {
+  stop();
+  complain(error instanceof Trouble ? error.message : `Something went wrong (${error.message}). Press Start to try again.`);
+}
+
+// One tab plays at a time: two would hear each other.
+function takeLock() {
+  if (!navigator.locks) return undefined;
+  return new Promise((resolve, reject) => {
+    navigator.locks.request("vox2trumpet-live", { ifAvailable: true }, (lock) => {
+      if (!lock) return reject(new Trouble("tabs"));
+      resolve();
+      return new Promise((release) => { live.release = release; });
+    });
+  });
+}
+
+async function openMicrophone() {
+  const plain = { echoCancellation: false, noiseSuppression: false, autoGainControl: false, channelCount: 1 };
+  try {
+    const stream = await navigator.mediaDevices.getUserMedia({ audio: plain });
+    const [track] = stream.getAudioTracks();
+    track.onended = () => live.state !== "idle" && fail(new Trouble("lost"));
+    return stream;
+  } catch (error) {
+    throw new Trouble(error.name in SENTENCES ? error.name : "microphone");
+  }
+}
+
+function connect() {
+  const { context, about, worker } = live;
+  const { port1, port2 } = new MessageChannel();
+  const processorOptions = { hop: about.feature_hop_length, featureRate: about.feature_rate, rate: about.sample_rate };
+  live.node = new AudioWorkletNode(context, "live", { outputChannelCount: [2], processorOptions });
+  live.node.port.onmessage = ({ data }) => (data.recorded ? keepRecorded(data) : report(data));
+  live.node.port.postMessage({ worker: port1 }, [port1]);
+  worker.postMessage({ reset: true, port: port2 }, [port2]);
+  live.input = context.createMediaStreamSource(live.stream);
+  live.input.connect(live.node).connect(context.destination);
+  context.onstatechange = () => {
+    if (live.context === context && live.state === "playing" && context.state !== "running") fail(new Trouble("slept"));
+  };
+  live.underruns = 0;
+  setGain();
+}
+
+function stop() {
+  if (live.recording) toggleRecording();
+  live.node?.port.postMessage({ stop: true });
+  live.stream?.getTracks().forEach((track) => { track.onended = null; track.stop(); });
+  const { context } = live;
+  live.context = live.node = live.stream = null;
+  setTimeout(() => context?.close(), 50); // what is recorded still arrives
+  live.release?.();
+  midi.silence();
+  setState("idle");
+  say("");
+  $("sung").textContent = $("played").textContent = "–";
+  $("latency").textContent = "\u00a0";
+  for (const id of ["voice-level", "sound-level"]) $(id).value = -60;
+}
+
+async function restart() {
+  stop();
+  await start();
+}
+
+// --- while it plays ------------------------------------------------------------------------------
+
+function noteName(f0) {
+  const note = Math.round(HZ_PER_NOTE(f0));
+  return `${NAMES[note % 12]}${Math.floor(note / 12) - 1}`;
+}
+
+function follow(values) {
+  if (live.state !== "playing") return;
+  const frame = Object.fromEntries(live.about.shown.map((name, i) => [name, values[i]]));
+  live.shown = frame;
+  live.frames++;
+  trace.add(frame);
+  midi.follow(frame);
+  calibrateWith(frame);
+  guardAgainstFeedback(frame);
+}
+
+const decibels = (peak) => 20 * Math.log10(Math.max(peak, 1e-6));
+
+function report(data) {
+  if (live.state !== "playing") return;
+  live.report = data;
+  $("voice-level").value = decibels(data.voicePeak);
+  $("sound-level").value = decibels(data.soundPeak);
+  if (data.queue === null) return;
+  const here = 1000 * (data.queue + live.about.latency_samples / live.about.sample_rate);
+  const device = 1000 * (live.context.baseLatency + (live.context.outputLatency || 0));
+  live.latency = here;
+  const gaps = data.underruns ? `, ${data.underruns} ${data.underruns === 1 ? "gap" : "gaps"} in the sound` : "";
+  $("latency").textContent = `${Math.round(here)} ms behind you, and about ${Math.round(device)} ms of your sound device${gaps}`;
+}
+
+// A note that is held very long may be the instrument, heard through the speakers: play it softly for a moment. If the
+// microphone hears less then, it hears the instrument.
+const guard = { held: 0, levels: [], since: null };
+
+function guardAgainstFeedback({ voiced, loudness }) {
+  guard.levels = [...guard.levels.slice(-29), loudness];
+  guard.held = voiced ? guard.held + 1 : 0;
+  if (guard.since === null) {
+    if (guard.held < 500 || live.guarded) return; // 5 s
+    guard.since = live.frames;
+    guard.before = guard.levels.reduce((a, b) => a + b) / guard.levels.length;
+    guard.least = loudness;
+    live.node.port.postMessage({ gain: 0.03 });
+    return;
+  }
+  guard.least = Math.min(guard.least, loudness);
+  const passed = live.frames - guard.since;
+  if (passed === 25) setGain();
+  if (passed < 50) return;
+  live.guarded = guard.least < guard.before - 6 && guard.held > 0;
+  if (live.guarded) complain("feedback");
+  setGain();
+  guard.since = null;
+  guard.held = live.guarded ? 0 : -3000; // not asked again for half a minute
+}
+
+// --- fit to the voice ----------------------------------------------------------------------------
+
+function calibrate() {
+  live.heard = [];
+  live.calibrated = live.frames + 100 * CALIBRATION;
+  say(`Hum a comfortable note for ${CALIBRATION} seconds …`);
+}
+
+function calibrateWith({ f0, periodicity, loudness }) {
+  if (!live.heard) return;
+  if (periodicity > 0.6 && loudness > -65) live.heard.push({ f0, loudness });
+  if (live.frames < live.calibrated) return;
+  const heard = live.heard;
+  live.heard = null;
+  if (heard.length < 50) return say("I heard too little. Come closer to the microphone, and try again.", true);
+  const middle = (values, share) => values.sort((a, b) => a - b)[Math.floor(share * values.length)];
+  live.voice = { f0: middle(heard.map((one) => one.f0), 0.5), loudness: middle(heard.map((one) => one.loudness), 0.75) };
+  localStorage.setItem("live-voice", JSON.stringify(live.voice));
+  $("octave").value = "auto";
+  sendControls();
+  const octaves = findOctave(live.about);
+  const where = octaves ? `${Math.abs(octaves)} ${Math.abs(octaves) === 1 ? "octave" : "octaves"} ${octaves > 0 ? "higher" : "lower"}` : "where you sing";
+  say(`You hum around ${noteName(live.voice.f0)}. The ${live.about.instrument} plays ${where}, and your level is set.`);
+}
+
+// --- recording -----------------------------------------------------------------------------------
+
+function toggleRecording() {
+  live.recording = !live.recording;
+  if (live.recording) live.parts = [];
+  live.rate = live.context.sampleRate;
+  live.node.port.postMessage({ record: live.recording });
+  $("record").textContent = live.recording ? "Stop recording" : "Record";
+  $("record").setAttribute("aria-pressed", live.recording);
+}
+
+function keepRecorded({ recorded, done }) {
+  live.parts.push(recorded);
+  if (!done) return;
+  const address = URL.createObjectURL(makeWav(live.parts, live.rate));
+  const number = $("takes").children.length + 1;
+  const save = Object.assign(document.createElement("a"), { href: address, textContent: "Save", download: `${live.about.instrument}_${number}.wav` });
+  const take = document.createElement("li");
+  take.append(Object.assign(document.createElement("audio"), { src: address, controls: true }), save);
+  $("takes").prepend(take);
+}
+
+// A wav file, 16 bit, mono.
+function makeWav(parts, rate) {
+  const length = parts.reduce((sum, part) => sum + part.length, 0);
+  const view = new DataView(new ArrayBuffer(44 + 2 * length));
+  const text = (at, word) => [...word].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
+  text(0, "RIFF"); view.setUint32(4, 36 + 2 * length, true); text(8, "WAVEfmt ");
+  view.setUint32(16, 16, true); view.setUint16(20, 1, true); view.setUint16(22, 1, true);
+  view.setUint32(24, rate, true); view.setUint32(28, 2 * rate, true);
+  view.setUint16(32, 2, true); view.setUint16(34, 16, true);
+  text(36, "data"); view.setUint32(40, 2 * length, true);
+  let at = 44;
+  for (const part of parts) for (const sample of part) {
+    view.setInt16(at, Math.round(32767 * Math.max(-1, Math.min(1, sample))), true);
+    at += 2;
+  }
+  return new Blob([view], { type: "audio/wav" });
+}
+
+// --- the page ------------------------------------------------------------------------------------
+
+function draw() {
+  drawTrace($("trace"), trace);
+  const { shown } = live;
+  if (live.state === "playing" && shown) {
+    $("sung").textContent = shown.voiced ? noteName(shown.f0) : "–";
+    $("played").textContent = shown.gate > 0.05 ? noteName(shown.played_f0) : "–";
+  }
+  requestAnimationFrame(draw);
+}
+
+$("start").addEventListener("click", () => (live.state === "playing" ? stop() : start()));
+$("record").addEventListener("click", toggleRecording);
+$("calibrate").addEventListener("click", calibrate);
+$("octave").addEventListener("change", sendControls);
+$("volume").addEventListener("input", setGain);
+for (const slider of document.querySelectorAll(".tune")) {
+  slider.addEventListener("input", () => {
+    slider.nextElementSibling.value = slider.value;
+    sendControls();
+  });
+}
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.closest("input, select, summary, audio") || (event.key === " " && event.target.closest("button, a"))) return;
+  const octave = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+  if (event.key === " ") $("start").click();
+  else if (event.key === "r" || event.key === "R") $("record").click();
+  else if (octave !== undefined) {
+    const select = $("octave");
+    const now = select.value === "auto" ? findOctave(live.about ?? { register_semitones: 0 }) : Number(select.value);
+    select.value = Math.max(-2, Math.min(2, now - octave));
+    sendControls();
+  } else return;
+  event.preventDefault();
+});
+navigator.mediaDevices?.addEventListener("devicechange", () => {
+  const track = live.stream?.getAudioTracks()[0];
+  if (live.state === "playing" && track?.readyState === "ended") fail(new Trouble("lost"));
+});
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && live.state === "playing" && live.context.state !== "running") fail(new Trouble("slept"));
+});
+$("studio").hidden = document.querySelector("meta[name=static]") !== null;
+setState("idle");
+listInstruments();
+draw();

@@ -1,0 +1,75 @@
+"""The live page on the server: its files, the instruments that it offers, and their graphs, made when first asked for.
+
+The page itself (``web/live/``) runs in the browser alone. ``write_static_page`` makes a folder of it that any web server
+can serve.
+"""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from checkpoint import PRETRAINED_DIR
+from playing.export import CACHE, cached_live_graph
+from web.transfer_request import ModelCollection
+
+PAGE_DIR = Path(__file__).parent / "live"
+
+
+class LivePage:
+    """ASGI middleware that serves the live page under /live, and passes on everything else."""
+
+    def __init__(self, app: ASGIApp, collection: ModelCollection) -> None:
+        self.app, self.collection, self._exporting = app, collection, threading.Lock()
+        self.page = Starlette(
+            routes=[
+                Route("/live", lambda request: RedirectResponse("live/")),
+                Route("/live/instruments.json", self._list),
+                Route("/live/graphs/{name:path}", self._serve_graph),
+                Mount("/live", StaticFiles(directory=PAGE_DIR, html=True)),
+            ]
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_live = scope["type"] == "http" and (scope["path"] + "/").startswith("/live/")
+        await (self.page if is_live else self.app)(scope, receive, send)
+
+    def _list(self, request: Request) -> Response:
+        return JSONResponse(
+            [{"label": one.label, "graph": f"graphs/{one.name}.onnx"} for one in self.collection.find()]
+        )
+
+    def _serve_graph(self, request: Request) -> Response:
+        name, _, suffix = request.path_params["name"].rpartition(".")
+        try:
+            instrument = self.collection.choose(name or "?")
+        except ValueError as error:
+            return PlainTextResponse(str(error), 404)
+        try:
+            with self._exporting:
+                path = cached_live_graph(instrument.path, CACHE).with_suffix(f".{suffix}")
+        except ValueError as error:
+            return PlainTextResponse(f"The {instrument.sound} cannot be played live: {error}.", 422)
+        return FileResponse(path, headers={"Cache-Control": "no-cache"})
+
+
+def write_static_page(folder: Path) -> None:
+    """Write the live page with the shipped instruments into a folder, for a web server without Python."""
+    shutil.copytree(PAGE_DIR, folder, dirs_exist_ok=True)
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    (folder / "index.html").write_text(page.replace("<head>", '<head>\n    <meta name="static" />'), encoding="utf-8")
+    (folder / "graphs").mkdir(exist_ok=True)
+    offered = []
+    for checkpoint in sorted(PRETRAINED_DIR.glob("*.pth"), key=lambda path: (path.stem != "trumpet", path.stem)):
+        graph = cached_live_graph(checkpoint, CACHE)
+        for suffix in (".onnx", ".json"):
+            shutil.copyfile(graph.with_suffix(suffix), folder / "graphs" / f"{checkpoint.stem}{suffix}")
+        offered.append({"label": checkpoint.stem.capitalize(), "graph": f"graphs/{checkpoint.stem}.onnx"})
+    (folder / "instruments.json").write_text(json.dumps(offered), encoding="utf-8")
