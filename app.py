@@ -12,13 +12,13 @@ import argparse
 import dataclasses
 import html
 import logging
+import math
 import os
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from urllib.request import getproxies
 
@@ -39,37 +39,36 @@ import torch
 from starlette.middleware import Middleware
 
 from config import PageConfig, get_device, load_config
-from playing.offline_transfer import describe_transfer, is_polyphonic
+from playing.offline_transfer import describe_transfer
 from sound.console import as_command, command_parser
 from voice.fitting import TransferOptions
 from web import page_layout
 from web.endpoints import AnsweringBlocks, add_endpoints
-from web.file_guard import OwnPageOnly, name_visitor
+from web.file_guard import OwnPageOnly, WaitingLine
 from web.live_page import LivePage
 from web.page_style import launch_options
+from web.result_words import describe_result, draw_pitch, find_notices
 from web.stored_files import list_files, own_folder, remove_old_files
 from web.transfer_request import (
-    DRAW,
     ModelCollection,
     TransferOutcome,
     TransferRequest,
     TransferService,
     answer_request,
     describe_training,
-    draw_result,
     explain_failure,
     read_model_card,
-    write_result_files,
+    write_notes,
+    write_package,
+    write_sounds,
 )
 
+_MAX_VISITS = 200  # whose controls Gradio remembers, at up to a megabyte each
 _SWEEP_SECONDS = 5.0  # between two looks at what is stored
-_POLYPHONIC = "I hear more than one note at a time. I play one melody, so chords and backing tracks come out odd."
 _BUSY = "Too many people are playing just now, or the server had a hiccup. Please try again in a minute."
 # The keyboard and the screen follow the work.
-_FOCUS_SCRIPT = (
-    "() => { document.getElementById('cancel')?.focus({preventScroll: true}); "
-    "document.getElementById('status').scrollIntoView({behavior: 'smooth', block: 'nearest'}); }"
-)
+_FOCUS_SCRIPT = "() => vox.focus('cancel')"
+_TAKE_SCRIPT = "async (recording, ...rest) => [await vox.recording(), ...rest]"
 
 
 def build_ui(
@@ -95,22 +94,21 @@ def build_ui(
     service = TransferService(ModelCollection(Path(checkpoint_dir), device, checkpoint), limits)
     with AnsweringBlocks(title="Vox2Trumpet", analytics_enabled=False) as page:
         gr.HTML(page_layout.HEADER)
-        with gr.Tab("Play"):
-            with gr.Row(elem_classes="sides"):
-                with gr.Column():
-                    controls = page_layout.build_controls(limits)
-                    play = gr.Button("Play it", variant="primary", size="lg", elem_id="play")
-                    cancel = gr.Button("Cancel", size="lg", visible=False, elem_id="cancel")
-                with gr.Column():
-                    results = page_layout.build_results()
-            results = results._replace(pictures=page_layout.build_pictures())
+        with gr.Tab("Play"), gr.Row(elem_classes="sides"):
+            with gr.Column():
+                controls = page_layout.build_controls(limits)
+            with gr.Column():
+                results = page_layout.build_results()
         with gr.Tab("How it works"):
             gr.HTML(page_layout.HOW_IT_WORKS)
             card = gr.Markdown(elem_id="card")
-        kept = f"Recordings are deleted after about {limits.keep_seconds / 60:.0f} minutes."
-        gr.HTML(f'<p class="foot">Runs on {html.escape(_name_device(device))}. {kept}</p>')
-        _connect_play(service, controls, results, play, cancel)
-        _connect_instruments(service, controls, card, play, page)
+        place, minutes = html.escape(_name_device(device)), f"{limits.keep_seconds / 60:.0f} minutes"
+        kept = f"The server deletes recordings after about {minutes}; takes stay in your browser."
+        gr.HTML(f'<p class="foot">Runs on {place}. {kept}</p>')
+        _connect_play(service, controls, results)
+        _connect_desk(service, controls, results.desk)
+        _connect_instruments(service, controls, card, page)
+        _connect_settings(controls, page)
         add_endpoints(service)
     page.live = Middleware(LivePage, service.collection)
     return page.queue(max_size=limits.max_waiting, api_open=False)  # no way around the queue
@@ -124,26 +122,23 @@ def _name_device(device: torch.device) -> str:
 
 
 def _connect_play(
-    service: TransferService,
-    controls: page_layout.PageControls,
-    results: page_layout.PageResults,
-    play: gr.Button,
-    cancel: gr.Button,
+    service: TransferService, controls: page_layout.PageControls, results: page_layout.PageResults
 ) -> None:
     """Connect the buttons to what they do."""
+    play, cancel = controls.play, controls.cancel
 
-    def run(recording: str | None, instrument: str | None, seed: int, *values) -> Iterator[dict]:
+    def run(recording: str | None, instrument: str | None, seed: int, as_played: bool, *values) -> Iterator[dict]:
         chosen = (None if value == page_layout.AUTO else value for value in values)
         ready = {play: gr.update(visible=True), cancel: gr.update(visible=False)}
         shown_step = None
         with tempfile.TemporaryDirectory(prefix="vox2trumpet-") as folder:
             try:
                 options = TransferOptions(**dict(zip(controls.options, chosen)))
-                request = TransferRequest(recording, instrument or "", options, seed or 0, Path(folder))
+                request = TransferRequest(recording, instrument or "", options, seed or 0, Path(folder), not as_played)
                 for step in answer_request(service, request):
                     if isinstance(step, TransferOutcome):
-                        yield _show_sound(results, step, request)
-                        yield {**_show_pictures(results, draw_result(step, Path(folder))), **ready}
+                        said = page_layout.message_card(f"The {step.sound} is ready.", "ready")
+                        yield {results.status: said, results.desk: describe_for_desk(step, request), **ready}
                     else:
                         yield {results.status: gr.skip() if step == shown_step else page_layout.step_list(step)}
                         shown_step = step
@@ -151,18 +146,18 @@ def _connect_play(
                 yield {results.status: page_layout.message_card(explain_failure(error, recording), "error"), **ready}
 
     def wait_in_line() -> dict:
-        hidden = {part: gr.update(visible=False) for part in (play, results.panel, *results.pictures)}
-        status = gr.update(value=page_layout.message_card("Waiting for my turn."), visible=True)
-        return {cancel: gr.update(visible=True), results.status: status, **hidden}
+        status = page_layout.message_card("Waiting for my turn.")
+        return {play: gr.update(visible=False), cancel: gr.update(visible=True), results.status: status}
 
-    asked = [controls.recording, controls.instrument, controls.seed, *controls.options.values()]
-    shown = [play, cancel, *results[:6], *results.downloads, *results.pictures]
+    asked = [controls.recording, controls.instrument, controls.seed, controls.as_played, *controls.options.values()]
+    shown = [play, cancel, *results]
     clicked = play.click(wait_in_line, outputs=shown, queue=False, api_visibility="private", show_progress="hidden")
     clicked.then(None, js=_FOCUS_SCRIPT)
     started = clicked.then(
         run,
         asked,
         shown,
+        js=_TAKE_SCRIPT,
         api_visibility="private",
         concurrency_id="transfer",
         show_progress="minimal",
@@ -173,7 +168,7 @@ def _connect_play(
 
 def _connect_cancel(started: gr.events.Dependency, play: gr.Button, cancel: gr.Button, status: gr.HTML) -> None:
     """Make the button cancel a request, and report one that fails."""
-    cancelled = page_layout.message_card("Cancelled. Nothing was kept.")
+    cancelled = page_layout.message_card("Cancelled. What was played before is still here.")
 
     def stop() -> tuple:
         return gr.update(visible=True), gr.update(visible=False), cancelled
@@ -188,47 +183,91 @@ def _connect_cancel(started: gr.events.Dependency, play: gr.Button, cancel: gr.B
     started.failure(fail, status, **quiet)
 
 
-def _show_sound(results: page_layout.PageResults, outcome: TransferOutcome, request: TransferRequest) -> dict:
-    """Show the sound while the picture is being drawn."""
-    sound, *_ = files = write_result_files(outcome, request)
+def describe_for_desk(outcome: TransferOutcome, request: TransferRequest) -> dict:
+    """Return what ``web/desk.js`` shows and plays of a result."""
+    _, tone, breath = write_sounds(outcome, request, ".flac", 16)
+    midi, curves = write_notes(outcome, request)
     report = describe_transfer(outcome.report)
+    options = dataclasses.asdict(request.options)
+    voice_gain = outcome.report.get("integrated_loudness", outcome.voice_loudness) - outcome.voice_loudness
     return {
-        results.status: page_layout.step_list(DRAW),
-        results.panel: gr.update(visible=True),
-        results.warning: gr.update(
-            value=page_layout.message_card(_POLYPHONIC, "warning"), visible=is_polyphonic(outcome.report)
-        ),
-        results.played: gr.update(value=str(sound), label=f"The {outcome.sound}"),
-        results.voice: request.recording,
-        results.report: f"<p>{html.escape(report[:1].upper() + report[1:])}.</p>",
-        **{button: str(path) for button, path in zip(results.downloads, files)},
+        "id": time.time_ns(),
+        "title": request.title.replace("_", " "),
+        "instrument": outcome.sound,
+        "sentence": describe_result(outcome, request.options),
+        "notices": find_notices(outcome, request.options),
+        "details": f"{report[:1].upper()}{report[1:]}.",
+        "stems": {"tone": page_layout.file_data(tone), "breath": page_layout.file_data(breath)},
+        "midi": page_layout.file_data(midi),
+        "curves": page_layout.file_data(curves),
+        "rate": outcome.sample_rate,
+        "voiceGain": voice_gain if math.isfinite(voice_gain) else 0.0,
+        "pitch": draw_pitch(outcome),
+        "request": {
+            "instrument": request.instrument,
+            "seed": request.seed,
+            "normalize": request.normalize,
+            "options": options,
+        },
     }
 
 
-def _show_pictures(results: page_layout.PageResults, paths: list[Path]) -> dict:
-    pictures = {picture: gr.update(value=str(path), visible=True) for picture, path in zip(results.pictures, paths)}
-    return {results.status: gr.update(visible=False), **pictures}
+def _connect_desk(service: TransferService, controls: page_layout.PageControls, desk: gr.HTML) -> None:
+    """Let the desk change what it complains of, and save everything."""
+    asked = gr.JSON(visible=False)
+
+    def fix(event: gr.EventData) -> list:
+        wanted = event._data
+        return [gr.update(value=wanted[name]) if name in wanted else gr.skip() for name in controls.options]
+
+    def pack(recording: str | None, wanted: dict) -> Iterator[dict]:
+        with tempfile.TemporaryDirectory(prefix="vox2trumpet-") as folder:
+            try:
+                options = TransferOptions(**wanted.pop("options"))
+                request = TransferRequest(recording, options=options, folder=Path(folder), **wanted)
+                *_, outcome = answer_request(service, request)
+                yield {"package": page_layout.file_data(write_package(outcome, request))}
+            except (ValueError, TypeError, AttributeError, OSError) as error:
+                raise gr.Error(explain_failure(error, recording), print_exception=False) from error
+
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    desk.fix(fix, outputs=list(controls.options.values()), queue=False, **private).then(None, js="() => vox.replay()")
+    desk.save(
+        pack, [controls.recording, asked], desk, js="async () => vox.package()", concurrency_id="transfer", **private
+    )
 
 
 def _connect_instruments(
-    service: TransferService, controls: page_layout.PageControls, card: gr.Markdown, play: gr.Button, page: gr.Blocks
+    service: TransferService, controls: page_layout.PageControls, card: gr.Markdown, page: gr.Blocks
 ) -> None:
     """Keep the list of instruments, the button's name and the model card up to date."""
 
-    def offer() -> dict:
+    def offer(chosen: str | None) -> dict:
         found = service.collection.find()
-        info = None if found else "There is none yet: train one with train.py, then refresh"
-        choices = [(one.label, one.name) for one in found]
-        return gr.update(choices=choices, value=found[0].name if found else None, info=info)
+        info = None if found else "There is none yet: train one with train.py, then look again"
+        names = [one.name for one in found]
+        value = chosen if chosen in names else next(iter(names), None)
+        return gr.update(choices=[(one.label, one.name) for one in found], value=value, info=info)
 
     def name(chosen: str | None) -> tuple[str, str]:
         found = next((one for one in service.collection.find() if one.name == chosen), None)
         return (f"Play it on the {found.sound}", read_model_card(found)) if found else ("Play it", "")
 
     private = {"api_visibility": "private", "show_progress": "hidden", "queue": False}  # a full line is no shut door
+    kept = gr.Textbox(visible=False)  # a Radio would refuse a name that is not on its list yet
     for event in (page.load, controls.refresh.click):
-        event(offer, outputs=controls.instrument, **private)
-    controls.instrument.change(name, controls.instrument, [play, card], **private)
+        event(offer, kept, controls.instrument, js="() => [vox.keptInstrument()]", **private)
+    controls.instrument.change(name, controls.instrument, [controls.play, card], **private)
+
+
+def _connect_settings(controls: page_layout.PageControls, page: gr.Blocks) -> None:
+    """Keep what is set in the browser, and play again what is heard when it changes."""
+    parts = [controls.instrument, controls.seed, controls.as_played, *controls.options.values()]
+    brass = page_layout.BRASS_SECTION
+    section = [controls.instrument, controls.options["harmony"], controls.options["ensemble"]]
+    gr.on([part.change for part in parts], None, parts, js="(...values) => { vox.changed(...values); }")
+    page.load(None, parts[1:], parts[1:], js="(...values) => vox.keptSettings(null, ...values).slice(1)")
+    controls.brass.click(lambda: list(brass.values()), outputs=section, queue=False, api_visibility="private")
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -262,7 +301,7 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
     hosts = tuple(filter(None, (*space.lower().split(","), ".gradio.live" if share else "")))
     if space:  # the visitor's address is what the Space's own proxies say
         os.environ.setdefault("FORWARDED_ALLOW_IPS", "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16")
-    guard = Middleware(OwnPageOnly, is_local, limits, hosts, partial(_count_waiting, page))
+    guard = Middleware(OwnPageOnly, is_local, limits, hosts, WaitingLine(page._queue))
     os.environ["no_proxy"] += f",{listens}"
     try:
         _, address, _ = page.launch(
@@ -275,20 +314,14 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
             max_file_size=f"{limits.max_upload_megabytes}mb",
             ssr_mode=False,
             enable_monitoring=False,
+            state_session_capacity=_MAX_VISITS,
             app_kwargs={"middleware": [guard, page.live]},
-            **launch_options(page_layout.HEAD),
+            **launch_options(page_layout.head()),
         )
     except OSError as error:
         message = f"port {port} is in use; stop what runs there, or choose another with --port"
         raise OSError(message if host is None else f"{message} (or {host} is no address of this machine)") from error
     return address
-
-
-def _count_waiting(page: gr.Blocks, visitor: str) -> int:
-    """Return how many of a visitor's requests wait in the page's line, or are being answered."""
-    waiting = [event for line in page._queue.event_queue_per_concurrency_id.values() for event in line.queue]
-    answered = [event for events in page._queue.active_jobs if events for event in events]
-    return sum(name_visitor(event.request.scope) == visitor for event in waiting + answered)
 
 
 def _stop(number: int, _: object) -> None:

@@ -7,14 +7,12 @@ never costs the checkpoint that was there.
 """
 
 import math
-import random
 import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from config import Config, adopt_instrument, adopt_settings, config_to_dict, load_config, short_repr
@@ -39,7 +37,7 @@ _KEYS = (
     "model",
     "optimizer",
     "schedule",
-    "rng",
+    "rng",  # the seed, of which and of the place in the training all randomness is a function
     "average",  # moving average of the weights, if any
     "wandb_id",
     "run_name",
@@ -93,28 +91,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if differing := sorted(set(_KEYS) ^ set(checkpoint), key=short_repr):
         raise ValueError(f"{path} lacks or adds {', '.join(map(short_repr, differing[:9]))}; it is not whole")
     return checkpoint
-
-
-def random_state() -> dict[str, Any]:
-    """Return the state of torch's, numpy's and python's random generators as plain types."""
-    version, internal, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": [version, list(internal), gauss],
-        "numpy": [keys.tolist(), position, has_gauss, cached],
-    }
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Set the random generators to what ``random_state`` returned."""
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    np.random.set_state(("MT19937", np.array(state["numpy"][0], dtype=np.uint32), *state["numpy"][1:]))
 
 
 def checkpoint_config(checkpoint: dict[str, Any], path: Path, current: Config | None = None) -> Config:

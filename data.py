@@ -6,6 +6,7 @@ mapped: a crop reads only its own samples, so memory does not grow with the data
 """
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ FORMAT_VERSION = 1
 _EXTRACTION_VERSION = 2  # raise it whenever features.py or sound/pitch_decoder.py gives other results
 _FRAME_KEYS = ("f0", "loudness", "periodicity")
 _KEYS = ("format_version", "instrument", *_FRAME_KEYS, "audio", "source", "extractor", "bandwidth")
-_CURVE_RANGES = {"f0": (1.0, 2e4), "loudness": (-300.0, 100.0), "periodicity": (0.0, 1.0)}  # Hz, dB, a share
+# Hz, dB, a share, of full scale
+_RANGES = {"f0": (1.0, 2e4), "loudness": (-300.0, 100.0), "periodicity": (0.0, 1.0), "audio": (-100.0, 100.0)}
 _MAX_RATE, _MAX_HOP = 192_000, 2000  # Hz, samples
 
 
@@ -131,14 +133,21 @@ def _is_within(value: Any, limit: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= limit
 
 
+def find_wrong_values(recording: Recording, names: Iterable[str]) -> list[str]:
+    """Return as short phrases which curves, or the sound, have values that no recording has, such as NaN."""
+    problems = []
+    for name in names:
+        low, high = _RANGES[name]
+        values = getattr(recording, name)
+        if n_wrong := values.numel() - int(((values >= low) & (values <= high)).sum()):
+            problems.append(f"{name} has {n_wrong} values outside {low:g} to {high:g}, or NaN")
+    return problems
+
+
 def require_sane_curves(path: Path, recording: Recording) -> None:
     """Raise ValueError for f0, loudness or periodicity outside what a recording can have, or NaN."""
-    for name, (low, high) in _CURVE_RANGES.items():
-        values = getattr(recording, name)
-        if not ((values >= low) & (values <= high)).all():
-            raise ValueError(
-                f"{path} holds {name} outside {low:g} to {high:g}, or NaN; scripts/check_dataset_nans.py finds all such"
-            )
+    if problems := find_wrong_values(recording, _FRAME_KEYS):
+        raise ValueError(f"{path}: {'; '.join(problems)}; scripts/check_dataset_nans.py finds all such files")
 
 
 def _check_shapes(path: Path, recording: Recording) -> None:

@@ -2,26 +2,32 @@
 
     ./venv/bin/python live.py --instrument trumpet
 
-``playing/causal_transfer.py`` makes the sound; this file is about the sound card. Headphones keep the instrument out
-of the microphone.
+onnxruntime runs the live graph (``playing/live_graph.py``), PyTorch those models that cannot be exported; this file is
+about the sound card and MIDI. Headphones keep the instrument out of the microphone. Whistling above 1,976 Hz, which
+``transfer.py`` plays an octave lower, is beyond CREPE's range and is not followed live.
 """
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import mido
 import numpy as np
 import torch
 
 from checkpoint import load_model, pretrained_path
 from model import NeuralGuitar
 from playing.causal_transfer import StreamingTransfer
+from playing.export import cached_live_graph
+from playing.live_midi import NoteWriter, open_midi_port
 from sound.console import as_command, command_parser
 from voice.fitting import TransferOptions
 
@@ -114,10 +120,36 @@ def play_live(stream: StreamingTransfer, rate: int, args: argparse.Namespace) ->
         print(file=sys.stderr)  # what follows does not stand on the meter's line
 
 
-def warm_up(model: NeuralGuitar) -> None:
+def prepare_graph(checkpoint: Path) -> Path | None:
+    """Return the live graph of a checkpoint as a file for onnxruntime, or None if PyTorch has to play it."""
+    try:
+        return cached_live_graph(checkpoint)
+    except (ValueError, OSError) as error:
+        log.info("PyTorch plays, which takes longer: %s", error)
+        return None
+
+
+def send_midi(stream: StreamingTransfer, port: mido.ports.BaseOutput) -> contextlib.AbstractContextManager:
+    """Send what a stream plays to a MIDI port, until the context that this returns ends."""
+    writer = NoteWriter()
+    stream.on_frame = lambda frame: [port.send(message) for message in writer.follow(frame)]
+
+    @contextlib.contextmanager
+    def sending() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            for message in writer.end():
+                port.send(message)
+            port.close()
+
+    return sending()
+
+
+def warm_up(model: NeuralGuitar, graph_file: Path | None = None) -> None:
     """Do now what happens only at first use, before the sound card waits for it."""
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, (50, model.audio.hop_length)).astype(np.float32)
-    stream = StreamingTransfer(model)  # the one that will be played stays new
+    stream = StreamingTransfer(model, graph_file=graph_file)  # the one that will be played stays new
     for block in noise:  # of silence nothing would be heard
         stream.process(block)
     gc.collect()
@@ -144,12 +176,15 @@ def _device_name(name: str | None) -> int | str | None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = command_parser("Sing, and an instrument plays it at once. Wear headphones.")
+    parser = command_parser(
+        "Sing, and an instrument plays it at once. Wear headphones. Whistling above 1,976 Hz is not followed live."
+    )
     parser.add_argument("--instrument", default="trumpet", help="a shipped model (default trumpet)")
     parser.add_argument("--checkpoint", type=Path, help="your own model instead")
     parser.add_argument("--input_device", help="number or part of the name of the microphone")
     parser.add_argument("--output_device", help="number or part of the name of the headphones")
     parser.add_argument("--list_devices", action="store_true", help="list the sound devices and stop")
+    parser.add_argument("--midi_out", metavar="PORT", help="also send MIDI notes with bends to this port")
     parser.add_argument("--block_ms", type=float, default=10.0, help="milliseconds at a time (default 10)")
     parser.add_argument("--no_realtime", action="store_true", help="take no real-time priority over other programs")
     parser.add_argument("--semitones", type=float, help="the register, instead of the one that suits a middle voice")
@@ -175,12 +210,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.list_devices:
         print(import_sounddevice().query_devices() or "there are no sound devices")
         return 0
-    model = load_model(args.checkpoint or pretrained_path(args.instrument), "cpu")
-    stream = StreamingTransfer(model, args.options)
-    warm_up(model)
+    port = open_midi_port(args.midi_out) if args.midi_out else None
+    checkpoint = args.checkpoint or pretrained_path(args.instrument)
+    model, graph_file = load_model(checkpoint, "cpu"), prepare_graph(checkpoint)
+    stream = StreamingTransfer(model, args.options, graph_file=graph_file)
+    warm_up(model, graph_file)
     if not args.no_realtime and not request_realtime_priority():
         log.info("other programs may make it late: this user may not have real-time priority (see docs/live.md)")
-    play_live(stream, model.audio.sample_rate, args)
+    with send_midi(stream, port) if port else contextlib.nullcontext():
+        play_live(stream, model.audio.sample_rate, args)
     return 0
 
 

@@ -28,6 +28,7 @@ from config import get_device
 from model import NeuralGuitar
 from playing.blend import BlendedModel
 from playing.causal_transfer import require_causal_options
+from playing.loudness import normalize_loudness
 from playing.offline_transfer import (
     ProgressCallback,
     TransferResult,
@@ -68,6 +69,8 @@ def transfer_file(
         with _progress_bar(has_bar) as show:
             play_voice = transfer_causal if args.causal else transfer_blocks
             result = play_voice(blocks, model, args.options, progress=show)
+    if args.normalize:
+        result = normalize_loudness(result)
     write_blocks(target, result.blocks(), result.sample_rate)
     if args.stems:
         for number, name in enumerate(_STEMS):
@@ -210,6 +213,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--blend", type=_read_blend, help="mix in a shipped model: violin:0.4 is 40 %% violin")
     _add_options(parser)
     parser.add_argument("--causal", action="store_true", help="as live.py plays it: without look-ahead, up to 1,975 Hz")
+    parser.add_argument(
+        "--normalize", action="store_true", help="bring it to -16 LUFS, its true peak under -1 dB (all of it in memory)"
+    )
     parser.add_argument("--stems", action="store_true", help="also write the harmonic and the noise part")
     parser.add_argument("--export_controls", type=Path, help="write what is played as curves that can be edited (CSV)")
     parser.add_argument("--midi", type=Path, help="write the notes, with bends, as a MIDI file")
@@ -266,6 +272,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--articulation", choices=ARTICULATIONS, help="follow the voice's loudness, or pluck each note (by instrument)"
     )
     add("pluck_repeat", float, "seconds after which a held note is plucked again (default: never)")
+    add(
+        "harmony",
+        str,
+        "parts beside the melody, in --key or the key that is found: third, sixth, octave, third_below ...",
+    )
+    add("ensemble", int, "players for each part, a little out of tune and time (default 1)")
 
 
 @as_command("stopped; what is written stays")

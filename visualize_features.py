@@ -62,15 +62,14 @@ def visualize_all(jobs: Iterable[tuple[Path, Path]], periodicity_threshold: floa
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("Plot waveform, pitch and loudness of processed recordings.")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--file", type=Path, help="processed file (.pt)")
-    what.add_argument("--all", action="store_true", help="all processed files in --data_dir")
-    parser.add_argument(
-        "--data_dir", type=Path, default=Path("data/processed"), help="folder for --all, with subfolders"
-    )
-    parser.add_argument("--output_dir", type=Path, default=Path("data/visualization"), help="folder for the pictures")
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
-    parser.add_argument("--theme", choices=tuple(THEMES), default="light")
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--file", type=Path, help="processed file (.pt)")
+    group.add_argument("--all", action="store_true", help="all processed files in --data_dir")
+    add = parser.add_argument
+    add("--data_dir", type=Path, default=Path("data/processed"), help="folder for --all (default: data/processed)")
+    add("--output_dir", type=Path, default=Path("data/visualization"), help="pictures (default: data/visualization)")
+    add("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="settings (default: config.json)")
+    add("--theme", choices=tuple(THEMES), default="light", help="default: light")
     args = parser.parse_args(argv)
     if args.all and not args.data_dir.is_dir():
         parser.error(f"--data_dir {args.data_dir} is not a folder; create one with preprocess.py")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from checkpoint import load_model, pretrained_path
-from live import request_realtime_priority, warm_up
+from live import prepare_graph, request_realtime_priority, warm_up
 from measuring import describe_machine, format_table, resident_mb
 from playing.causal_transfer import StreamingTransfer
 from sound.audio_files import load_audio
@@ -81,9 +81,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     torch.set_num_threads(1)
-    model = load_model(pretrained_path(args.instrument), "cpu")
-    warm_up(model)  # as live.py does
-    stream = StreamingTransfer(model)
+    checkpoint = pretrained_path(args.instrument)
+    model, graph_file = load_model(checkpoint, "cpu"), prepare_graph(checkpoint)
+    warm_up(model, graph_file)  # as live.py does
+    stream = StreamingTransfer(model, graph_file=graph_file)
     voice, size = load_audio(args.input, stream.rate), round(args.block_ms * stream.rate / 1000)
     if args.real_time and not request_realtime_priority():
         log.info("without real-time priority")

@@ -27,7 +27,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import butter, fftconvolve, resample_poly, sosfilt
 
 from sound.atomic_files import atomic_write, write_text
-from sound.console import as_command
+from sound.console import as_command, command_parser
 
 EIGHTH, REST = 0.22, 0.75  # s: an eighth note; the pause between two phrases, with a breath
 LEAD_IN, TAIL = 0.85, 0.70  # s before the first note and after the last
@@ -315,9 +315,9 @@ def save_wav(path: Path, audio: np.ndarray) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_parser(__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="WAV file to write")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the take (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the take (default: 0)")
     args = parser.parse_args(argv)
     if args.output.suffix.lower() != ".wav" or args.output.is_dir() or args.seed < 0:
         parser.error(f"--output should be a .wav file and --seed 0 or more, not {args.output} and {args.seed}")

@@ -6,21 +6,24 @@ rate. ``live.py`` plays the microphone so, and ``transfer.py --causal`` a file.
 
 import copy
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy import signal
 
 from model import NeuralGuitar, Sound
+from playing.block_model import StatePacker
+from playing.export import read_onnx
 from playing.live_graph import LiveGraph, shown_values
 from voice.curves import Curves
 from voice.fitting import TransferOptions
 from voice.melody import NoMelodyError, SilentError
 
 _DEFAULTS = TransferOptions()
-_LOOK_AHEAD = ("fold", "autotune", "key", "smoothing")
+_LOOK_AHEAD = ("fold", "autotune", "key", "smoothing", "harmony", "ensemble")
 
 
 class PlayedFrame(NamedTuple):
@@ -88,8 +91,17 @@ class StreamingTransfer:
     before them.
     """
 
-    def __init__(self, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0) -> None:
+    def __init__(
+        self, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0, graph_file: Path | None = None
+    ) -> None:
         """Take a model from ``checkpoint.load_model``.
+
+        Args:
+            model: that is to play.
+            options: what a person has chosen.
+            seed: of the noise.
+            graph_file: the model's live graph, from ``export.cached_live_graph``; then onnxruntime plays, faster than
+                PyTorch, and harmonics and noise come as one.
 
         Raises:
             ValueError: an option that needs the notes that follow, or another rate than the model's; or a model whose
@@ -108,6 +120,10 @@ class StreamingTransfer:
         on_cpu = next(model.parameters()).device.type == "cpu"  # a frame is too small for any other
         self.graph = LiveGraph(model if on_cpu else copy.deepcopy(model).cpu(), options).eval()
         self.controls, self._state = self.graph.controls(), self.graph.initial_state()
+        self._run = None
+        if graph_file is not None:
+            packer = StatePacker(self._state)
+            self._run, self._state = read_onnx(graph_file), [torch.zeros_like(each) for each in packer.buffers()]
         self.rate, self.feature_rate, self._hop_length = audio.sample_rate, audio.feature_rate, audio.feature_hop_length
         self._noise = torch.Generator().manual_seed(seed)
         self._decimator, self._min_gain = Decimator(ratio), 1.0
@@ -117,11 +133,16 @@ class StreamingTransfer:
         self.sound_before -= audio.hop_length  # the samples of sound that belong before the voice
         self._output = np.zeros(ratio * (self._hop_length - len(self._voice) - 1), np.float32)
         self.latency = self.sound_before + len(self._output) + self._decimator.delay
+        self.on_frame: Callable[[PlayedFrame], Any] | None = None  # called with each frame that ``process`` plays
 
     def process(self, block: np.ndarray) -> np.ndarray:
         """Take the next samples [n] at ``rate`` and return as many, which belong ``latency`` samples earlier."""
         voice = self._decimator.process(block)
-        parts = [sound.audio[0].numpy() for _, sound in self.process_frames(voice)]
+        parts = []
+        for frame, sound in self.process_frames(voice):
+            parts.append(sound.audio[0].numpy())
+            if self.on_frame:
+                self.on_frame(frame)
         self._output = np.concatenate([self._output, *parts])
         played, self._output = self._output[: len(block)], self._output[len(block) :]
         return played
@@ -139,7 +160,12 @@ class StreamingTransfer:
     @torch.inference_mode()
     def _play(self, hop: np.ndarray) -> tuple[PlayedFrame, Sound]:
         noise = 2 * torch.rand(self.graph.config.audio.hop_length, generator=self._noise) - 1
-        sound, shown, self._state = self.graph(torch.from_numpy(hop), noise, self.controls, self._state)
+        voice = torch.from_numpy(hop)
+        if self._run:
+            audio, shown, *self._state = self._run(voice, noise, self.controls, *self._state)
+            sound = Sound(audio[None], torch.zeros_like(audio)[None])
+        else:
+            sound, shown, self._state = self.graph(voice, noise, self.controls, self._state)
         values = shown_values(shown)
         self._min_gain = min(self._min_gain, values["limiter_gain"])
         measured = values["f0"], values["loudness"], values["periodicity"]

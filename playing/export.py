@@ -32,6 +32,7 @@ _MOST_CACHED = 20
 _OPSET = 20
 _PROOF_BLOCKS = 200
 _MAKES_GRAPHS = ("model.py", "synth.py", "playing/*.py", "voice/*.py", "sound/crepe.py", "sound/pitch_decoder.py")
+log = logging.getLogger(__name__)
 Run = Callable[..., Sequence[Tensor]]  # (*inputs, state, state64) -> (*outputs, state, state64)
 
 
@@ -39,7 +40,8 @@ Run = Callable[..., Sequence[Tensor]]  # (*inputs, state, state64) -> (*outputs,
 
 
 def write_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str], path: Path) -> None:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # they report each step
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):  # the exporter's remarks on torch's own code
         torch.onnx.export(
             module,
@@ -234,6 +236,7 @@ def cached_live_graph(checkpoint: Path, folder: Path = CACHE) -> Path:
         digest.update(source.read_bytes())
     target = folder / f"{digest.hexdigest()[:32]}.onnx"
     if not (target.exists() and target.with_suffix(".json").exists()):
+        log.info("preparing %s to be played live; that takes half a minute, once", checkpoint.stem)
         export_model(load_model(checkpoint), "onnx", target, live=True)
         for old in sorted(folder.glob("*.onnx"), key=lambda path: path.stat().st_mtime)[:-_MOST_CACHED]:
             old.unlink()

@@ -25,12 +25,14 @@ from voice.curves import Curves, Melody, shape_notes
 from voice.fitting import (
     InstrumentProfile,
     TransferOptions,
+    assign_parts,
     fit_melody,
     fit_register,
     fraction_out_of_range,
     pluck_curves,
 )
-from voice.melody import extract_melody, trace_whistling
+from voice.harmony import Part
+from voice.melody import MeasuredVoice, find_melody, measure_voice, trace_whistling
 from voice.midi import chord_fraction, make_monophonic, melody_from_notes, read_midi
 from voice.note_finder import SungNote, find_notes
 
@@ -41,6 +43,7 @@ NO_VOICE = {  # what a report says where no voice was measured
     "loudness_gain": 0.0,
     "share_too_high": 0.0,
     "share_polyphonic": 0.0,
+    "has_backing": False,
     "mains_hum": None,
 }
 _DEFAULTS = TransferOptions()
@@ -130,18 +133,44 @@ def transfer_blocks(
 
     Arguments and errors are those of ``transfer``, and so is the result.
     """
-    report_progress = progress or _ignore_progress
-    started, profile = time.perf_counter(), InstrumentProfile.of(model)
-    config = profile.config
-    step = "Listening to the voice"
+    started, report_progress = time.perf_counter(), progress or _ignore_progress
+    measured = measure_blocks(blocks, model, report_progress)
+    return transfer_measured(measured, model, options, seed, report_progress, started)
+
+
+def measure_blocks(
+    blocks: Iterable[np.ndarray], model: NeuralGuitar, report_progress: ProgressCallback
+) -> MeasuredVoice:
+    """Measure a voice that comes in blocks, [n] each, as the features of a model ask.
+
+    Raises:
+        SilentError: there is nothing to hear.
+    """
+    config, step = model.settings, "Listening to the voice"
     report_progress(step, 0.0)
     audio = SpooledAudio(blocks)
     audio.append(np.zeros(-len(audio) % config.audio.feature_hop_length))
     device = next(model.parameters()).device
-    features, melody, voice_report = extract_melody(
-        audio, config, device, options.gate_offset, lambda share: report_progress(step, 0.6 * share)
-    )
+    return measure_voice(audio, config, device, lambda share: report_progress(step, 0.6 * share))
+
+
+def transfer_measured(
+    measured: MeasuredVoice,
+    model: NeuralGuitar,
+    options: TransferOptions = _DEFAULTS,
+    seed: int = 0,
+    progress: ProgressCallback | None = None,
+    started: float | None = None,
+) -> TransferResult:
+    """Play a voice that was measured before: what another choice of options takes.
+
+    Raises:
+        NoMelodyError: there is nothing to play.
+    """
+    started, report_progress = started or time.perf_counter(), progress or _ignore_progress
+    profile = InstrumentProfile.of(model)
     report_progress(f"Fitting the melody to the {profile.name}", 0.6)
+    features, melody, voice_report = find_melody(measured, profile.config, options.gate_offset)
     fitted = fit_melody(melody, profile, options)
     entries = {**fitted.report, **voice_report}
     result = render_curves(
@@ -280,7 +309,8 @@ def render_curves(
 ) -> TransferResult:
     """Play curves on the model and make the sound ready; ``entries`` is what the report says of the curves."""
     sample_rate = options.output_rate or model.settings.audio.sample_rate
-    played = play_with_progress(model, curves, options.noise_balance, seed, report_progress)
+    parts = assign_parts(curves, options, model.audio.frame_rate)
+    played = play_parts(model, parts, options.noise_balance, seed, report_progress)
     stems, gain = collect_stems(played, model.settings.audio.sample_rate, sample_rate, model.settings.transfer.max_peak)
     report = make_report(
         model.instrument, len(stems[0]) / sample_rate, entries, curves, 20 * float(np.log10(gain)), started
@@ -288,13 +318,17 @@ def render_curves(
     return TransferResult(stems, gain, sample_rate, features, curves, report, model.settings.audio.frame_rate, notes)
 
 
-def play_with_progress(
-    model: NeuralGuitar, curves: Curves, noise_balance: float, seed: int, report_progress: ProgressCallback
+def play_parts(
+    model: NeuralGuitar, parts: list[Part], noise_balance: float, seed: int, report_progress: ProgressCallback
 ) -> Iterator[Sound]:
-    """Play curves as ``play_curves`` does, and report how far it is."""
-    n_samples, n_done = model.settings.audio.frames_to_samples(len(curves.f0)), 0
+    """Play parts together, each as ``play_curves`` does, and report how far it is."""
+    n_samples, n_done = model.settings.audio.frames_to_samples(len(parts[0].curves.f0)), 0
     report_progress(f"Playing the {model.instrument}", 0.65)
-    for sound, _ in play_curves(model, curves, noise_balance, seed):
+    players = [play_curves(model, part.curves, noise_balance, seed + part.seed) for part in parts]
+    gains = [10 ** (part.level / 20) for part in parts]
+    for blocks in zip(*players):
+        stems = zip(*(sound for sound, _ in blocks))
+        sound = Sound(*(sum(gain * part for gain, part in zip(gains, stem)) for stem in stems))
         n_done += sound.harmonic.shape[1]
         yield sound
         if n_done < n_samples:
@@ -351,8 +385,8 @@ def make_report(
 
 
 def is_polyphonic(report: dict[str, Any]) -> bool:
-    """Return True if much of a recording holds several notes at once."""
-    return report["share_polyphonic"] > _POLYPHONY_WARNING
+    """Return True if much of a recording holds several notes at once, or a band plays along."""
+    return report["has_backing"] or report["share_polyphonic"] > _POLYPHONY_WARNING
 
 
 def describe_transfer(report: dict[str, Any]) -> str:

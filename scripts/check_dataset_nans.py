@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
-from data import Recording, extractor_settings, find_recordings, load_recording
+from data import extractor_settings, find_recordings, find_wrong_values, load_recording
 from sound.console import as_command, command_parser
 
 SILENCE = -60.0  # dBFS, of the loudest sample: the training loss has its floor there
@@ -32,28 +32,14 @@ def find_problems(path: Path, config: Config) -> list[str]:
         recording = load_recording(path)
     except ValueError as error:
         return [str(error).removeprefix(f"{path} ").partition(";")[0]]
-    problems = _find_wrong_numbers(recording, config)
+    problems = find_wrong_values(recording, ("f0", "loudness", "periodicity", "audio"))
+    if (recording.loudness < config.features.loudness_floor).any():
+        problems.append(f"loudness falls below {config.features.loudness_floor:g} dB")
     if recording.extractor != extractor_settings(config, recording.instrument):
         problems.append("was processed with settings that differ from config.json")
     audio = recording.audio[0]
     if audio.isfinite().all():
         problems += _find_bad_sound(audio, config.audio.sample_rate)
-    return problems
-
-
-def _find_wrong_numbers(recording: Recording, config: Config) -> list[str]:
-    problems = []
-    for name in ("f0", "loudness", "periodicity", "audio"):
-        values = getattr(recording, name)
-        for kind, count in (("NaN", values.isnan().sum()), ("infinite", values.isinf().sum())):
-            if count:
-                problems.append(f"{name} has {count} {kind} values")
-    if (recording.f0 <= 0).any():
-        problems.append("f0 is not positive everywhere")
-    if ((recording.periodicity < 0) | (recording.periodicity > 1)).any():
-        problems.append("periodicity is outside 0 to 1")
-    if (recording.loudness < config.features.loudness_floor).any():
-        problems.append(f"loudness falls below {config.features.loudness_floor:g} dB")
     return problems
 
 
@@ -110,8 +96,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("Find processed files that are unfit for training.")
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of processed files (.pt)")
     parser.add_argument("--move_bad", type=Path, metavar="DIR", help="folder to move bad files to")
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
-    parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default {DEFAULT_PRESET})")
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="settings (default: config.json)")
+    parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default: {DEFAULT_PRESET})")
     args = parser.parse_args(argv)
     if not args.data_dir.is_dir():
         parser.error(f"--data_dir {args.data_dir} is not a folder")

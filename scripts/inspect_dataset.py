@@ -7,9 +7,6 @@ silence, hum, bleed, reverb, telephone sound, copies); with ``--annotations`` of
 pitch tracker is an octave off. Thresholds are in ``config.json`` (``inspect``) and in ``recordings/inspection.py``.
 
 The exit code is 0 if the set is fit (there may be advice), 1 if there are problems, 2 if it cannot be inspected.
-
-Four files beside this one do the work: ``inspection.py`` measures a recording, ``inspection_findings.py`` judges the
-numbers, ``pitch_annotations.py`` reads annotations, ``inspection_report.py`` draws the page.
 """
 
 import argparse

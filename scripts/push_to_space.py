@@ -29,6 +29,8 @@ ALLOWED = (  # beside the needed ones and the modules; a pattern of a folder tak
     *(f"checkpoints/pretrained/{name}.{ending}" for name in MODELS for ending in ("pth", "md")),
     "checkpoints/pretrained/LICENSE.md",
     "examples/hum.wav",
+    "examples/hum_*.ogg",
+    "examples/hum_curves.csv",
     *(f"{folder}/*.{ending}" for folder in ("web", "web/live") for ending in ("html", "css", "js", "mjs", "svg")),
 )
 

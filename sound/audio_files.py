@@ -412,29 +412,32 @@ def _take_samples(path: Path, decoded: Iterable[tuple[int, np.ndarray]]) -> Iter
 # --- writing --------------------------------------------------------------------------------------
 
 
-def write_audio(path: Path, audio: np.ndarray, sample_rate: int) -> None:
+def write_audio(path: Path, audio: np.ndarray, sample_rate: int, bits: int = 16) -> None:
     """Write audio [N] as ``write_blocks`` does."""
-    write_blocks(path, [audio], sample_rate)
+    write_blocks(path, [audio], sample_rate, bits)
 
 
-def write_blocks(path: Path, blocks: Iterable[np.ndarray], sample_rate: int) -> None:
+def write_blocks(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, bits: int = 16) -> None:
     """Write a sound file under a temporary name, then rename it; the suffix chooses the format.
+
+    Of wav and flac a sample has 16 or 24 ``bits``.
 
     Raises:
         ValueError: libsndfile cannot write this format.
         OSError: the disk is full, say; what stood there stays.
     """
     try:
-        with atomic_write(path) as partial, _create_sound(partial, path.suffix[1:].upper(), sample_rate) as file:
+        with atomic_write(path) as partial, _create_sound(partial, path.suffix[1:].upper(), sample_rate, bits) as file:
             for block in blocks:
                 file.write(block)
     except (soundfile.LibsndfileError, TypeError) as error:
         raise OSError(f"{path} could not be written; is the disk full?") from error
 
 
-def _create_sound(path: Path, kind: str, sample_rate: int) -> soundfile.SoundFile:
+def _create_sound(path: Path, kind: str, sample_rate: int, bits: int) -> soundfile.SoundFile:
     path.touch()  # libsndfile would not say why it cannot be made
-    return soundfile.SoundFile(os.fsencode(path), "w", sample_rate, channels=1, format=kind)
+    subtype = f"PCM_{bits}" if kind in ("WAV", "FLAC") else None
+    return soundfile.SoundFile(os.fsencode(path), "w", sample_rate, channels=1, format=kind, subtype=subtype)
 
 
 # --- folders --------------------------------------------------------------------------------------

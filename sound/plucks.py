@@ -146,7 +146,7 @@ def measure_plucks(
     distance in pitch.
 
     Args:
-        plucks: from ``single_pluck`` or ``melody_plucks``.
+        plucks: from ``melody_plucks``.
         frame_rate: frames per second of their loudness.
         window_seconds: length of the loudness window.
         floor: dB, loudness of silence.
@@ -238,17 +238,6 @@ def _weighted_quantiles(values: np.ndarray, weights: np.ndarray, shares: Sequenc
     order = np.argsort(values)
     reached = np.cumsum(weights[order]) / weights.sum()
     return values[order][np.searchsorted(reached, shares)]
-
-
-def single_pluck(loudness: np.ndarray, pitch: float, frame_rate: float) -> Pluck:
-    """Return the pluck in a recording of a single undamped note.
-
-    Args:
-        loudness: [T] dB, with at least 50 ms of silence before the note.
-        pitch: MIDI number.
-        frame_rate: frames per second.
-    """
-    return Pluck(pitch, loudness[_steepest_rise(loudness, 0, int(loudness.argmax()) + 1) :])
 
 
 def melody_plucks(f0: np.ndarray, loudness: np.ndarray, frame_rate: float, window_seconds: float) -> list[Pluck]:
@@ -347,10 +336,3 @@ def trace_plucks(f0: np.ndarray, loudness: np.ndarray, frame_rate: float, floor:
     """Detect the plucks in curves [T]; return time since the onset (s) and velocity (dB) as float32 [T, 2]."""
     onsets = find_onsets(f0, loudness, frame_rate, floor)
     return np.stack(curves_from_onsets(onsets, loudness, frame_rate, floor), axis=1)
-
-
-def _steepest_rise(loudness: np.ndarray, start: int, stop: int) -> int:
-    """Return the frame in [start, stop) around which the power rises most: the window is centred on the onset there."""
-    power = np.pad(10 ** (np.asarray(loudness, dtype=np.float64) / 10), 1, mode="edge")
-    rise = power[2:] - power[:-2]
-    return start + int(rise[start:stop].argmax())

@@ -1,9 +1,7 @@
 """A checkpoint describes itself, and what is read is what was written."""
 
 import dataclasses
-import random
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,10 +13,7 @@ from checkpoint import (
     load_model,
     make_checkpoint,
     pretrained_path,
-    random_state,
     read_checkpoint,
-    restore_random_state,
-    save_checkpoint,
 )
 from config import architecture_differences, config_to_dict, load_config
 from model import NeuralGuitar, Vox2Trumpet, build_model
@@ -92,33 +87,6 @@ def test_no_preset_name_is_needed(write_checkpoint, preset):
     assert (model.config, model.settings.preset) == (shrunk.model, preset)
 
 
-def test_optimizer_state_survives(write_checkpoint, small_config):
-    model = build_model(small_config, "trumpet")
-    optimizer = torch.optim.Adam(model.parameters())
-    model(torch.full((1, 5, 1), 300.0), torch.zeros(1, 5, 1)).square().sum().backward()
-    optimizer.step()
-    saved = read_checkpoint(write_checkpoint(optimizer=optimizer.state_dict()))["optimizer"]
-    restored = torch.optim.Adam(build_model(small_config, "trumpet").parameters())
-    restored.load_state_dict(saved)
-    for before, after in zip(optimizer.state.values(), restored.state.values()):
-        assert all(torch.equal(before[name], after[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
-
-
-def test_random_generators_go_on_where_they_were(write_checkpoint):
-    def draw():
-        drawn = [torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()]
-        return [*drawn, np.random.randn(), random.gauss(0, 1)]  # the last two keep a second value for later
-
-    draw()
-    path = write_checkpoint(rng=random_state())
-    drawn = []
-    for _ in range(2):
-        restore_random_state(read_checkpoint(path)["rng"])
-        drawn.append(draw() + draw())
-        draw()
-    assert drawn[0] == drawn[1]
-
-
 @pytest.mark.parametrize(
     ("now", "changes"),
     [((0, 10), {}), ((1, 10), {"seed": "0 -> 1"}), ((0, 12), {"crops an epoch": "10 -> 12"})],
@@ -126,12 +94,6 @@ def test_random_generators_go_on_where_they_were(write_checkpoint):
 def test_what_the_order_of_crops_depends_on(now, changes):
     assert crop_order_changes({"rng": {"seed": 0}, "schedule": {"n_crops": 10}}, *now) == changes
     assert crop_order_changes({"rng": {}, "schedule": {}}, *now) == {}  # of an earlier version, which did not say
-
-
-def test_folder_is_made(tmp_path, small_config):
-    path = tmp_path / "new" / "folder" / "model.pth"
-    save_checkpoint(path, make_checkpoint(small_config, "trumpet"))
-    assert read_checkpoint(path)["instrument"] == "trumpet"
 
 
 # --- the folder ---------------------------------------------------------------------------------

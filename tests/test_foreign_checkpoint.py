@@ -19,7 +19,6 @@ from checkpoint import (
 )
 from conftest import damaged_pickles, zipped
 from model import build_model
-from sound import atomic_files
 
 
 @pytest.fixture
@@ -55,31 +54,6 @@ def test_full_disk_costs_nothing(write_checkpoint, monkeypatch, small_config, er
     before = path.read_bytes()
     monkeypatch.setattr(checkpoint_module.torch, "save", raise_after_some_bytes(error))
     with pytest.raises(OSError, match=r"model\.pth"):
-        save_checkpoint(path, make_checkpoint(small_config, "trumpet"))
-    assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_disk_that_fails_at_the_last_moment(write_checkpoint, monkeypatch, small_config, call):
-    path = write_checkpoint()
-    before = path.read_bytes()
-
-    def fail(*args):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(atomic_files.os, call, fail)
-    with pytest.raises(OSError, match="Input/output error"):
-        save_checkpoint(path, make_checkpoint(small_config, "trumpet"))
-    assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_interrupted_write_leaves_nothing_partial(write_checkpoint, monkeypatch, small_config):
-    path = write_checkpoint()
-    before = path.read_bytes()
-    monkeypatch.setattr(checkpoint_module.torch, "save", raise_after_some_bytes(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
         save_checkpoint(path, make_checkpoint(small_config, "trumpet"))
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]

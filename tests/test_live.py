@@ -7,18 +7,29 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import mido
+import numpy as np
 import pytest
 
 import live
 from checkpoint import load_model
+from conftest import melody
+from playing.live_midi import NoteWriter
 from sound.crepe import load_crepe
 
 ROOT = Path(__file__).parent.parent
 # A sound card of ALSA's that plays nothing and hears nothing (what it gives may be any bits), without hardware.
 NULL_CARD = "pcm.nothing { type null hint { show on description nothing } }\n"
+
+
+@pytest.fixture(autouse=True)
+def no_export(monkeypatch):
+    """An export takes seconds; tests/playing/test_export.py has one."""
+    monkeypatch.setattr(live, "prepare_graph", lambda checkpoint: None)
 
 
 def has_sounddevice() -> bool:
@@ -108,3 +119,39 @@ def test_the_level_meter() -> None:
     assert "#" not in meter.draw() and "turned down" not in line
     meter.peak_gain = -12.0
     assert meter.draw().endswith("turned down by up to 12 dB")
+
+
+def test_what_is_played_goes_to_a_midi_port(write_checkpoint, monkeypatch) -> None:
+    sent, port = [], mido.ports.BaseOutput()
+    port._send = lambda message: sent.append(message)
+    monkeypatch.setattr(mido, "get_output_names", lambda: ["synthesizer 1:0"])
+    monkeypatch.setattr(mido, "open_output", lambda name: port)
+
+    def sing(stream, *_) -> None:
+        for block in np.split(melody((220.0, 261.6)), 60):
+            stream.process(block)
+
+    monkeypatch.setattr(live, "play_live", sing)
+    assert live.main(["--checkpoint", str(write_checkpoint()), "--midi_out", "synthesizer"]) == 0
+    notes = [message for message in sent if message.type != "pitchwheel"]
+    assert [(message.type, message.note) for message in notes] == [
+        (kind, note) for note in (69, 72) for kind in ("note_on", "note_off")
+    ]  # an octave higher than sung
+    assert port.closed and all(abs(message.pitch) < 1500 for message in sent if message.type == "pitchwheel")
+    gc.unfreeze()
+
+
+def test_a_midi_port_that_is_not_there_is_one_sentence(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(mido, "get_output_names", lambda: ["synthesizer 1:0"])
+    assert live.main(["--midi_out", "organ"]) == 1 and "organ" in caplog.text and "synthesizer 1:0" in caplog.text
+
+
+def test_a_slur_is_a_new_note_and_a_vibrato_is_bends() -> None:
+    writer, sent = NoteWriter(), []
+    for semitones in [*0.4 * np.sin(np.arange(40)), *(40 * [2.1])]:
+        sent += writer.follow(types.SimpleNamespace(f0=220 * 2 ** (semitones / 12), loudness=-30.0, voiced=True))
+    notes = [(message.type, message.note) for message in [*sent, *writer.end()] if message.type != "pitchwheel"]
+    assert notes == [("note_on", 57), ("note_off", 57), ("note_on", 59), ("note_off", 59)]
+    bends = [message.pitch for message in sent if message.type == "pitchwheel"]
+    assert len(bends) == 80 and max(bends[:40]) == pytest.approx(0.4 * 4096, rel=0.01)
+    assert bends[-1] == pytest.approx(0.1 * 4096, abs=1)

@@ -6,11 +6,9 @@ Checkpoints are made of it, and it goes on from them; ``trainer.py`` does the st
 import copy
 import dataclasses
 import logging
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,8 +18,6 @@ from checkpoint import (
     load_weights,
     make_checkpoint,
     makes_losses_incomparable,
-    random_state,
-    restore_random_state,
 )
 from config import Config, TrainConfig, training_changes
 from model import NeuralGuitar, build_model
@@ -87,7 +83,7 @@ class TrainingState:
         self.config = config
         self.device = device
         self.seed = seed
-        _seed_everything(seed)
+        torch.manual_seed(seed)
         self.model: NeuralGuitar = build_model(config, corpus.instrument).to(device)
         self.optimizer = build_optimizer(self.model, config.train)
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay else None
@@ -129,7 +125,6 @@ class TrainingState:
         if self.average:
             load_weights(self.average.model, inference_weights(checkpoint), path)
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        restore_random_state(checkpoint["rng"])
         position = min(checkpoint["position_in_epoch"], len(self.training))
         self.progress = TrainingProgress(checkpoint["epoch"], checkpoint["step"], position, **checkpoint["metrics"])
         self.run_name, self.wandb_id = checkpoint["run_name"], checkpoint["wandb_id"]
@@ -164,15 +159,9 @@ class TrainingState:
                 "validation": self.corpus.validation_digest(),
                 "phrases": list(self.phrases),
             },
-            rng={**random_state(), "seed": self.seed},
+            rng={"seed": self.seed},
             wandb_id=self.wandb_id,
             run_name=self.run_name,
             statistics=self.statistics,
             metrics=progress,
         )
-
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)

@@ -18,10 +18,11 @@ from config import Config
 from sound.pitch_decoder import hz_to_midi, midi_to_hz
 from sound.plucks import CLOSEST, PluckTable, typical_plucks, window_reach
 from voice.curves import Curves, Melody, shape_notes
+from voice.harmony import MAX_ENSEMBLE, Part, divide_parts, find_key, read_harmonies
 from voice.note_finder import SungNote, find_notes
 from voice.plucked_notes import fit_levels_to_plucks, hold_pitch, pluck_notes
 
-_OPTION_LIMITS = {
+OPTION_LIMITS = {
     "semitones": (-60, 60),
     "transpose": (-60, 60),
     "autotune": (0, 1),
@@ -124,9 +125,11 @@ class TransferOptions:
     output_rate: int | None = None  # Hz of the result; None keeps the model's rate
     articulation: str | None = None  # "follow" the voice's loudness, or "pluck" each note; None: by instrument
     pluck_repeat: float | None = None  # s after which a held note is plucked again; None disables it
+    harmony: str = ""  # parts beside the melody, as "third,octave_below"; in ``key``, or in the one that is found
+    ensemble: int = 1  # players for each part, a little out of tune and time
 
     def __post_init__(self) -> None:
-        for name, (least, most) in _OPTION_LIMITS.items():
+        for name, (least, most) in OPTION_LIMITS.items():
             value = getattr(self, name)
             if not (name in _OPTIONAL if value is None else isinstance(value, Real) and least <= value <= most):
                 raise ValueError(f"{name} should be between {least} and {most}, not {value}")
@@ -134,6 +137,10 @@ class TransferOptions:
             raise ValueError(f"output_rate should be a whole number, not {self.output_rate}")
         if self.articulation not in (None, *ARTICULATIONS):
             raise ValueError(f"articulation should be {' or '.join(ARTICULATIONS)}, not {self.articulation}")
+        if self.ensemble not in range(1, MAX_ENSEMBLE + 1):
+            raise ValueError(f"ensemble should be between 1 and {MAX_ENSEMBLE} players, not {self.ensemble}")
+        if self.harmony:
+            read_harmonies(self.harmony)
         key_pitch_classes(self.key)
 
     def plucks(self, profile: InstrumentProfile) -> bool:
@@ -192,6 +199,18 @@ def fit_melody(melody: Melody, profile: InstrumentProfile, options: TransferOpti
         notes = fit_levels_to_plucks(notes, profile.plucks, options.loudness_offset)
         return FittedMelody(pluck_curves(fitted, notes, profile, options.pluck_repeat), notes, report)
     return FittedMelody(shape_notes(fitted, config), None, report)
+
+
+def assign_parts(curves: Curves, options: TransferOptions, frame_rate: float) -> list[Part]:
+    """Return what each player plays of fitted curves: one of them, unless the options ask for more."""
+    if not options.harmony and options.ensemble == 1:
+        return [Part(curves, 0.0, 0)]
+    notes = track_notes(hz_to_midi(curves.f0), curves.voiced, _NOTE_CHANGE_COST)
+    is_chromatic = len(key_pitch_classes(options.key)) == 12
+    key = find_key(notes[curves.voiced]) if is_chromatic else options.key
+    return divide_parts(
+        curves, notes, read_harmonies(options.harmony), options.ensemble, key_pitch_classes(key), frame_rate
+    )
 
 
 def pluck_curves(

@@ -26,7 +26,7 @@ _WHISTLE_SHARE = 0.8  # median share of a frame's power in the tone of a whistle
 _TONE_N_FFT = 512  # samples: short, for glides and vibrato
 _TOO_HIGH_MARGIN = 1.02  # times CREPE's highest pitch
 _TOO_HIGH_SHARE = 0.5  # share of a frame's power in a tone above CREPE's range
-_TOO_HIGH_REPORTED = 0.05  # share of frames with such a tone from which on an error names it as the cause
+_TOO_HIGH_REPORTED = 0.05  # share of frames above which an error names such tones as the cause
 _HUM_RESIDUE = 25.0  # dB: frames this far below the removed hum may be its residue
 _HUM_STRETCH_SECONDS = 120.0  # hum is detected per stretch: it is steady, but may be switched on and off
 _MAX_GLIDE = 1.0  # semitones per frame; a faster step is a tracking error
@@ -37,6 +37,12 @@ _GLITCH_CONTEXT_SECONDS = 0.25  # on either side of a stretch, with which it is 
 _POLYPHONY_N_FFT = 2048  # samples, to resolve several pitches
 _POLYPHONY_MAX_FREQUENCY = 1500.0  # Hz, up to which harmonics are resolved
 _POLYPHONY_SHARE = 0.1  # share of the power between the melody's harmonics that indicates another pitch
+_FLATNESS_N_FFT = 4096  # samples
+_BACKING_SECONDS = 4.0  # of a recording at least, for several notes to be told from a single one that rings on
+_MIN_RESTS = 8  # measured frames, a third of a second
+# dB re the melody: over -13.5 in 60 mixes with a voice at -6 to +6 dB, under -28 in solo singing
+_BACKING_LEVEL = -14.0
+_BACKING_FLATNESS = 0.025  # under 0.016 in these mixes; over 0.25 where white or pink noise is added to a voice
 
 
 class SilentError(ValueError):
@@ -47,6 +53,18 @@ class NoMelodyError(ValueError):
     """The recording has no melody."""
 
 
+class MeasuredVoice(NamedTuple):
+    """What a recording holds, before a gate decides which frames are sung; [T] each."""
+
+    features: Features  # of the recording lifted by ``gain``, whistling included
+    gain: float  # dB
+    can_sound: np.ndarray  # bool, false where the pitch is known not to be a note
+    too_high: np.ndarray  # bool, a tone higher than whistling
+    strays: np.ndarray  # 0..1, share of the power that other pitches have; NaN where it was not measured
+    flatness: np.ndarray  # 0..1, of the spectrum, likewise
+    mains_hum: float | None  # dB, if there was one
+
+
 def extract_melody(
     audio: np.ndarray | SpooledAudio,
     config: Config,
@@ -54,27 +72,29 @@ def extract_melody(
     gate_offset: float = 0.0,
     report_progress: Callable[[float], None] | None = None,
 ) -> tuple[Features, Melody, dict[str, Any]]:
-    """Extract features and the melody from a recording.
+    """Measure a voice and find what is sung; see ``measure_voice`` and ``find_melody``."""
+    return find_melody(measure_voice(audio, config, device, report_progress), config, gate_offset)
+
+
+def measure_voice(
+    audio: np.ndarray | SpooledAudio,
+    config: Config,
+    device: torch.device | str = "cpu",
+    report_progress: Callable[[float], None] | None = None,
+) -> MeasuredVoice:
+    """Measure a voice: the part that takes time, and that no option changes.
 
     Args:
-        audio: [N] at the feature rate, N a multiple of the feature hop; of any length as SpooledAudio.
-        config: settings of the model.
-        device: where CREPE runs.
-        gate_offset: dB, added to the gate's threshold.
-        report_progress: called now and then with the fraction that is done; it may raise to cancel.
-
-    Returns:
-        The measured features, the melody, and entries for the report.
+        audio: [N] at the features' rate, N a multiple of their hop; of any length, if it is a Scratch.
+        report_progress: called with the share that is measured, now and then; it may raise to cancel.
 
     Raises:
-        SilentError: the recording is silent.
-        NoMelodyError: no frame is voiced.
+        SilentError: there is nothing to hear.
     """
     audio, mains_hum = remove_mains_hum(audio, config)
     gain = _find_input_gain(audio, config.transfer.max_loudness_gain)
     parts = extract_feature_blocks(_amplified_blocks(audio, 10 ** (gain / 20), config, report_progress), config, device)
-    lifted = Features(*map(torch.cat, zip(*parts)))
-    f0, loudness, periodicity = (values.numpy() for values in lifted)
+    f0, loudness, periodicity = (torch.cat(values).numpy() for values in zip(*parts))
     if loudness.max() <= config.features.loudness_floor:
         raise SilentError("the recording is silent")
     whistle, too_high = trace_whistling(audio, config)
@@ -83,18 +103,44 @@ def extract_melody(
     # The notch filters leave a residue of the hum, and CREPE finds a pitch in it at any level.
     is_hum = loudness - gain <= mains_hum.loudness - _HUM_RESIDUE
     is_hum |= is_mains_frequency(f0, mains_hum.frequency)
-    voiced = find_voiced(loudness, periodicity, ~(too_high | is_hum), config, gate_offset)
+    strays = measure_strays(audio, f0, periodicity > config.transfer.sustained_periodicity, config)
+    flatness = measure_flatness(audio, len(f0), config)
+    features = Features(*(torch.from_numpy(values) for values in (f0, loudness, periodicity)))
+    return MeasuredVoice(features, gain, ~(too_high | is_hum), too_high, strays, flatness, mains_hum.level)
+
+
+def find_melody(
+    measured: MeasuredVoice, config: Config, gate_offset: float = 0.0
+) -> tuple[Features, Melody, dict[str, Any]]:
+    """Find what is sung in a measured voice.
+
+    Args:
+        measured: from ``measure_voice``.
+        gate_offset: dB on the level under which nothing is heard.
+
+    Returns:
+        What was measured, what is sung, and entries of the report.
+
+    Raises:
+        NoMelodyError: there is nothing to play.
+    """
+    f0, loudness, periodicity = (values.numpy() for values in measured.features)
+    gain = measured.gain
+    voiced = find_voiced(loudness, periodicity, measured.can_sound, config, gate_offset)
     if not voiced.any():
-        raise NoMelodyError(_explain_no_melody(too_high, config))
+        is_gated = gate_offset > 0 and find_voiced(loudness, periodicity, measured.can_sound, config).any()
+        raise NoMelodyError(_explain_no_melody(measured.too_high, is_gated))
     f0, usable = repair_f0(f0, voiced, config)
     noise = noise_floor(loudness, periodicity >= config.transfer.sustained_periodicity, config)
     melody = Melody(bridge_f0(f0, usable), _subtract_noise(loudness, noise) - gain, periodicity, voiced)
+    is_long = len(f0) >= _BACKING_SECONDS * config.audio.frame_rate
     report = {
-        "share_too_high": float(too_high.mean()),
-        "share_polyphonic": estimate_polyphony(audio, melody.f0, voiced, config),
-        "mains_hum": mains_hum.level,
+        "share_too_high": float(measured.too_high.mean()),
+        "share_polyphonic": estimate_polyphony(measured.strays, voiced) if is_long else 0.0,
+        "has_backing": is_long and has_backing(loudness, measured.flatness, voiced),
+        "mains_hum": measured.mains_hum,
     }
-    return lifted._replace(loudness=lifted.loudness - gain), melody, report
+    return measured.features._replace(loudness=measured.features.loudness - gain), melody, report
 
 
 def _amplified_blocks(
@@ -119,7 +165,9 @@ def _subtract_noise(loudness: np.ndarray, noise: float) -> np.ndarray:
     return loudness + 10 * np.log10(np.clip(share, 0.1, 1.0))
 
 
-def _explain_no_melody(too_high: np.ndarray, config: Config) -> str:
+def _explain_no_melody(too_high: np.ndarray, is_gated: bool) -> str:
+    if is_gated:
+        return "the gate silences all of it: no melody is left; lower gate_offset"
     if too_high.mean() > _TOO_HIGH_REPORTED:
         return f"the melody is above {_HIGHEST_WHISTLE:.0f} Hz, the highest pitch supported; sing or whistle lower"
     return "no melody found in the recording; sing or hum closer to the microphone"
@@ -248,22 +296,62 @@ def _find_stretches(pitch: np.ndarray, voiced: np.ndarray, max_glide: float) -> 
 # --- several pitches at once -----------------------------------------------------------------------
 
 
-def estimate_polyphony(audio: np.ndarray | SpooledAudio, f0: np.ndarray, voiced: np.ndarray, config: Config) -> float:
-    """Estimate the fraction of the sung frames that contain other pitches, such as a chord or a backing track.
+def measure_strays(audio: np.ndarray | SpooledAudio, f0: np.ndarray, sung: np.ndarray, config: Config) -> np.ndarray:
+    """Measure the share [T] of the power that is tonal and lies between the harmonics of f0 [T]: another pitch's.
 
-    Measured where f0 is steady: tonal power between the harmonics of f0 (and of the octave below, in case of an octave
-    error) is another pitch. 0 for a single voice.
+    Measured in some of the sung frames [T] where f0 holds still, and against the octave below it too, which a tracker
+    may have missed; NaN elsewhere.
     """
-    steady = voiced & (ndimage.maximum_filter1d(f0, 13) < 2 ** (1 / 24) * ndimage.minimum_filter1d(f0, 13))
+    steady = sung & (ndimage.maximum_filter1d(f0, 13) < 2 ** (1 / 24) * ndimage.minimum_filter1d(f0, 13))
     frames = np.flatnonzero(ndimage.binary_erosion(steady, iterations=3))[::4]
     hertz = np.fft.rfftfreq(_POLYPHONY_N_FFT, 1 / config.audio.feature_rate)
     band = (hertz > 70) & (hertz < _POLYPHONY_MAX_FREQUENCY)
-    hertz, n_found = hertz[band], 0
+    hertz, share = hertz[band], np.full(len(f0), np.nan, np.float32)
     for here, spectra in _power_spectra(audio, frames, _POLYPHONY_N_FFT, config):
         power = spectra[:, band]
         strays = np.min([_inharmonic_power(power, hertz, f0[here, None] / divisor) for divisor in (1, 2)], axis=0)
-        n_found += np.count_nonzero(strays > _POLYPHONY_SHARE * power.sum(axis=1))
-    return float(n_found / max(1, len(frames)))
+        share[here] = strays / (power.sum(axis=1) + _SMALLEST)
+    return share
+
+
+def estimate_polyphony(strays: np.ndarray, voiced: np.ndarray) -> float:
+    """Return the share of the sung frames in which other pitches sound too, as in chords; 0 for one voice.
+
+    Args:
+        strays: [T], from ``measure_strays``.
+        voiced: bool [T].
+    """
+    measured = strays[voiced & ~np.isnan(strays)]
+    return float(np.mean(measured > _POLYPHONY_SHARE)) if len(measured) else 0.0
+
+
+def measure_flatness(audio: np.ndarray | SpooledAudio, n_frames: int, config: Config) -> np.ndarray:
+    """Measure the spectral flatness [T] of some frames: near 0 for tones, over 0.5 for white noise; NaN elsewhere."""
+    hertz = np.fft.rfftfreq(_FLATNESS_N_FFT, 1 / config.audio.feature_rate)
+    band, flatness = (hertz > 60) & (hertz < 7000), np.full(n_frames, np.nan, np.float32)
+    for here, spectra in _power_spectra(audio, np.arange(0, n_frames, 4), _FLATNESS_N_FFT, config):
+        power = spectra[:, band] + _SMALLEST
+        flatness[here] = np.exp(np.log(power).mean(axis=1)) / power.mean(axis=1)
+    return flatness
+
+
+def has_backing(loudness: np.ndarray, flatness: np.ndarray, voiced: np.ndarray) -> bool:
+    """Return True if a band seems to play along: between its notes something loud and tonal goes on.
+
+    Of a voice alone breath, room and noise are left there, which are softer, or flat.
+
+    Args:
+        loudness: dB [T].
+        flatness: [T], from ``measure_flatness``.
+        voiced: bool [T].
+    """
+    first, last = np.flatnonzero(voiced)[[0, -1]]  # what is outside may be one long note that rings on
+    rests = np.flatnonzero(~voiced[first:last]) + first
+    measured = rests[~np.isnan(flatness[rests])]
+    if len(measured) < _MIN_RESTS:
+        return False
+    level = np.median(loudness[rests]) - np.median(loudness[voiced])
+    return bool(level > _BACKING_LEVEL and np.median(flatness[measured]) < _BACKING_FLATNESS)
 
 
 def _inharmonic_power(power: np.ndarray, hertz: np.ndarray, f0: np.ndarray) -> np.ndarray:

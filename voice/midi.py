@@ -294,17 +294,6 @@ def melody_from_notes(
     return Melody(midi_to_hz(pitch), np.maximum(loudness, floor), voiced.astype(float), voiced), written
 
 
-def read_midi_f0(path: Path, n_frames: int, config: Config) -> np.ndarray:
-    """Return the f0 [n_frames] of a MIDI file in Hz, 0 between notes; bends, slides and vibrato are in the pitch wheel.
-
-    Raises:
-        FileNotFoundError, ValueError: as ``read_midi``.
-    """
-    melody, _ = melody_from_notes(*read_midi(path), top=0.0, config=config)
-    f0 = np.where(melody.voiced, melody.f0, 0.0)[:n_frames]
-    return np.pad(f0, (0, n_frames - len(f0)))
-
-
 def _note_loudness(note: MidiNote, seconds: float, config: Config) -> np.ndarray:
     """Return a note's loudness [n] in dB relative to the highest velocity: an attack, then a slow decay."""
     settings = config.transfer

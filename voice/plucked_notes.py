@@ -14,7 +14,6 @@ import numpy as np
 from sound.plucks import (
     CLOSEST,
     DAMPING_SECONDS,
-    LONGEST_RING,
     SILENT_POWER,
     PluckTable,
     damped_share,
@@ -31,8 +30,6 @@ class PluckCurves(NamedTuple):
     """Curves of a plucked instrument, [T] each."""
 
     loudness: np.ndarray  # dB, as the extractor would measure it; the floor where nothing rings
-    time_since_onset: np.ndarray  # s, 0 in the frame of the onset, at most LONGEST_RING
-    velocity: np.ndarray  # dB, level of the pluck that rings; the floor before the first one
     ringing: np.ndarray  # bool, from where the loudness window reaches a pluck until it is damped
 
 
@@ -60,7 +57,6 @@ def pluck_notes(
     """
     notes = _repeat(notes, repeat_seconds, frame_rate)
     power, ringing = np.zeros(n_frames), np.zeros(n_frames, dtype=bool)
-    time, velocity = np.full(n_frames, LONGEST_RING), np.full(n_frames, floor)
     margin = window_reach(window_seconds, frame_rate)
     n_damping = round(DAMPING_SECONDS * frame_rate)
     for note, after in zip(notes, [*(note.onset for note in notes[1:]), n_frames + margin]):
@@ -74,11 +70,8 @@ def pluck_notes(
         share = window_share(since, window_seconds) * left
         power[frames] += 10 ** (level / 10) * share
         ringing[frames] = True
-        held = slice(note.onset, min(after, n_frames))
-        time[held] = np.minimum(np.arange(held.stop - held.start) / frame_rate, LONGEST_RING)
-        velocity[held] = note.level
     loudness = np.maximum(10 * np.log10(power + SILENT_POWER), floor)
-    return PluckCurves(loudness.astype(np.float32), time.astype(np.float32), velocity.astype(np.float32), ringing)
+    return PluckCurves(loudness.astype(np.float32), ringing)
 
 
 def hold_pitch(f0: np.ndarray, notes: Sequence[SungNote], n_before: int) -> np.ndarray:

@@ -10,13 +10,13 @@ uploads in an hour, on requests waiting in line, on connections open at once, an
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import logging
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,29 +26,31 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from config import PageConfig
 
-_MAX_JSON = 2**20  # bytes; recordings are uploaded, and only their names are sent as JSON
+_MAX_JSON = 2**17  # bytes; recordings are uploaded, and only their names are sent as JSON
 _MAX_JSON_SECONDS = 20.0
+_MAX_SESSION = 64  # characters of the name of a visit, which Gradio keeps
 _FORM_BYTES = 2**16  # of an upload, around the file; the least that one counts
 _MAX_PARTS = 8  # of an upload; the page and its client send one file each
 _SLOWEST_UPLOAD = 2**15  # bytes/s, after the first _MAX_JSON_SECONDS
 _MAX_OPEN = 128  # requests of one visitor at once; a page in a browser has two or three
 _IPV6_PREFIX = 64  # bits, of what one visitor has
 
+_ENDPOINTS = "call/(v2/)?(transfer|melody|render|instruments)"
 _READ = re.compile(  # GET and HEAD
     r"/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|(static|assets|svelte)/.+)?"
     r"|/gradio_api/(info|startup-events|app_id|theme\.css|queue/(data|status)|upload_progress|heartbeat/\w+|file=.+)"
-    r"|/gradio_api/call/(v2/)?(transfer|instruments)/\w+"
+    rf"|/gradio_api/{_ENDPOINTS}/\w+"
     r"|/live(/.*)?",
     re.DOTALL,
 )
 # POST; /run/predict is how the page calls what does not wait in the queue.
-_SEND = re.compile(r"/gradio_api/(upload|queue/join|run/predict|cancel|reset|call/(v2/)?(transfer|instruments))/?")
+_SEND = re.compile(rf"/gradio_api/(upload|queue/join|run/predict|cancel|reset|{_ENDPOINTS})/?")
 _JOIN = re.compile(r"/gradio_api/(queue/join|call/.+)")
 log = logging.getLogger("app")
 
 
-class AddressError(ValueError):
-    """A request names an address to be fetched."""
+class UnwantedError(Exception):
+    """A request asks for what is not done, such as to fetch an address; the text says what to do instead."""
 
 
 class OwnPageOnly:
@@ -59,7 +61,7 @@ class OwnPageOnly:
         is_local: the page listens on this machine alone: who asks for it by another name was misled (DNS rebinding).
         limits: what a visitor may ask for.
         hosts: names by which the page may be asked for nevertheless; those that begin with a dot are endings.
-        count_waiting: how many requests of a visitor wait in line or are being answered.
+        line: where requests wait, if there is one.
     """
 
     def __init__(
@@ -68,10 +70,9 @@ class OwnPageOnly:
         is_local: bool,
         limits: PageConfig,
         hosts: tuple[str, ...] = (),
-        count_waiting: Callable[[str], int] = lambda visitor: 0,
+        line: "WaitingLine | None" = None,
     ) -> None:
-        self.app, self.is_local, self.limits, self.hosts = app, is_local, limits, hosts
-        self.count_waiting = count_waiting
+        self.app, self.is_local, self.limits, self.hosts, self.line = app, is_local, limits, hosts, line
         self.open: Counter[str] = Counter()  # requests by visitor
         self.joining: Counter[str] = Counter()  # those of them that are about to wait in line
         self.uploads = UploadQuota(limits.max_megabytes_per_visitor * 2**20, limits.keep_seconds)
@@ -125,8 +126,10 @@ class OwnPageOnly:
                 return await _refuse("the request came too slowly", 408)(scope, receive, send)
             if body is None:
                 return await _refuse("the request is too large", 413)(scope, receive, send)
-            if _names_address(body):
-                return await _refuse("upload the recording; addresses are not fetched")(scope, receive, send)
+            try:
+                _check_values(body)
+            except UnwantedError as error:
+                return await _refuse(str(error))(scope, receive, send)
             receive = _replay(body, receive)
             if _JOIN.fullmatch(scope["path"]):
                 return await self._join(scope, receive, send, visitor)
@@ -134,8 +137,8 @@ class OwnPageOnly:
 
     async def _join(self, scope: Scope, receive: Receive, send: Send, visitor: str) -> None:
         """Let a request wait in line, unless enough of the same visitor's do."""
-        most = self.limits.max_waiting_per_visitor
-        if self.count_waiting(visitor) + self.joining[visitor] >= most:
+        most, waiting = self.limits.max_waiting_per_visitor, self.line.count(visitor) if self.line else 0
+        if waiting + self.joining[visitor] >= most:
             reason = f"{most} requests from your address are waiting already; send more when they are answered"
             return await JSONResponse({"detail": reason}, 429)(scope, receive, send)  # as Gradio's pages read it
         self.joining[visitor] += 1
@@ -143,6 +146,8 @@ class OwnPageOnly:
             await self._pass_on(scope, receive, send)
         finally:
             _lower(self.joining, visitor)
+            if self.line:
+                self.line.take_turns()
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call Gradio; what it cannot make sense of gets a sentence and one line in the log, not a traceback."""
@@ -156,7 +161,8 @@ class OwnPageOnly:
         try:
             await self.app(scope, receive, send_on)
         except Exception as error:  # of any kind: it depends on what a stranger sent
-            log.error("app.py: %s %s cannot be answered (%s)", scope["method"], scope["path"], type(error).__name__)
+            path = scope["path"].partition("=")[0]  # what follows is a visitor's
+            log.error("app.py: %s %s cannot be answered (%s)", scope["method"], path, type(error).__name__)
             if not has_begun:
                 refusal = JSONResponse({"detail": "this request cannot be understood; see docs/page.md"}, 400)
                 await refusal(scope, receive, send)
@@ -175,6 +181,36 @@ class OwnPageOnly:
 
     def _is_listed(self, name: str) -> bool:
         return any(name.endswith(host) if host.startswith(".") else name == host for host in self.hosts)
+
+
+class WaitingLine:
+    """The requests that wait in the line of Gradio's ``Blocks``, each with its visitor.
+
+    Args:
+        queue: of the blocks.
+    """
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+
+    def count(self, visitor: str) -> int:
+        """Return how many of a visitor's requests wait or are being answered."""
+        waiting = [event for line in self.queue.event_queue_per_concurrency_id.values() for event in line.queue]
+        return sum(name_visitor(event.request.scope) == visitor for event in waiting) + self._answered()[visitor]
+
+    def take_turns(self) -> None:
+        """Put each visitor's first request before everyone's second: nobody waits for all that another has sent."""
+        for line in self.queue.event_queue_per_concurrency_id.values():
+            turns, ranks = self._answered(), {}
+            for event in line.queue:
+                visitor = name_visitor(event.request.scope)
+                ranks[event] = turns[visitor]
+                turns[visitor] += 1
+            line.queue.sort(key=ranks.__getitem__)
+
+    def _answered(self) -> Counter[str]:
+        events = [event for job in self.queue.active_jobs if job for event in job]
+        return Counter(name_visitor(event.request.scope) for event in events)
 
 
 class UploadQuota:
@@ -281,19 +317,18 @@ async def _read_body(receive: Receive) -> bytes | None:
     return body if len(body) <= _MAX_JSON else None
 
 
-def _names_address(body: bytes) -> bool:
+def _check_values(body: bytes) -> None:
+    """Raise UnwantedError if a body names an address to be fetched, or a visit by a long name."""
+
     def check(values: dict) -> dict:
         if _is_address(values.get("path")):
-            raise AddressError
+            raise UnwantedError("upload the recording; addresses are not fetched")
+        if len(str(values.get("session_hash"))) > _MAX_SESSION:
+            raise UnwantedError(f"session_hash should have at most {_MAX_SESSION} characters")
         return values
 
-    try:
+    with contextlib.suppress(ValueError, RecursionError):  # not JSON: Gradio says so
         json.loads(body or b"{}", object_hook=check)
-    except AddressError:
-        return True
-    except (ValueError, RecursionError):  # not JSON: Gradio says so
-        return False
-    return False
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

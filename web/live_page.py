@@ -1,7 +1,7 @@
-"""The live page on the server: its files, the instruments that it offers, and their graphs, made when first asked for.
+"""The live page on the server: its files, the instruments it offers, and their graphs, made when first asked for.
 
-The page itself (``web/live/``) runs in the browser alone. ``write_static_page`` makes a folder of it that any web server
-can serve.
+The page itself (``web/live/``) runs in the browser alone. ``write_static_page`` makes a folder of it that any web
+server can serve.
 """
 
 import json
@@ -33,7 +33,7 @@ class LivePage:
                 Route("/live", lambda request: RedirectResponse("live/")),
                 Route("/live/instruments.json", self._list),
                 Route("/live/graphs/{name:path}", self._serve_graph),
-                Mount("/live", StaticFiles(directory=PAGE_DIR, html=True)),
+                Mount("/live", _Files(directory=PAGE_DIR, html=True)),
             ]
         )
 
@@ -49,7 +49,7 @@ class LivePage:
     def _serve_graph(self, request: Request) -> Response:
         name, _, suffix = request.path_params["name"].rpartition(".")
         try:
-            instrument = self.collection.choose(name or "?")
+            instrument = self.collection.choose(name if suffix in ("onnx", "json") else "?")
         except ValueError as error:
             return PlainTextResponse(str(error), 404)
         try:
@@ -58,6 +58,15 @@ class LivePage:
         except ValueError as error:
             return PlainTextResponse(f"The {instrument.sound} cannot be played live: {error}.", 422)
         return FileResponse(path, headers={"Cache-Control": "no-cache"})
+
+
+class _Files(StaticFiles):
+    """Static files that a browser asks for again: parts of two versions would not fit together."""
+
+    def file_response(self, *args, **kwargs) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 def write_static_page(folder: Path) -> None:

@@ -5,17 +5,19 @@ Nothing in here reacts to anything: ``app.py`` wires it together and says what t
 
 import html
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from config import PageConfig
-from sound.feature_plots import THEMES
+from sound.audio_files import SUFFIXES
+from voice.harmony import MAX_ENSEMBLE
 from web.transfer_request import STEPS
 
 EXAMPLES_DIR = Path(__file__).parents[1] / "examples"
 AUTO = "auto"  # where TransferOptions has None
-_OCTAVES = [("Auto", AUTO), ("−2", -24), ("−1", -12), ("0", 0), ("+1", 12), ("+2", 24)]
+BRASS_SECTION = {"instrument": "trumpet", "harmony": "third,octave_below", "ensemble": 3}
+_OCTAVES = [("Automatic", AUTO), ("−2", -24), ("−1", -12), ("As sung", 0), ("+1", 12), ("+2", 24)]
 _TONICS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 _KEYS = [
     ("Every semitone", "chromatic"),
@@ -24,77 +26,97 @@ _KEYS = [
 _ARTICULATIONS = [("As the instrument", AUTO), ("Follow my voice", "follow"), ("Pluck each note", "pluck")]
 _PLUCK_REPEATS = [("Once a note", AUTO), *((f"Every {seconds:g} s", seconds) for seconds in (0.125, 0.25, 0.5, 1.0))]
 _RATES = [("As the instrument", AUTO), ("44.1 kHz", 44100), ("48 kHz", 48000)]
+_HARMONIES = [
+    ("The melody alone", ""),
+    ("A third above", "third"),
+    ("A sixth above", "sixth"),
+    ("An octave above", "octave"),
+    ("An octave below", "octave_below"),
+    ("A third, an octave", "third,octave"),
+    ("A third, an octave below", "third,octave_below"),
+    ("A sixth below, a third", "sixth_below,third"),
+]
+
+
+_TAKE_LIST = """<details class="card"><summary id="take-count">Takes</summary>
+<ul id="take-list"></ul><button type="button" id="forget" class="plain">Delete everything from this browser</button>
+</details>"""
 
 
 class PageControls(NamedTuple):
     """What a person sets."""
 
-    recording: gr.Audio
+    recording: gr.File  # filled by the page's script, with the take that is chosen
     instrument: gr.Radio
+    play: gr.Button
+    cancel: gr.Button
     refresh: gr.Button
+    brass: gr.Button
     options: dict[str, gr.components.Component]  # by the names of TransferOptions
     seed: gr.Number
+    as_played: gr.Checkbox
 
 
 class PageResults(NamedTuple):
-    """What a person gets; ``pictures`` holds one for each of THEMES."""
+    """What a person gets."""
 
     status: gr.HTML
-    panel: gr.Column
-    warning: gr.HTML
-    played: gr.Audio
-    voice: gr.Audio
-    report: gr.HTML
-    downloads: list[gr.DownloadButton]
-    pictures: list[gr.Image]
+    desk: gr.HTML
+
+
+def build_takes(limits: PageConfig) -> gr.File:
+    """Place the takes: record, upload, choose; return the component that carries the chosen one to the server."""
+    accepted = ",".join([*sorted(SUFFIXES), ".mid", ".midi", ".csv", "audio/*", "video/*"])
+    gr.HTML(
+        html_template=_read("takes.html"),
+        elem_id="takes",
+        js_on_load="vox.takes(element, props, upload)",
+        accepted=accepted,
+        seconds=limits.max_seconds,
+        megabytes=limits.max_upload_megabytes,
+    )
+    return gr.File(visible=False, type="filepath")
 
 
 def build_controls(limits: PageConfig) -> PageControls:
-    recording = gr.Audio(
-        sources=["microphone", "upload"],
-        type="filepath",
-        elem_id="recording",
-        label=f"Your voice: sing, hum or whistle, up to {limits.max_seconds:g} s",
-        buttons=[],
-        waveform_options=_wave_colours("waveform"),
-    )
-    gr.HTML('<p id="microphone" class="say error" role="alert"></p>', elem_id="microphone-place")
-    examples = sorted(EXAMPLES_DIR.glob("*.wav"))
-    gr.Examples(
-        [[str(path)] for path in examples],
-        recording,
-        label="Or try an example",
-        api_visibility="private",
-        example_labels=[path.stem.replace("_", " ").capitalize() for path in examples],
-        elem_id="examples",
-    )
-    refresh = gr.Button("Refresh", size="sm", render=False)
-    instrument = gr.Radio(label="Instrument", elem_id="instrument", buttons=[refresh])
+    instrument = gr.Radio(label="Instrument", elem_id="instrument")
+    recording = build_takes(limits)
+    with gr.Row(elem_id="play-row"):
+        play = gr.Button("Play it", variant="primary", size="lg", elem_id="play")
+        cancel = gr.Button("Cancel", size="lg", visible=False, elem_id="cancel")
     octave = gr.Radio(
         _OCTAVES,
         value=AUTO,
         label="Octave",
-        info="Auto moves your voice into the instrument's range",
+        info="Automatic moves your voice into the instrument's range",
         elem_id="octave",
     )
+    with gr.Accordion("Harmony and players", open=False, elem_id="players"):
+        brass = gr.Button("Brass section", size="md", elem_id="brass")
+        with gr.Row():
+            harmony = gr.Dropdown(_HARMONIES, value="", label="Harmony", info="In the key below", filterable=False)
+            ensemble = gr.Slider(1, MAX_ENSEMBLE, 1, step=1, label="Players", info="For each part, slightly apart")
     with gr.Accordion("Fine tuning", open=False, elem_id="tuning"):
-        options = {"semitones": octave, **_build_options()}
-        seed = gr.Number(0, label="Seed of the noise", info="Another number, another breath", precision=0)
-    return PageControls(recording, instrument, refresh, options, seed)
+        options = {"semitones": octave, **_build_options(), "harmony": harmony, "ensemble": ensemble}
+        seed = gr.Number(0, label="Variation", info="Another number, another breath", precision=0)
+        as_played = gr.Checkbox(False, label="As played: do not bring it to a common loudness")
+        refresh = gr.Button("Look for new instruments", size="md", elem_id="refresh")
+    gr.HTML(html_template=_TAKE_LIST, elem_id="takes-kept", js_on_load=None)
+    return PageControls(recording, instrument, play, cancel, refresh, brass, options, seed, as_played)
 
 
 def _build_options() -> dict[str, gr.components.Component]:
-    """Return a control for each field of TransferOptions but the register, which is outside."""
+    """Return a control for most fields of TransferOptions; the others stand outside."""
 
     def decibels(label: str, info: str) -> gr.Slider:
-        return gr.Slider(-20, 20, 0, step=1, label=f"{label}, dB", info=info)
+        return gr.Slider(-20, 20, 0, step=1, label=label, info=f"{info}, in dB")
 
     with gr.Row():
-        transpose = gr.Slider(-12, 12, 0, step=1, label="Semitones", info="Beside the octave")
-        loudness = decibels("Loudness", "Softer or stronger")
+        transpose = gr.Slider(-12, 12, 0, step=1, label="Semitones", info="Added to the octave")
+        loudness = decibels("Loudness", "Softer or stronger playing")
     with gr.Row():
         breath = decibels("Breath", "Less or more noise in the tone")
-        gate = decibels("Gate", "Higher leaves more silent")
+        gate = decibels("Ignore quiet sounds", "Higher leaves more silent")
     with gr.Row():
         autotune = gr.Slider(0, 1, 0, step=0.05, label="Autotune", info="1 puts every note on the key")
         key = gr.Dropdown(_KEYS, value=_KEYS[0][1], label="Key", info="Of what is played")
@@ -102,7 +124,7 @@ def _build_options() -> dict[str, gr.components.Component]:
         articulation = gr.Dropdown(
             _ARTICULATIONS,
             value=AUTO,
-            label="Articulation",
+            label="Attack",
             info="A guitar is plucked, a trumpet follows you",
             filterable=False,
             elem_id="articulation",
@@ -111,17 +133,12 @@ def _build_options() -> dict[str, gr.components.Component]:
             _PLUCK_REPEATS, value=AUTO, label="Pluck a held note", info="Plucked notes only", filterable=False
         )
     with gr.Row():
-        smoothing = gr.Slider(0, 0.5, 0, step=0.01, label="Smoothing, s", info="Evens out a trembling voice")
+        smoothing = gr.Slider(0, 0.5, 0, step=0.01, label="Steady hand", info="Evens out a trembling voice, s")
         rate = gr.Dropdown(
-            _RATES,
-            value=AUTO,
-            label="Sample rate",
-            info="Shipped models play at 48 kHz",
-            filterable=False,
-            elem_id="rate",
+            _RATES, value=AUTO, label="Sample rate of files", info="48 kHz for most", filterable=False, elem_id="rate"
         )
-    fold = gr.Checkbox(False, label="Fold what is too high or too low into the instrument's range")
-    fit = gr.Checkbox(True, label="Fit register and loudness to the instrument")
+    fold = gr.Checkbox(False, label="Move notes that are too high or too low by octaves", elem_id="fold")
+    fit = gr.Checkbox(True, label="Adapt register and loudness to the instrument")
     return {
         "transpose": transpose,
         "loudness_offset": loudness,
@@ -139,54 +156,26 @@ def _build_options() -> dict[str, gr.components.Component]:
 
 
 def build_results() -> PageResults:
-    status = gr.HTML(INVITATION, html_template='<div role="status">${value}</div>', elem_id="status")
-    with gr.Column(visible=False, elem_id="results") as panel:
-        warning = gr.HTML(visible=False, elem_id="warning")
-        played = gr.Audio(
-            label="The instrument",
-            type="filepath",
-            interactive=False,
-            autoplay=True,
-            elem_id="played",
-            buttons=[],
-            waveform_options=_wave_colours("pitch"),
-        )
-        voice = gr.Audio(
-            label="Your voice",
-            type="filepath",
-            interactive=False,
-            elem_id="heard",
-            buttons=[],
-            waveform_options=_wave_colours("waveform"),
-        )
-        report = gr.HTML(elem_id="report")
-        with gr.Row(elem_classes="downloads"):
-            names = ("Save it", "Tone alone", "Noise alone")
-            downloads = [gr.DownloadButton(name, size="md", min_width=100) for name in names]
-    return PageResults(status, panel, warning, played, voice, report, downloads, [])
-
-
-def build_pictures() -> list[gr.Image]:
-    return [
-        gr.Image(
-            type="filepath",
-            label="Waveform, pitch and loudness of what was played",
-            interactive=False,
-            visible=False,
-            show_label=False,
-            buttons=["fullscreen"],
-            elem_classes=["picture", f"in-{theme}"],
-        )
-        for theme in THEMES
-    ]
-
-
-def _wave_colours(colour: str) -> gr.WaveformOptions:
-    """Return colours that can be seen on a light page and on a dark one."""
-    light, dark = THEMES["light"], THEMES["dark"]
-    return gr.WaveformOptions(
-        waveform_color=getattr(light, colour), waveform_progress_color=dark.loudness, trim_region_color=dark.loudness
+    status = gr.HTML("", html_template='<div role="status">${value}</div>', elem_id="status")
+    hum = EXAMPLES_DIR / "hum.wav"
+    played = sorted(EXAMPLES_DIR.glob("hum_*.ogg"), key=lambda path: (path.stem != "hum_trumpet", path.stem))
+    examples = {path.stem.removeprefix("hum_"): file_data(path) for path in played}
+    desk = gr.HTML(
+        {"voice": file_data(hum), "examples": examples},
+        html_template=_read("desk.html"),
+        js_on_load="vox.desk(element, props, trigger, watch, ['fix', 'save'])",
+        elem_id="desk",
     )
+    return PageResults(status, desk)
+
+
+def file_data(path: Path | str) -> dict[str, Any]:
+    """Return a file as Gradio sends one, wherever it stands in a value."""
+    return {"path": str(path), "orig_name": Path(path).name, "meta": {"_type": "gradio.FileData"}}
+
+
+def _read(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def message_card(sentence: str, kind: str = "") -> str:
@@ -210,28 +199,13 @@ _LOGO = """<svg viewBox="0 0 120 44" aria-hidden="true">
   <path class="horn" d="M70 22v-8M78 22v-8M86 22v-8M66 22c0 12 24 12 24 0"/>
 </svg>"""
 
-# Gradio is silent when a browser refuses the microphone, and its pictures have no text for who cannot see them.
-HEAD = """<script>
-if (navigator.mediaDevices) {
-  const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
-  const sentences = {
-    NotAllowedError: "The browser keeps the microphone from me. Allow it beside the address, or upload a recording.",
-    NotFoundError: "I find no microphone. Plug one in, or upload a recording.",
-  };
-  const say = (sentence) => { document.getElementById("microphone").textContent = sentence; };
-  navigator.mediaDevices.getUserMedia = (wanted) => ask(wanted).then(
-    (stream) => { say(""); return stream; },
-    (error) => { say(sentences[error.name] ?? "The microphone does not work. Upload a recording."); throw error; },
-  );
-}
-new MutationObserver(() => document.querySelectorAll('.picture img[alt=""]').forEach((image) => {
-  image.alt = "Waveform, pitch, loudness and spectrogram of what was played";
-})).observe(document, {childList: true, subtree: true});
-</script>"""
 
-INVITATION = f"""<div class="say idle">{_LOGO}
-<p>Record yourself, upload a recording or take an example, and press the button. What the instrument plays appears
-here.</p></div>"""
+def head() -> str:
+    """Return what goes into the page's head: its script, and one language whatever the browser's."""
+    english = "for (const [name, value] of [['language', 'en'], ['languages', ['en']]]) "
+    english += "Object.defineProperty(navigator, name, {get: () => value});"
+    return f"<script>{english}\n{_read('desk.js')}</script>"
+
 
 HEADER = f"""
 <header class="top">

@@ -3,6 +3,7 @@
 Only values are here, and nothing comes from outside: no font, no script, no picture.
 """
 
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -18,7 +19,7 @@ def launch_options(head: str = "") -> dict[str, Any]:
 
 def _make_css() -> str:
     drawings = "; ".join(f"--{name}: {_draw(path)}" for name, path in _DRAWINGS.items())
-    return f":root {{ {drawings} }}{_CSS}"
+    return f":root {{ {drawings} }}{_CSS}{Path(__file__).with_name('desk.css').read_text(encoding='utf-8')}"
 
 
 def _draw(path: str) -> str:
@@ -137,17 +138,19 @@ _CSS = """
 .html-container { padding: 0 !important; }
 .top { display: flex; align-items: center; gap: 20px; padding: 10px 0; }
 .top svg { width: 104px; }
-.top svg, .idle svg { flex: none; fill: none; stroke-width: 3; stroke-linecap: round; stroke-linejoin: round; }
+.top svg { flex: none; fill: none; stroke-width: 3; stroke-linecap: round; stroke-linejoin: round; }
 .top h1 { font-size: 1.8rem; font-weight: 700; letter-spacing: -.02em; margin: 0; line-height: 1.2; }
 .top h1 span { font-weight: 400; color: var(--body-text-color-subdued); }
+.top .live { margin-left: auto; flex: none; padding: 10px 18px; border-radius: 999px; font-weight: 600;
+  text-decoration: none; color: #fff; background: var(--color-accent); }
 .top p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
+.top .live { margin-left: auto; white-space: nowrap; min-height: 40px; display: inline-flex; align-items: center;
+  color: var(--body-text-color); text-decoration: underline; }
 .voice { stroke: var(--neutral-400); }
 .horn { stroke: var(--color-accent); }
 .say { padding: 20px; border: 1px solid var(--border-color-primary); border-radius: 12px; margin: 0; line-height: 1.5;
   background: var(--block-background-fill); }
 .say.error { border-color: #c0392b; border-left-width: 5px; }
-#microphone:empty { display: none; }
-#microphone-place:has(#microphone:empty) { position: absolute; }
 .say.warning { border-color: var(--color-accent); border-left-width: 5px; padding: 12px 16px; }
 /* Choices are cards and chips: the round mark goes, the frame says what is chosen, the keyboard's focus is a ring. */
 #instrument label, #octave label { cursor: pointer; transition: background .15s, border-color .15s; }
@@ -164,17 +167,14 @@ _CSS = """
 #instrument label:has([value=saxophone])::before { mask-image: var(--saxophone); }
 #instrument label:has([value=violin])::before { mask-image: var(--violin); }
 #octave .wrap { gap: 6px; }
-#octave label { padding: 7px 0; min-width: 48px; justify-content: center; border-radius: 10px; }
+#octave label { padding: 9px 0; min-height: 40px; min-width: 48px; justify-content: center; border-radius: 10px; }
 #octave label span { margin: 0 12px; }
-#instrument .custom-button { color: var(--color-accent); }
 #play, #cancel { border-radius: 12px; font-size: 1.05rem; padding: 14px; }
 input[type=range]::-webkit-slider-thumb { box-shadow: 0 0 0 2px var(--color-accent) !important; }
 input[type=range]::-moz-range-thumb { box-shadow: 0 0 0 2px var(--color-accent) !important; }
-.downloads button { font-weight: 500; }
-.say.idle { min-height: 420px; display: flex; flex-direction: column; align-items: center; justify-content: center;
+.say.idle { min-height: 300px; display: flex; flex-direction: column; align-items: center; justify-content: center;
   gap: 18px; border-style: dashed; background: none; text-align: center; }
-.idle svg { width: 132px; opacity: .6; }
-.idle p { margin: 0; max-width: 34ch; color: var(--body-text-color-subdued); }
+.idle p { margin: 0; max-width: 44ch; color: var(--body-text-color-subdued); }
 #status .pending { opacity: 1 !important; }
 #status .wrap { opacity: 1 !important; background: none; z-index: 2; overflow: visible; }
 #status .progress-text { position: absolute; inset: 22px 20px auto auto; transform: none; font-size: .8rem;
@@ -189,8 +189,6 @@ input[type=range]::-moz-range-thumb { box-shadow: 0 0 0 2px var(--color-accent) 
 .steps .now::before { animation: pulse 1.1s ease-in-out infinite alternate; }
 @keyframes pulse { to { transform: scale(1.5); opacity: .55; } }
 @media (prefers-reduced-motion: reduce) { .steps .now::before { animation: none; } }
-#report p { margin: 0; font-size: .9rem; color: var(--body-text-color-subdued); }
-.dark .in-light, body:not(.dark) .in-dark { display: none !important; }
 .flow { display: flex; align-items: center; justify-content: space-between; gap: 10px; padding: 16px 0 8px; }
 .node { flex: 1; min-width: 0; text-align: center; padding: 16px 10px; border-radius: 12px;
   background: var(--block-background-fill); border: 1px solid var(--border-color-primary); }
@@ -210,22 +208,19 @@ input[type=range]::-moz-range-thumb { box-shadow: 0 0 0 2px var(--color-accent) 
 #card h1 { font-size: 1.2rem; }
 #card h2 { font-size: 1rem; }
 #card table { display: block; overflow-x: auto; border: 0 !important; padding: 0; }
-#card thead { display: none; }
 #card td { padding: 6px 12px !important; border-color: var(--border-color-primary) !important; white-space: nowrap; }
 .foot { color: var(--body-text-color-subdued); font-size: .85rem; margin: 0; }
 /* Not below: of what is for phones alone, Gradio lets nothing reach its footer. */
 footer .divider { display: none !important; }
 footer { gap: 18px; }
+footer button, [role=tab], button.label-wrap { min-height: 40px; }
+button.label-wrap { align-items: center; }
 @media (max-width: 700px) {
-  .top { gap: 14px; } .top svg { width: 68px; } .top h1 { font-size: 1.35rem; } .top h1 span { display: block;
-    font-size: 1rem; }
-  #octave .wrap { flex-wrap: nowrap; } #octave label { min-width: 0; flex: 1; } #octave label span { margin: 0 4px; }
+  .top { gap: 14px; flex-wrap: wrap; } .top > div { flex: 1 1 180px; } .top svg { width: 68px; }
+  .top h1 { font-size: 1.35rem; } .top h1 span { display: block; font-size: 1rem; }
   .say.idle { min-height: 0; }
   .flow { flex-direction: column; } .node, .stack { width: 100%; flex: none; }
   .stack { flex-direction: row; } .stack .node { flex: 1; width: auto; }
   .arrow { transform: rotate(135deg); }
-  .picture { overflow-x: auto !important; max-width: 100%; }
-  .picture button, .picture .image-frame { justify-content: flex-start; }
-  .picture img { width: 760px !important; max-width: none !important; }
 }
 """

@@ -9,12 +9,15 @@ where a cancel and the time limit are noticed, and the work stops at its next st
 
 import contextvars
 import dataclasses
+import hashlib
+import json
 import logging
 import os
 import re
 import threading
 import time
-from collections import defaultdict
+import zipfile
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
@@ -27,10 +30,16 @@ import torch
 from checkpoint import BEST, LATEST, PRETRAINED_DIR, load_model, read_checkpoint
 from config import PageConfig
 from model import NeuralGuitar
-from playing.offline_transfer import transfer
-from sound.audio_files import load_audio, write_audio
-from sound.feature_plots import THEMES, plot_features, save_figure
-from voice.fitting import TransferOptions
+from playing.loudness import measure_loudness, normalize_loudness
+from playing.offline_transfer import ProgressCallback, measure_blocks, transfer_curves, transfer_measured, transfer_midi
+from sound.atomic_files import write_text
+from sound.audio_files import load_audio, read_blocks, write_audio, write_blocks
+from sound.feature_plots import plot_features, save_figure
+from voice.curves import Curves, read_curves, shape_notes, write_curves
+from voice.fitting import InstrumentProfile, TransferOptions
+from voice.melody import MeasuredVoice, find_melody
+from voice.midi import read_midi, write_midi
+from voice.note_finder import SungNote, find_notes
 
 try:
     from spaces import GPU as borrow_gpu  # a Hugging Face ZeroGPU Space lends its GPU a call at a time
@@ -40,8 +49,8 @@ except ImportError:
         return function
 
 
-STEPS = ("Fetching the instrument", "Listening to your recording", "Playing your melody", "Drawing what was played")
-FETCH, LISTEN, PLAY, DRAW = range(len(STEPS))
+STEPS = ("Fetching the instrument", "Listening to your recording", "Playing your melody")
+FETCH, LISTEN, PLAY = range(len(STEPS))
 StepCallback = Callable[[int], None]  # called with each step before it begins
 _LISTENING_SHARE = 0.6  # share of a transfer after which the voice has been listened to
 _ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))  # then what a request does on the GPU happens in another process
@@ -158,11 +167,49 @@ def read_model_card(instrument: PlayableModel) -> str:
 # --- one request ----------------------------------------------------------------------------------
 
 
-class TransferService(NamedTuple):
+class MeasuredTake(NamedTuple):
+    """What no option changes about a recording."""
+
+    voice: MeasuredVoice
+    loudness: float  # LUFS
+
+
+@dataclass
+class TakeCache:
+    """What was measured in the recordings that were played last, so that another choice of options begins at once."""
+
+    limit: int = 32  # of half a megabyte for each five minutes
+    _takes: OrderedDict[tuple, MeasuredTake] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def find(self, key: tuple) -> MeasuredTake | None:
+        with self._lock:
+            if key in self._takes:
+                self._takes.move_to_end(key)
+            return self._takes.get(key)
+
+    def keep(self, key: tuple, take: MeasuredTake) -> None:
+        with self._lock:
+            self._takes[key] = take
+            while len(self._takes) > self.limit:
+                self._takes.popitem(last=False)
+
+
+def identify_take(recording: str, model: NeuralGuitar) -> tuple:
+    """Return what a measurement depends on: the file's content, and how a model's features are measured."""
+    with open(recording, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+    settings = model.settings
+    return digest, settings.audio.feature_rate, settings.features, settings.transfer
+
+
+@dataclass(frozen=True)
+class TransferService:
     """What all requests share."""
 
     collection: ModelCollection
     limits: PageConfig
+    takes: TakeCache = field(default_factory=TakeCache)
 
 
 @dataclass(frozen=True)
@@ -174,10 +221,16 @@ class TransferRequest:
     options: TransferOptions
     seed: int
     folder: Path
+    normalize: bool = True  # to the level at which people listen
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"the seed should be between 0 and {2**31 - 1}, not {self.seed:g}")
+
+    @property
+    def title(self) -> str:
+        """The recording's name, as a part of a file's name."""
+        return re.sub(r"[^\w-]+", "_", Path(self.recording).stem)[:40] or "recording"
 
 
 class TransferOutcome(NamedTuple):
@@ -186,11 +239,11 @@ class TransferOutcome(NamedTuple):
     sound: str  # the instrument's
     stems: dict[str, np.ndarray]  # audio, harmonic and noise: [N] each
     sample_rate: int
-    f0: np.ndarray  # Hz [T], as played
+    curves: Curves  # as played
     voice_f0: np.ndarray  # Hz [T], as sung
-    loudness: np.ndarray  # dB [T], as played
-    played: np.ndarray  # bool [T], where there is a note
-    frame_rate: float
+    notes: list[SungNote]  # as played
+    profile: InstrumentProfile
+    voice_loudness: float  # LUFS; minus infinity where there is no voice
     report: dict[str, Any]
 
 
@@ -245,37 +298,106 @@ def _perform(service: TransferService, request: TransferRequest, enter: StepCall
         raise ValueError("there is no recording yet; sing into the microphone, or upload a file")
     model = service.collection.load(service.collection.choose(request.instrument))
     enter(LISTEN)
-    rate = model.settings.audio.feature_rate
-    voice = load_audio(request.recording, rate, service.limits.max_seconds)
-    played = perform_transfer(voice, rate, model, request.options, request.seed, None if _ON_ZERO_GPU else enter)
+    take: MeasuredTake | Path | np.ndarray
+    if is_written(request.recording):
+        take, key = Path(request.recording), None
+        _require_short(take, model, service.limits.max_seconds)
+    else:
+        take, key = _find_take(service, request.recording, model)
+    played = perform_transfer(take, model, request, None if _ON_ZERO_GPU else enter)
     if isinstance(played, Exception):
         raise played
-    return played
+    outcome, measured = played
+    if key and measured:
+        service.takes.keep(key, measured)
+    return outcome
+
+
+def is_written(recording: str) -> bool:
+    """Return True if a file holds notes or curves, not sound."""
+    return Path(recording).suffix.lower() in (".mid", ".midi", ".csv")
+
+
+def _require_short(written: Path, model: NeuralGuitar, max_seconds: float) -> None:
+    """Raise ValueError if notes or curves last longer than a recording may, or cannot be read."""
+    if written.suffix.lower() == ".csv":
+        seconds = len(read_curves(written, model.settings).f0) / model.settings.audio.frame_rate
+    else:
+        seconds = max(note.end for note in read_midi(written)[0])
+    if seconds > max_seconds:
+        raise ValueError(f"{written} lasts longer than the limit of {max_seconds:g} s")
+
+
+def _find_take(
+    service: TransferService, recording: str, model: NeuralGuitar
+) -> tuple[MeasuredTake | np.ndarray, tuple]:
+    """Return what was measured in a recording, or the recording [N] if it was not yet, and the key to keep it by."""
+    key = identify_take(recording, model)
+    known = service.takes.find(key)
+    return known or load_audio(recording, model.settings.audio.feature_rate, service.limits.max_seconds), key
+
+
+def find_sung_notes(
+    service: TransferService, recording: str | None, model: NeuralGuitar, gate_offset: float
+) -> tuple[Curves, list[SungNote]]:
+    """Return the curves of what is sung in a recording, not fitted to any instrument, and its notes.
+
+    Raises:
+        ValueError, OSError: it cannot be read, or nothing is sung in it.
+    """
+    if recording is None:
+        raise ValueError("there is no recording yet; send one")
+    take, key = _find_take(service, recording, model)
+    if not isinstance(take, MeasuredTake):
+        take = _measure_take(take, model, None)
+        service.takes.keep(key, take)
+    config = model.settings
+    _, melody, _ = find_melody(take.voice, config, gate_offset)
+    return shape_notes(melody, config), find_notes(melody.f0, melody.loudness, melody.voiced, config.audio.frame_rate)
 
 
 @borrow_gpu
 def perform_transfer(
-    voice: np.ndarray, rate: int, model: NeuralGuitar, options: TransferOptions, seed: int, enter: StepCallback | None
-) -> TransferOutcome | ValueError | OSError:
-    """Play a voice [N], or return why not: what goes in and out can be sent to where a lent GPU is, errors cannot."""
+    take: np.ndarray | MeasuredTake | Path, model: NeuralGuitar, request: TransferRequest, enter: StepCallback | None
+) -> tuple[TransferOutcome, MeasuredTake | None] | ValueError | OSError:
+    """Play a voice [N], one that was measured before, or a MIDI file; return what was played, and what was measured.
+
+    Why it cannot be played is returned too: what goes in and out can be sent to where a lent GPU is, errors cannot.
+    """
     progress = None if enter is None else lambda _, share: enter(LISTEN if share < _LISTENING_SHARE else PLAY)
     if _ON_ZERO_GPU and torch.cuda.is_available():
         model = model.to("cuda")
     try:
-        result = transfer(voice, rate, model, options, seed, progress)
+        if isinstance(take, Path) and take.suffix.lower() == ".csv":
+            result = transfer_curves(read_curves(take, model.settings), model, request.options, request.seed)
+        elif isinstance(take, Path):
+            result = transfer_midi(take, model, request.options, request.seed)
+        else:
+            if not isinstance(take, MeasuredTake):
+                take = _measure_take(take, model, progress)
+            result = transfer_measured(take.voice, model, request.options, request.seed, progress)
+        if request.normalize:
+            result = normalize_loudness(result)
     except (ValueError, OSError) as error:
         return error
-    return TransferOutcome(
+    measured = take if isinstance(take, MeasuredTake) else None
+    outcome = TransferOutcome(
         sound=model.instrument,
         stems={"": result.audio, "_harmonic": result.harmonic, "_noise": result.noise},
         sample_rate=result.sample_rate,
-        f0=result.curves.f0,
+        curves=result.curves,
         voice_f0=result.features.f0.numpy(),
-        loudness=result.curves.loudness,
-        played=result.curves.gate > 0,
-        frame_rate=model.settings.audio.frame_rate,
+        notes=result.notes,
+        profile=InstrumentProfile.of(model),
+        voice_loudness=measured.loudness if measured else -np.inf,
         report=result.report,
     )
+    return outcome, measured
+
+
+def _measure_take(voice: np.ndarray, model: NeuralGuitar, progress: ProgressCallback | None) -> MeasuredTake:
+    measured = measure_blocks([voice], model, progress or (lambda *_: None))
+    return MeasuredTake(measured, measure_loudness(voice, model.settings.audio.feature_rate))
 
 
 # --- words ----------------------------------------------------------------------------------------
@@ -285,17 +407,19 @@ def explain_failure(error: Exception, recording: str | None) -> str:
     """Return one friendly sentence for what a person can do something about; no path of the server is in it."""
     known = {
         "is silent": "I hear only silence. Is the right microphone chosen, and is it switched on?",
-        "lasts longer": "This recording is too long. Trim it with the scissors, or upload a shorter one.",
+        "lasts longer": "This recording is too long to be played in one go. Cut it into parts, and play them in turn.",
+        "gate silences": "'Ignore quiet sounds' is set so high that it silences the whole recording. Set it lower.",
         "no samples": "The recording is empty. Record again, or upload another file.",
         "no melody": "I could not hear a melody. Sing or hum a little closer to the microphone, one note at a time.",
-        "be read as sound": "This is not a sound file that I can read. Try wav, mp3, m4a, flac or ogg.",
+        "be read as sound": "This is not a sound file that I can read. Try wav, mp3, m4a, flac, ogg, or a MIDI file.",
+        "be read as MIDI": "This MIDI file is damaged. Save it again in the program that it comes from.",
     }
     message = str(error).replace(recording or "\0", "the recording")
     if isinstance(error, TimeoutError):
         return "This took too long, so I stopped. Try a shorter recording."
     if sentence := next((sentence for sign, sentence in known.items() if sign in message), None):
         return sentence
-    message = re.sub(r"(?<![^\s'\"])/\S*/", "", message)  # of a path, only the file's name is for strangers
+    message = hide_folders(message)
     if isinstance(error, OSError):
         log.error("app.py: %s", message)
         return "The recording could not be read, or the result not written. Please try again."
@@ -303,34 +427,62 @@ def explain_failure(error: Exception, recording: str | None) -> str:
     return f"{message[:1].upper()}{message[1:]}.".replace("..", ".")
 
 
+def hide_folders(message: str) -> str:
+    """Return a message with only the file's name of each path: folders of the server are not for strangers."""
+    return re.sub(r"(?<![^\s'\"])/\S*/", "", message)
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 
-def write_result_files(outcome: TransferOutcome, request: TransferRequest) -> list[Path]:
-    """Write the sound, its harmonic and its noise part, named after the recording."""
-    title = re.sub(r"[^\w-]+", "_", Path(request.recording).stem)[:40] or "recording"
-    paths = [request.folder / f"{title}_{outcome.sound}{part}.wav" for part in outcome.stems]
+def write_sounds(
+    outcome: TransferOutcome, request: TransferRequest, suffix: str = ".wav", bits: int = 24
+) -> list[Path]:
+    """Write the sound, its harmonic and its noise part, named after the recording and the instrument."""
+    paths = [request.folder / f"{request.title}_{outcome.sound}{part}{suffix}" for part in outcome.stems]
     for path, audio in zip(paths, outcome.stems.values()):
-        write_audio(path, audio, outcome.sample_rate)
+        write_audio(path, audio, outcome.sample_rate, bits)
     return paths
 
 
-def draw_result(outcome: TransferOutcome, folder: Path) -> list[Path]:
-    """Draw the result, for a light page and for a dark one."""
-    paths = [folder / f"{outcome.sound}_{theme}.png" for theme in THEMES]
-    for path, theme in zip(paths, THEMES):
-        figure = plot_features(
-            outcome.stems[""],
-            outcome.sample_rate,
-            outcome.f0,
-            outcome.loudness,
-            outcome.frame_rate,
-            voiced=outcome.played,
-            second_f0=outcome.voice_f0,
-            f0_labels=(outcome.sound, "your voice"),
-            theme=theme,
-            title=f"Played on the {outcome.sound}",
-            spectrogram=True,
-        )
-        save_figure(figure, path)
-    return paths
+def write_notes(outcome: TransferOutcome, request: TransferRequest) -> list[Path]:
+    """Write what was played as MIDI and as curves (CSV)."""
+    config, name = outcome.profile.config, f"{request.title}_{outcome.sound}"
+    midi, curves = request.folder / f"{name}.mid", request.folder / f"{name}_curves.csv"
+    write_midi(midi, outcome.notes, outcome.curves, config)
+    write_curves(curves, outcome.curves, config.audio.frame_rate)
+    return [midi, curves]
+
+
+def write_package(outcome: TransferOutcome, request: TransferRequest) -> Path:
+    """Write everything there is of a result, and the voice, into one zip named after recording and instrument."""
+    files = [*write_sounds(outcome, request), *write_notes(outcome, request), _draw(outcome, request)]
+    report = request.folder / f"{request.title}_{outcome.sound}_report.json"
+    write_text(report, json.dumps(outcome.report, indent=2) + "\n")
+    if not is_written(request.recording):
+        voice = request.folder / f"{request.title}_voice.wav"
+        write_blocks(voice, read_blocks(request.recording, outcome.sample_rate), outcome.sample_rate, bits=24)
+        files.append(voice)
+    package = request.folder / f"{request.title}_{outcome.sound}.zip"
+    with zipfile.ZipFile(package, "w") as archive:
+        for path in (*files, report):
+            archive.write(path, path.name)
+    return package
+
+
+def _draw(outcome: TransferOutcome, request: TransferRequest) -> Path:
+    path = request.folder / f"{request.title}_{outcome.sound}.png"
+    figure = plot_features(
+        outcome.stems[""],
+        outcome.sample_rate,
+        outcome.curves.f0,
+        outcome.curves.loudness,
+        outcome.profile.config.audio.frame_rate,
+        voiced=outcome.curves.gate > 0,
+        second_f0=outcome.voice_f0,
+        f0_labels=(outcome.sound, "your voice"),
+        title=f"Played on the {outcome.sound}",
+        spectrogram=True,
+    )
+    save_figure(figure, path)
+    return path

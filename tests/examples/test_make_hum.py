@@ -70,10 +70,10 @@ def test_committed_pitch_is_what_is_sung(tmp_path: Path, audio: np.ndarray) -> N
     )
     assert np.allclose(written, committed, atol=0.002)
     seconds, f0 = committed.T
-    heard = measure_f0(audio)[: len(f0)]  # of a window that begins at the frame, not one centred on it
-    sung = np.interp(seconds + 0.02, seconds, f0)[: len(heard)]
-    steady = (f0[: len(heard)] > 0) & (np.interp(seconds + 0.04, seconds, f0)[: len(heard)] > 0)
-    cents = 1200 * np.abs(np.log2(heard[steady] / sung[steady]))
+    measured = measure_f0(audio)[: len(f0)]  # of a window that begins at the frame, not one centred on it
+    sung = np.interp(seconds + 0.02, seconds, f0)[: len(measured)]
+    steady = (f0[: len(measured)] > 0) & (np.interp(seconds + 0.04, seconds, f0)[: len(measured)] > 0)
+    cents = 1200 * np.abs(np.log2(measured[steady] / sung[steady]))
     assert steady.mean() > 0.5 and np.median(cents) < 15
 
 

@@ -16,6 +16,7 @@ from model import NeuralGuitar
 from playing import export as model_export
 from playing import live_graph
 from playing.block_model import BlockModel
+from playing.causal_transfer import StreamingTransfer
 from playing.live_graph import LiveGraph
 
 ROOT = Path(__file__).parents[2]
@@ -127,6 +128,8 @@ def test_the_live_graph_equals_the_causal_transfer(tmp_path, write_checkpoint):
     assert 0.3 < shown[:, voiced].mean() < 0.9 and np.abs(expected).max() > 1e-3
     assert (shown[:, voiced] == decided[:, voiced]).all() and np.abs(shown - decided).max() < 0.1
     assert len(played) == len(expected) and np.abs(played - expected).max() < 1e-3
+    one, other = (StreamingTransfer(graph.player.model, graph_file=file) for file in (None, path))
+    assert np.abs(one.process(voice) - other.process(voice)).max() < 1e-3
 
 
 @pytest.mark.parametrize(

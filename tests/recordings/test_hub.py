@@ -1,4 +1,4 @@
-"""hub_client and hub_index: faults that pass, refusals in a sentence, and hostile indexes; the Hub is on loopback."""
+"""hub_client: faults that pass, refusals in a sentence, and hostile indexes; the Hub is on loopback."""
 
 import argparse
 import json

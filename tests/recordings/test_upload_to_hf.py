@@ -168,14 +168,13 @@ def test_words_of_ones_own_in_the_card_and_its_licence_stay(hub, folder, countin
 def test_licence_is_the_users_word(hub, folder, flags, licence, name):
     assert upload(folder, *flags) == 0
     assert hub.cards[-1]["license"] == licence and hub.cards[-1].get("license_name") == name
+    assert repo_of(hub).private
     assert upload(folder, "--licence", "CC0-1.0") == 0  # said later
     assert hub.cards[-1]["license"] == "cc0-1.0" and "license_name" not in hub.cards[-1]
 
 
-def test_visibility(hub, folder, caplog):
-    assert upload(folder, "--public", "--licence", "mit") == 0
-    assert not repo_of(hub).private
-    assert upload(folder) == 0 and NAME in caplog.text
+def test_public_is_said_by_the_user(hub, folder):
+    assert upload(folder, "--public", "--licence", "mit") == 0 and not repo_of(hub).private
 
 
 @pytest.mark.parametrize("token", ["hf_read", "hf_wrong", None])

@@ -17,7 +17,6 @@ from sound.plucks import (
     find_onsets,
     measure_plucks,
     melody_plucks,
-    single_pluck,
     typical_plucks,
     window_share,
 )
@@ -47,10 +46,6 @@ def f0_of(notes, seconds):
     return np.array([note[1] for note in notes])[np.maximum(which, 0)]
 
 
-def midi(f0):
-    return 12 * np.log2(f0 / 440) + 69
-
-
 def test_window_share_is_the_measured_level_of_an_abrupt_onset(config):
     sound = np.concatenate([np.zeros(8000, np.float32), ringing(880.0, 0.5, 0)])
     frames = 50 + np.arange(-2, 4)
@@ -75,7 +70,9 @@ def test_the_decay_of_single_plucks_is_measured(config):
     for f0 in (220.0, 440.0):
         for amplitude, decay in ((0.03, 24.0), (0.3, 12.0)):
             sound = np.concatenate([np.zeros(3200, np.float32), ringing(f0, 2.5, decay, amplitude)])
-            plucks.append(single_pluck(extract_loudness(sound, config), midi(f0), RATE))
+            loudness = extract_loudness(sound, config)
+            plucks += melody_plucks(np.full(len(loudness), f0), loudness, RATE, WINDOW)
+    assert len(plucks) == 4
     table = measure_plucks(plucks, RATE, WINDOW)
     times = np.array([0.05, 0.3, 1.0])
     for pitch in (57.0, 69.0):

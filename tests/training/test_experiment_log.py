@@ -8,7 +8,6 @@ import subprocess
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 from conftest import melody
@@ -18,8 +17,8 @@ from model import build_model
 from recordings.corpus import Corpus
 from recordings.crops import Span
 from training import wandb_run
-from training.experiment_log import ExperimentLog, choose_run_name, read_metrics, write_run_page
-from training.held_out_phrases import SOUNDS, choose_phrases, draw_phrase, load_loudest_passage, play_phrase
+from training.experiment_log import ExperimentLog, choose_run_name, read_metrics
+from training.held_out_phrases import SOUNDS, choose_phrases, load_loudest_passage, play_phrase
 
 
 @pytest.fixture
@@ -123,33 +122,6 @@ def test_offline_runs_of_a_resumed_training_are_one_run(tmp_path, corpus, model,
     assert not (tmp_path / "wandb").exists()
 
 
-def test_what_wandb_does_not_take_once_is_said_once_and_the_rest_is_kept(
-    tmp_path, corpus, small_config, no_account, monkeypatch, caplog
-):
-    folder = tmp_path / "run"
-    tracker = watch(folder, small_config, corpus)
-    tracker.start_wandb("offline", "p", "abcd1234")
-    take = tracker._wandb.log
-
-    def fail(values):
-        raise OSError("no space left")
-
-    for epoch in (1, 2, 3, 4):
-        monkeypatch.setattr(tracker._wandb, "log", fail if epoch in (2, 3) else take)
-        train_a_little(tracker, [epoch])
-    tracker.finish(0)
-    assert caplog.messages.count("not tracked, training goes on: OSError: no space left") == 1
-    assert [record["step"] for record in read_metrics(folder) if record["kind"] == "step"] == [1, 2, 3, 4]
-    records = list(read_wandb_file(next(folder.glob("wandb/offline-run-*/*.wandb"))))
-    rows = [
-        {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-        for record in records
-        if record.WhichOneof("record_type") == "history"
-    ]
-    assert [row["step"] for row in rows if "train_loss" in row] == ["1", "4"]
-    assert [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"] == [0]
-
-
 def test_without_a_network_the_run_is_kept_offline(tmp_path, corpus, small_config, no_account, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
@@ -163,40 +135,9 @@ def test_without_a_network_the_run_is_kept_offline(tmp_path, corpus, small_confi
     assert len(list(tmp_path.glob("run/wandb/offline-run-*/*.wandb"))) == 1
 
 
-def test_a_key_may_end_with_a_newline(tmp_path, corpus, small_config, no_account, monkeypatch, caplog):
-    caplog.set_level("INFO")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40 + "\n")
-    tracker = watch(tmp_path / "run", small_config, corpus)
-    tracker.start_wandb("offline", "p", "abcd1234")
-    tracker.finish(0)
-    assert "not tracked" not in caplog.text
-    assert len(list(tmp_path.glob("run/wandb/offline-run-*/*.wandb"))) == 1
-    monkeypatch.setenv("WANDB_API_KEY", "\n")
-    assert not wandb_run.has_key()
-
-
-def test_offline_is_not_said_when_nothing_is_kept(tmp_path, corpus, small_config, no_account, monkeypatch, caplog):
-    def fail(*_):
-        raise OSError("no W&B")
-
-    caplog.set_level("INFO")
-    monkeypatch.setattr(wandb_run, "start_run", fail)
-    tracker = watch(tmp_path / "run", small_config, corpus)
-    tracker.start_wandb("online", "p", "abcd1234")
-    assert "kept offline" not in caplog.text and str(tmp_path / "run") in caplog.messages[-1]
-
-
-@pytest.mark.parametrize("given", ["flag", "variable"])
-def test_disabled(tmp_path, corpus, small_config, no_account, monkeypatch, given):
-    monkeypatch.setenv("WANDB_MODE", "disabled" if given == "variable" else "online")
-    tracker = watch(tmp_path / "run", small_config, corpus)
-    tracker.start_wandb("disabled" if given == "flag" else None, "p", "abcd1234")
-    tracker.finish(0)
-    assert not (tmp_path / "run" / "wandb").exists() and (tmp_path / "run" / "index.html").exists()
-
-
 def test_a_key_is_found_where_wandb_login_leaves_it(tmp_path, no_account, monkeypatch):
-    assert not wandb_run.has_key()
+    assert not wandb_run.has_key() and wandb_run.choose_mode("disabled") == "disabled"
+    assert wandb_run.choose_mode(None) == "offline"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40 + "\n")
     assert wandb_run.has_key()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
@@ -278,30 +219,6 @@ def test_a_phrase_that_has_not_arrived_is_left_out_until_it_has(tmp_path, corpus
         [(1, "still to come"), (2, "held.wav")],
     ]
     assert [shown[-1]["stem"] for shown in phrases] == ["epoch_0005_phrase_2", "epoch_0010_phrase_2"]
-
-
-def test_sounds_and_pictures_are_on_disk(tmp_path, corpus, model, small_config):
-    folder = tmp_path / "run"
-    tracker = watch(folder, small_config, corpus)
-    tracker.log_phrases(5, 50, model, corpus)
-    target, sample_rate = soundfile.read(folder / "sounds" / "epoch_0005_phrase_1_target.wav", dtype="float32")
-    sounds, _ = play_phrase(model, load_loudest_passage(corpus.validation[0], small_config))
-    assert sample_rate == 16000 and target == pytest.approx(sounds["target"], abs=1 / 32000)  # 16 bits
-    assert len(list((folder / "sounds").iterdir())) == 4
-    assert {path.name for path in (folder / "pictures").iterdir()} == {
-        "epoch_0005_phrase_1_light.png",
-        "epoch_0005_phrase_1_dark.png",
-    }
-
-
-def test_a_picture_shows_where_the_sound_is(corpus, model, config):
-    phrase = load_loudest_passage(corpus.validation[0], config)
-    sounds, _ = play_phrase(model, phrase)
-    figure = draw_phrase(phrase, sounds, config)
-    image = figure.axes[2].images[0].get_array()  # (513, frames) of the target
-    loudest = 16000 / 1024 * image[:, 20].argmax()
-    assert loudest == pytest.approx(440, abs=16)  # the melody's first note, to a bin
-    assert np.array_equal(np.isnan(figure.axes[0].lines[1].get_ydata()), ~phrase.voiced)
 
 
 def test_nothing_that_fails_stops_a_training(tmp_path, corpus, model, small_config, caplog):
@@ -419,9 +336,3 @@ def test_a_start_that_led_to_nothing_is_forgotten(tmp_path, corpus, small_config
     tracker.finish(1)
     assert [start["step"] for start in read_metrics(folder) if start["kind"] == "start"] == [0, 2]
     assert data_of(folder)["changes"] == []
-
-
-def test_page_of_an_empty_run(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("")
-    write_run_page(tmp_path)
-    assert data_of(tmp_path)["steps"] == []

@@ -59,15 +59,6 @@ def test_is_the_recursion_in_float64():
         assert average.model.weight.item() == pytest.approx(expected, rel=1e-5)  # up to fifty float32 roundings
 
 
-def test_untrained_weights_are_soon_forgotten():
-    """With a decay of 0.999 alone, 0.9 of the first weights would be left after a hundred steps."""
-    models = steps([100.0] + 100 * [1.0])
-    average = WeightAverage(next(models), decay=0.999)
-    for number, model in enumerate(models, start=1):
-        average.update(model, number)
-    assert average.model.weight.item() == pytest.approx(1.0, abs=0.01)
-
-
 def test_the_average_is_a_copy_without_gradient():
     model = nn.Linear(2, 2)
     average = WeightAverage(model, decay=0.9)

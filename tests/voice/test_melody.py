@@ -16,6 +16,7 @@ from voice.melody import (
     _subtract_noise,
     estimate_polyphony,
     extract_melody,
+    measure_strays,
     repair_f0,
     trace_whistling,
 )
@@ -208,7 +209,8 @@ def test_a_sung_pitch_is_unchanged() -> None:
 
 def polyphony(audio: np.ndarray, f0: float) -> float:
     n_frames = len(audio) // 160
-    return estimate_polyphony(audio, np.full(n_frames, f0, np.float32), np.ones(n_frames, bool), CONFIG)
+    sung = np.ones(n_frames, bool)
+    return estimate_polyphony(measure_strays(audio, np.full(n_frames, f0, np.float32), sung, CONFIG), sung)
 
 
 def test_polyphony_is_that_of_a_chord_and_not_of_one_voice() -> None:
@@ -219,6 +221,38 @@ def test_polyphony_is_that_of_a_chord_and_not_of_one_voice() -> None:
     assert polyphony(root + 60 * noise, 220.0) < 0.05  # white noise louder than the tone
     glide = 220 * 2.0 ** np.linspace(0, 4, RATE)
     slide = harmonic_tone(glide, 1.0)  # its partials are as wide as the gaps between them
-    assert estimate_polyphony(slide, glide[::160].astype(np.float32), np.ones(100, bool), CONFIG) == 0
+    sung = np.ones(100, bool)
+    assert estimate_polyphony(measure_strays(slide, glide[::160].astype(np.float32), sung, CONFIG), sung) == 0
     assert polyphony(root, 440.0) < 0.05  # the tracker an octave too high
-    assert estimate_polyphony(root, np.full(100, 220.0), np.zeros(100, bool), CONFIG) == 0
+    assert estimate_polyphony(np.ones(100), ~sung) == 0
+
+
+def band(seconds: float) -> np.ndarray:
+    """Return chords and a bass that change each second, and a drum on each half."""
+    time, random = np.arange(RATE) / RATE, np.random.default_rng(0)
+    drum = np.tile(random.standard_normal(RATE // 2) * np.exp(-time[: RATE // 2] / 0.05), 2)
+    bars = [
+        sum(np.sin(2 * np.pi * k * root * ratio * time) / k for ratio in (0.5, 1, 1.25, 1.5) for k in range(1, 6))
+        for root in 130.8 * 2 ** (np.array([0, 5, 7, 0]) / 12)
+    ]
+    return np.tile(np.concatenate([bar / 4 + drum / 4 for bar in bars]), round(seconds / 4)).astype(np.float32)
+
+
+def test_a_band_is_noticed_and_a_noisy_room_is_not() -> None:
+    band_audio = band(8.0)
+    hum = load_audio(ROOT / "examples" / "hum.wav", RATE)[: len(band_audio)]
+    noise = np.random.default_rng(1).standard_normal(len(band_audio))
+
+    def backing(background: np.ndarray, level: float) -> bool:
+        gain = 10 ** (level / 20) * hum.std() / background.std()
+        audio = hum + (gain * background).astype(np.float32)
+        return extract_melody(audio[: len(audio) // 160 * 160], CONFIG)[2]["has_backing"]
+
+    assert all(backing(band_audio, level) for level in (-6.0, 0.0, 6.0))
+    assert not any(backing(noise, level) for level in (-60.0, -20.0, -10.0))
+    assert not extract_melody(band_audio[: 3 * RATE], CONFIG)[2]["has_backing"]  # too short to tell
+
+
+def test_a_gate_that_silences_everything_says_so(song: np.ndarray) -> None:
+    with pytest.raises(NoMelodyError, match="gate"):
+        extract_melody(song, CONFIG, gate_offset=60.0)

@@ -7,12 +7,11 @@ from conftest import harmonic_tone
 from features import extract_loudness
 from sound.plucks import (
     KNOTS,
-    LONGEST_RING,
     PluckTable,
     curves_from_onsets,
     find_onsets,
     measure_plucks,
-    single_pluck,
+    melody_plucks,
     window_share,
 )
 from voice.note_finder import SungNote, find_notes
@@ -37,13 +36,6 @@ def test_a_note_rises_rings_and_is_damped():
     np.testing.assert_array_equal(np.flatnonzero(curves.ringing), np.arange(47, 159))
 
 
-def test_time_and_velocity_follow_the_notes():
-    curves = play([SungNote(50, 100, 60.0, -30.0), SungNote(100, 140, 60.0, -25.0)])
-    time = curves.time_since_onset[[0, 49, 50, 99, 100, 299]]
-    np.testing.assert_allclose(time, [LONGEST_RING, LONGEST_RING, 0, 0.49, 0, 1.99])
-    np.testing.assert_allclose(curves.velocity[[0, 49, 50, 99, 100, 299]], [-80, -80, -30, -30, -25, -25])
-
-
 def test_a_repeated_note_replaces_the_old_one():
     curves = play([SungNote(50, 150, 60.0, -20.0), SungNote(150, 250, 60.0, -20.0)])
     # Powers of the old note (20 dB down after 1 s at 20 dB/s) and of the new one, weighted by the window.
@@ -54,8 +46,8 @@ def test_a_repeated_note_replaces_the_old_one():
 
 
 def test_a_held_note_can_be_plucked_again():
-    onsets = np.flatnonzero(play([SungNote(50, 250, 60.0, -20.0)], repeat_seconds=0.5).time_since_onset == 0)
-    np.testing.assert_array_equal(onsets, [50, 100, 150, 200])
+    loudness = play([SungNote(50, 250, 60.0, -20.0)], repeat_seconds=0.5).loudness
+    assert find_onsets(np.full(300, 261.6), loudness, RATE) == pytest.approx([50, 100, 150, 200], abs=1)
 
 
 @pytest.mark.parametrize("f0", [110.0, 440.0])
@@ -66,14 +58,12 @@ def test_a_measured_pluck_is_reproduced(config, f0):
     sound = harmonic_tone(f0, 2.0) * 10 ** (-decay / 20)
     sound = np.concatenate([np.zeros(3200), sound]).astype(np.float32)
     loudness = extract_loudness(sound, config)
-    pitch = 12 * np.log2(f0 / 440) + 69
-    pluck = single_pluck(loudness, pitch, RATE)
+    curves = np.full(len(loudness), f0), loudness, RATE
+    (pluck,), (onset,) = melody_plucks(*curves, WINDOW), find_onsets(*curves)
     table = measure_plucks([pluck], RATE, WINDOW)
-    onset = len(loudness) - len(pluck.loudness)
-    note = SungNote(onset, len(loudness), pitch, float(pluck.loudness.max()))
+    note = SungNote(onset, len(loudness), pluck.pitch, float(pluck.loudness.max()))
     built = pluck_notes([note], table, len(loudness), RATE, WINDOW).loudness
-    free = slice(onset - 1, len(loudness) - 5)  # the recording is cut off at its end
-    error = np.abs(built - loudness)[free]
+    error = np.abs(built - loudness)[onset - 1 : -5]  # the recording is cut off at its end
     assert error.mean() < 0.5 and error.max() < 3  # dB
 
 
@@ -83,9 +73,8 @@ def test_plucks_are_found_where_they_were_built():
     f0 = np.where(np.arange(300) < 150, 261.6, 293.7)
     onsets = find_onsets(f0, curves.loudness, RATE)
     assert onsets == pytest.approx([note.onset for note in notes], abs=1)
-    time, velocity = curves_from_onsets([note.onset for note in notes], curves.loudness, RATE)
-    np.testing.assert_allclose(time, curves.time_since_onset)
-    np.testing.assert_allclose(velocity[40:], curves.velocity[40:], atol=1.0)
+    velocity = curves_from_onsets(onsets, curves.loudness, RATE)[1]
+    np.testing.assert_allclose(velocity[[60, 100, 200]], [note.level for note in notes], atol=1.0)
 
 
 def test_levels_are_mapped_into_the_instruments_range():
@@ -127,7 +116,7 @@ def test_a_sung_melody_is_plucked():
     loudness = np.where(voiced, -20.0, -70.0) - 15 * np.clip(1 - np.abs(frames - 80) / 6, 0, 1)
     notes = fit_levels_to_plucks(find_notes(f0, loudness, voiced, RATE, cut_slides=False), TABLE)
     curves = pluck_notes(notes, TABLE, len(f0), RATE, WINDOW)
-    onsets = np.flatnonzero(curves.time_since_onset == 0)
+    onsets = find_onsets(f0, curves.loudness, RATE)
     assert onsets == pytest.approx([20, 80, 180], abs=4)
     assert (curves.loudness[150:170] == -80).all()  # damped in the rest
     ring = slice(onsets[0] + 5, onsets[1] - 5)

@@ -12,20 +12,26 @@ import shutil
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from gradio_client import Client, handle_file
 from PIL import Image
 
 import app
 from config import load_config
+from conftest import write_notes
 from page import ROOT, cents, free_port, hear, save_untrained, sing
+from playing.loudness import measure_loudness, measure_true_peak
+from sound.audio_files import load_audio
 from web import transfer_request
 
 webdriver = pytest.importorskip("selenium.webdriver")
+from axe_selenium_python import Axe  # noqa: E402
 from selenium.common.exceptions import StaleElementReferenceException, TimeoutException  # noqa: E402
 from selenium.webdriver.chrome.service import Service as Driver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -102,17 +108,39 @@ class Browser:
         self.wait(lambda: self.text("#play") == f"Play it on the {sound}")
 
     def upload(self, path: Path) -> None:
-        self.click("#recording [aria-label='Upload file']")
-        self.wait(lambda: self.driver.find_elements(By.CSS_SELECTOR, "#recording input[type=file]"))
-        self.find("#recording input[type=file]").send_keys(str(path))
-        self.wait(lambda: self.driver.find_elements(By.CSS_SELECTOR, "#recording audio, #recording #waveform"))
-        self.wait(lambda: not self.seen("#recording .progress, #recording .uploading"))
+        self.find("#file").send_keys(str(path))
+        self.wait(lambda: path.stem in self.text("#chosen") or self.text("#microphone"))
+
+    def take_hum(self) -> None:
+        self.click("#example")
+        self.wait(lambda: self.text("#chosen") == "Take: hum")
+
+    def record(self, seconds: float) -> None:
+        n_takes = self.n_takes()
+        self.click("#record")
+        self.wait(lambda: self.text("#record") == "Stop")
+        time.sleep(seconds)
+        self.click("#record")
+        self.wait(lambda: self.n_takes() > n_takes)
+
+    def n_takes(self) -> int:
+        return self.run("return document.querySelectorAll('#take-list li').length")
 
     def play(self) -> None:
         """Press the button and wait for the end, whatever it is."""
+        before = self.run("return vox.startedAt ?? 0")
         self.click("#play")
-        self.wait(lambda: self.seen("#cancel") or self.seen("#status .error"))
+        self.wait(lambda: self.run("return vox.startedAt ?? 0") > before or self.seen("#status .error"))
         self.wait(lambda: self.seen("#play"))
+
+    def replays(self, change) -> None:
+        """Change a setting, and wait until it is played again."""
+        before = self.run("return vox.startedAt ?? 0")
+        change()
+        self.wait(lambda: self.run("return vox.startedAt ?? 0") > before)
+
+    def run(self, script: str):
+        return self.driver.execute_script(script)
 
     def download(self, selector: str) -> Path:
         """Save a file; those saved before go, as Chromium writes over one of the same name."""
@@ -160,12 +188,21 @@ def start_chromium(folder: Path, *flags: str):
     return webdriver.Chrome(options=options, service=Driver(CHROMEDRIVER))
 
 
+LOUD, SOFT = -14.0, -50.0  # dB, of the microphone's two halves
+
+
 @pytest.fixture(scope="module")
 def browser(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     folder = tmp_path_factory.mktemp("chromium")
-    voice = sing(folder / "voice.wav", VOICE, 4.0)
+    tone = np.sin(2 * np.pi * VOICE * np.arange(48000) / 48000) * np.sqrt(2)
+    voice = np.concatenate([10 ** (level / 20) * tone for level in (LOUD, SOFT)])
+    soundfile.write(folder / "voice.wav", np.tile(voice, 8), 48000)
     driver = start_chromium(
-        folder / "profile", "--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={voice}"
+        folder / "profile",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={folder / 'voice.wav'}",
+        "--autoplay-policy=no-user-gesture-required",
+        "--lang=de",
     )
     (downloads := folder / "downloads").mkdir()
     driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(downloads)})
@@ -176,28 +213,95 @@ def browser(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
 # --- the whole way --------------------------------------------------------------------------------
 
 
-def test_an_example_becomes_a_trumpet_that_can_be_saved(browser: Browser) -> None:
+def test_the_first_tap_sounds(browser: Browser) -> None:
     browser.open()
     assert browser.find("#instrument input:checked").get_attribute("value") == "trumpet"
     assert "Oboe, latest (epoch 7" in browser.text("#instrument")
     assert "CPU" in browser.text(".foot")
     browser.photograph("start")
     browser.click("#examples button")
-    browser.choose("trumpet")
+    browser.wait(lambda: browser.run("return vox.startedAt > 0") and browser.seen("#listen"))
+    assert browser.text("#listen") == "Pause"
+
+
+def test_a_hum_becomes_a_trumpet_that_can_be_saved(browser: Browser) -> None:
+    browser.open()
+    browser.take_hum()
     browser.play()
-    browser.wait(lambda: browser.seen(".picture.in-light img"))
-    assert browser.seen("#played") and browser.seen("#heard") and not browser.seen(".picture.in-dark img")
-    assert browser.text("#report").startswith("Shifted +0 st")
-    assert not browser.seen("#warning .warning")
-    sound = browser.download(".downloads button:nth-of-type(1), .downloads a:nth-of-type(1)")
-    assert sound.name == "hum_trumpet.wav"
-    assert cents(hear(sound), hear(ROOT / "examples" / "hum.wav")) < 25
+    browser.wait(lambda: "trumpet" in browser.text("#title"))
+    assert browser.text("#sentence") == "Played where you sang it, E3 to E4; every note fits the trumpet."
+    assert browser.text("#notices") == "" and browser.driver.switch_to.active_element.get_attribute("id") == "result"
+    assert browser.find("#status [role=status]").get_attribute("textContent").strip() == "The trumpet is ready."
     browser.photograph("desktop_light")
+    sound = browser.download("#save-sound")
+    assert sound.name == "hum_trumpet.wav" and soundfile.info(sound).subtype == "PCM_24"
+    assert cents(hear(sound), hear(ROOT / "examples" / "hum.wav")) < 25
+    assert measure_true_peak(soundfile.read(sound)[0]) < -1
 
 
-def test_the_pictures_have_words(browser: Browser) -> None:
-    browser.wait(lambda: browser.find(".picture.in-light img").get_attribute("alt"))
-    assert "pitch" in browser.find(".picture.in-light img").get_attribute("alt")
+def test_everything_is_in_one_zip_and_equals_what_is_heard_and_what_programs_get(browser: Browser, server: str) -> None:
+    heard = soundfile.read(browser.download("#save-sound"))[0]
+    with zipfile.ZipFile(browser.download("#save")) as package:
+        names = {name.removeprefix("hum_trumpet").removeprefix("hum") for name in package.namelist()}
+        saved = soundfile.read(io.BytesIO(package.read("hum_trumpet.wav")))[0]
+    expected = {".wav", "_harmonic.wav", "_noise.wav", ".mid", "_curves.csv", ".png", "_report.json", "_voice.wav"}
+    assert names == expected
+    assert len(heard) == len(saved) and np.abs(heard - saved).max() < 1e-4  # the desk's stems have 16 bits
+    program = Client(server, verbose=False)
+    sound, *_ = program.predict(handle_file(ROOT / "examples" / "hum.wav"), "trumpet", api_name="/transfer")
+    assert np.array_equal(soundfile.read(sound)[0], saved)
+    assert browser.download("#save-midi").name == "hum_trumpet.mid"
+    assert browser.download("#save-curves").read_text().startswith("time,f0,loudness")
+
+
+def test_an_option_is_heard_at_once_and_the_voice_is_measured_once(browser: Browser, monkeypatch) -> None:
+    measured = []
+    measure = transfer_request.measure_blocks
+    monkeypatch.setattr(transfer_request, "measure_blocks", lambda *given: measured.append(0) or measure(*given))
+    browser.replays(lambda: browser.click("#octave label:has(input[value='12'])"))
+    browser.wait(lambda: "one octave higher" in browser.text("#sentence"))
+    browser.replays(lambda: browser.choose("guitar"))
+    browser.wait(lambda: "guitar" in browser.text("#title"))
+    assert measured == []
+    browser.choose("trumpet")
+    browser.wait(lambda: "trumpet" in browser.text("#title"))
+
+
+def test_the_desk_mixes_seeks_and_loops(browser: Browser) -> None:
+    browser.run("document.getElementById('fade').value = 0; document.getElementById('fade').oninput()")
+    browser.click("#pitch")  # its middle
+    browser.wait(lambda: browser.text("#clock").startswith("0:05"))
+    browser.click("#loop")
+    assert browser.find("#loop").get_attribute("aria-pressed") == "true" and browser.seen("#phrase")
+    assert 5 < browser.find("#phrase").size["width"] / browser.find("#pitch").size["width"] * 100 < 60
+    browser.click("#tracks li:first-child button")
+    assert browser.find("#tracks button").get_attribute("aria-pressed") == "true"
+    browser.click("#room")
+    browser.click("#keep")
+    assert len(browser.driver.find_elements(By.CSS_SELECTOR, "#tracks li")) == 3
+    browser.click("#tracks li:last-child button:last-child")
+    for part in ("#loop", "#room", "#tracks li:first-child button"):
+        browser.click(part)
+
+
+def test_a_reload_keeps_take_settings_and_result(browser: Browser) -> None:
+    sentence = browser.text("#sentence")
+    browser.open(theme="dark")
+    browser.wait(lambda: browser.seen("#result"))
+    assert browser.text("#sentence") == sentence and browser.text("#chosen") == "Take: hum"
+    assert browser.find("#octave input:checked").get_attribute("value") == "12"
+    browser.photograph("desktop_dark")
+    browser.click("#refresh") if browser.seen("#refresh") else browser.click("#tuning button")
+    browser.click("#octave label:has(input[value='auto'])")
+
+
+def test_a_brass_section_takes_one_tap(browser: Browser, tmp_path: Path) -> None:
+    browser.upload(sing(tmp_path / "short.wav", VOICE, 0.5))  # nine players take nine times as long
+    browser.play()
+    browser.click("#players button")
+    browser.replays(lambda: browser.click("#brass"))
+    browser.wait(lambda: "third and the octave below, 3 players" in browser.text("#sentence"))
+    assert browser.find("#instrument input:checked").get_attribute("value") == "trumpet"
 
 
 def test_nothing_was_asked_of_the_outside(browser: Browser) -> None:
@@ -212,88 +316,121 @@ def test_nothing_is_wrong_in_the_console(browser: Browser) -> None:
 
 
 def test_how_it_works_shows_the_card_of_the_chosen_one(browser: Browser) -> None:
-    browser.driver.execute_script(
-        "[...document.querySelectorAll('[role=tab]')].find(tab => tab.innerText.includes('How')).click()"
-    )
+    browser.run("[...document.querySelectorAll('[role=tab]')].find(tab => tab.innerText.includes('How')).click()")
     browser.wait(lambda: browser.seen("#card h1"))
     assert "Trumpet" in browser.text("#card h1") and "Licence of the training data" in browser.text("#card")
     assert browser.seen(".flow") and browser.find(".flow").get_attribute("aria-label")
     browser.photograph("how_it_works")
 
 
-def test_the_microphone_is_recorded_and_played(browser: Browser) -> None:
+# --- the microphone -------------------------------------------------------------------------------
+
+
+def forget(browser: Browser) -> None:
+    """Begin as on a first visit."""
+    browser.run("localStorage.clear(); indexedDB.deleteDatabase('vox2trumpet')")
+    browser.open()
+
+
+def test_the_microphone_is_recorded_as_it_is(browser: Browser, tmp_path: Path) -> None:
     browser.set_microphone("granted")
-    browser.open(theme="dark")
+    forget(browser)
+    browser.record(4.5)
+    assert browser.find("#left").get_attribute("textContent").endswith("left")
+    browser.click("#takes-kept summary")
+    take = browser.download("#take-list a")
+    audio = load_audio(take, 48000)
+    levels = [20 * np.log10(part.std() + 1e-9) for part in np.array_split(audio, round(len(audio) / 4800))]
+    assert np.median([level for level in levels if level > -32]) == pytest.approx(LOUD, abs=1)
+    assert np.median([level for level in levels if -80 < level < -32]) == pytest.approx(SOFT, abs=1)
+
+
+def test_a_steady_tone_comes_back_as_loud_as_people_listen(browser: Browser) -> None:
     browser.choose("trumpet")
-    browser.click("#recording .record-button")
-    browser.wait(lambda: browser.seen("#recording .stop-button"))
-    time.sleep(2.5)  # of singing
-    browser.click("#recording .stop-button")
-    browser.wait(lambda: browser.seen("#recording .play-pause-button"))
     browser.play()
-    browser.wait(lambda: browser.seen(".picture.in-dark img"))
-    assert not browser.seen(".picture.in-light img")
-    octaves = np.log2(hear(browser.download(".downloads button:nth-of-type(1), .downloads a:nth-of-type(1)")) / VOICE)
+    sound = browser.download("#save-sound")
+    audio, rate = soundfile.read(sound)
+    octaves = np.log2(hear(sound) / VOICE)
     assert abs(octaves - round(octaves)) < 0.02
-    browser.photograph("desktop_dark")
+    assert measure_loudness(audio, rate) == pytest.approx(-16, abs=1) and measure_true_peak(audio) < -1
+
+
+def test_record_silences_and_play_ends_a_recording(browser: Browser) -> None:
+    if browser.text("#listen") == "Listen":
+        browser.click("#listen")
+    assert browser.text("#listen") == "Pause"
+    browser.click("#record")
+    browser.wait(lambda: browser.text("#record") == "Stop")
+    assert browser.text("#listen") == "Listen"
+    time.sleep(1.5)
+    browser.play()
+    assert browser.text("#record") == "Record" and browser.text("#title").lower().startswith("take 2")
+
+
+def test_a_recording_ends_at_the_limit(browser: Browser) -> None:
+    browser.run("vox.limit(2)")
+    browser.click("#record")
+    browser.wait(lambda: browser.text("#record") == "Stop")
+    browser.wait(lambda: browser.text("#record") == "Record", seconds=15)
+    assert browser.n_takes() == 3
 
 
 def test_a_refused_microphone_is_one_sentence(browser: Browser) -> None:
     browser.set_microphone("denied")
     browser.open()
-    browser.click("#recording .record-button")
+    browser.click("#record")
     browser.wait(lambda: "keeps the microphone from me" in browser.text("#microphone"))
     assert browser.find("#microphone").get_attribute("role") == "alert"
-
-
-def test_the_sample_rate_is_chosen_from_a_menu(browser: Browser) -> None:
-    browser.open()
-    browser.click("#examples button")
-    browser.choose("trumpet")
-    browser.click("#tuning button")
-    browser.click("#rate input")
-    browser.click("[role=option][aria-label='48 kHz']")
-    browser.play()
-    sound = browser.download(".downloads button:nth-of-type(1), .downloads a:nth-of-type(1)")
-    assert soundfile.info(sound).samplerate == 48000
-    separators = browser.driver.find_elements(By.CSS_SELECTOR, "footer .divider")  # a phone showed one before nothing
-    assert not any(part.is_displayed() for part in separators)
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def test_a_text_file_is_one_friendly_sentence(browser: Browser, tmp_path: Path) -> None:
-    (tmp_path / "notes.wav").write_text("do re mi")
+def test_files_that_cannot_be_played_get_the_pages_own_sentences(browser: Browser, tmp_path: Path) -> None:
     browser.open()
+    (tmp_path / "huge.wav").write_bytes(bytes(LIMITS.max_upload_megabytes * 2**20 + 1))
+    browser.upload(tmp_path / "huge.wav")
+    assert "too large" in browser.text("#microphone") and browser.text("#chosen") != "Take: huge"
+    (tmp_path / "notes.wav").write_text("do re mi")
     browser.upload(tmp_path / "notes.wav")
     browser.play()
     assert "This is not a sound file that I can read" in browser.text("#status .error")
-    assert browser.find("#status [role=status]")
-    assert browser.seen("#play") and not browser.seen("#results")
+    assert browser.find("#status [role=status]") and browser.seen("#play")
     browser.photograph("error")
 
 
-def test_cancel_stops_and_the_next_request_works(browser: Browser, tmp_path: Path, monkeypatch) -> None:
-    release = threading.Event()
-    transfer = transfer_request.transfer
+def test_notes_out_of_range_are_mended_by_one_tap(browser: Browser, tmp_path: Path) -> None:
+    browser.open()
+    browser.upload(sing(tmp_path / "low.wav", 110.0))
+    browser.click("#octave label:has(input[value='-12'])")
+    browser.play()
+    assert "out of the trumpet's range" in browser.text("#notices")
+    browser.replays(lambda: browser.click("#notices button"))
+    browser.wait(lambda: browser.text("#notices") == "" and "every note fits" in browser.text("#sentence"))
+
+
+def test_a_midi_file_is_played(browser: Browser, tmp_path: Path) -> None:
+    browser.open()
+    browser.click("#octave label:has(input[value='auto'])")
+    browser.upload(write_notes(tmp_path / "scale.mid", [60, 64]))
+    browser.play()
+    browser.wait(lambda: browser.text("#title").lower().startswith("scale"))
+    assert "where it is written, C4 to E4" in browser.text("#sentence")
+
+
+def test_cancel_brings_back_what_was_played_before(browser: Browser, tmp_path: Path, monkeypatch) -> None:
+    release, title = threading.Event(), browser.text("#title")
+    perform = transfer_request.perform_transfer
 
     def slow_transfer(*arguments):
         release.wait(30)
-        return transfer(*arguments)
+        return perform(*arguments)
 
-    browser.open(width=390, height=844)
-    browser.click("#examples button")
-    browser.choose("trumpet")
+    browser.upload(sing(tmp_path / "other.wav", VOICE))
     with monkeypatch.context() as patch:
-        patch.setattr(transfer_request, "transfer", slow_transfer)
+        patch.setattr(transfer_request, "perform_transfer", slow_transfer)
         browser.click("#play")
-        browser.wait(
-            lambda: (
-                "Playing your melody" in browser.text("#status .now, #status [aria-current=step]")
-                or "Listening" in browser.text("#status [aria-current=step]")
-            )
-        )
+        browser.wait(lambda: "Listening" in browser.text("#status [aria-current=step]"))
         browser.wait(lambda: browser.driver.switch_to.active_element.get_attribute("id") == "cancel")
         for _ in range(5):  # the page may move under a click
             if browser.seen("#cancel"):
@@ -306,22 +443,40 @@ def test_cancel_stops_and_the_next_request_works(browser: Browser, tmp_path: Pat
         time.sleep(1)  # what is cancelled fails too, and nobody is to hear of it
         assert "Cancelled" in browser.text("#status")
         release.set()
-    assert browser.seen("#play") and not browser.seen("#results")
+    assert browser.seen("#play") and browser.text("#title") == title and browser.seen("#listen")
+
+
+@pytest.mark.parametrize("width", [320, 390, 768])
+def test_no_page_is_wider_than_its_screen_and_what_is_tapped_is_large(browser: Browser, width: int) -> None:
+    browser.open(width=width, height=844)
+    browser.wait(lambda: browser.seen("#result"))
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    wide = browser.run(
+        "return [...document.querySelectorAll('button, a')]"
+        ".filter(part => part.getBoundingClientRect().right > innerWidth).map(part => part.outerHTML.slice(0, 120))"
+    )
+    assert wide == []
+    low = browser.run(
+        "return [...document.querySelectorAll('button, a, summary, label:has(input[type=radio])')]"
+        ".filter(part => part.offsetParent && !part.closest('[aria-hidden=true]'))"
+        ".filter(part => part.getBoundingClientRect().height < 39.5).map(part => part.outerHTML.slice(0, 120))"
+    )
+    assert low == []
+    browser.photograph(f"phone_{width}")
+
+
+def test_on_a_phone_the_result_is_seen_without_scrolling(browser: Browser) -> None:
+    browser.open(width=390, height=844)
+    browser.wait(lambda: browser.seen("#result"))
     browser.play()
-    browser.wait(lambda: browser.seen(".picture.in-light img"))
-    browser.photograph("phone")
-
-
-def test_the_phone_page_is_no_wider_than_the_phone(browser: Browser) -> None:
-    right = "document.querySelector('#results').getBoundingClientRect().right"
-    for width in ("document.documentElement.scrollWidth", right):
-        assert browser.driver.execute_script(f"return {width}") <= 390
+    top = "return document.querySelector('#title').getBoundingClientRect().top"
+    browser.wait(lambda: 0 <= browser.run(top) < 400)
 
 
 def test_place_in_line_and_a_polite_refusal(server: str, browser: Browser, tmp_path: Path, monkeypatch) -> None:
     release = threading.Event()
-    transfer = transfer_request.transfer
-    monkeypatch.setattr(transfer_request, "transfer", lambda *a: (release.wait(60), transfer(*a))[1])
+    perform = transfer_request.perform_transfer
+    monkeypatch.setattr(transfer_request, "perform_transfer", lambda *a: (release.wait(60), perform(*a))[1])
     voice = sing(tmp_path / "voice.wav", VOICE)
     tabs = [browser.driver.current_window_handle]
     try:
@@ -335,13 +490,13 @@ def test_place_in_line_and_a_polite_refusal(server: str, browser: Browser, tmp_p
             expected = ("#status .steps", "#status .progress-text", "#status .error")[number]
             browser.wait(lambda expected=expected: browser.seen(expected) and browser.text(expected).strip())
             if number == 1:
-                browser.wait(lambda: "queue" in browser.text("#status").lower())
+                browser.wait(lambda: "queue" in browser.text("#status").lower())  # in English, to a German browser
         assert "Too many people are playing" in browser.text("#status .error") and browser.seen("#play")
     finally:
         release.set()
     for tab in tabs[:2]:
         browser.driver.switch_to.window(tab)
-        browser.wait(lambda: browser.seen("#played"))
+        browser.wait(lambda: browser.run("return vox.startedAt > 0"))
     for tab in tabs[1:]:
         browser.driver.switch_to.window(tab)
         browser.driver.close()
@@ -351,31 +506,43 @@ def test_place_in_line_and_a_polite_refusal(server: str, browser: Browser, tmp_p
 # --- keyboard and refresh -------------------------------------------------------------------------
 
 
-def test_it_can_be_used_by_the_keyboard_alone(browser: Browser) -> None:
-    browser.open()
+def test_play_is_within_eight_tabs(browser: Browser) -> None:
+    forget(browser)
     reached, keys = [], webdriver.ActionChains(browser.driver)
-    for _ in range(30):
+    for _ in range(8):
         keys.send_keys(Keys.TAB).perform()
         active = browser.driver.switch_to.active_element
-        reached.append(active.get_attribute("id") or active.get_attribute("type") or active.text)
+        reached.append(active.get_attribute("id") or active.get_attribute("name") or active.text)
         if reached[-1] == "play":
             break
-    assert "radio" in reached and reached[-1] == "play"
+    assert reached[-1] == "play" and reached.count("instrument") == 1
     browser.driver.switch_to.active_element.send_keys(Keys.ENTER)
     browser.wait(lambda: "There is no recording yet" in browser.text("#status"))
 
 
-def test_everything_that_is_operated_has_a_name(browser: Browser) -> None:
-    nameless = browser.driver.execute_script(
-        "return [...document.querySelectorAll('button, input, select, [role=slider]')]"
-        ".filter(part => part.offsetParent && part.type !== 'file' && !(part.innerText || part.ariaLabel || part.title"
-        " || part.labels?.length || part.getAttribute('aria-labelledby'))).map(part => part.outerHTML.slice(0, 200))"
-    )
-    assert nameless == []
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Browser, theme: str) -> None:
+    browser.open(theme=theme)
+    if not browser.seen("#result"):
+        browser.take_hum()
+        browser.play()
+    for part in ("#tuning button", "#players button", "#takes-kept summary"):
+        browser.click(part)
+    browser.wait(lambda: browser.seen("#rate input"))
+    axe = Axe(browser.driver)
+    axe.inject()
+    # This version does not know that a text field may be a combobox, as ARIA 1.2 says.
+    found = axe.run(options="{rules: {'aria-allowed-role': {enabled: false}}}")["violations"]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
 
 
-def test_refresh_finds_a_training_that_was_just_saved(browser: Browser, checkpoints: Path) -> None:
+def test_refresh_finds_a_training_that_was_just_saved_and_keeps_what_is_chosen(
+    browser: Browser, checkpoints: Path
+) -> None:
     browser.open()
+    browser.choose("guitar")
     save_untrained(checkpoints / "latest.pth", "tuba", epoch=8)
-    browser.click("#instrument .custom-button")
+    browser.click("#tuning button")
+    browser.click("#refresh")
     browser.wait(lambda: "Tuba, latest (epoch 8" in browser.text("#instrument"))
+    assert browser.find("#instrument input:checked").get_attribute("value") == "guitar"

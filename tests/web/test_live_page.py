@@ -1,8 +1,9 @@
-"""The live page in a real browser, on a small instrument: its Worker equals the Python graph, and it plays and recovers.
+"""The live page in a real browser: its Worker equals the Python graph, it plays the microphone, and it recovers.
 
-One browser and one server for all; nothing is asked of the outside.
+A small instrument, one browser and one server for all; nothing is asked of the outside.
 """
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ import torch
 import uvicorn
 from starlette.responses import PlainTextResponse
 
-from checkpoint import load_model
+from checkpoint import load_model, make_checkpoint, save_checkpoint
 from config import load_config
 from conftest import melody, shrink
+from model import build_model
 from page import free_port, sing
 from playing.live_graph import SHOWN, LiveGraph
 from scripts.get_live_runtime import read_pins
@@ -42,7 +44,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.hidden, self.port = "", free_port()
         collection = transfer_request.ModelCollection(folder, torch.device("cpu"))
-        app = OwnPageOnly(live_page.LivePage(PlainTextResponse("elsewhere", 404), collection), True, 1)
+        app = OwnPageOnly(live_page.LivePage(PlainTextResponse("elsewhere", 404), collection), True, load_config().page)
 
         async def hide(scope, receive, send) -> None:
             if scope["type"] == "http" and self.hidden and self.hidden in scope["path"]:
@@ -75,7 +77,7 @@ class Page:
     def run(self, script: str, *arguments):
         return self.driver.execute_script(script, *arguments)
 
-    def wait(self, condition: str, seconds: float = 40):
+    def wait(self, condition: str, seconds: float = 90):
         return self.browser.wait(lambda: self.run(f"return {condition}"), seconds)
 
     def open(self) -> None:
@@ -99,11 +101,6 @@ class Page:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import dataclasses
-
-    from checkpoint import make_checkpoint, save_checkpoint
-    from model import build_model
-
     torch.manual_seed(0)
     config = shrink(load_config(preset="solo"))
     changes = {"embed_size": 8, "projection_size": 16, "noise_bias": -3.0}
@@ -125,6 +122,8 @@ def page(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with pytest.MonkeyPatch.context() as patch, Server(folder) as server:
         patch.setattr(transfer_request, "PRETRAINED_DIR", checkpoint.parent)
         patch.setattr(live_page, "CACHE", folder / "cache")
+        graph = live_page.cached_live_graph(checkpoint, live_page.CACHE)
+        assert live_page.cached_live_graph(checkpoint, live_page.CACHE) == graph
         driver = test_browser.start_chromium(
             folder / "profile",
             "--use-fake-device-for-media-stream",
@@ -206,8 +205,8 @@ def test_it_is_set_and_recorded_by_keys(page: Page) -> None:
     time.sleep(1)
     body.send_keys("r")
     page.wait("document.querySelector('#takes a') !== null")
-    script = "fetch(document.querySelector('#takes a').href).then(r => r.arrayBuffer()).then(b => arguments[0]([...new Uint8Array(b)]))"
-    wav = bytes(page.driver.execute_async_script(script))
+    read = "fetch(document.querySelector('#takes a').href).then((take) => take.arrayBuffer())"
+    wav = bytes(page.driver.execute_async_script(f"{read}.then((bytes) => arguments[0]([...new Uint8Array(bytes)]))"))
     samples = np.frombuffer(wav[44:], np.int16)
     assert wav[:4] == b"RIFF" and len(samples) > 20000 and np.abs(samples).max() > 100
     page.browser.click("#calibrate")
@@ -226,13 +225,14 @@ def test_it_plays_softly_when_it_hears_itself(page: Page) -> None:
         const { context, node, input } = live;
         input.disconnect();
         const voice = new OscillatorNode(context, { type: "sawtooth", frequency: 220 });
-        const [quiet, loop, late] = [new GainNode(context, { gain: 0.01 }), new GainNode(context, { gain: 3 }), new DelayNode(context, { delayTime: 0.02 })];
+        const [quiet, loop] = [0.01, 3].map((gain) => new GainNode(context, { gain }));
+        const late = new DelayNode(context, { delayTime: 0.02 });
         voice.connect(quiet).connect(node);
         node.connect(loop).connect(late).connect(node);
         voice.start();
         """
     )
-    page.browser.wait(lambda: "I hear myself" in page.complaint())
+    page.browser.wait(lambda: "I hear myself" in page.complaint(), 90)
     assert page.run("return live.guarded && live.state === 'playing'")
     page.browser.click("#start")
     page.wait("live.state === 'idle'")

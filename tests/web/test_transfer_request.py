@@ -1,33 +1,36 @@
 """transfer_request.py: the instruments there are, and one request from a recording to files, without a page."""
 
 import dataclasses
+import io
 import os
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from PIL import Image
 
 from config import load_config
+from conftest import write_notes
 from page import RATE, cents, hear, save_untrained, sing
-from sound.feature_plots import THEMES
+from playing.loudness import measure_loudness, measure_true_peak
 from voice.fitting import TransferOptions
 from web import transfer_request
 from web.transfer_request import (
     STEPS,
     ModelCollection,
+    TakeCache,
     TransferOutcome,
     TransferRequest,
     TransferService,
     answer_request,
-    draw_result,
     explain_failure,
     read_model_card,
-    write_result_files,
+    write_package,
+    write_sounds,
 )
 
 
@@ -133,7 +136,7 @@ def test_the_steps_come_in_order_and_the_outcome_last(service: TransferService, 
     *steps, outcome = answer_request(service, request(sing(tmp_path / "a.wav", 220.0), tmp_path))
     assert steps == sorted(steps) and set(steps) <= set(range(len(STEPS) - 1))
     assert outcome.sound == "guitar" and outcome.report["instrument"] == "guitar"
-    assert len({len(curve) for curve in (outcome.f0, outcome.voice_f0, outcome.loudness, outcome.played)}) == 1
+    assert len(outcome.voice_f0) == len(outcome.curves.f0) and np.isfinite(outcome.voice_loudness)
 
 
 def test_each_step_is_told_while_it_lasts(
@@ -141,13 +144,13 @@ def test_each_step_is_told_while_it_lasts(
 ) -> None:
     seen = {step: threading.Event() for step in (transfer_request.LISTEN, transfer_request.PLAY)}
 
-    def transfer(*arguments: object) -> None:
-        for share, step in ((0.0, transfer_request.LISTEN), (0.65, transfer_request.PLAY)):
-            arguments[-1]("", share)
+    def perform(*arguments: object) -> None:
+        for step in seen:
+            arguments[-1](step)
             assert seen[step].wait(30)
         raise ValueError("the recording is silent")
 
-    monkeypatch.setattr(transfer_request, "transfer", transfer)
+    monkeypatch.setattr(transfer_request, "perform_transfer", perform)
     with pytest.raises(ValueError, match="is silent"):
         for step in answer_request(service, request(sing(tmp_path / "a.wav", 220.0), tmp_path)):
             seen.get(step, threading.Event()).set()
@@ -155,21 +158,21 @@ def test_each_step_is_told_while_it_lasts(
 
 def test_the_files_are_named_after_the_recording_and_add_up(service: TransferService, tmp_path: Path) -> None:
     asked = request(sing(tmp_path / "My song!.wav", 220.0), tmp_path)
-    files = write_result_files(outcome_of(service, asked), asked)
+    files = write_sounds(outcome_of(service, asked), asked)
     assert [path.name for path in files] == [
         "My_song__guitar.wav",
         "My_song__guitar_harmonic.wav",
         "My_song__guitar_noise.wav",
     ]
     sound, harmonic, noise = (soundfile.read(path)[0] for path in files)
-    assert np.abs(harmonic + noise - sound).max() < 1e-4  # 16 bits each
+    assert np.abs(harmonic + noise - sound).max() < 1e-6  # 24 bits each
     assert all(path.parent == tmp_path for path in files)
 
 
 @pytest.mark.parametrize("name", ["../../evil", "-rf", "a\nb", "'; rm -rf ~", "é" * 100, "…", "x" * 200, "%2e%2e"])
 def test_no_name_of_a_recording_leads_out_of_the_folder(service: TransferService, tmp_path: Path, name: str) -> None:
-    outcome = TransferOutcome("guitar", {"": np.zeros(160)}, RATE, *[np.zeros(1)] * 4, 100.0, {})
-    (path,) = write_result_files(outcome, request(Path(f"/somewhere/{name}.wav"), tmp_path))
+    outcome = TransferOutcome("guitar", {"": np.zeros(160)}, RATE, None, np.zeros(1), [], None, 0.0, {})
+    (path,) = write_sounds(outcome, request(Path(f"/somewhere/{name}.wav"), tmp_path))
     assert path.parent == tmp_path and path.is_file()
     assert not set(path.name) & set("/\\ ;'\n%…") and len(path.name.encode()) < 200
 
@@ -177,19 +180,68 @@ def test_no_name_of_a_recording_leads_out_of_the_folder(service: TransferService
 def test_what_a_person_sets_reaches_the_sound(service: TransferService, tmp_path: Path) -> None:
     voice = sing(tmp_path / "a.wav", 220.0)
     plain, shifted = (outcome_of(service, request(voice, tmp_path, transpose=step)) for step in (0, 7))
-    assert shifted.f0[shifted.played] == pytest.approx(plain.f0[plain.played] * 2 ** (7 / 12))
+    sung = plain.curves.voiced
+    assert shifted.curves.f0[sung] == pytest.approx(plain.curves.f0[sung] * 2 ** (7 / 12))
     louder = outcome_of(service, request(voice, tmp_path, noise_balance=12.0))
-    noise = [20 * np.log10(one.stems["_noise"].std()) - one.report["peak_gain"] for one in (plain, louder)]
+    gains = [one.report["peak_gain"] + one.report["normalization_gain"] for one in (plain, louder)]
+    noise = [20 * np.log10(one.stems["_noise"].std()) - gain for one, gain in zip((plain, louder), gains)]
     assert noise[1] - noise[0] == pytest.approx(12, abs=0.5)
     faster = outcome_of(service, request(voice, tmp_path, output_rate=48000))
     assert faster.sample_rate == 48000 and len(faster.stems[""]) == 3 * len(plain.stems[""])
 
 
-def test_the_picture_has_the_pages_colours(service: TransferService, tmp_path: Path) -> None:
-    outcome = outcome_of(service, request(sing(tmp_path / "a.wav", 220.0, 0.5), tmp_path))
-    pictures = [Image.open(path).convert("RGB") for path in draw_result(outcome, tmp_path)]
-    corners = ["#{:02x}{:02x}{:02x}".format(*picture.getpixel((0, 0))) for picture in pictures]
-    assert corners == [theme.background for theme in THEMES.values()]
+def test_a_recording_is_measured_once_whatever_is_chosen(
+    service: TransferService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, measure = [], transfer_request.measure_blocks
+    monkeypatch.setattr(transfer_request, "measure_blocks", lambda *given: measured.append(0) or measure(*given))
+    voice = sing(tmp_path / "a.wav", 220.0)
+    first = outcome_of(service, request(voice, tmp_path))
+    again = outcome_of(service, request(voice, tmp_path))
+    outcome_of(service, request(voice, tmp_path, "trumpet", gate_offset=3.0, autotune=1.0, harmony="third"))
+    assert len(measured) == 1 and np.array_equal(first.stems[""], again.stems[""])
+    outcome_of(service, request(sing(tmp_path / "a.wav", 230.0), tmp_path))  # another recording of that name
+    assert len(measured) == 2
+
+
+def test_only_so_many_recordings_are_remembered() -> None:
+    cache = TakeCache(limit=2)
+    for key in "abc":
+        cache.keep((key,), key)
+        cache.find(("a",))
+    assert [cache.find((key,)) for key in "abc"] == ["a", None, "c"]
+
+
+def test_what_is_played_is_as_loud_as_people_listen_unless_it_is_wanted_as_played(
+    service: TransferService, tmp_path: Path
+) -> None:
+    asked = request(sing(tmp_path / "a.wav", 220.0), tmp_path, "trumpet")
+    loud, plain = (outcome_of(service, dataclasses.replace(asked, normalize=wanted)) for wanted in (True, False))
+    assert measure_loudness(loud.stems[""], RATE) == pytest.approx(-16, abs=1)
+    assert measure_true_peak(loud.stems[""]) < -1 and "normalization_gain" not in plain.report
+    ratio = loud.stems["_harmonic"] / np.where(plain.stems["_harmonic"] == 0, np.inf, plain.stems["_harmonic"])
+    assert ratio.max() > 1.5
+
+
+def test_the_package_holds_everything(service: TransferService, tmp_path: Path) -> None:
+    asked = request(sing(tmp_path / "a.wav", 220.0), tmp_path, output_rate=44100)
+    with zipfile.ZipFile(write_package(outcome_of(service, asked), asked)) as package:
+        names = set(package.namelist())
+        sounds = [io.BytesIO(package.read(name)) for name in names if name.endswith(".wav")]
+    rates = {soundfile.info(sound).samplerate for sound in sounds}
+    parts = ("", "_harmonic", "_noise")
+    expected = {f"a_guitar{part}.wav" for part in parts} | {"a_voice.wav", "a_guitar.mid", "a_guitar_curves.csv"}
+    assert names == expected | {"a_guitar.png", "a_guitar_report.json"} and rates == {44100}
+
+
+def test_notes_and_curves_are_played_and_may_not_last_for_ever(service: TransferService, tmp_path: Path) -> None:
+    asked = request(write_notes(tmp_path / "a.mid", [60, 64]), tmp_path)
+    assert not np.isfinite(outcome_of(service, asked).voice_loudness)
+    rows = "".join(f"{t / 100:.2f},220,-20,1,1\n" for t in range(400))
+    (tmp_path / "long.csv").write_text(f"time,f0,loudness,periodicity,voiced\n{rows}")
+    for name in ("long.csv", write_notes(tmp_path / "long.mid", [60] * 30).name):
+        with pytest.raises(ValueError, match=f"{name} lasts longer"):
+            outcome_of(service, request(tmp_path / name, tmp_path))
 
 
 def test_a_cancelled_request_stops_at_its_next_step(
@@ -219,7 +271,8 @@ def test_a_request_may_not_take_for_ever(
     service: TransferService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer_request, "perform_transfer", lambda *_: threading.Event().wait())
-    impatient = service._replace(limits=dataclasses.replace(service.limits, max_request_seconds=0.3))
+    limits = dataclasses.replace(service.limits, max_request_seconds=0.3)
+    impatient = dataclasses.replace(service, limits=limits)
     with pytest.raises(TimeoutError) as raised:
         list(answer_request(impatient, request(sing(tmp_path / "a.wav", 220.0), tmp_path)))
     assert explain_failure(raised.value, None) == "This took too long, so I stopped. Try a shorter recording."
@@ -306,7 +359,7 @@ def test_no_path_of_the_server_is_in_an_error(caplog) -> None:
     ):
         sentence = explain_failure(error, "/secret/a.wav")
         assert "secret" not in sentence and sentence[0].isupper() and sentence.endswith(".")
-    assert "/secret/b.wav" in caplog.text  # who runs the server is told
+    assert "b.wav" in caplog.text  # who runs the server is told
 
 
 def test_a_recordings_name_is_not_taken_for_what_went_wrong() -> None:
@@ -316,5 +369,5 @@ def test_a_recordings_name_is_not_taken_for_what_went_wrong() -> None:
 
 def test_a_melody_is_played_in_tune(service: TransferService, tmp_path: Path) -> None:
     asked = request(sing(tmp_path / "a.wav", 233.1, 0.6), tmp_path, semitones=5)
-    sound, *_ = write_result_files(outcome_of(service, asked), asked)
+    sound, *_ = write_sounds(outcome_of(service, asked), asked)
     assert cents(hear(sound), 233.1 * 2 ** (5 / 12)) < 10

@@ -221,7 +221,8 @@ function stop() {
   midi.silence();
   setState("idle");
   say("");
-  $("sung").textContent = $("played").textContent = "–";
+  showNote("sung", null);
+  showNote("played", null);
   $("latency").textContent = "\u00a0";
   for (const id of ["voice-level", "sound-level"]) $(id).value = -60;
 }
@@ -236,6 +237,11 @@ async function restart() {
 function noteName(f0) {
   const note = Math.round(HZ_PER_NOTE(f0));
   return `${NAMES[note % 12]}${Math.floor(note / 12) - 1}`;
+}
+
+function showNote(id, f0) {
+  $(id).textContent = f0 === null ? "–" : noteName(f0);
+  $(id).classList.toggle("idle", f0 === null);
 }
 
 function follow(values) {
@@ -264,30 +270,34 @@ function report(data) {
   $("latency").textContent = `${Math.round(here)} ms behind you, and about ${Math.round(device)} ms of your sound device${gaps}`;
 }
 
-// A note that is held very long may be the instrument, heard through the speakers: play it softly for a moment. If the
-// microphone hears less then, it hears the instrument.
-const guard = { held: 0, levels: [], since: null };
+// What is heard may be the instrument itself, through the speakers: when a note is held very long, or when the voice sings
+// what was played a moment ago in another register. Then the sound is turned down for a moment. If the microphone hears
+// less meanwhile, it hears the instrument.
+const guard = { held: 0, echoes: 0, past: [], probe: null };
+const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 
-function guardAgainstFeedback({ voiced, loudness }) {
-  guard.levels = [...guard.levels.slice(-29), loudness];
-  guard.held = voiced ? guard.held + 1 : 0;
-  if (guard.since === null) {
-    if (guard.held < 500 || live.guarded) return; // 5 s
-    guard.since = live.frames;
-    guard.before = guard.levels.reduce((a, b) => a + b) / guard.levels.length;
-    guard.least = loudness;
-    live.node.port.postMessage({ gain: 0.03 });
-    return;
-  }
-  guard.least = Math.min(guard.least, loudness);
-  const passed = live.frames - guard.since;
-  if (passed === 25) setGain();
-  if (passed < 50) return;
-  live.guarded = guard.least < guard.before - 6 && guard.held > 0;
+function guardAgainstFeedback(frame) {
+  const isNear = (one, other) => Math.abs(12 * Math.log2(one / other)) < 0.5;
+  const isEcho = guard.past.slice(0, -5).some(({ f0, played_f0: played }) => isNear(frame.f0, played) && !isNear(f0, played));
+  guard.past = [...guard.past.slice(-39), frame];
+  guard.held = frame.voiced ? guard.held + 1 : Math.min(0, guard.held);
+  guard.echoes = Math.max(0, guard.echoes + (frame.voiced && isEcho ? 1 : -0.5));
+  if (guard.probe) return probe(frame.loudness);
+  if ((guard.held < 500 && guard.echoes < 100) || live.guarded) return;
+  guard.probe = { before: mean(guard.past.map(({ loudness }) => loudness)), during: [] };
+  live.node.port.postMessage({ gain: 0.03 });
+}
+
+function probe(loudness) {
+  const { before, during } = guard.probe;
+  during.push(loudness);
+  if (during.length < 40) return;
+  live.guarded = mean(during.slice(20)) < before - 6;
   if (live.guarded) complain("feedback");
+  guard.probe = null;
+  guard.held = -3000; // not asked again for half a minute
+  guard.echoes = 0;
   setGain();
-  guard.since = null;
-  guard.held = live.guarded ? 0 : -3000; // not asked again for half a minute
 }
 
 // --- fit to the voice ----------------------------------------------------------------------------
@@ -361,8 +371,8 @@ function draw() {
   drawTrace($("trace"), trace);
   const { shown } = live;
   if (live.state === "playing" && shown) {
-    $("sung").textContent = shown.voiced ? noteName(shown.f0) : "–";
-    $("played").textContent = shown.gate > 0.05 ? noteName(shown.played_f0) : "–";
+    showNote("sung", shown.voiced ? shown.f0 : null);
+    showNote("played", shown.gate > 0.05 ? shown.played_f0 : null);
   }
   requestAnimationFrame(draw);
 }

@@ -1,4 +1,4 @@
-// The moving picture of what is sung and what is played: ten seconds, one pixel line a frame.
+// The moving picture of what is sung and what is played: eight seconds.
 
 const SECONDS = 8;
 const FRAMES = 100 * SECONDS;
@@ -9,8 +9,8 @@ export class Trace {
     this.sung = new Float32Array(FRAMES).fill(NaN); // MIDI numbers
     this.played = new Float32Array(FRAMES).fill(NaN);
     this.next = 0;
-    this.low = 48;
-    this.high = 84;
+    this.low = 46;
+    this.high = 86;
   }
 
   add({ f0, voiced, gate, played_f0: played }) {
@@ -22,7 +22,7 @@ export class Trace {
   // The range of notes to draw: it follows what is there, slowly.
   range() {
     const notes = [...this.sung, ...this.played].filter((note) => !Number.isNaN(note));
-    const wanted = notes.length ? [Math.min(...notes) - 3, Math.max(...notes) + 3] : [48, 84];
+    const wanted = notes.length ? [Math.min(...notes) - 3, Math.max(...notes) + 3] : [46, 86];
     this.low += 0.1 * (Math.min(wanted[0], wanted[1] - 18) - this.low);
     this.high += 0.1 * (Math.max(wanted[1], wanted[0] + 18) - this.high);
     return [this.low, this.high];

@@ -1,13 +1,15 @@
 // The audio thread: the microphone goes to the Worker as blocks of 10 ms, what comes back is queued and played.
 //
 // Both ends have the device's own rate and are resampled here. The queue begins with 30 ms. It grows when it runs dry,
-// and shrinks while its lowest level over a second leaves room; both ends share one clock, so nothing drifts.
+// and shrinks while its lowest level leaves room for half a second; both ends share one clock, so nothing drifts.
 
 const START = 0.03; // s in the queue before the first sound
-const WINDOW = 1; // s over which the queue's lowest level is looked at
+const WINDOW = 0.5; // s over which the queue's lowest level is looked at
 const LEAST_SPARE = 0.004; // s that the queue should hold at its lowest
 const MOST_SPARE = 0.1;
-const STEP = 0.005; // s by which it grows or shrinks
+const STEP = 0.005; // s by which the spare grows after a gap
+const MOST_CUT = 0.01; // s that are left out at once
+const WARM = 100; // blocks, before which a gap tells nothing
 const FADE = 0.003; // s, over which a gap or a cut is faded
 
 // A stream at another rate, by a windowed sinc with ten zero crossings on either side.
@@ -113,11 +115,13 @@ class Live extends AudioWorkletProcessor {
   play(output) {
     const available = this.written - this.read;
     if (this.playing && available < output.length) {
-      this.underruns++;
       this.playing = false;
-      this.spare = Math.min(MOST_SPARE, this.spare + STEP);
+      if (this.blocks > WARM) {
+        this.underruns++;
+        this.spare = Math.min(MOST_SPARE, this.spare + STEP);
+      }
     }
-    const start = this.blocks < 10 ? START : START / 2 + this.spare;
+    const start = this.blocks < WARM ? START : START / 2 + this.spare;
     if (!this.playing && available >= start * sampleRate) {
       this.read = this.written - Math.round(start * sampleRate); // after a gap, what came late is left out
       this.playing = true;
@@ -146,8 +150,8 @@ class Live extends AudioWorkletProcessor {
     this.nWindow += n;
     if (this.nWindow < WINDOW * sampleRate) return;
     const room = this.lowest / sampleRate - this.spare;
-    if (room > 0.001) this.cut(Math.round((room > 10 * STEP ? room : Math.min(room, STEP)) * sampleRate));
-    this.spare = Math.max(LEAST_SPARE, this.spare - 0.0002);
+    if (room > 0.001) this.cut(Math.round((room > 5 * MOST_CUT ? room : Math.min(room, MOST_CUT)) * sampleRate));
+    this.spare = Math.max(LEAST_SPARE, this.spare - 0.0001); // 5 ms in 25 s
     this.lowest = Infinity;
     this.nWindow = 0;
   }
@@ -187,7 +191,7 @@ class Live extends AudioWorkletProcessor {
     const { voicePeak, soundPeak, underruns, blocks, playing } = this;
     // What is read now came into the page so long ago, beside the graph's own latency.
     const queue = playing ? (currentFrame - this.read - this.offset) / sampleRate + this.resampling : null;
-    this.port.postMessage({ voicePeak, soundPeak, underruns, blocks, queue });
+    this.port.postMessage({ voicePeak, soundPeak, underruns, blocks, queue, spare: this.spare });
     this.voicePeak = this.soundPeak = this.nReport = 0;
   }
 }

@@ -1,0 +1,85 @@
+"""What a musician is told about a result: one sentence, and what went wrong with a change that would mend it.
+
+A fix sets controls of the page, by the names of ``TransferOptions``.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from playing.offline_transfer import is_polyphonic
+from sound.pitch_decoder import hz_to_midi, note_name
+from voice.fitting import TransferOptions, fraction_out_of_range
+from voice.harmony import read_harmonies
+from web.transfer_request import TransferOutcome
+
+_WORTH_SAYING = 0.02  # share of the sung frames
+_DRAWN_EVERY = 4  # frames
+_OCTAVES = {0: "where you sang it", 12: "one octave higher", 24: "two octaves higher", -12: "one octave lower"}
+_OCTAVES[-24] = "two octaves lower"
+
+
+def describe_result(outcome: TransferOutcome, options: TransferOptions) -> str:
+    """Return how high it was played, from which note to which, and whether the instrument has them all."""
+    semitones, sung = round(outcome.report["semitones"]), outcome.curves.f0[outcome.curves.voiced]
+    way = "higher" if semitones > 0 else "lower"
+    place = _OCTAVES.get(semitones, f"{abs(semitones)} semitones {way}")
+    if not np.isfinite(outcome.voice_loudness):
+        place = place.replace("you sang it", "it is written")
+    low, high = (note_name(float(f0)) for f0 in np.quantile(sung, (0.02, 0.98)))
+    share = outcome.report["share_out_of_range"]
+    fits = (
+        f"every note fits the {outcome.sound}"
+        if share < _WORTH_SAYING
+        else f"{100 * share:.0f} % of it lies outside the {outcome.sound}'s range"
+    )
+    return f"Played {place}, {low} to {high}{_describe_players(options)}; {fits}."
+
+
+def _describe_players(options: TransferOptions) -> str:
+    names = [name.replace("_", " ") for name in read_harmonies(options.harmony)]
+    harmony = f", with the {' and the '.join(names)}" if names else ""
+    return harmony + (f", {options.ensemble} players for each" if options.ensemble > 1 else "")
+
+
+def find_notices(outcome: TransferOutcome, options: TransferOptions) -> list[dict[str, Any]]:
+    """Return what a person should know before trusting the result: a ``text``, and ``fixes`` (``label``, ``set``)."""
+    notices = []
+    if is_polyphonic(outcome.report):
+        text = "I hear more than one note at a time: a band, or chords. I follow one line of it, often the wrong one. "
+        notices.append({"text": text + "Give me the singing alone.", "fixes": []})
+    if outcome.report["share_too_high"] > _WORTH_SAYING:
+        notices.append({"text": "Some of it is too high for me to hear, and stays silent.", "fixes": []})
+    if outcome.report["share_out_of_range"] >= _WORTH_SAYING:
+        text = (
+            f"{100 * outcome.report['share_out_of_range']:.0f} % of the notes are out of the {outcome.sound}'s range."
+        )
+        notices.append({"text": text, "fixes": _find_fixes(outcome, options)})
+    return notices
+
+
+def _find_fixes(outcome: TransferOutcome, options: TransferOptions) -> list[dict[str, Any]]:
+    """Return the changes that bring more notes into range."""
+    fixes = [] if options.fold else [{"label": "Move those by an octave", "set": {"fold": True}}]
+    sung, here = outcome.curves.f0[outcome.curves.voiced], outcome.report["share_out_of_range"]
+    octave = outcome.report["semitones"] - options.transpose
+    for step, label in ((12, "Play all one octave higher"), (-12, "Play all one octave lower")):
+        is_better = fraction_out_of_range(sung * 2 ** (step / 12), outcome.profile) < here / 2
+        if is_better and octave + step in (-24, -12, 0, 12, 24):
+            fixes.append({"label": label, "set": {"semitones": int(octave + step)}})
+    return fixes
+
+
+def draw_pitch(outcome: TransferOutcome) -> dict[str, Any]:
+    """Return the curves of the pitch picture, in MIDI numbers with a tenth of them, None where nothing sounds."""
+    config, curves = outcome.profile.config, outcome.curves
+
+    def curve(f0: np.ndarray, sounds: np.ndarray) -> list[float | None]:
+        notes = np.round(hz_to_midi(f0[::_DRAWN_EVERY]), 1)
+        return [float(note) if here else None for note, here in zip(notes, sounds[::_DRAWN_EVERY])]
+
+    return {
+        "rate": config.audio.frame_rate / _DRAWN_EVERY,
+        "sung": curve(outcome.voice_f0, curves.voiced),
+        "played": curve(curves.f0, curves.voiced),
+    }
