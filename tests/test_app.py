@@ -203,6 +203,15 @@ def test_the_instruments_are_listed(client: Client) -> None:
     assert guitar == {"name": "guitar", "sound": "guitar", "label": "Guitar"}
 
 
+def test_the_live_page_offers_the_same_instruments(server: str, client: Client) -> None:
+    with urllib.request.urlopen(f"{server}live", timeout=20) as response:
+        assert response.url.endswith("/live/") and b'src="live.js"' in response.read()
+    with urllib.request.urlopen(f"{server}live/instruments.json", timeout=20) as response:
+        offered = [entry["graph"] for entry in json.load(response)]
+    known = client.predict(api_name="/instruments")
+    assert offered == [f"graphs/{instrument['name']}.onnx" for instrument in known]
+
+
 def test_a_program_gets_its_tune_back(client: Client, tmp_path: Path, scratch: Path) -> None:
     voice = handle_file(sing(tmp_path / "voice.wav", 220.0))
     sound, harmonic, noise, report, midi, curves = client.predict(voice, "guitar", 7, api_name="/transfer")
