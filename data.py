@@ -1,7 +1,7 @@
-"""Processed recordings: one ``.pt`` file each (``recordings/crops.py`` cuts training crops from them).
+"""Read and write processed recordings, one ``.pt`` file each; ``recordings/crops.py`` cuts training crops from them.
 
-A file is a dict of plain types and tensors, readable with ``torch.load(weights_only=True)``. It says
-with which settings it was made; one made with other settings is stale and refused. Files are memory
+A file is a dict of plain types and tensors, readable with ``torch.load(weights_only=True)``. It stores
+the settings it was made with; a file made with other settings is stale and refused. Files are memory
 mapped: a crop reads only its own samples, so memory does not grow with the data set.
 """
 
@@ -18,7 +18,7 @@ from config import Config, require_name
 from sound.atomic_files import load_tensors, save_tensors
 
 FORMAT_VERSION = 1
-_EXTRACTION_VERSION = 2  # raise it whenever features.py or sound/pitch_decoder.py gives other results
+_EXTRACTION_VERSION = 2  # increase it whenever the results of features.py or sound/pitch_decoder.py change
 _FRAME_KEYS = ("f0", "loudness", "periodicity")
 _KEYS = ("format_version", "instrument", *_FRAME_KEYS, "audio", "source", "extractor", "bandwidth")
 # Hz, dB, a share, of full scale
@@ -28,16 +28,16 @@ _MAX_RATE, _MAX_HOP = 192_000, 2000  # Hz, samples
 
 @dataclass(frozen=True)
 class Recording:
-    """One recording, measured; T frames and N == T * hop_length samples."""
+    """A measured recording with T frames and N == T * hop_length samples."""
 
     instrument: str
     f0: Tensor  # [1, T, 1] Hz, positive
     loudness: Tensor  # [1, T, 1] dB re full scale
     periodicity: Tensor  # [1, T, 1] 0..1
-    audio: Tensor  # [1, N] at the sample rate of the sound
-    source: dict[str, str]  # file name and sha256 of the recording
-    extractor: dict[str, Any]  # the settings it was measured with
-    bandwidth: float | None = None  # Hz, up to which there is sound; None: up to Nyquist
+    audio: Tensor  # [1, N] at extractor["audio"]["sample_rate"]
+    source: dict[str, str]  # file name and sha256 of the source recording
+    extractor: dict[str, Any]  # settings of the measurement
+    bandwidth: float | None = None  # Hz; None: up to Nyquist
 
     @property
     def n_frames(self) -> int:
@@ -45,12 +45,12 @@ class Recording:
 
     @property
     def bandwidth_share(self) -> float:
-        """The band that the recording has, as a share of that up to Nyquist: 0..1."""
+        """Bandwidth as a fraction of the Nyquist frequency, 0..1."""
         return 1.0 if self.bandwidth is None else self.bandwidth / (self.extractor["audio"]["sample_rate"] / 2)
 
 
 def extractor_settings(config: Config, instrument: str) -> dict[str, Any]:
-    """Return all settings on which a processed file of an instrument depends."""
+    """Return all settings that processed files of an instrument depend on."""
     config = config.for_recordings_of(instrument)
     return {
         "version": _EXTRACTION_VERSION,
@@ -60,10 +60,10 @@ def extractor_settings(config: Config, instrument: str) -> dict[str, Any]:
 
 
 def save_recording(path: Path, recording: Recording) -> None:
-    """Write a processed file, whole or not at all.
+    """Write a processed file atomically.
 
     Raises:
-        OSError: it cannot be written (for example, the disk is full); a file that was there stays.
+        OSError: it cannot be written (for example, the disk is full); an existing file is kept.
     """
     save_tensors(path, {"format_version": FORMAT_VERSION, **vars(recording)})
 
@@ -73,11 +73,11 @@ def load_recording(path: Path, config: Config | None = None) -> Recording:
 
     Args:
         path: the ``.pt`` file.
-        config: refuse a file that was made with other settings; None reads any.
+        config: settings that the file must have been made with; None accepts any.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not a processed file, damaged, or stale.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a processed file, is damaged, or is stale.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -86,9 +86,9 @@ def load_recording(path: Path, config: Config | None = None) -> Recording:
     except ValueError as error:
         raise ValueError(f"{path} is not a readable processed file; run preprocess.py again") from error
     if not isinstance(content, dict) or set(content) != set(_KEYS):
-        raise ValueError(f"{path} is not a processed file, or one of an earlier version; run preprocess.py")
+        raise ValueError(f"{path} is not a processed file, or is from an earlier version; run preprocess.py")
     if content.pop("format_version") != FORMAT_VERSION:
-        raise ValueError(f"{path} has another format than version {FORMAT_VERSION}; run preprocess.py again")
+        raise ValueError(f"{path} does not have format version {FORMAT_VERSION}; run preprocess.py again")
     recording = Recording(**content)
     _check_description(path, recording)
     _check_shapes(path, recording)
@@ -98,14 +98,14 @@ def load_recording(path: Path, config: Config | None = None) -> Recording:
 
 
 def _require_settings(path: Path, recording: Recording, config: Config) -> None:
-    """Raise ValueError if a recording was made with other settings; the message holds the line to run."""
+    """Raise ValueError if a recording was made with other settings."""
     wanted = extractor_settings(config, recording.instrument)
     if recording.extractor == wanted:
         return
     rate = recording.extractor["audio"].get("sample_rate")
     if rate != config.audio.sample_rate:
         raise ValueError(
-            f"{path} holds sound at {rate} Hz, but preset {config.preset} makes {config.audio.sample_rate} Hz; "
+            f"{path} holds sound at {rate} Hz, but preset {config.preset} needs {config.audio.sample_rate} Hz; "
             f"run ./venv/bin/python preprocess.py --config_name {config.preset} --input_dir RECORDINGS "
             f"--output_dir {path.parent}, or train the preset that the files were made for"
         )
@@ -125,7 +125,7 @@ def _check_description(path: Path, recording: Recording) -> None:
         and (recording.bandwidth is None or (isinstance(recording.bandwidth, float) and 0 < recording.bandwidth < 1e6))
     )
     if not described:
-        raise ValueError(f"{path} does not say what it was made from; run preprocess.py again")
+        raise ValueError(f"{path} has no valid source, extractor or bandwidth; run preprocess.py again")
     require_name(f"the instrument of {path}", recording.instrument)
 
 
@@ -134,7 +134,7 @@ def _is_within(value: Any, limit: int) -> bool:
 
 
 def find_wrong_values(recording: Recording, names: Iterable[str]) -> list[str]:
-    """Return as short phrases which curves, or the sound, have values that no recording has, such as NaN."""
+    """Return a phrase for each of the named tensors with NaN or implausible values."""
     problems = []
     for name in names:
         low, high = _RANGES[name]
@@ -145,7 +145,7 @@ def find_wrong_values(recording: Recording, names: Iterable[str]) -> list[str]:
 
 
 def require_sane_curves(path: Path, recording: Recording) -> None:
-    """Raise ValueError for f0, loudness or periodicity outside what a recording can have, or NaN."""
+    """Raise ValueError if f0, loudness or periodicity has NaN or implausible values."""
     if problems := find_wrong_values(recording, _FRAME_KEYS):
         raise ValueError(f"{path}: {'; '.join(problems)}; scripts/check_dataset_nans.py finds all such files")
 
@@ -160,23 +160,23 @@ def _check_shapes(path: Path, recording: Recording) -> None:
         raise ValueError(f"{path} holds no frames; run preprocess.py again")
     if any(tensor.shape != (1, n_frames, 1) for tensor in tensors[:3]) or tensors[3].shape != (1, n_samples):
         shapes = [tuple(tensor.shape) for tensor in tensors]
-        raise ValueError(f"{path} holds shapes {shapes} that do not fit together; run preprocess.py again")
+        raise ValueError(f"{path} holds inconsistent shapes {shapes}; run preprocess.py again")
 
 
 def list_recordings(data_dir: Path) -> list[Path]:
-    """Return the processed files under a folder, sorted, without dot names (unfinished downloads, macOS files)."""
+    """Return the processed files below a folder, sorted, without hidden ones (partial downloads, macOS files)."""
     paths = sorted(data_dir.rglob("*.pt"))
     return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(data_dir).parts)]
 
 
 def find_recordings(data_dir: Path) -> list[Path]:
-    """Return the processed files under a folder, sorted, at least one.
+    """Return the processed files below a folder, sorted; there is at least one.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the folder holds no processed files.
     """
     paths = list_recordings(data_dir)
     if not paths:
-        what = "holds no .pt files" if data_dir.is_dir() else "is not a folder"
-        raise ValueError(f"{data_dir} {what}; run preprocess.py first")
+        reason = "holds no .pt files" if data_dir.is_dir() else "is not a folder"
+        raise ValueError(f"{data_dir} {reason}; run preprocess.py first")
     return paths

@@ -27,7 +27,10 @@ TAKE_FILE = re.compile(r"\d\d_[A-Za-z0-9#-]+_(solo|comp)(_mic\.wav|\.jams)")  # 
 
 
 def place_take(name: str) -> Path | None:
-    """solo/00_BN1-129-Eb_solo_mic.wav for a take, solo_annotation/annotation/....jams for its annotation."""
+    """Return the path of a take or annotation below the unpacking folder, None for other files.
+
+    A take: ``solo/00_BN1-129-Eb_solo_mic.wav``; an annotation: ``solo_annotation/annotation/00_BN1-129-Eb_solo.jams``.
+    """
     match = TAKE_FILE.fullmatch(Path(name).name)
     if not match:
         return None
@@ -36,13 +39,13 @@ def place_take(name: str) -> Path | None:
 
 
 def by_hand(name: str, local_flag: str, url_flag: str) -> str:
-    return f"By browser: save {name} from {RECORD} and run again with {local_flag} PATH; {url_flag} takes a mirror."
+    return f"Or download {name} from {RECORD} in a browser and give {local_flag} PATH; {url_flag} sets a mirror."
 
 
 def download_guitarset(args: argparse.Namespace) -> None:
     takes = TAKES if args.takes == "all" else (args.takes,)
     if args.takes == "solo":
-        log.info("Taking the solo takes only: comp takes are strummed chords, which have no single pitch (--takes)")
+        log.info("only solo takes are installed; comp takes are strummed chords, without a single pitch (--takes all)")
     share = len(takes) / len(TAKES)
     hint = by_hand("audio_mono-mic.zip", "--local_archive", "--url")
     audio = DownloadSource(args.url, "audio_mono-mic.zip", args.md5, 1.5 * share, hint)
@@ -59,19 +62,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("Download GuitarSet (Zenodo record 3371780, 657 MB, CC BY 4.0).")
     add = parser.add_argument
     add("--takes", choices=(*TAKES, "all"), default="solo", help="solo: melodies; comp: strummed chords; all: both")
-    add("--annotations", action="store_true", help="also the JAMS annotations (39 MB), to OUTPUT_DIR/annotation")
-    add("--output_dir", type=Path, default=Path("data/raw/guitarset"))
-    add("--url", default=AUDIO_URL, help="a mirror of audio_mono-mic.zip")
+    add("--annotations", action="store_true", help="also install the JAMS annotations (39 MB) in OUTPUT_DIR/annotation")
+    add("--output_dir", type=Path, default=Path("data/raw/guitarset"), help="default: data/raw/guitarset")
+    add("--url", default=AUDIO_URL, help="mirror of audio_mono-mic.zip")
     add("--md5", type=checksum_text, default=AUDIO_MD5, help="md5 or sha256 of the archive, if it is not Zenodo's")
-    add("--local_archive", type=Path, metavar="PATH", help="audio_mono-mic.zip that you already have")
-    add("--annotations_url", default=JAMS_URL, help="a mirror of annotation.zip")
-    add("--annotations_md5", type=checksum_text, default=JAMS_MD5, help="md5 or sha256 of a different annotation.zip")
-    add("--local_annotations", type=Path, metavar="PATH", help="annotation.zip that you already have")
-    add("--keep_archive", action="store_true", help="do not delete the downloaded archive when it is unpacked")
+    add("--local_archive", type=Path, metavar="PATH", help="audio_mono-mic.zip on disk, instead of a download")
+    add("--annotations_url", default=JAMS_URL, help="mirror of annotation.zip")
+    add("--annotations_md5", type=checksum_text, default=JAMS_MD5, help="md5 or sha256 of another annotation.zip")
+    add("--local_annotations", type=Path, metavar="PATH", help="annotation.zip on disk, instead of a download")
+    add("--keep_archive", action="store_true", help="keep the downloaded archive after unpacking")
     return parser.parse_args(argv)
 
 
-@as_command("stopped; what has been downloaded is kept, the same command resumes from there", errors=(DataError,))
+@as_command("stopped; the partial download is kept, the same command resumes it", errors=(DataError,))
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with logging_redirect_tqdm():

@@ -1,12 +1,12 @@
-"""Turn a folder of recordings into a folder of processed files, one for each.
+"""Measure pitch and loudness of recordings and write one processed file for each.
 
     ./venv/bin/python preprocess.py --input_dir data/raw/rendered/trumpet --output_dir data/processed/trumpet
     ./venv/bin/python preprocess.py --config_name wide --input_dir data/raw/trumpet --output_dir data/wide/trumpet
 
-Each recording is read as mono, measured (pitch, loudness) and stored with its sound. What is done
-already with the same settings is skipped, what is stale is redone. The instrument is guessed from
-the names that the data sets use, or given by ``--instrument``; training inherits it. The sound is kept at the
-rate of the preset that is to be trained, together with the band up to which the recording really has sound.
+Each recording is read as mono, measured and stored with its sound at the sample rate of the preset,
+and with the bandwidth of the recording. Files that are up to date are skipped, stale ones replaced.
+The instrument is guessed from the file names of the known data sets, or given by ``--instrument``;
+training takes it from the files.
 """
 
 import argparse
@@ -47,27 +47,27 @@ class JobOutcome(NamedTuple):
 
 
 def plan_all_jobs(input_dirs: list[Path], output_dir: Path, instrument: str | None, config: Config) -> list[Job]:
-    """List what is to be made of the recordings in several folders.
+    """Return the jobs for the recordings in several folders.
 
     Raises:
-        ValueError: as ``plan_jobs``, or two recordings would become the same file.
+        ValueError: as in ``plan_jobs``, or two recordings would be written to the same file.
     """
     jobs = [job for input_dir in input_dirs for job in plan_jobs(input_dir, output_dir, instrument, config)]
     sources: dict[Path, Path] = {}
     for job in jobs:
         if sources.setdefault(job.target, job.source).resolve() != job.source.resolve():
             raise ValueError(
-                f"{sources[job.target]} and {job.source} would both become {job.target}; rename one, or preprocess the "
-                "folder that they share"
+                f"{sources[job.target]} and {job.source} would both be written to {job.target}; rename one, or give "
+                "their common parent folder as --input_dir"
             )
     return jobs
 
 
 def plan_jobs(input_dir: Path, output_dir: Path, instrument: str | None, config: Config) -> list[Job]:
-    """List what is to be made of the recordings in a folder and its subfolders.
+    """Return the jobs for the recordings in a folder, searched recursively.
 
     Raises:
-        ValueError: no recordings, or one whose instrument is neither given nor known by its name.
+        ValueError: there are no recordings, or the instrument of one is unknown.
     """
     sources = find_sound_files(input_dir)
     if not sources:
@@ -76,23 +76,25 @@ def plan_jobs(input_dir: Path, output_dir: Path, instrument: str | None, config:
     for source in sources:
         played_by = instrument or config.guess_instrument(source.name)
         if played_by is None:
-            raise ValueError(f"which instrument plays in {source}? Give --instrument ({', '.join(config.instruments)})")
-        # The suffix stays in the name: take.wav and take.flac are two recordings.
+            raise ValueError(
+                f"the instrument of {source} is unknown; give --instrument ({', '.join(config.instruments)})"
+            )
+        # Keep the suffix in the name: take.wav and take.flac are different recordings.
         relative = source.relative_to(input_dir)
         jobs.append(Job(source, output_dir / relative.with_name(relative.name + ".pt"), played_by))
     return jobs
 
 
 def find_stale(jobs: list[Job], output_dir: Path) -> list[Path]:
-    """Return the processed files whose recordings are not, or no longer, among the jobs."""
+    """Return the processed files in a folder that no job writes."""
     targets = {job.target for job in jobs}
     return [path for path in list_recordings(output_dir) if path not in targets]
 
 
 def process_recording(job: Job, config: Config) -> JobOutcome:
-    """Make one processed file, unless it is there and up to date."""
+    """Write one processed file unless it is up to date."""
     n_threads = torch.get_num_threads()
-    # The order of sums depends on the number of threads: with one, any number of workers gives the same bits.
+    # The summation order depends on the number of threads; with one, results do not depend on the number of workers.
     torch.set_num_threads(1)
     try:
         digest = hash_file(job.source)
@@ -101,20 +103,20 @@ def process_recording(job: Job, config: Config) -> JobOutcome:
         recording = extract_recording(job, digest, config.for_recordings_of(job.instrument))
         save_recording(job.target, recording)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        return JobOutcome(job, "failed", str(error) or "not enough memory")  # of which a MemoryError says nothing
+        return JobOutcome(job, "failed", str(error) or "not enough memory")  # a MemoryError has no text
     finally:
         torch.set_num_threads(n_threads)
     return JobOutcome(job, "written")
 
 
 def extract_recording(job: Job, digest: str, config: Config) -> Recording:
-    """Read and measure one recording; its samples are in memory once, everything else only a piece at a time."""
+    """Read and measure one recording; only its samples are in memory as a whole, the rest is done in blocks."""
     audio = load_audio(job.source, config.audio.feature_rate)
     features, bandwidth = extract_features(audio, config), None
     if config.audio.sample_rate != config.audio.feature_rate:
         audio = load_audio(job.source, config.audio.sample_rate)
         bandwidth = measure_bandwidth(audio, config.audio.sample_rate, config.audio.feature_rate / 2)
-    audio.resize(config.audio.frames_to_samples(len(features.f0)), refcheck=False)  # in place; what is new is 0
+    audio.resize(config.audio.frames_to_samples(len(features.f0)), refcheck=False)  # in place, padded with 0
     frames = {name: values[None, :, None] for name, values in features._asdict().items()}
     source = {"file": job.source.name, "sha256": digest}
     extractor = extractor_settings(config, job.instrument)
@@ -131,10 +133,10 @@ def _is_up_to_date(job: Job, digest: str, config: Config) -> bool:
 
 
 def run_jobs(jobs: list[Job], config: Config, num_workers: int) -> Iterator[JobOutcome]:
-    """Process recordings in ``num_workers`` processes, yielding outcomes as they come.
+    """Process recordings in ``num_workers`` processes and yield the outcomes in order of completion.
 
     Raises:
-        ValueError: a worker process died (of memory, most likely).
+        ValueError: a worker process died, probably because memory ran out.
     """
     if num_workers <= 1:
         yield from (process_recording(job, config) for job in jobs)
@@ -145,15 +147,15 @@ def run_jobs(jobs: list[Job], config: Config, num_workers: int) -> Iterator[JobO
         futures = [pool.submit(process_recording, job, config) for job in jobs]
         yield from (future.result() for future in as_completed(futures))
     except BrokenProcessPool as error:
-        raise ValueError("a worker died, probably for want of memory; try --num_workers 1") from error
+        raise ValueError("a worker process died, probably out of memory; try --num_workers 1") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def count_outcomes(outcomes: Iterable[JobOutcome], total: int) -> dict[str, int]:
-    """Show progress, name each failed file, and return how many were written, skipped and failed."""
+    """Show progress, print each failure, and return the numbers of files written, skipped and failed."""
     counts = {"written": 0, "skipped": 0, "failed": 0}
-    pause = 0.1 if sys.stderr.isatty() else 30.0  # s; a log file needs no more
+    pause = 0.1 if sys.stderr.isatty() else 30.0  # s, longer in a log file
     for outcome in tqdm(outcomes, total=total, unit="file", desc="preprocess", mininterval=pause):
         counts[outcome.status] += 1
         if outcome.status == "failed":
@@ -164,14 +166,14 @@ def count_outcomes(outcomes: Iterable[JobOutcome], total: int) -> dict[str, int]
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("Measure a folder of recordings for training.")
     parser.add_argument(
-        "--input_dir", type=Path, required=True, nargs="+", help="folders of recordings; subfolders too"
+        "--input_dir", type=Path, required=True, nargs="+", help="folders of recordings, searched recursively"
     )
-    parser.add_argument("--output_dir", type=Path, required=True, help="where the .pt files go")
-    parser.add_argument("--instrument", help="who plays; guessed from the data sets' own file names if not given")
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
-    parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default {DEFAULT_PRESET})")
-    parser.add_argument("--prune", action="store_true", help="delete processed files of recordings that are gone")
-    parser.add_argument("--num_workers", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the processed files (.pt)")
+    parser.add_argument("--instrument", help="instrument of all recordings (default: guessed from the file names)")
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="settings (default: config.json)")
+    parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default: {DEFAULT_PRESET})")
+    parser.add_argument("--prune", action="store_true", help="delete processed files whose recordings are missing")
+    parser.add_argument("--num_workers", type=int, default=2, help="number of processes (default: 2)")
     args = parser.parse_args(argv)
     for folder in args.input_dir:
         if not folder.is_dir():
@@ -181,13 +183,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-@as_command("stopped; what is written stays, the same command goes on from here")
+@as_command("stopped; the files written so far are kept, the same command continues from here")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     config = load_config(args.config, args.config_name)
     if args.instrument is not None:
         config.instrument(args.instrument)
-    # Under torchrun every process does its share; they need not talk to each other.
+    # Under torchrun, each process takes its share of the jobs.
     rank, n_ranks = (int(os.environ.get(name) or default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     all_jobs = plan_all_jobs(args.input_dir, args.output_dir, args.instrument, config)
     jobs = all_jobs[rank::n_ranks]
@@ -196,8 +198,8 @@ def main(argv: list[str] | None = None) -> int:
         for path in find_stale(all_jobs, args.output_dir):
             if args.prune:
                 path.unlink()
-            advice = "deleted" if args.prune else "it is trained on all the same; --prune deletes it"
-            log.info("%s: its recording is not in %s; %s", path, ", ".join(map(str, args.input_dir)), advice)
+            advice = "deleted" if args.prune else "training will still use it; --prune deletes it"
+            log.info("%s has no recording in %s: %s", path, ", ".join(map(str, args.input_dir)), advice)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
     if rank == 0 and not counts["failed"]:
         suggest(f"visualize_features.py --all --data_dir {args.output_dir}")

@@ -4,10 +4,10 @@
     ./venv/bin/torchrun --nproc_per_node=4 train.py --data_dir data/processed/trumpet
     ./venv/bin/python train.py --hf_repo_id user/name
 
-Writes ``checkpoints/latest.pth`` and ``model_epoch_N.pth`` after every epoch and ``best.pth`` when
-the validation loss falls, and under ``runs/`` what there is to see and hear. Run the same command
-again and it goes on from ``latest.pth``, in the middle of an epoch if it was stopped there (Ctrl-C
-and SIGTERM finish the step and save).
+Writes ``checkpoints/latest.pth`` and ``model_epoch_N.pth`` after every epoch, ``best.pth`` when the
+validation loss reaches a new minimum, and metrics, sounds and pictures under ``runs/``. The same
+command resumes from ``latest.pth``, also within an epoch. Ctrl-C and SIGTERM finish the current step
+and save.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: beside busy programs, threads that spin are slow
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads are slow on a busy machine
 
 import torch
 from filelock import FileLock, Timeout
@@ -56,18 +56,18 @@ _OVERRIDES = ("batch_size", "epochs", "val_fraction", "patience", "save_every_mi
 
 @contextmanager
 def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
-    """Stop a training on Ctrl-C or SIGTERM after the current step; a second signal, later, stops at once."""
-    asked_at = None
+    """Stop the training after the current step on Ctrl-C or SIGTERM; a second signal, over 1 s later, stops at once."""
+    requested_at = None
 
-    def ask_to_stop(number: int, frame: Any) -> None:
-        nonlocal asked_at
-        if asked_at is None:
-            asked_at = time.monotonic()
-        elif time.monotonic() - asked_at > 1.0:  # torchrun hands on a Ctrl-C that the terminal has sent already
+    def request_stop(number: int, frame: Any) -> None:
+        nonlocal requested_at
+        if requested_at is None:
+            requested_at = time.monotonic()
+        elif time.monotonic() - requested_at > 1.0:  # torchrun forwards a Ctrl-C that the terminal has also sent
             raise KeyboardInterrupt
         trainer.stop_requested = True
 
-    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -77,10 +77,10 @@ def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def lock_checkpoint_dir(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of a folder; the lock is the operating system's, so a killed process leaves none.
+    """Lock a folder against other trainings; the operating system releases the lock of a killed process.
 
     Raises:
-        ValueError: another training is at work there.
+        ValueError: another training uses the folder.
         OSError: the folder cannot be written.
     """
     try:
@@ -89,7 +89,7 @@ def lock_checkpoint_dir(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / ".lock")
         lock.acquire(blocking=False)
     except Timeout as error:
-        message = f"another training writes into {folder}; stop it first, or give another --checkpoint_dir"
+        message = f"another training writes to {folder}; stop it first, or give another --checkpoint_dir"
         raise ValueError(message) from error
     except OSError as error:
         raise OSError(f"--checkpoint_dir {folder} cannot be written ({error.strerror}); give another") from error
@@ -105,26 +105,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data_dir", type=Path, help="processed recordings (.pt); with --hf_repo_id, the folder to download to")
     add("--hf_repo_id", help="data set on the Hugging Face Hub, user/name: train while it downloads")
     add("--val_fraction", type=float, help="fraction of the recordings held out (default: config.json)")
-    add("--num_workers", type=int, default=0, help="processes that load crops (default 0: none)")
+    add("--num_workers", type=int, default=0, help="processes that load crops (default: 0)")
     add = parser.add_argument_group("training").add_argument
     add("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="settings (default: config.json)")
     add("--config_name", default=DEFAULT_PRESET, help=f"preset (default: {DEFAULT_PRESET})")
-    add("--batch_size", type=int, help="crops a step, over all processes (default: config.json)")
-    add("--epochs", type=int, help="total number of epochs, also after a resume (default: config.json)")
+    add("--batch_size", type=int, help="crops per step, over all processes (default: config.json)")
+    add("--epochs", type=int, help="total number of epochs, including those before a resume (default: config.json)")
     add("--patience", type=int, help="stop after N epochs without a lower validation loss (default: never)")
     add("--seed", type=int, default=0, help="seed of weights, crops and noise (default: 0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    add("--precision", choices=PRECISIONS, default="float32", help="of the decoder (default: float32)")
+    add("--precision", choices=PRECISIONS, default="float32", help="precision of the decoder (default: float32)")
     add("--compile", action="store_true", help="use torch.compile for the layers around the GRU (slow start)")
     add("--debug", action="store_true", help="name the operation that produces a NaN (slower)")
     add = parser.add_argument_group("checkpoints").add_argument
     add("--checkpoint_dir", type=Path, default=Path("checkpoints"), help="folder (default: checkpoints)")
     add("--no_resume", action="store_true", help="start from scratch; the old checkpoints move to previous_1")
-    add("--save_every_minutes", type=float, help="interval of saving within an epoch (default: config.json)")
+    add("--save_every_minutes", type=float, help="interval between saves within an epoch (default: config.json)")
     add = parser.add_argument_group("log").add_argument
     add("--run_name", help="name of the run, in runs/ and on W&B (default: two random words)")
     add("--runs_dir", type=Path, default=Path("runs"), help="folder of the run pages (default: runs)")
-    add("--wandb_mode", choices=MODES, help="default: online if a key is configured, else offline")
+    add("--wandb_mode", choices=MODES, help="W&B mode (default: online if a key is configured, else offline)")
     add("--wandb_project", default="neural-guitar", help="W&B project (default: neural-guitar)")
     args = parser.parse_args(argv)
     _check_flags(parser, args)
@@ -142,11 +142,11 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     if args.save_every_minutes is not None and not args.save_every_minutes > 0:
         parser.error("--save_every_minutes must be more than 0")
     if args.run_name is not None and not is_file_name(args.run_name):
-        parser.error(f"--run_name is {short_repr(args.run_name)}, it must be a name of a folder, such as trumpet-2")
+        parser.error(f"--run_name is {short_repr(args.run_name)}, but must be a folder name, such as trumpet-2")
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """Return the configuration with the flags laid over it."""
+    """Return the configuration, with the values of the flags that are given."""
     config = load_config(args.config, args.config_name)
     flags = {name: getattr(args, name) for name in _OVERRIDES if getattr(args, name) is not None}
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **flags))
@@ -155,7 +155,16 @@ def read_config(args: argparse.Namespace) -> Config:
 def build_trainer(
     args: argparse.Namespace, ranks: ProcessRanks = SINGLE_PROCESS, at_exit: ExitStack | None = None
 ) -> Trainer:
-    """Build the training that the command line asks for, resumed if it can be; ``at_exit`` closes what it opens."""
+    """Return the trainer of the command line, resumed from its checkpoint if there is one.
+
+    Args:
+        args: from ``parse_args``.
+        ranks: rank of this process.
+        at_exit: gets a callback that stops a download.
+
+    Raises:
+        ValueError: the flags, the recordings and the checkpoint do not fit together.
+    """
     config = read_config(args)
     latest = args.checkpoint_dir / LATEST
     checkpoint = read_checkpoint(latest) if latest.exists() and not args.no_resume else None
@@ -170,12 +179,12 @@ def build_trainer(
         raise _wrong_training_error(latest, [f"instrument {before} -> {corpus.instrument}"], corpus.instrument)
     if boundary == RECORDING_ENDS and len({span.path for span in whole.training}) >= MIN_WHOLE_TAKES:
         log.info(
-            "the end of each recording stays held out, as when this training began with fewer than %d", MIN_WHOLE_TAKES
+            "the end of each recording stays held out, because this training began with fewer than %d", MIN_WHOLE_TAKES
         )
     if config.train.patience is not None and not corpus.validation:
         raise ValueError(
-            "--patience watches the validation loss, but nothing is held out; give --val_fraction, or "
-            "--no_resume too where a training has begun without"
+            "--patience needs a validation loss, but no recordings are held out; give --val_fraction, and "
+            "--no_resume if a training has begun without it"
         )
     trainer = Trainer(config, corpus, args.checkpoint_dir, device, args.seed, ranks, args.num_workers)
     trainer.next_corpus = next_corpus
@@ -201,7 +210,7 @@ def build_trainer(
         trainer.resume(checkpoint, latest)
         log.info("resumed %s: %s", latest, trainer.progress)
     if not corpus.validation:
-        log.info("nothing is held out: the best checkpoint is that of the lowest training loss")
+        log.info("no recordings are held out: the best checkpoint is the one with the lowest training loss")
     return trainer
 
 
@@ -210,7 +219,7 @@ def _compile(model: NeuralGuitar) -> None:
     for layer in layers:
         layer.compile()
     if not layers:
-        log.info("--compile: this preset has no layers beside the GRU to compile")
+        log.info("--compile: this preset has no layers to compile except the GRU")
 
 
 def open_corpus(
@@ -221,10 +230,10 @@ def open_corpus(
     device: torch.device,
     at_exit: ExitStack,
 ) -> tuple[Corpus, Callable[[], Corpus] | None]:
-    """Return all recordings and, where they are on their way, how to ask for those that are here."""
+    """Return the whole corpus and, if it is being downloaded, a function that returns the part available so far."""
     if args.hf_repo_id is None:
         return read_corpus(args.data_dir, config, boundary), None
-    from recordings.hub_dataset import HubRecordings  # half a second that a training from disk need not wait
+    from recordings.hub_dataset import HubRecordings  # 0.5 s to import
 
     folder = args.data_dir or Path("data/hub") / args.hf_repo_id.replace("/", "--")
     recordings = HubRecordings(args.hf_repo_id, folder, config, boundary)
@@ -238,34 +247,34 @@ def _wrong_training_error(path: Path, differences: list[str], instrument: str) -
     root = folder if folder.parent in (Path(), folder) else folder.parent
     free = next(new for n in count(1) if not (new := root / (instrument if n == 1 else f"{instrument}_{n}")).exists())
     return ValueError(
-        f"{path} belongs to another training: {'; '.join(differences)}. Start afresh with --no_resume, "
-        f"or elsewhere with --checkpoint_dir {free}"
+        f"{path} belongs to another training: {'; '.join(differences)}. Replace it with --no_resume, "
+        f"or keep it and give --checkpoint_dir {free}"
     )
 
 
 def _require_same_training(checkpoint: dict[str, Any], path: Path, config: Config) -> None:
     differences = architecture_differences(checkpoint_config(checkpoint, path, config), config)
     if checkpoint["optimizer"] is None:
-        differences.append("it was exported for use and cannot be trained on")
+        differences.append("it was exported for use and cannot be trained further")
     if differences:
         raise _wrong_training_error(path, differences, checkpoint["instrument"])
 
 
 def _keep_val_fraction(checkpoint: dict[str, Any], config: Config) -> Config:
-    """Return the configuration with the share held out as before: a larger one would take what was trained on."""
+    """Return the configuration with the checkpoint's val_fraction: a new one could hold out recordings trained on."""
     before = checkpoint["config"]["train"]["val_fraction"]
     if before == config.train.val_fraction:
         return config
-    log.info("val_fraction stays %g: what was trained on is not held out later, but by --no_resume", before)
+    log.info("val_fraction stays %g: a resumed training keeps its split; --no_resume starts a new one", before)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, val_fraction=before))
 
 
 def open_experiment_log(trainer: Trainer, args: argparse.Namespace) -> None:
-    """Open the run's folder and, where wanted, its W&B run: the same one as before, if the training was resumed."""
+    """Open the folder of the run and its W&B run; a resumed training continues its earlier run."""
     name = trainer.run_name
     is_own = is_file_name(name) and (name == args.run_name or (args.runs_dir / name).is_dir())
-    if name is not None and not is_own:  # of a file that came from somebody else
-        require_name("the name of the run (if you gave it, give it again by --run_name)", name)
+    if name is not None and not is_own:  # an untrusted name, from a checkpoint of unknown origin
+        require_name("the name of the run (if you chose it, give it again with --run_name)", name)
     trainer.run_name = name or choose_run_name(args.runs_dir, args.run_name)
     trainer.wandb_id = trainer.wandb_id or new_run_id()
     if args.run_name not in (None, trainer.run_name):
@@ -281,15 +290,15 @@ def open_experiment_log(trainer: Trainer, args: argparse.Namespace) -> None:
             trainer.changes,
             trainer.checkpoint_dir / LATEST,
         )
-        log.info("to watch it, open %s", folder / "index.html")
+        log.info("to watch the training, open %s", folder / "index.html")
         trainer.experiment_log.start_wandb(args.wandb_mode, args.wandb_project, trainer.wandb_id)
 
 
 def run_training(trainer: Trainer, args: argparse.Namespace) -> int:
-    """Train to the end, or to the signal that stops it; return the exit code."""
+    """Train to the end or until a signal stops it; return the exit code."""
     epochs = trainer.config.train.epochs
     if trainer.progress.epoch >= epochs:
-        log.info("epoch %d of %d is done already; give more --epochs to go on", trainer.progress.epoch, epochs)
+        log.info("epoch %d of %d is already done; increase --epochs to continue", trainer.progress.epoch, epochs)
         log.info("%s", describe_result(trainer))
         return 0
     exit_code = 1
@@ -300,7 +309,7 @@ def run_training(trainer: Trainer, args: argparse.Namespace) -> int:
             exit_code = 0
             log.info("%s", describe_result(trainer))
         except TrainingStopped:
-            log.info("stopped %s, and saved; the same command goes on from here", trainer.progress)
+            log.info("stopped %s, and saved; the same command resumes from here", trainer.progress)
             exit_code = 130
         finally:
             if trainer.experiment_log:
@@ -309,16 +318,16 @@ def run_training(trainer: Trainer, args: argparse.Namespace) -> int:
 
 
 def describe_result(trainer: Trainer) -> str:
-    """Return what the best checkpoint is and the line that plays it."""
+    """Return a sentence that names the best checkpoint and the command that plays it."""
     path = trainer.checkpoint_dir / BEST
     if path.is_file():
         judged_by = "validation" if trainer.corpus.validation else "training"
-        what = f"{path} is epoch {read_checkpoint(path)['epoch']}, that of the lowest {judged_by} loss"
+        result = f"{path} is from epoch {read_checkpoint(path)['epoch']}, with the lowest {judged_by} loss"
     else:
         path = trainer.checkpoint_dir / LATEST
-        what = f"{path} is epoch {trainer.progress.epoch}, the last"
+        result = f"{path} is from epoch {trainer.progress.epoch}, the last"
     return (
-        f"{what}; to hear it: ./venv/bin/python transfer.py --input examples/hum.wav "
+        f"{result}; to listen: ./venv/bin/python transfer.py --input examples/hum.wav "
         f"--checkpoint {shlex.quote(str(path))} --output out/hum_{trainer.corpus.instrument}.wav"
     )
 
@@ -338,12 +347,12 @@ def main(argv: list[str] | None = None) -> int:
         try:
             return run_training(build_trainer(args, ranks, at_exit), args)
         except torch.OutOfMemoryError as error:
-            raise ValueError(f"{error} A smaller --batch_size needs less; the last checkpoint is intact") from error
+            raise ValueError(f"{error} Reduce --batch_size; the last checkpoint is intact") from error
         except RuntimeError as error:
             if not is_compile_error(error):
                 raise
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"torch.compile failed, train without --compile: {reason}") from error
+            raise ValueError(f"torch.compile failed; train without --compile: {reason}") from error
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What is trained on: downloads, rendering, inspection, corpus, split and crops, the Hub."""
+"""Training data: downloads, rendering, inspection, splits and crops, the Hugging Face Hub."""

@@ -1,7 +1,7 @@
-"""Install a data set: download its archive, unpack what is wanted of it, and move that to its place.
+"""Install a data set: download its archive, unpack the selected files and move them to the data folder.
 
-Files are written under names of ours, never under an archive's, and nothing half-written carries a final name.
-``download_data.py`` and ``download_trumpet_data.py`` say which files are wanted.
+Files get names chosen here, never the archive's paths, and an incomplete file never has its final name.
+``download_data.py`` and ``download_trumpet_data.py`` select the files.
 """
 
 import argparse
@@ -39,19 +39,19 @@ from sound.atomic_files import write_text
 
 log = logging.getLogger(__name__)
 
-MAX_RATIO = 100  # unpacked bytes per packed byte: recordings reach 2, text 20, a bomb 1000
-MIN_UNPACKED_BYTES = 64 << 20  # bytes that even the smallest archive may unpack to
+MAX_RATIO = 100  # unpacked bytes per packed byte: recordings reach 2, text 20, a zip bomb 1000
+MIN_UNPACKED_BYTES = 64 << 20  # an archive of any size may unpack to this many bytes
 UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 
-PlaceMember = Callable[[str], Path | None]  # a member's name -> group/path below the data folder, None: not wanted
-Member = tuple[str, int, Callable[[], BinaryIO]]  # name, bytes, how to open it
+PlaceMember = Callable[[str], Path | None]  # a member's name -> group/path in the data folder, or None to skip it
+Member = tuple[str, int, Callable[[], BinaryIO]]  # name, size in bytes, function that opens it
 
 
 def read_members(archive: Path) -> Iterator[Member]:
-    """Yield the files of a zip, a tar, a gzipped tar, or a folder; a tar's have to be opened in turn.
+    """Yield the files of a zip, tar, gzipped tar or folder; files of a tar must be opened in the order they come.
 
     Raises:
-        DataError: a member is no plain file, leads out of the folder, or all are far larger than the archive.
+        DataError: a member is not a regular file, its path leaves the folder, or the unpacked size is implausible.
         DamagedDownloadError: the archive cannot be read.
     """
     left = max(MIN_UNPACKED_BYTES, MAX_RATIO * archive.stat().st_size) if archive.is_file() else float("inf")
@@ -72,9 +72,9 @@ def read_folder(folder: Path) -> Iterator[Member]:
 def read_zip(file: Path | BinaryIO) -> Iterator[Member]:
     with zipfile.ZipFile(file) as source:
         for member in source.infolist():
-            name, kind = member.orig_filename, stat.S_IFMT(member.external_attr >> 16)  # 0: not packed on Unix
+            name, kind = member.orig_filename, stat.S_IFMT(member.external_attr >> 16)  # 0: not made on Unix
             if re.match(r"[/\\]|[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
-                refuse(name, "its path leads out of the folder")
+                refuse(name, "its path leaves the folder")
             if kind not in (0, stat.S_IFDIR if member.is_dir() else stat.S_IFREG):
                 refuse(name, "it is a link or a device")
             if not member.is_dir():
@@ -85,7 +85,7 @@ def read_tar(archive: Path) -> Iterator[Member]:
     with archive.open("rb") as file:
         is_packed = file.read(2) == b"\x1f\x8b"  # some browsers save a .tar.gz as a .tar
         file.seek(0)
-        # tarfile reads gzip itself, but without a look at its CRC.
+        # tarfile can read gzip, but does not check its CRC.
         with gzip.GzipFile(fileobj=file) if is_packed else nullcontext(file) as unpacked:
             with tarfile.open(fileobj=unpacked, mode="r|", bufsize=CHUNK) as tar:
                 for member in tar:
@@ -95,7 +95,7 @@ def read_tar(archive: Path) -> Iterator[Member]:
                         refuse(member.name, str(error))
                     if member.isreg():
                         yield member.name, member.size, partial(tar.extractfile, member)
-            while unpacked.read(CHUNK):  # up to the CRC
+            while unpacked.read(CHUNK):  # gzip checks the CRC at the end of the file
                 pass
 
 
@@ -105,17 +105,18 @@ def refuse(name: str, reason: str) -> None:
 
 @contextmanager
 def naming_damage(archive: Path) -> Iterator[None]:
-    """Raise DamagedDownloadError, with the archive's name, for what the libraries raise on a damaged one."""
+    """Convert the errors that libraries raise for a damaged archive to DamagedDownloadError with its name."""
     try:
         yield
-    except (*UNREADABLE, RuntimeError, ValueError, OSError) as error:  # also a password, endless headers, a wrong CRC
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the disk's, not the archive's
+    # The last three: a password, endless headers, a wrong CRC.
+    except (*UNREADABLE, RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # from the disk, not the archive
             raise
         raise DamagedDownloadError(f"{archive} cannot be unpacked: {error}") from error
 
 
 def unpack(archive: Path, stage: Path, place: PlaceMember) -> None:
-    """Write the wanted files of an archive, or of a folder, into `stage`."""
+    """Write the selected files of an archive or folder to `stage`."""
     for name, size, open_member in read_members(archive):
         if target := place(name):
             require_space(stage.parent, size)
@@ -129,7 +130,7 @@ def write_member(stream: BinaryIO, target: Path) -> None:
         with target.open("xb") as file:
             shutil.copyfileobj(stream, file)
     except FileExistsError as error:
-        raise DataError(f"the archive is refused: it holds two files named {target.name}") from error
+        raise DataError(f"the archive is refused: it contains two files named {target.name}") from error
 
 
 def install_dataset(
@@ -140,25 +141,28 @@ def install_dataset(
     local: Path | None,
     keep_archive: bool,
 ) -> None:
-    """Bring those `groups` of a data set that are not there yet into `folder`, each with its done-marker.
+    """Install the missing `groups` of a data set in `folder`, each with its done-marker.
 
     Args:
-        place: tells for a member of the archive which group it belongs to and where in `folder` it goes.
-        local: an archive or a folder that the user has; it is neither downloaded nor deleted.
-        keep_archive: whether a downloaded archive stays.
+        source: address and checksum of the archive.
+        folder: data folder.
+        groups: names of the groups to install.
+        place: function from a member's name to its group and path in `folder`, None to skip it.
+        local: archive or folder on disk, used instead of a download and never deleted.
+        keep_archive: keep a downloaded archive after unpacking.
 
     Raises:
-        DataError: nothing was installed; what has been downloaded is kept unless it is damaged.
+        DataError: nothing was installed; a download is kept unless it is damaged.
     """
     missing = [group for group in groups if not is_done(folder, group)]
     if not missing:
-        log.info("%s is complete; delete %s to have it anew", folder, done_marker(folder, groups[0]))
+        log.info("%s is complete; to install it again, delete %s", folder, done_marker(folder, groups[0]))
         return
     if local and not local.exists():
-        raise DataError(f"{local} does not exist; name the file or folder that you have")
+        raise DataError(f"{local} does not exist; give the path of an existing file or folder")
     folder.mkdir(parents=True, exist_ok=True)
     archive, stage = local or folder / source.name, folder / ".unpacking"
-    shutil.rmtree(stage, ignore_errors=True)  # what a killed run has left
+    shutil.rmtree(stage, ignore_errors=True)  # left by an interrupted run
     try:
         if not archive.exists():
             download(source, archive, lambda part: check_checksum(part, source.checksum))
@@ -179,19 +183,19 @@ def done_marker(folder: Path, group: str) -> Path:
 
 
 def is_done(folder: Path, group: str) -> bool:
-    """Return True if each file that the done-marker names is there with its size."""
+    """Return True if every file listed in the done-marker exists and has its listed size."""
     try:
         files = json.loads(done_marker(folder, group).read_text(encoding="utf-8"))["files"]
         return bool(files) and all((folder / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no marker, or a damaged one
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # missing or damaged marker
         return False
 
 
 def move_into_place(stage: Path, folder: Path, groups: list[str], origin: Path) -> None:
-    """Move what was unpacked to its place, complete files only, and mark each group as done."""
+    """Move the unpacked files from `stage` to `folder` and write the done-marker of each group."""
     found = {group: sorted(path for path in (stage / group).rglob("*") if path.is_file()) for group in groups}
     for group in (group for group in groups if not found[group]):
-        raise DataError(f"{origin} holds no {group} files; is it the right one?")
+        raise DataError(f"{origin} holds no {group} files; check that it is the right archive")
     for group, paths in found.items():
         files = {path.relative_to(stage / group).as_posix(): path.stat().st_size for path in paths}
         for name in files:
@@ -202,7 +206,7 @@ def move_into_place(stage: Path, folder: Path, groups: list[str], origin: Path) 
 
 
 def checksum_text(text: str) -> str:
-    """Return an md5 or sha256 in lower case, or raise ArgumentTypeError."""
+    """Return an md5 or sha256 digest in lower case; raise ArgumentTypeError for other text."""
     if not re.fullmatch(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{64}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no md5 (32 hexadecimal digits) and no sha256 (64)")
+        raise argparse.ArgumentTypeError(f"{text!r} is neither an md5 (32 hexadecimal digits) nor a sha256 (64)")
     return text.lower()

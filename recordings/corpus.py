@@ -1,4 +1,4 @@
-"""A folder of processed recordings as one instrument's corpus: checked, split for validation, described in numbers."""
+"""Corpus of one instrument: check a folder of processed recordings, split it for validation, measure statistics."""
 
 import contextlib
 import hashlib
@@ -19,54 +19,54 @@ from recordings.crops import Span
 from sound.atomic_files import write_text
 from sound.plucks import measure_plucks, melody_plucks
 
-RECORDING_ENDS = "ends"  # a way to divide takes: of each recording the end is held out
-MIN_WHOLE_TAKES = 5  # with fewer, no whole one can be spared
-_INDEX = ".index.json"  # what read_corpus learned of a folder, so that it need not open every file again
-# Statistics are measured on at most so many recordings and frames, so that neither time nor memory grow with the data.
+RECORDING_ENDS = "ends"  # boundary of a split that holds out the end of each recording
+MIN_WHOLE_TAKES = 5  # with fewer takes, the end of each is held out instead of whole takes
+_INDEX = ".index.json"  # cache of read_corpus, so that it opens only new files
+# Limits of measure_statistics, so that time and memory do not grow with the data.
 _STATISTICS_RECORDINGS = 1000
 _STATISTICS_FRAMES = 4_000_000
-_BANDWIDTH_SHARE = 0.1  # of the time that has to reach the band of a model
+_BANDWIDTH_SHARE = 0.1  # a model's bandwidth is what this share of the time reaches
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Recordings of one instrument, split so that no sound is on both sides."""
+    """Recordings of one instrument, split so that training and validation share no sound."""
 
-    folder: Path  # in which they are
+    folder: Path
     instrument: str
     training: tuple[Span, ...]
     validation: tuple[Span, ...]
-    boundary: str | None = None  # takes whose sha256 sorts up to here are held out, or ENDS
+    boundary: str | None = None  # takes with a sha256 up to this one are held out; or RECORDING_ENDS
 
     def validation_digest(self) -> str:
-        """Return what is the same for the same held-out sound, and for no other."""
+        """Return a sha256 that identifies the held-out sound."""
         spans = sorted((os.path.relpath(span.path, self.folder), span[1:]) for span in self.validation)
         return hashlib.sha256(repr(spans).encode()).hexdigest()
 
 
 class _IndexLine(NamedTuple):
-    """A line of the index: enough to split a file, and to see that it is still the same."""
+    """Index entry of a file: what the split needs, and a stamp that detects changes."""
 
-    stamp: tuple[int, int, int]  # size, time of change, inode
+    stamp: tuple[int, int, int]  # size in bytes, modification time in ns, inode
     instrument: str
     sha256: str
     n_frames: int
 
 
 def read_corpus(data_dir: Path, config: Config, boundary: str | None = None) -> Corpus:
-    """Check every processed file of a folder that is new since the last time, and split them all.
+    """Check the processed files that are new since the last call, and split all files of a folder.
 
-    Copies of one take (URMP reuses takes byte for byte) stay on one side. With fewer than five takes
-    the end of each is held out instead.
+    Copies of one take (URMP reuses takes byte for byte) stay on the same side of the split. With fewer
+    than five takes, the end of each is held out instead of whole takes.
 
     Args:
-        data_dir: the folder; subfolders too.
-        config: what the files must have been made with, and the share that is held out.
-        boundary: of an earlier corpus, of which this one is the continuation: with the same share, what was
-            trained on then stays on that side, however many recordings have come since.
+        data_dir: folder of processed files, searched recursively.
+        config: settings that the files must have been made with, and the fraction to hold out.
+        boundary: that of the corpus that an earlier training used. Recordings it trained on then stay in
+            training, even if recordings have been added.
 
     Raises:
-        ValueError: no files, a bad or stale one, or files of several instruments.
+        ValueError: there are no files, one is damaged or stale, or they belong to several instruments.
     """
     spans: dict[str, list[Span]] = {}
     instruments: dict[str, Path] = {}
@@ -75,12 +75,12 @@ def read_corpus(data_dir: Path, config: Config, boundary: str | None = None) -> 
         spans.setdefault(entry.sha256, []).append(Span(path, 0, entry.n_frames))
     if len(instruments) > 1:
         named = ", ".join(f"{name} ({path.name})" for name, path in instruments.items())
-        raise ValueError(f"{data_dir} mixes instruments: {named}; a model learns one, so use a folder for each")
+        raise ValueError(f"{data_dir} mixes instruments: {named}; a model learns one, use a folder for each")
     return Corpus(data_dir, next(iter(instruments)), *split_takes(spans, config.train.val_fraction, boundary))
 
 
 def _read_entries(data_dir: Path, config: Config) -> list[tuple[Path, _IndexLine]]:
-    """Return what is to be known of each file, opening only those that the folder's index does not know."""
+    """Return (path, index entry) of each file; open only files that the index lacks or that have changed."""
     known = _load_index(data_dir / _INDEX, config)
     entries, n_new = [], 0
     for path in tqdm(find_recordings(data_dir), desc="reading recordings", unit="file", delay=2, disable=None):
@@ -99,7 +99,7 @@ def _read_entries(data_dir: Path, config: Config) -> list[tuple[Path, _IndexLine
 
 
 def _load_index(path: Path, config: Config) -> dict[str, _IndexLine]:
-    """Return the index; an empty one where it is missing, unreadable or of files made with other settings."""
+    """Return the index, empty if it is missing, unreadable or made with other settings."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         entries = {name: _IndexLine(tuple(stamp), *rest) for name, (stamp, *rest) in content["files"].items()}
@@ -112,7 +112,7 @@ def _load_index(path: Path, config: Config) -> dict[str, _IndexLine]:
 def _save_index(data_dir: Path, config: Config, entries: list[tuple[Path, _IndexLine]]) -> None:
     files = {str(path.relative_to(data_dir)): entry for path, entry in entries}
     content = {"format_version": FORMAT_VERSION, "extractors": _settings_of(files.values(), config), "files": files}
-    # It only saves time: a folder that cannot be written (shared, or a full disk) is read again each time.
+    # The index only saves time: without it (read-only folder, full disk) all files are opened again.
     with contextlib.suppress(OSError):
         write_text(data_dir / _INDEX, json.dumps(content), shared=True)
 
@@ -124,12 +124,10 @@ def _settings_of(entries: Iterable[_IndexLine], config: Config) -> dict[str, Any
 def split_takes(
     takes: dict[str, list[Span]], val_fraction: float, boundary: str | None
 ) -> tuple[tuple[Span, ...], tuple[Span, ...], str | None]:
-    """Divide recordings, grouped by the sha256 of their take, as ``read_corpus`` says; also return the boundary."""
-    # A hash is as good as a coin, and stays the same when recordings are added or renamed.
+    """Return (training spans, validation spans, boundary) for recordings grouped by the sha256 of their take."""
+    # Sorting by hash is as good as random, and stable when recordings are added or renamed.
     digests = sorted(takes)
-    if (
-        boundary not in (None, RECORDING_ENDS) and boundary >= digests[-1]
-    ):  # other recordings: nothing would be left to train
+    if boundary not in (None, RECORDING_ENDS) and boundary >= digests[-1]:  # it would hold out everything
         boundary = None
     if boundary == RECORDING_ENDS or (boundary is None and len(digests) < MIN_WHOLE_TAKES):
         pairs = [_cut_end(span, val_fraction) for digest in digests for span in takes[digest]]
@@ -143,7 +141,7 @@ def split_takes(
 
 
 def split_boundary(checkpoint: dict[str, Any]) -> str | None:
-    """Return where a training divides its recordings, for ``read_corpus``; None if its checkpoint does not say."""
+    """Return the split boundary that a checkpoint stores, for ``read_corpus``; None if it stores none."""
     return (checkpoint["schedule"] or {}).get("boundary")
 
 
@@ -153,12 +151,12 @@ def _cut_end(span: Span, fraction: float) -> tuple[Span, Span]:
 
 
 def measure_statistics(spans: Sequence[Span], config: Config) -> dict[str, Any]:
-    """Describe what a model has seen, for fitting a voice to it; of very much data, an even sample.
+    """Measure statistics of the training data, which voices are fitted to; large sets are sampled evenly.
 
     Returns:
-        ``f0_quantiles`` in Hz and ``loudness_quantiles`` in dB, each at 0, 1, ... 100 % of the frames
-        that have a pitch; where the recordings say so, ``bandwidth`` in Hz, which a tenth of the time reaches:
-        from so much can be learned what sounds up there; of a plucked instrument ``plucks``, a ``PluckTable``.
+        ``f0_quantiles`` in Hz and ``loudness_quantiles`` in dB, each at 0, 1, ... 100 % of the voiced frames.
+        ``bandwidth`` in Hz, reached in a tenth of the time, which is enough to learn that band from; only if
+        the recordings state a bandwidth. ``plucks``, a ``PluckTable``; only for a plucked instrument.
 
     Raises:
         ValueError: no frame has a pitch.
@@ -181,18 +179,23 @@ def measure_statistics(spans: Sequence[Span], config: Config) -> dict[str, Any]:
             curves = (values[0, here, 0].numpy() for values in (recording.f0, recording.loudness))
             plucks += melody_plucks(*curves, frame_rate, window)
     if sum(map(len, f0)) == 0:
-        raise ValueError("no frame of the training data has a pitch; is it an instrument playing single notes?")
+        raise ValueError("no frame of the training data has a pitch; use recordings of single notes")
     steps = np.linspace(0, 1, 101)
     return {
         "f0_quantiles": np.quantile(torch.cat(f0).numpy(), steps).tolist(),
         "loudness_quantiles": np.quantile(torch.cat(loudness).numpy(), steps).tolist(),
-        **({"bandwidth": _reached(bandwidths, _BANDWIDTH_SHARE)} if bandwidths else {}),
+        **({"bandwidth": _bandwidth_reached(bandwidths, _BANDWIDTH_SHARE)} if bandwidths else {}),
         **({"plucks": measure_plucks(plucks, frame_rate, window).to_dict()} if plucks else {}),
     }
 
 
-def _reached(bandwidths: list[tuple[float, int]], share: float) -> float:
-    """Return the widest band that a share of the time reaches, of bands and their times."""
+def _bandwidth_reached(bandwidths: list[tuple[float, int]], share: float) -> float:
+    """Return the widest bandwidth that at least ``share`` of the time reaches.
+
+    Args:
+        bandwidths: (bandwidth in Hz, number of frames) of each recording.
+        share: 0..1.
+    """
     bandwidths = sorted(bandwidths, reverse=True)
     times = np.cumsum([time for _, time in bandwidths])
     return float(bandwidths[int(np.searchsorted(times, share * times[-1]))][0])

@@ -1,4 +1,4 @@
-"""Training crops: random stretches of processed recordings, loaded in batches and divided among processes."""
+"""Training crops: random sections of processed recordings, loaded in batches and divided among processes."""
 
 import functools
 import os
@@ -22,7 +22,7 @@ _OPEN_FILES = 1000  # memory maps that stay open; opening one takes longer than 
 
 
 class Span(NamedTuple):
-    """A stretch of one recording that may be cropped."""
+    """Section of one recording that crops are taken from."""
 
     path: Path
     first_frame: int
@@ -65,7 +65,7 @@ class CropDataset(Dataset):
         self._open = functools.lru_cache(maxsize=_OPEN_FILES)(load_recording)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the open files behind: a worker process opens its own."""
+        """Return the state without open files: each worker process opens its own."""
         return {name: value for name, value in self.__dict__.items() if name != "_open"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -182,7 +182,7 @@ class ProcessRanks:
             return device
         if self.local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"process {self.local_rank + 1} on this machine finds no GPU of its own, there are "
+                f"there is no GPU for process {self.local_rank + 1} on this machine, which has "
                 f"{torch.cuda.device_count()}; give torchrun that number as --nproc_per_node, or --device cpu"
             )
         return f"cuda:{self.local_rank}"
@@ -214,20 +214,20 @@ SINGLE_PROCESS = ProcessRanks(0, 0, 1)
 
 
 def read_ranks() -> ProcessRanks:
-    """Return the ranks in the environment, as torchrun sets them."""
-    alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
-    return ProcessRanks(*(int(os.environ.get(name) or value) for name, value in alone.items()))
+    """Return the ranks that torchrun sets in the environment."""
+    defaults = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
+    return ProcessRanks(*(int(os.environ.get(name) or value) for name, value in defaults.items()))
 
 
 @contextmanager
 def process_group(ranks: ProcessRanks, device: torch.device) -> Iterator[None]:
-    """Join the other ranks, by nccl on GPUs and by gloo elsewhere."""
+    """Initialise the process group, with nccl on GPUs and gloo elsewhere."""
     if ranks.size == 1:
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)  # else a barrier would guess it, and warn
+        dist.init_process_group("nccl", device_id=device)  # without it, a barrier guesses the device and warns
     else:
         dist.init_process_group("gloo")
     try:
@@ -245,19 +245,19 @@ def load_batches(
     device: torch.device,
     num_workers: int = 0,
 ) -> Iterator[tuple[range, range, dict[str, Tensor]]]:
-    """Yield each batch's places in the order, this rank's share of them, and the share's crops on its device."""
+    """Yield (positions of the batch in the order, this rank's share of them, the share's crops on its device)."""
     firsts = range(start, len(order), batch_size)
     batches = [range(first, min(first + batch_size, len(order))) for first in firsts]
-    # Fewer crops than ranks: somebody repeats one, with weight zero, because all must take part in a step.
+    # With fewer crops than ranks, some ranks repeat one with weight zero: all must take part in a step.
     shares = [ranks.shard(positions) or positions[:1] for positions in batches]
-    # Only out of pinned memory may a copy go on alone: Apple's MPS would read what is freed by then.
+    # Only a copy from pinned memory may be asynchronous: Apple's MPS would read memory that is already freed.
     is_pinned = device.type == "cuda"
     loader = DataLoader(
         crops,
         batch_sampler=(order[list(share)].tolist() for share in shares),
         num_workers=num_workers,
         pin_memory=is_pinned,
-        generator=torch.Generator(),  # its own: else it would draw from torch's
+        generator=torch.Generator(),  # without it, the loader draws from torch's global generator
     )
     for positions, share, batch in zip(batches, shares, loader):
         yield positions, share, {name: value.to(device, non_blocking=is_pinned) for name, value in batch.items()}

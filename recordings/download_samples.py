@@ -1,8 +1,8 @@
-"""Fetch sampled real instruments from their public sources, check each file, and put them into folders by collection.
+"""Download sampled instruments from their public sources, check each file, and store them by collection.
 
-``sample_checksums.txt`` lists what belongs to a collection: file name and the first 32 digits of its sha256. Files of
-the orchestra and of FreePats are the published ones, byte for byte. Those of Shinyguitar and VSCO 2 are published as
-wav; there the digits are those of the 16-bit samples, and a file that differs is used, but named.
+``sample_checksums.txt`` lists the files of each collection: name and the first 32 digits of the sha256. For the
+Philharmonia Orchestra and FreePats, it is the sha256 of the published file. Shinyguitar and VSCO 2 publish wav files;
+there it is the sha256 of the 16-bit samples, and a file that differs is used with a warning.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 CHECKSUMS = Path(__file__).with_name("sample_checksums.txt")
 LARGEST = 1 << 30  # bytes of an archive inside an archive, and of a recording
 SOUNDS = (".mp3", ".flac", ".wav")
-BY_HAND = "fetch it by hand from the address beside the licence, and name it by --local_archive or --local_dir"
+BY_HAND = "download it in a browser from the address after the licence, and give --local_archive or --local_dir"
 ORCHESTRA = "https://philharmonia-assets.s3-eu-west-1.amazonaws.com/uploads/2020/02/12112005"
 ORCHESTRA_PAGE = "https://philharmonia.co.uk/resources/sound-samples"
 GITHUB = "https://raw.githubusercontent.com"
@@ -37,12 +37,12 @@ ORCHESTRA_LICENCE = (
 
 @dataclass(frozen=True)
 class Collection:
-    """Where the files of one folder come from."""
+    """Source of the files of one folder."""
 
     licence: str
     archive: str = ""  # a zip below ORCHESTRA, which may hold further zips
-    base: str = ""  # or the address below which each file is
-    exact: bool = True  # whether the published bytes are those of the checksums
+    base: str = ""  # or the base URL of the single files
+    exact: bool = True  # checksums of the published bytes; False: of the 16-bit samples
 
 
 COLLECTIONS = {
@@ -86,19 +86,19 @@ INSTRUMENTS = {
 def download_samples(
     instrument: str, output_dir: Path, local_archives: tuple[Path, ...] = (), local_dir: Path | None = None
 ) -> dict[str, int]:
-    """Bring the recordings of an instrument to ``output_dir/<instrument>/<collection>``; go on where it stopped.
+    """Download the missing recordings of an instrument to ``output_dir/<instrument>/<collection>``.
 
     Args:
         instrument: a key of INSTRUMENTS.
-        output_dir: archives stay in its folder ``archives``, for instruments share them.
-        local_archives: zips that were fetched by hand, looked through before anything is downloaded.
-        local_dir: a folder of recordings that were fetched by hand, likewise.
+        output_dir: archives stay in its folder ``archives``, because instruments share them.
+        local_archives: zips that the user has downloaded, searched before any download.
+        local_dir: folder of recordings that the user has downloaded, also searched before any download.
 
     Returns:
-        number of files of each collection.
+        Number of files by collection.
 
     Raises:
-        DataError: a source cannot be reached, a file is damaged, or files are missing after all.
+        DataError: a source cannot be reached, a file is damaged, or the sources lack a file.
     """
     checksums, counts = read_checksums(), {}
     for name in INSTRUMENTS[instrument]:
@@ -114,7 +114,9 @@ def download_samples(
             with deleting_damaged(archive):
                 take_missing(read_recordings(archive), folder, missing, collection.exact)
             if missing:
-                raise DataError(f"{folder} lacks {len(missing)} of {len(expected)} files, as {min(missing)}; {BY_HAND}")
+                raise DataError(
+                    f"{folder} lacks {len(missing)} of {len(expected)} files, such as {min(missing)}; {BY_HAND}"
+                )
         for file in tqdm(missing if collection.base else (), unit="file", disable=None):
             download_recording(collection, folder, file, missing[file])
         counts[name] = len(expected)
@@ -122,7 +124,7 @@ def download_samples(
 
 
 def read_checksums(path: Path = CHECKSUMS) -> dict[str, dict[str, str]]:
-    """Return collection -> file name -> first 32 digits of its sha256."""
+    """Return {collection: {file name: first 32 digits of its sha256}}."""
     table: dict[str, dict[str, str]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
@@ -134,7 +136,7 @@ def read_checksums(path: Path = CHECKSUMS) -> dict[str, dict[str, str]]:
 
 
 def hash_recording(data: bytes, name: str, exact: bool) -> str:
-    """Return the first 32 digits of the sha256 of a file's bytes, or if not `exact` of its samples in 16 bits."""
+    """Return the first 32 digits of the sha256 of a file's bytes if `exact`, else of its 16-bit samples."""
     try:
         data = data if exact else sf.read(io.BytesIO(data), dtype="int16")[0].tobytes()
     except sf.LibsndfileError as error:
@@ -143,16 +145,16 @@ def hash_recording(data: bytes, name: str, exact: bool) -> str:
 
 
 def check_recording(data: bytes, name: str, expected: str, exact: bool) -> None:
-    """Compare the digits of a file with the expected ones; raise DamagedDownloadError if `exact`, else warn."""
+    """Compare a file's digest with the expected one; on a mismatch raise DamagedDownloadError if `exact`, else warn."""
     if hash_recording(data, name, exact) == expected:
         return
     if exact:
         raise DamagedDownloadError(f"{name} is damaged: its sha256 does not begin with {expected}; {BY_HAND}")
-    log.warning("%s is not the recording that this project was made with, but will do", name)
+    log.warning("%s is not the recording that this project was developed with; it is used anyway", name)
 
 
 def find_missing(folder: Path, expected: dict[str, str]) -> dict[str, str]:
-    """Return what is expected in a folder but is not there, under its name or as wav."""
+    """Return the expected files that a folder lacks, under their name and as wav."""
     return {
         name: digest
         for name, digest in expected.items()
@@ -161,7 +163,7 @@ def find_missing(folder: Path, expected: dict[str, str]) -> dict[str, str]:
 
 
 def read_recordings(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (file name, bytes) of the recordings in a folder or a zip, and in the zips there, one level deep."""
+    """Yield (file name, bytes) of the recordings in a folder or zip, and in zips inside it, one level deep."""
     with naming_damage(path):
         yield from _read_sounds(read_members(path), (*SOUNDS, ".zip"))
 
@@ -180,7 +182,7 @@ def _read_sounds(members: Iterable[Member], suffixes: tuple[str, ...]) -> Iterat
 
 
 def take_missing(found: Iterable[tuple[str, bytes]], folder: Path, missing: dict[str, str], exact: bool) -> None:
-    """Write those of the found files that are missing, and take them off `missing`."""
+    """Write the found files that are missing to `folder`, and remove them from `missing`."""
     stems = {Path(name).stem: name for name in missing}
     for name, data in found if missing else ():
         stem = local_stem(Path(name).stem)
@@ -193,7 +195,7 @@ def take_missing(found: Iterable[tuple[str, bytes]], folder: Path, missing: dict
 
 
 def local_stem(stem: str) -> str:
-    """Return the name here of a file's published stem: VSCO 2 has ``Sum_SHTrumpet_sus_A#3_v1_rr1``."""
+    """Return the local stem of a published one, such as ``Sum_SHTrumpet_sus_A#3_v1_rr1`` of VSCO 2."""
     if not stem.startswith("Sum_SHTrumpet_sus_"):
         return stem
     note, layer = stem.split("_")[3:5]
@@ -201,7 +203,7 @@ def local_stem(stem: str) -> str:
 
 
 def published_name(collection: Collection, name: str) -> str:
-    """Return the published name of a file that is called `name` here."""
+    """Return the published name of the file with the local name `name`."""
     stem = Path(name).stem
     if collection.exact:
         return name
@@ -212,18 +214,18 @@ def published_name(collection: Collection, name: str) -> str:
 
 
 def download_archive(name: str, folder: Path) -> Path:
-    """Return an archive of the orchestra, downloaded to `folder` unless it is there already."""
+    """Return the path of an archive of the orchestra in `folder`; download it if it is missing."""
     path = folder / name
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         source = DownloadSource(f"{ORCHESTRA}/{name}", name, ratio=1.0, manual_hint=BY_HAND)
-        download(source, path, lambda part: None)  # its recordings are checked, one by one
-        log.info("%s stays for the other instruments in it; delete it when you have all", path)
+        download(source, path, lambda part: None)  # each recording in it is checked later
+        log.info("%s is kept for its other instruments; delete it when you have them all", path)
     return path
 
 
 def download_recording(collection: Collection, folder: Path, name: str, expected: str) -> None:
-    """Download the recording that is called `name` here and check it."""
+    """Download the recording with the local name `name` and check it."""
     published = published_name(collection, name)
     path = folder / f"{Path(name).stem}{Path(published).suffix}"
     source = DownloadSource(f"{collection.base}/{quote(published)}", path.name, manual_hint=BY_HAND)

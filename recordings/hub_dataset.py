@@ -1,8 +1,8 @@
-"""Recordings that arrive from the Hugging Face Hub while training goes on.
+"""Download recordings from the Hugging Face Hub during training.
 
-The index of the data set is read first, so the split is that of the same folder on a local disk, whatever the order
-in which the files come. One thread fetches what training needs first; each file is compared with its sha256, for the
-client compares only sizes, and read before it is trained on.
+The index of the data set is read first, so the split equals that of the same folder on disk, in whatever order the
+files arrive. One thread downloads the files, those that training needs first. Each file is checked against its sha256
+(the client checks only the size) and opened before it is used.
 """
 
 import dataclasses
@@ -29,28 +29,34 @@ from recordings.crops import ProcessRanks, Span
 from recordings.hub_client import INDEX_FILE, HubError, HubFile, HubIndex, UnreachableError, ask_hub, read_text
 from sound.atomic_files import hash_file, write_text
 
-NOTE_FILE = "hub.json"  # which data set a folder holds: {"repo_id", "revision", "index"}
-_ATTEMPTS = 3  # for a file that arrives damaged
-_MAX_REPEATS = 8  # of a recording in an epoch while others are missing
+NOTE_FILE = "hub.json"  # identifies the data set in a folder: {"repo_id", "revision", "index"}
+_ATTEMPTS = 3  # downloads of a file that arrives damaged
+_MAX_REPEATS = 8  # repeats of a recording in an epoch while others are missing
 
 log = logging.getLogger("hub")
 
 
 class HubRecordings:
-    """The recordings of a data set on the Hub, which arrive in a folder while training goes on.
+    """Recordings of a data set on the Hub, downloaded to a folder during training.
 
-    ``ready`` lists those that are here, whole and checked; ``failed`` says why a file will not come. Processes may
-    share the folder: one at a time fetches a file, the others find it there.
+    ``ready`` lists the complete, checked files; ``failed`` maps a file to the reason why it is left out. Processes may
+    share the folder: only one at a time downloads, the others use the files it writes.
     """
 
     def __init__(self, repo_id: str, folder: Path, config: Config, boundary: str | None = None) -> None:
-        """Learn what there is, check what is here, and begin to fetch the rest; ``boundary`` as of ``read_corpus``.
+        """Read the index, check the files in the folder and start downloading the others.
+
+        Args:
+            repo_id: data set, user/name.
+            folder: download folder.
+            config: settings that the files must have been made with.
+            boundary: as in ``read_corpus``.
 
         Raises:
-            HubError: there is no such data set, it does not fit the configuration, or the folder is used otherwise.
+            HubError: the data set does not exist or does not fit the configuration, or the folder holds other data.
             OSError: the folder cannot be written.
         """
-        disable_progress_bars()  # training has its own
+        disable_progress_bars()  # training shows its own
         client_logging.set_verbosity_error()
         self.repo_id, self.folder, self._api = repo_id, folder, HfApi()
         self._address = f"{self._api.endpoint}/datasets/{repo_id}"
@@ -59,26 +65,26 @@ class HubRecordings:
         self.corpus = corpus_from_index(self.index, folder, config, repo_id, boundary)
         self.ready = [folder / entry.file for entry in self.index.recordings if self._is_whole(entry)]
         self.failed: dict[Path, str] = {}
-        self.in_trouble = False  # the Hub does not answer
+        self.in_trouble = False  # True while the Hub does not respond
         self._closing = threading.Event()
-        log.info("%d of %d recordings are in %s", len(self.ready), len(self.index.recordings), folder)
+        log.info("%d of %d recordings are already in %s", len(self.ready), len(self.index.recordings), folder)
         self._thread = threading.Thread(target=self._fetch_all, name="hub", daemon=True)
         self._thread.start()
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more will come."""
+        """True if no more recordings will arrive."""
         return not self._thread.is_alive()
 
     def close(self) -> None:
-        """Fetch nothing more; what is here stays."""
+        """Stop downloading; keep the files."""
         self._closing.set()
-        self._thread.join(timeout=5)  # a request under way may take longer: the thread ends with the process
+        self._thread.join(timeout=5)  # a pending request may take longer; the thread ends with the process
 
     def common_corpus(self, ranks: ProcessRanks, device: torch.device) -> Corpus:
-        """Return the corpus as far as it is here on every machine; all ranks have to ask together.
+        """Return the part of the corpus that every machine has; all ranks must call this together.
 
-        What is there to train on comes several times, so that epochs are not many and short while the data arrives.
+        Training recordings are repeated, so that epochs are not too short while others are missing.
         """
         paths, ready = sorted(self.folder / entry.file for entry in self.index.recordings), set(self.ready)
         counts = ranks.all_reduce(torch.tensor([float(path in ready) for path in paths], device=device)).tolist()
@@ -91,25 +97,26 @@ class HubRecordings:
         return dataclasses.replace(self.corpus, training=training, validation=validation)
 
     def wait_for_first(self, ranks: ProcessRanks, device: torch.device) -> None:
-        """Wait for a recording to train on and, unless there is trouble, one held out, on every machine.
+        """Wait until every machine has a training recording and, unless the Hub fails, a held-out one.
 
         Raises:
-            HubError: none will come.
+            HubError: no training recording can be downloaded.
         """
         while True:
-            no_hope = self.in_trouble or all(span.path in self.failed for span in self.corpus.validation)
-            votes = torch.tensor([float(self.finished), float(no_hope)], device=device)
-            n_over, n_without_hope = ranks.all_reduce(votes).tolist()  # first: what comes meanwhile is seen below
+            no_validation = self.in_trouble or all(span.path in self.failed for span in self.corpus.validation)
+            votes = torch.tensor([float(self.finished), float(no_validation)], device=device)
+            # Before common_corpus, so that recordings that arrive in between are seen.
+            n_finished, n_without_validation = ranks.all_reduce(votes).tolist()
             corpus = self.common_corpus(ranks, device)
-            if corpus.training and (corpus.validation or n_without_hope or n_over == ranks.size):
+            if corpus.training and (corpus.validation or n_without_validation or n_finished == ranks.size):
                 return
-            if n_over == ranks.size:
-                reasons = "; ".join(dict.fromkeys(self.failed.values())) or "the machines have none in common"
+            if n_finished == ranks.size:
+                reasons = "; ".join(dict.fromkeys(self.failed.values())) or "no recording is on all machines"
                 raise HubError(f"{self.repo_id}: there is no recording to train on: {reasons}")
             time.sleep(0.1)
 
     def _open_index(self) -> tuple[str, HubIndex]:
-        """Return the revision of the data set and its index; without network, those of the last time."""
+        """Return (revision, index) of the data set; without a network, those of the last run."""
         path, known, index = self.folder / NOTE_FILE, None, None
         if path.is_file():
             try:
@@ -129,10 +136,10 @@ class HubRecordings:
         except UnreachableError as error:
             if index is None:
                 raise
-            log.warning("%s; going on with what is in %s", error, self.folder)
+            log.warning("%s; continuing with the files in %s", error, self.folder)
             return known, index
         if text is None:
-            raise HubError(f"{self._address} holds no {INDEX_FILE}; scripts/upload_to_hf.py makes it")
+            raise HubError(f"{self._address} holds no {INDEX_FILE}; upload the data set with scripts/upload_to_hf.py")
         index = HubIndex.from_json(text, self.repo_id)
         write_text(path, json.dumps({"repo_id": self.repo_id, "revision": info.sha, "index": text}), shared=True)
         return info.sha, index
@@ -141,11 +148,11 @@ class HubRecordings:
         path = self.folder / entry.file
         try:
             return path.stat().st_size == entry.n_bytes and hash_file(path) == entry.sha256
-        except FileNotFoundError:  # perhaps another process is fetching it
+        except FileNotFoundError:  # not downloaded yet
             return False
 
     def _fetch_all(self) -> None:
-        # One recording to begin with, then all that the validation loss needs, so that it is soon that of the whole.
+        # One training recording first, then all validation ones, so that the validation loss is soon the final one.
         training, validation = ([span.path for span in side] for side in (self.corpus.training, self.corpus.validation))
         entries, here = {self.folder / entry.file: entry for entry in self.index.recordings}, set(self.ready)
         for path in (path for path in dict.fromkeys([*training[:1], *validation, *training]) if path not in here):
@@ -153,7 +160,7 @@ class HubRecordings:
                 fault = self._fetch(entries[path])
             except (HubError, OSError, NotImplementedError) as error:  # refused, a full disk, a disk without locks
                 if not self._closing.is_set():
-                    log.error("%s; no more recordings will come, %d are here to train on", error, len(self.ready))
+                    log.error("%s; the download ends, training uses the %d recordings here", error, len(self.ready))
                     self.failed[path] = str(error)
                 return
             if self._closing.is_set():
@@ -165,25 +172,25 @@ class HubRecordings:
                 self.ready.append(path)
 
     def _fetch(self, entry: HubFile) -> str:
-        """Fetch a file, again if it arrives damaged, and return why it cannot be trained on, or nothing."""
+        """Download a file, again if it arrives damaged; return "" or the reason why it cannot be used."""
         fault = ""
         for _ in range(_ATTEMPTS):
             try:
-                is_over = lambda: self._closing.is_set() or self._is_whole(entry)  # noqa: E731
-                with FileLock(self.folder / ".lock").acquire(cancel_check=is_over):
+                is_done = lambda: self._closing.is_set() or self._is_whole(entry)  # noqa: E731
+                with FileLock(self.folder / ".lock").acquire(cancel_check=is_done):
                     fault = self._download(entry)
-            except Timeout:  # another process has fetched it
+            except Timeout:  # another process has downloaded it
                 fault = self._find_fault(entry)
             if not fault or self._closing.is_set():
                 break
         return fault
 
     def _download(self, entry: HubFile) -> str:
-        """Fetch a file that is not here whole, and return why it cannot be trained on, or nothing."""
+        """Download a file unless it is complete; return "" or the reason why it cannot be used."""
         where = {"repo_type": "dataset", "revision": self._revision, "local_dir": self.folder}
         try:
             if not self._is_whole(entry):
-                # What a killed process left; without notes of its own the client replaces what is damaged.
+                # Partial files of a killed process; without its cache, the client replaces damaged files.
                 shutil.rmtree(self.folder / ".cache" / "huggingface" / "download", ignore_errors=True)
                 download = functools.partial(self._api.hf_hub_download, self.repo_id, entry.file, **where)
                 address = f"{self._address}/resolve/{self._revision}/{entry.file}"
@@ -191,7 +198,7 @@ class HubRecordings:
                 self._report_trouble(None)
             fault = self._find_fault(entry)
         except (HubError, OSError) as error:
-            # The client's own complaint about a wrong size is a plain OSError without a number.
+            # The client raises a plain OSError without errno for a wrong size.
             if type(error) is not HubError and (type(error) is not OSError or error.errno is not None):
                 raise
             fault = str(error)
@@ -200,7 +207,7 @@ class HubRecordings:
         return fault
 
     def _find_fault(self, entry: HubFile) -> str:
-        """Return why a file that has arrived cannot be trained on, or nothing."""
+        """Return "" or the reason why a downloaded file cannot be used."""
         if not self._is_whole(entry):
             return f"{entry.file} arrived damaged"
         try:
@@ -209,13 +216,13 @@ class HubRecordings:
             return str(error)
         expected = self.index.instrument, entry.n_frames, entry.take
         found = recording.instrument, recording.n_frames, recording.source["sha256"]
-        return "" if found == expected else f"{entry.file} is not what {INDEX_FILE} says"
+        return "" if found == expected else f"{entry.file} does not match {INDEX_FILE}"
 
     def _report_trouble(self, problem: str | None) -> None:
         if problem and not self.in_trouble:
-            log.warning("%s; meanwhile %d recordings are here to train on", problem, len(self.ready))
+            log.warning("%s; until then training uses the %d recordings here", problem, len(self.ready))
         elif self.in_trouble and not problem:
-            log.info("the Hub answers again")
+            log.info("the Hub responds again")
         self.in_trouble = problem is not None
 
 
@@ -225,14 +232,14 @@ def corpus_from_index(
     """Split a data set as ``read_corpus`` splits the same files on disk.
 
     Raises:
-        HubError: it was measured with other settings than the configuration's.
-        ValueError: an instrument that config.json does not know.
+        HubError: its files were made with settings that differ from the configuration's.
+        ValueError: the instrument is not in config.json.
     """
     config.instrument(index.instrument)
     if index.extractor != json.loads(json.dumps(extractor_settings(config, index.instrument))):
         raise HubError(
-            f"{origin} was measured with other settings than preset {config.preset} of config.json has now; "
-            f"train the preset that it was made for (--config_name), or upload it anew"
+            f"{origin} was made with other settings than those of preset {config.preset} in config.json; "
+            f"give the preset that it was made for (--config_name), or upload it again"
         )
     takes: dict[str, list[Span]] = {}
     for entry in sorted(index.recordings, key=lambda entry: folder / entry.file):

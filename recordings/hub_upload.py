@@ -1,7 +1,7 @@
 """Upload a folder of processed recordings to a data set on the Hugging Face Hub, in one commit.
 
-The commit has the index and a card that describe just what is there. A stopped upload leaves the data set as it was;
-files that had arrived are not sent again.
+The commit includes an index and a card that match the files. An interrupted upload leaves the data set unchanged;
+files that have arrived are not sent again.
 """
 
 import logging
@@ -19,7 +19,7 @@ from sound.atomic_files import hash_file
 
 CARD = "README.md"
 HUB_LICENCES = ("cc0-1.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "mit", "apache-2.0")
-_MARKS = ("<!-- statistics -->", "<!-- /statistics -->")  # around what is written anew at each upload
+_MARKS = ("<!-- statistics -->", "<!-- /statistics -->")  # around the text that each upload replaces
 log = logging.getLogger("upload_to_hf")
 
 _CARD = f"""---
@@ -41,7 +41,7 @@ def describe_folder(data_dir: Path, config: Config) -> HubIndex:
     """Return the index of a folder of processed files.
 
     Raises:
-        ValueError: none, one that is damaged, stale or badly named, or several instruments.
+        ValueError: there are no files, one is damaged, stale or badly named, or they belong to several instruments.
     """
     entries: list[HubFile] = []
     played: dict[str, Path] = {}
@@ -52,31 +52,30 @@ def describe_folder(data_dir: Path, config: Config) -> HubIndex:
         entries.append(HubFile(name, hash_file(path), size, recording.n_frames, take))
     if len(played) > 1:
         named = ", ".join(f"{name} ({path})" for name, path in played.items())
-        raise ValueError(f"a data set has one instrument, {data_dir} has several: {named}; give the folder of one")
+        raise ValueError(f"{data_dir} holds several instruments: {named}; a data set has one, give its folder")
     (instrument,) = played
     index = HubIndex(instrument, extractor_settings(config, instrument), tuple(entries))
-    return HubIndex.from_json(index.to_json(), str(data_dir))  # what could not be read there is not sent
+    return HubIndex.from_json(index.to_json(), str(data_dir))  # checks it as a download would
 
 
 def upload(
     api: HfApi, repo_id: str, data_dir: Path, local: HubIndex, licence: str | None, public: bool, delete_missing: bool
 ) -> tuple[list[HubFile], list[HubFile]]:
-    """Make the data set if there is none, and bring it up to date; what is not in its index is left alone.
+    """Create the data set if it does not exist, and update it; files that are not in its index stay.
 
     Returns:
-        The files that were sent, and those that are there but not here.
+        (files sent, files that are on the Hub but not in the folder).
 
     Raises:
-        HubError: refused or unreachable, or the data set keeps recordings of another instrument or other settings.
+        HubError: the Hub refuses or cannot be reached, or the data set would mix instruments or settings.
     """
 
-    def commit() -> tuple[
-        list[HubFile], list[HubFile]
-    ]:  # planned anew at each attempt, for an earlier one may have got through
+    # Each attempt plans the commit again: an earlier one may have succeeded although its answer was lost.
+    def commit() -> tuple[list[HubFile], list[HubFile]]:
         api.create_repo(repo_id, repo_type="dataset", private=not public, exist_ok=True)
         info = api.dataset_info(repo_id)
         if not public and not info.private:
-            log.warning("%s exists already and is public", repo_id)
+            log.warning("%s already exists and is public", repo_id)
         there, names = {file.rfilename for file in info.siblings}, {entry.file.lower() for entry in local.recordings}
         texts = {name: read_text(api, repo_id, name) for name in (INDEX_FILE, CARD)}
         try:
@@ -89,8 +88,8 @@ def upload(
         others = [entry for entry in known if entry.file.lower() not in names]
         if others and not delete_missing and (old.instrument, old.extractor) != (local.instrument, local.extractor):
             raise HubError(
-                f"{repo_id} holds {len(others)} other recordings ({old.instrument}) of another instrument or made "
-                f"with other settings: take another --repo_id, or replace them with --delete_missing"
+                f"{repo_id} holds {len(others)} other recordings ({old.instrument}), of another instrument or made "
+                f"with other settings; choose another --repo_id, or replace them with --delete_missing"
             )
         kept = () if delete_missing else tuple(others)
         index = replace(local, recordings=tuple(sorted((*local.recordings, *kept), key=lambda entry: entry.file)))
@@ -107,7 +106,7 @@ def upload(
 
 
 def write_card(index: HubIndex, repo_id: str, licence: str | None, old: str | None) -> str:
-    """Return the data card; an old one keeps what is outside of the marks, and its licence unless one is given."""
+    """Return the data card; an old one keeps the text outside the marks, and its licence unless a new one is given."""
     card = DatasetCard(old or _CARD.format(repo_id=repo_id, instrument=index.instrument))
     if licence is not None or card.data.license is None:
         known = licence is not None and licence.lower() in HUB_LICENCES

@@ -1,4 +1,4 @@
-"""The page of ``inspect_dataset.py``: one file with its pictures inside, light or dark as the reader's system is."""
+"""HTML report of ``inspect_dataset.py``: one file with its pictures embedded, light or dark like the system."""
 
 from pathlib import Path
 from typing import Any
@@ -21,31 +21,31 @@ _DPI = 160
 def write_inspection_page(
     path: Path, found: Any, summary: list[tuple[str, str]], marks: dict[str, list[str]], config: Config
 ) -> None:
-    """Write the page; at no moment does half a page stand there.
+    """Write the report atomically.
 
     Args:
-        path: of the page.
+        path: file to write.
         found: the ``Inspection``.
-        summary: name and value of what is measured of the whole set.
-        marks: faults of each recording, by its name.
-        config: the instrument's range.
+        summary: (name, value) of each measurement of the whole set.
+        marks: {recording's name: its faults}.
+        config: gives the instrument's range.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     recordings, picture = found.recordings, ""
     if count_notes(recordings).any():
-        alt = "Seconds of every note and level"
+        alt = "Seconds by note and level"
         picture = draw_picture(lambda theme: plot_coverage(recordings, config, theme), alt, _DPI)
     page = render_page(
         "recordings/inspection_page.html",
         str(found.data_dir),
-        ["What a model would learn from these recordings"],
+        ["Fitness of these recordings for training"],
         [Tile(*row) for row in summary],
         found=found,
         tone="bad" if not found.is_fit else "warn" if found.findings else "good",
         picture=picture,
-        recordings=sorted(recordings, key=lambda each: not marks[each.name]),  # the suspected ones first
+        recordings=sorted(recordings, key=lambda each: not marks[each.name]),  # those with faults first
         marks=marks,
     )
     write_text(path, page)
@@ -55,7 +55,7 @@ def write_inspection_page(
 
 
 def plot_coverage(recordings: list[RecordingMeasurement], config: Config, theme: str = "light") -> Figure:
-    """Draw seconds a note as bars over a heat map of its levels."""
+    """Draw the seconds per note as bars, above a heat map of notes and levels."""
     colours = THEMES[theme]
     instrument = config.instrument(recordings[0].instrument)
     seconds = count_notes(recordings) / config.audio.frame_rate  # (notes, levels)

@@ -1,7 +1,7 @@
-"""Render training sound: composed melodies on real recordings or a sound font, and the recordings as they are.
+"""Render training sound: composed melodies played on recorded notes or a sound font, and unchanged recordings.
 
-Each file is 48 kHz mono FLAC with a JSON beside it: its notes (onset, end, pitch, level, source files) and f0 every
-10 ms, 0 where nothing sounds. One gain for all files of an instrument keeps their levels true to each other.
+Each file is 48 kHz mono FLAC with a JSON file of the same name: its notes (onset, end, pitch, level, source files) and
+f0 every 10 ms, 0 where nothing sounds. One gain for all files of an instrument preserves their relative levels.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ from recordings.score import FILE_SECONDS, PLAYING, compose_file
 from recordings.soundfont import SoundFont
 
 log = logging.getLogger(__name__)
-Job = tuple[str, Callable[[], tuple[np.ndarray, Truth]]]  # a file's name, and how to make sound and truth
+Job = tuple[str, Callable[[], tuple[np.ndarray, Truth]]]  # file name, function that returns sound and ground truth
 
-REAL_SHARE = 0.4  # of the files, at most, are recordings as they are
-LONG, LONGEST = 2.5, 15.0  # s, a note of more goes in as it is, and so much of it
-NOISE = -40.0  # dB under a recording's peak; before and after the note there is only the room
-PEAK = -3.0  # dBFS, of the loudest recording at its full level
+REAL_SHARE = 0.4  # maximum share of files with unchanged recordings
+LONG, LONGEST = 2.5, 15.0  # s: notes longer than LONG are also used unchanged, cut to LONGEST
+NOISE = -40.0  # dB relative to a recording's peak; below it, there is only room noise before and after the note
+PEAK = -3.0  # dBFS, of the loudest recording at full level
 
 
 def render_samples(
@@ -40,27 +40,27 @@ def render_samples(
 ) -> tuple[int, int]:
     """Render `minutes` of an instrument from the recordings in `samples_dir`, in files of up to 30 s.
 
-    Files that are there from the same settings stay, so a run that was stopped can be run again.
+    Existing files made with the same settings are skipped, so an interrupted run can be repeated.
 
     Args:
-        samples_dir: a folder of recordings that ``recordings/samples.py`` knows; only the role model is used.
+        samples_dir: folder of a collection that ``recordings/samples.py`` supports; only the role "model" is used.
         instrument: a key of ``recordings.score.PLAYING``.
-        minutes: of all files together.
+        minutes: total duration.
         output_dir: gets ``rendered_<instrument>_<n>.flac``, the JSON files and ``index.json``.
-        seed: another seed, other melodies.
+        seed: seed of the melodies.
 
     Returns:
-        how many files were written, and how many were there already.
+        (files written, files skipped).
 
     Raises:
-        FileNotFoundError: no recordings of the instrument in `samples_dir`.
-        ValueError: the instrument is not known, or the recordings do not cover its range.
+        FileNotFoundError: `samples_dir` has no recordings of the instrument.
+        ValueError: the instrument is unknown, or the recordings do not cover its range.
     """
     if instrument not in PLAYING:
         raise ValueError(f"{instrument!r} cannot be rendered from samples; choose one of {', '.join(sorted(PLAYING))}")
     index = build_index(samples_dir, instrument, output_dir / "index.json")
     n_all = len(index.samples) + len(index.left_out)
-    log.info("%d of %d recordings are left out; %s says why", len(index.left_out), n_all, output_dir / "index.json")
+    log.info("%d of %d recordings are left out; reasons in %s", len(index.left_out), n_all, output_dir / "index.json")
     playing, sampler = PLAYING[instrument], Sampler(index, PLAYING[instrument])
     gain, n_files = 10 ** (PEAK / 20) / sampler.loudest_peak(), math.ceil(minutes * 60 / FILE_SECONDS)
     whole = [] if playing.plucked else list_whole(index, playing.high)
@@ -78,10 +78,10 @@ def render_samples(
 def render_soundfont(
     instrument: str, minutes: float, output_dir: Path, seed: int = 0, soundfont: Path | None = None
 ) -> tuple[int, int]:
-    """Render `minutes` of an instrument with FluidSynth, as ``render_samples`` does from recordings.
+    """Render `minutes` of an instrument with FluidSynth and a sound font; arguments as in ``render_samples``.
 
     Raises:
-        OSError: FluidSynth or the sound font is missing, or fails.
+        OSError: FluidSynth or the sound font is missing, or FluidSynth fails.
     """
     font = SoundFont(instrument, soundfont)
     gain = 10 ** (PEAK / 20) / font.loudest_peak()
@@ -90,7 +90,7 @@ def render_soundfont(
 
 
 def compose_files(player: Sampler | SoundFont, instrument: str, n_files: int, seed: int) -> list[Job]:
-    """Return for each composed file its name and how to play it."""
+    """Return the jobs that render composed files."""
 
     def play(i: int) -> tuple[np.ndarray, Truth]:
         rng = np.random.default_rng((seed, i))
@@ -99,12 +99,12 @@ def compose_files(player: Sampler | SoundFont, instrument: str, n_files: int, se
     return [(f"rendered_{instrument}_{i:03d}", lambda i=i: play(i)) for i in range(n_files)]
 
 
-# --- recordings as they are -----------------------------------------------------------------------
+# --- unchanged recordings -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A recording that goes in as it is: where, how loud, and how much of it."""
+    """Position, length and gain of an unchanged recording in a file."""
 
     sample: Sample
     onset: float  # s in the file
@@ -113,15 +113,15 @@ class Whole:
 
 
 def list_whole(index: Index, high: int) -> list[Sample]:
-    """Return the phrases and the long notes that train a model, named at most `high` (MIDI)."""
+    """Return the phrases and long notes with the role "model", up to the MIDI pitch `high`."""
     held = [s for s in index.select("model", "note") if s.seconds > LONG]
     return [s for s in (*index.select("model", "phrase"), *held) if s.midi <= high]
 
 
 def string_together(samples: Sequence[Sample], rng: np.random.Generator, gain: float) -> list[list[Whole]]:
-    """Return the recordings in random order, strung to files of at most FILE_SECONDS with rests between them.
+    """Arrange the recordings in random order, in files of at most FILE_SECONDS, with rests between them.
 
-    Each is as loud as its dynamic says.
+    The level of each follows its dynamic marking.
     """
     files: list[list[Whole]] = []
     now = FILE_SECONDS
@@ -139,7 +139,7 @@ def string_together(samples: Sequence[Sample], rng: np.random.Generator, gain: f
 
 
 def play_whole(index: Index, part: Sequence[Whole], gain: float) -> tuple[np.ndarray, Truth]:
-    """Return the sound [N] of recordings as they are, and the truth about them; their f0 is not known."""
+    """Return the sound [N] of unchanged recordings and its ground truth, which has no f0."""
     audio = np.zeros(round((part[-1].onset + part[-1].seconds + 0.1) * 100) * SAMPLE_RATE // 100, np.float32)
     notes = []
     for item in part:
@@ -163,14 +163,14 @@ def play_whole(index: Index, part: Sequence[Whole], gain: float) -> tuple[np.nda
 
 
 def trim_noise(sound: np.ndarray) -> np.ndarray:
-    """Return a recording [N] without what is softer than NOISE before its beginning and after its end."""
+    """Return a recording [N] without the sound below NOISE at its beginning and end."""
     envelope = measure_envelope(sound, 240, 960)
     loud = np.flatnonzero(envelope > envelope.max() * 10 ** (NOISE / 20))
     return sound[max(240 * int(loud[0]) - 1200, 0) : 240 * int(loud[-1]) + 2400]
 
 
 def describe_settings(origin: str, gain: float, seed: int) -> str:
-    """Return the text by which a file tells what it was rendered from, and by which code."""
+    """Return the text that identifies the sources, seed and code of a rendered file."""
     code = b"".join(Path(m.__file__).read_bytes() for m in (samples_module, score_module, sampler_module, font_module))
     return (
         f"seed {seed}, {origin}, gain {gain:.6f}, {SAMPLE_RATE} Hz, code sha256 {hashlib.sha256(code).hexdigest()[:16]}"
@@ -178,7 +178,7 @@ def describe_settings(origin: str, gain: float, seed: int) -> str:
 
 
 def write_files(jobs: list[Job], output_dir: Path, gain: float, settings: str) -> tuple[int, int]:
-    """Write (name, how to make sound and truth) as FLAC and JSON; files of the same settings are left as they are."""
+    """Run the jobs and write FLAC and JSON files; skip files made with the same settings. Return (written, skipped)."""
     output_dir.mkdir(parents=True, exist_ok=True)
     written = 0
     for name, make in tqdm(jobs, unit="file", disable=None):
@@ -192,7 +192,7 @@ def write_files(jobs: list[Job], output_dir: Path, gain: float, settings: str) -
 
 
 def is_finished(path: Path, settings: str) -> bool:
-    """Return True if a sound file and its truth are there, and from these settings."""
+    """Return True if a sound file and its JSON file exist and were made with these settings."""
     try:
         content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -201,10 +201,10 @@ def is_finished(path: Path, settings: str) -> bool:
 
 
 def write_file(path: Path, audio: np.ndarray, truth: Truth, settings: str) -> None:
-    """Write audio [N] and its truth under temporary names, then rename them; the JSON last, it vouches for the FLAC."""
+    """Write audio [N] and its ground truth under temporary names, then rename them; the JSON last marks completion."""
     peak = float(np.abs(audio).max(initial=0.0))
     if peak >= 1:
-        raise ValueError(f"{path} would clip by {20 * math.log10(peak):.1f} dB, a defect of the sampler's levels")
+        raise ValueError(f"{path} would clip by {20 * math.log10(peak):.1f} dB: the sampler's levels are wrong")
     content = {
         "settings": settings,
         "sample_rate": SAMPLE_RATE,

@@ -1,13 +1,13 @@
-"""A sampler: plays a score of single notes on recorded notes, and tells the truth about what it played.
+"""Sampler: play a score of single notes on recorded notes, with the ground truth of what sounds.
 
 Nothing is synthesised. Each note is a recording of the nearest pitch, at most 2 semitones away, read at a varying speed
-that follows the score's pitch; its dynamic layer is the nearest to the level, and takes are used in turn.
+that follows the score's pitch. The dynamic layer is the nearest to the note's level; takes are used in turn.
 
-Plucked notes keep the recorded attack and decay; a new pluck or the score damps them.
+Plucked notes keep the recorded attack and decay; the next pluck or the score damps them.
 
-Sustained notes are read by phase: of each recording the phase of its fundamental is known, so that whatever sounds
-together - two layers of a swell, two notes of a slur, the end of a loop and its beginning - has the same pitch and the
-same phase, and a cross-fade neither beats nor loses level.
+Sustained notes are read by the measured phase of their fundamental. Sounds that overlap (two layers of a swell, two
+notes of a slur, the end of a loop and its start) then have the same pitch and phase, so that a cross-fade neither beats
+nor loses level.
 """
 
 from dataclasses import dataclass, field, replace
@@ -20,25 +20,25 @@ import numpy as np
 from recordings.samples import DYNAMICS, SAMPLE_RATE, Index, Sample, load_sample, measure_envelope, measure_f0
 from recordings.score import GRID, Note, Playing, Rng
 
-LAYERS = {"layer1": -15.0, "layer2": -8.0, "layer3": -4.0, "layer4": 0.0}  # dB, peaks of a guitar's natural layers
-REACH = 2.0  # semitones from a note to the recording that plays it
-FRAME = 480  # samples, of the truth about f0
+LAYERS = {"layer1": -15.0, "layer2": -8.0, "layer3": -4.0, "layer4": 0.0}  # dB, peaks of a guitar's dynamic layers
+REACH = 2.0  # semitones, maximum distance from a note to its recording
+FRAME = 480  # samples per frame of the true f0
 MARGIN = 32  # samples of silence around a recording, for the interpolation
-OVERLAP = (0.005, 0.015)  # s, in which a new pluck damps the last one
-DAMPED = 0.02  # s, the fade of a plucked note under the next one
+OVERLAP = (0.005, 0.015)  # s, overlap of a damped note with the next pluck
+DAMPED = 0.02  # s, fade of a plucked note that the next one damps
 PREROLL = 0.04  # s of a sustained recording before its onset
 CROSS_FADE = 0.05  # s, at a loop
-TONGUE = 0.015  # s that a sustained note overlaps with the next one that is struck
-TAIL = 0.35  # s, the longest release of a sustained note
-STEADY = 5.0  # dB, a sustained note whose level moves by less is played on one layer
-VIBRATING = 12.0  # cents, standard deviation from which a recording has a vibrato of its own
-_NODE = 48  # samples between the nodes of a phase
+TONGUE = 0.015  # s, overlap of a sustained note with a next one that is not slurred
+TAIL = 0.35  # s, longest release of a sustained note
+STEADY = 5.0  # dB; a sustained note whose level varies less is played on one layer
+VIBRATING = 12.0  # cents, standard deviation above which a recording has vibrato
+_NODE = 48  # samples between phase values
 
 _TAPS, _PHASES = 24, 2048  # error of the interpolation: -80 dB up to 15 kHz
 
 
 def _make_kernel() -> np.ndarray:
-    """Return windowed sincs [phases + 1, taps] that read between samples."""
+    """Return windowed sincs [phases + 1, taps] that interpolate between samples."""
     offsets = np.arange(_TAPS) - (_TAPS // 2 - 1) - np.arange(_PHASES + 1)[:, None] / _PHASES
     window = np.i0(8.0 * np.sqrt(np.maximum(1 - (offsets / (_TAPS / 2)) ** 2, 0))) / np.i0(8.0)
     kernel = np.sinc(offsets) * window
@@ -49,11 +49,11 @@ _KERNEL = _make_kernel()
 
 
 def read_at(padded: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Return the samples [n] of a recording at fractional `positions` [n]; silence beyond its ends.
+    """Return the interpolated samples [n] of a recording at fractional `positions` [n], 0 beyond its ends.
 
     Args:
-        padded: the recording with MARGIN zeros before and after it.
-        positions: in samples from its beginning, without the margin.
+        padded: recording with MARGIN zeros before and after it.
+        positions: in samples from the start of the recording, without the margin.
     """
     out = np.zeros(len(positions), np.float32)
     windows = np.lib.stride_tricks.sliding_window_view(padded, _TAPS)
@@ -69,7 +69,7 @@ def read_at(padded: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Recording:
-    """The sound of a sample, padded, and what playing it needs."""
+    """Padded sound of a sample, and the measurements that playing it needs."""
 
     sample: Sample
     audio: np.ndarray  # float32 [N], with MARGIN zeros before and after
@@ -80,18 +80,18 @@ class Recording:
 
     @property
     def sound(self) -> np.ndarray:
-        """The recording without its margins."""
+        """Sound [n_samples] without the margins."""
         return self.audio[MARGIN : MARGIN + self.n_samples]
 
     @cached_property
     def onset(self) -> int:
-        """Return the sample where the level first comes within 20 dB of the highest."""
+        """Return the position in samples where the level first is within 20 dB of its maximum."""
         envelope = measure_envelope(self.sound, 24, 144)
         return 24 * int(np.argmax(envelope > 0.1 * envelope.max()))
 
     @cached_property
     def deviation(self) -> np.ndarray:
-        """Return f0 over the median f0 [T], every FRAME samples; 1 where no f0 can be measured."""
+        """Return the ratio of f0 to the median f0 [T], every FRAME samples; 1 where f0 cannot be measured."""
         track, strength = measure_f0(self.sound, self.sample.f0, FRAME, span=7.0)
         ratio = track / self.sample.f0
         sure = (strength > 0.7) & (np.abs(np.log2(ratio)) < 1 / 12)
@@ -100,18 +100,18 @@ class Recording:
         ratio = np.interp(np.arange(len(track)), np.flatnonzero(sure), ratio[sure])
         return np.median(np.lib.stride_tricks.sliding_window_view(np.pad(ratio, 2, mode="edge"), 5), axis=1)
 
-    # --- what sustained notes need
+    # --- measurements for sustained notes
 
     @cached_property
     def envelope(self) -> np.ndarray:
-        """Return the RMS [T] over 20 ms, each 5 ms."""
+        """Return the RMS [T] over 20 ms, every 5 ms."""
         return measure_envelope(self.sound, 240, 960)
 
     @cached_property
     def phase(self) -> np.ndarray:
-        """Return the phase of the fundamental [T] in cycles, every _NODE samples; it always increases.
+        """Return the phase of the fundamental [T] in cycles, every _NODE samples, strictly increasing.
 
-        Where the fundamental is too weak, before the tone speaks and after it, its frequency is held.
+        Where the fundamental is too weak, before and after the tone, the phase is extrapolated at f0.
         """
         sound, f0 = self.sound, self.sample.f0
         n_fft = 1 << (len(sound) + 4800).bit_length()
@@ -132,7 +132,7 @@ class Recording:
         return np.maximum.accumulate(phase) + 1e-9 * np.arange(len(phase))
 
     def phase_at(self, position: float | np.ndarray) -> float | np.ndarray:
-        """Return the phase in cycles at positions in samples; beyond the ends f0 is held."""
+        """Return the phase in cycles at positions in samples, extrapolated at f0 beyond the ends."""
         nodes, per_sample = _NODE * np.arange(len(self.phase)), self.sample.f0 / SAMPLE_RATE
         inside = np.clip(position, 0, nodes[-1])
         return np.interp(inside, nodes, self.phase) + (position - inside) * per_sample
@@ -145,12 +145,12 @@ class Recording:
 
     @cached_property
     def speed(self) -> np.ndarray:
-        """Return the frequency of the fundamental over f0 [T], every _NODE samples."""
+        """Return the ratio of the fundamental's frequency to f0 [T], every _NODE samples."""
         return np.gradient(self.phase) * SAMPLE_RATE / _NODE / self.sample.f0
 
     @cached_property
     def sustain(self) -> tuple[int, int, int]:
-        """Return begin and end in samples of the steady part, and where the release begins."""
+        """Return (start of the steady part, its end, start of the release) in samples."""
         loud = np.flatnonzero(self.envelope > 10 ** ((self.sample.level - 5) / 20))
         first, last = 240 * int(loud[0]), 240 * int(loud[-1])
         first = max(first, self.onset)
@@ -159,19 +159,19 @@ class Recording:
 
     @property
     def held_seconds(self) -> float:
-        """Return the time from the onset to the release."""
+        """Return the time from the onset to the release in s."""
         return (self.sustain[2] - self.onset) / SAMPLE_RATE
 
     @cached_property
     def vibrates(self) -> bool:
-        """Return True if the player's own vibrato is on the recording."""
+        """Return True if the recording has vibrato."""
         begin, end, _ = self.sustain
         speed = self.speed[begin // _NODE : max(end // _NODE, begin // _NODE + 2)]
         return float(np.std(1200 * np.log2(np.maximum(speed, 0.5)))) > VIBRATING
 
     @cached_property
     def flat_gain(self) -> np.ndarray:
-        """Return the gain [T], each 5 ms, that levels the steady part within 4 dB, so that a loop does not pulsate."""
+        """Return the gain [T], every 5 ms, within 4 dB, that flattens the steady part: a loop must not pulsate."""
         begin, end, _ = self.sustain
         window = np.hanning(33)[1:-1]  # 150 ms
         smooth = np.sqrt(np.convolve(np.pad(self.envelope**2, 15, mode="edge"), window / window.sum(), "valid"))
@@ -183,7 +183,7 @@ class Recording:
 
     @cached_property
     def loops(self) -> list[tuple[int, int]]:
-        """Return up to three loops (end, beginning) in samples, whole cycles apart, where the sound is most alike."""
+        """Return up to three loops (end, start) in samples, whole cycles apart, where the sound is most similar."""
         begin, end, _ = self.sustain
         half = round(max(480, 1.5 * SAMPLE_RATE / self.sample.f0))
         found = []
@@ -203,7 +203,7 @@ class Recording:
 
 
 def longest_run(good: np.ndarray, bridge: int) -> tuple[int, int]:
-    """Return begin and end of the longest run of True [n]; gaps of up to `bridge` are run across."""
+    """Return (start, end) of the longest run of True [n], ignoring gaps of up to `bridge`."""
     at = np.flatnonzero(good)
     if not len(at):
         return 0, len(good)
@@ -215,14 +215,14 @@ def longest_run(good: np.ndarray, bridge: int) -> tuple[int, int]:
 
 @dataclass
 class Truth:
-    """What was played: notes as plain dicts, and f0 in Hz [T] every FRAME samples, 0 where nothing sounds."""
+    """Ground truth: notes as plain dicts, and f0 [T] in Hz every FRAME samples, 0 where nothing sounds."""
 
     f0: np.ndarray
     notes: list[dict] = field(default_factory=list)
 
 
 class Sampler:
-    """Plays scores on the recordings of an index that have the role `role`."""
+    """Player of scores on the recordings of an index that have the role `role`."""
 
     def __init__(self, index: Index, playing: Playing, role: str = "model") -> None:
         self.folder, self.playing = index.folder, playing
@@ -235,20 +235,20 @@ class Sampler:
         self._turns: dict[tuple, int] = {}
 
     def load(self, sample: Sample) -> Recording:
-        """Return a recording, read once."""
+        """Return the recording of a sample, cached."""
         if sample.path not in self._recordings:
             audio = load_sample(Path(self.folder) / sample.path)
             self._recordings[sample.path] = Recording(sample, np.pad(audio, MARGIN))
         return self._recordings[sample.path]
 
     def take_in_turn(self, candidates: list[Sample], rng: Rng) -> Sample:
-        """Return the next of equal `candidates`, beginning at a random one."""
+        """Return the next of equivalent `candidates` in turn, starting with a random one."""
         key = tuple(s.path for s in candidates)
         turn = self._turns[key] = self._turns.get(key, int(rng.integers(len(candidates)))) + 1
         return candidates[turn % len(candidates)]
 
     def play(self, score: list[Note], seconds: float, rng: Rng) -> tuple[np.ndarray, Truth]:
-        """Return the sound [N] of a score, float32 at SAMPLE_RATE, and the truth about it."""
+        """Return the sound [N] of a score, float32 at SAMPLE_RATE, and its ground truth."""
         self._turns = {}
         audio = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
         truth = Truth(np.zeros(len(audio) // FRAME))
@@ -265,7 +265,7 @@ class Sampler:
         return audio, truth
 
     def loudest_peak(self) -> float:
-        """Return the amplitude of the loudest recording when it is played as loud as it ever is."""
+        """Return the peak amplitude of the loudest recording at the highest level."""
         if self.playing.plucked:
             return max(s.peak for s in self.notes)
         loud = [s for s in self.notes if DYNAMICS[s.dynamic] > DYNAMICS["mezzo-forte"]] or self.notes
@@ -274,7 +274,7 @@ class Sampler:
     # --- plucked ----------------------------------------------------------------------------------
 
     def choose_pluck(self, note: Note, rng: Rng) -> Sample:
-        """Return the recording for a plucked note: nearest pitch, then nearest layer, then takes in turn."""
+        """Return the sample for a plucked note: nearest pitch, then nearest layer, then takes in turn."""
         grid = np.arange(0, note.seconds, GRID)
         pitch = note.pitch(grid)
         middle = (pitch.max() + pitch.min()) / 2 if np.ptp(pitch) > 1 else note.midi
@@ -293,7 +293,7 @@ class Sampler:
             fade = DAMPED
             end = after + rng.uniform(*OVERLAP) - fade
         f0 = recording.sample.f0
-        start = note.onset - recording.onset / SAMPLE_RATE  # roughly, the recording is read from its beginning
+        start = note.onset - recording.onset / SAMPLE_RATE  # approximate start of the recording
         first, last = max(round(start * SAMPLE_RATE), 0), min(round((end + fade) * SAMPLE_RATE), len(audio))
         times = np.arange(first, last) / SAMPLE_RATE - note.onset
         grid = np.arange(0, times[-1] + 2 * GRID, GRID)
@@ -319,7 +319,7 @@ class Sampler:
         truth.notes.append(describe(note, end, float(np.median(held)), files))
 
     def _add_release(self, note: Note, end: float, audio: np.ndarray, rng: Rng) -> str:
-        """Add the noise of the finger that leaves the string, softer the longer the note has rung."""
+        """Add the noise of the finger leaving the string, softer after longer notes; return the file's path."""
         nearest = min(abs(s.midi - note.midi) for s in self.releases)
         sample = self.take_in_turn([s for s in self.releases if abs(s.midi - note.midi) == nearest], rng)
         sound = self.load(sample).sound
@@ -332,7 +332,7 @@ class Sampler:
     # --- sustained --------------------------------------------------------------------------------
 
     def choose_layers(self, note: Note, rng: Rng) -> list[Recording]:
-        """Return the recordings for a sustained note from the softest to the loudest layer that it needs."""
+        """Return the recordings for a sustained note, from the softest layer it needs to the loudest."""
         levels = note.levels(np.arange(0, note.seconds, 0.02))
         if np.ptp(levels) < STEADY:
             return [self._choose_held(note, float(np.median(levels)), rng)]
@@ -344,7 +344,7 @@ class Sampler:
         return [chosen[level] for level in sorted(chosen)]
 
     def _choose_held(self, note: Note, level: float, rng: Rng) -> Recording:
-        """Return the recording nearest in pitch and level that is long enough, takes in turn."""
+        """Return the recording nearest in pitch and level, taking turns among takes that are long enough."""
         target = float(np.median(note.pitch(np.arange(0, note.seconds, 0.02))))
         distance = np.abs(self.pitches - target)
         if distance.min() > REACH:
@@ -359,7 +359,7 @@ class Sampler:
         return self.load(self.take_in_turn(fitting, rng))
 
     def _blow(self, chain: list[Note], after: float, audio: np.ndarray, truth: Truth, rng: Rng) -> None:
-        """Play a struck note and those that are slurred to it as one line of continuous phase."""
+        """Play an articulated note and the notes slurred to it, with continuous phase."""
         layers = [self.choose_layers(note, rng) for note in chain]
         first = max(round((chain[0].onset - PREROLL) * SAMPLE_RATE), 0)
         last = min(round(min(chain[-1].end + TAIL, after) * SAMPLE_RATE), len(audio))
@@ -387,13 +387,13 @@ class Sampler:
                 plan = plans[i] if recording is leads[i] else self._plan(i, chain, recording, times, f0, rng)
                 sound = self._read(plan, recording, phase)
                 audio[first:last] += sound * self._fade(i, chain, times, after) * weight
-        self._tell(chain, layers, f0, times, truth)
+        self._record_truth(chain, layers, f0, times, truth)
 
     def _line(self, chain: list[Note], layers: list[list[Recording]], times: np.ndarray) -> np.ndarray:
-        """Return f0 [n] in Hz of the whole chain, with the glides between its notes."""
+        """Return f0 [n] in Hz of the chain, including the glides between notes."""
         pitch = np.zeros(len(times))
         for i, (note, recordings) in enumerate(zip(chain, layers, strict=True)):
-            if recordings[0].vibrates:  # one vibrato is enough
+            if recordings[0].vibrates:  # avoid two vibratos at once
                 note = replace(note, vibrato=(0.0, 5.0, 0.0, 0.0))
             grid = np.arange(-0.3, note.seconds + TAIL + 0.1, GRID)
             curve = note.pitch(np.clip(grid, 0, note.seconds))
@@ -409,9 +409,9 @@ class Sampler:
     def _plan(
         self, i: int, chain: list[Note], recording: Recording, times: np.ndarray, f0: np.ndarray, rng: Rng
     ) -> list[tuple[int, int, np.ndarray]]:
-        """Return how note `i` is read: parts (begin, end, positions [end - begin]), a new one after each jump.
+        """Return how note `i` is read: parts (begin, end, positions [end - begin]), one per jump.
 
-        A jump leads back to the beginning of a loop, or at the end of the last note to the recorded release.
+        A jump goes back to the start of a loop or, at the end of the last note, to the recorded release.
         """
         note, is_last = chain[i], i + 1 == len(chain)
         begin, end, release = recording.sustain
@@ -447,7 +447,7 @@ class Sampler:
 
     @staticmethod
     def _read(plan: list[tuple[int, int, np.ndarray]], recording: Recording, phase: np.ndarray) -> np.ndarray:
-        """Return the sound [n] of a plan, all parts in phase, cross-faded where it jumps."""
+        """Return the sound [n] of a plan, with all parts in phase and cross-fades at the jumps."""
         sound = np.zeros(len(phase), np.float32)
         half = round(CROSS_FADE * SAMPLE_RATE / 2)
         looped = any(later[2][0] < earlier[2][-1] for earlier, later in pairwise(plan))
@@ -468,7 +468,7 @@ class Sampler:
 
     @staticmethod
     def _weigh(note: Note, recordings: list[Recording], times: np.ndarray) -> list[np.ndarray]:
-        """Return for each layer its gain [n]: the level, over the recording's own, and its share of the cross-fade."""
+        """Return the gain [n] of each layer: its share of the cross-fade, times level over the recording's level."""
         grid = np.arange(-0.1, note.seconds + TAIL + 0.1, 0.005)
         level = np.interp(times - note.onset, grid, note.levels(np.clip(grid, 0, note.seconds)))
         gains = 10 ** (level / 20)
@@ -485,7 +485,7 @@ class Sampler:
 
     @staticmethod
     def _fade(i: int, chain: list[Note], times: np.ndarray, after: float) -> np.ndarray:
-        """Return the gain [n] by which note `i` begins and ends: a slur's cross-fade, or a release before the next."""
+        """Return the gain [n] at the start and end of note `i`: a slur's cross-fade, or a release before the next."""
         if i == 0:
             rise = np.clip((times - chain[0].onset + PREROLL) / 0.02, 0, 1)
         else:
@@ -498,10 +498,10 @@ class Sampler:
         return (np.sin(np.pi / 2 * rise) ** 2 * np.sin(np.pi / 2 * fall) ** 2).astype(np.float32)
 
     @staticmethod
-    def _tell(
+    def _record_truth(
         chain: list[Note], layers: list[list[Recording]], f0: np.ndarray, times: np.ndarray, truth: Truth
     ) -> None:
-        """Write down what a chain sounds like."""
+        """Add the f0 and notes of a chain to `truth`."""
         begin, end = chain[0].onset, min(chain[-1].end + 0.03, float(times[-1]))
         frames = np.arange(int(np.ceil(begin * 100)), min(int(end * 100), len(truth.f0) - 1) + 1)
         truth.f0[frames] = f0[np.clip(np.searchsorted(times, frames / 100), 0, len(f0) - 1)]
@@ -513,7 +513,7 @@ class Sampler:
 
 
 def describe(note: Note, end: float, f0: float, files: list[str]) -> dict:
-    """Return a note of the truth as plain types; times in s, level in dB, f0 in Hz."""
+    """Return a note as a dict for the ground truth; times in s, level in dB, f0 in Hz."""
     return {
         "onset": round(note.onset, 4),
         "end": round(end, 4),

@@ -1,11 +1,11 @@
-"""Index of a folder of sampled notes and phrases: what each file is named, what it measures, and its side of the split.
+"""Index of a folder of sampled notes and phrases: parsed names, measurements and the side of the split.
 
-Four ways of naming are known: the Philharmonia Orchestra's sound samples (``trumpet_As4_15_forte_normal.mp3``),
+Four naming schemes are supported: the Philharmonia Orchestra's sound samples (``trumpet_As4_15_forte_normal.mp3``),
 Karoryfer's Shinyguitar (``a2_vl3_rr1_1.flac``), VSCO 2 (``sus_v3_f_g3.flac``, named one octave low) and FreePats
-(``A#3.flac``). Names are not believed: the pitch of every note is measured, files that differ by more than 50 cents
-from their name (after the player's constant offset) are left out and listed, and so are copies of another file.
+(``A#3.flac``). Names can be wrong, so the pitch of every note is measured. Files whose pitch differs from their name by
+more than 50 cents (after the player's constant offset) are left out and listed, as are copies of another file.
 
-Held-out recordings never train a model, so the split is fixed here, by name (``assign_role``).
+The split depends only on the name (``assign_role``), so that no model is ever trained on held-out recordings.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from sound.audio_files import find_sound_files
 
 SAMPLE_RATE = 48_000  # Hz, of everything that is loaded
 SUFFIXES = {".mp3", ".flac", ".wav", ".ogg"}
-DYNAMICS = {  # dB from the loudest, a player's range; a file's own level says nothing in most collections
+DYNAMICS = {  # dB relative to the loudest, a typical range; levels of the files are not reliable in most collections
     "pianissimo": -30.0,
     "piano": -24.0,
     "mezzo-piano": -18.0,
@@ -47,7 +47,7 @@ ODD = {
     "natural-harmonic",
     "subtone",
 }  # not the instrument's plain tone
-TOLERANCE = 50.0  # cents between a note and its name
+TOLERANCE = 50.0  # cents, maximum difference between a note and its name
 SILENCE = 2.0**-15  # amplitude, one step of 16 bits
 COPY_RESIDUAL = 0.004  # energy left after one file is subtracted from another; two takes leave 0.0075 and more
 VERSION = 4  # of the index
@@ -63,7 +63,7 @@ _SHINY_PITCHES = (37, 40, 42, 45, 48, 51, 54, 57, 60, 63, 66, 69, 72, 75, 78, 81
 
 @dataclass(frozen=True)
 class Sample:
-    """One recorded note or phrase; what is measured is 0 until ``build_index`` has read the file."""
+    """One recorded note or phrase; measurements are 0 until ``build_index`` has read the file."""
 
     path: str  # relative to the folder of the index
     instrument: str
@@ -83,7 +83,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Index:
-    """The samples of a folder, sorted by path, and what was left out of them and why."""
+    """Samples of a folder, sorted by path, and the files left out with reasons."""
 
     folder: Path
     samples: tuple[Sample, ...]
@@ -102,7 +102,7 @@ def parse_pitch(name: str) -> int:
     return int(librosa.note_to_midi(name.replace("sharp", "#").replace("s", "#")))
 
 
-# E3, A3, A4, G5 and A5: of the trumpet there is next to nothing at the other pitches that train the recogniser.
+# E3, A3, A4, G5 and A5: at the recogniser's other pitches there are almost no trumpet recordings.
 _TRUMPET_RECOGNISER = (52, 57, 69, 79, 81)
 # Near-copies of notes that train the recogniser or are held out (correlation over 0.97 after the onset).
 _NEAR_COPIES = (
@@ -113,13 +113,13 @@ _NEAR_COPIES = (
 
 
 def assign_role(instrument: str, collection: str, midi: int, round_robin: int = 1) -> str:
-    """Return the side of the split that a named note is on: model, held_out or recogniser.
+    """Return the side of the split of a note: model, held_out or recogniser.
 
     Args:
-        instrument: as named by the file.
+        instrument: from the file name.
         collection: philharmonia, shinyguitar, vsco or freepats.
-        midi: the pitch by name (for shinyguitar that of the note; -1 for noises).
-        round_robin: which take.
+        midi: pitch from the file name (for shinyguitar that of the note; -1 for noises).
+        round_robin: number of the take.
     """
     if collection in ("vsco", "freepats"):
         return "held_out"
@@ -135,7 +135,7 @@ def assign_role(instrument: str, collection: str, midi: int, round_robin: int = 
 
 
 def parse_name(path: str) -> Sample | None:
-    """Return what a file's name says, or None for a file of no known collection."""
+    """Parse a file name; return None if no collection names files so."""
     stem = Path(path).stem
     if match := _PHILHARMONIA.fullmatch(stem):
         instrument, note, length, dynamic, articulation = match.groups()
@@ -167,10 +167,11 @@ def parse_name(path: str) -> Sample | None:
 
 
 def load_sample(path: Path) -> np.ndarray:
-    """Read a recording as mono float32 [N] at SAMPLE_RATE without the digital silence at its ends.
+    """Read a recording as mono float32 [N] at SAMPLE_RATE, without the digital silence at its ends.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is no sound.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not sound, or silent.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no recording {path}; download it again")
@@ -187,7 +188,7 @@ def load_sample(path: Path) -> np.ndarray:
 
 
 def measure_envelope(audio: np.ndarray, hop: int, window: int) -> np.ndarray:
-    """Return the RMS [T] over `window` samples centred on each multiple of `hop`."""
+    """Return the RMS [T] over windows of `window` samples centred on each multiple of `hop`."""
     power = np.concatenate([[0.0], np.cumsum(np.square(audio, dtype=np.float64))])
     centres = np.arange(0, len(audio), hop)
     begin, end = np.maximum(centres - window // 2, 0), np.minimum(centres + window // 2, len(audio))
@@ -201,11 +202,13 @@ def measure_f0(
 
     Args:
         audio: [N] at `rate`.
-        around: Hz.
+        around: expected f0 in Hz.
         hop: samples between frames; frame t is centred on sample t * hop.
+        span: semitones.
+        rate: Hz.
 
     Returns:
-        f0 [T] in Hz and the correlation [T] at its period, 1 for a perfectly periodic tone.
+        f0 [T] in Hz, and the correlation [T] at its period, 1 for a perfectly periodic tone.
     """
     shortest, longest = rate / around / 2 ** (span / 12), rate / around * 2 ** (span / 12)
     low, high = max(int(shortest), 2), int(longest) + 2
@@ -237,7 +240,7 @@ def measure_f0(
 
 
 def measure_sample(sample: Sample, audio: np.ndarray) -> Sample:
-    """Return `sample` with what its sound [N] measures."""
+    """Return `sample` with the measurements of its sound [N]."""
     hop = SAMPLE_RATE // 50
     envelope = measure_envelope(audio, hop, 2 * hop)
     loud = envelope > envelope.max() * 10 ** (-15 / 20)
@@ -267,10 +270,10 @@ def measure_sample(sample: Sample, audio: np.ndarray) -> Sample:
 
 
 def find_copies(sounds: Sequence[np.ndarray], rate: int) -> list[tuple[int, int]]:
-    """Return the pairs (i, j) of sounds [n] that are the same recording, one perhaps cut shorter.
+    """Return the pairs (i, j) of sounds [n] that are the same recording, one of them perhaps shortened.
 
-    Beginnings are aligned by cross-correlation; a pair is a copy if little is left after the one is subtracted from
-    the other, over all that both have.
+    Sounds are aligned by cross-correlation. A pair is a copy if the difference, over their common part, has almost no
+    energy.
     """
     size = round(0.25 * rate)
     heads = np.zeros((len(sounds), size), np.float32)
@@ -290,7 +293,7 @@ def find_copies(sounds: Sequence[np.ndarray], rate: int) -> list[tuple[int, int]
 
 
 def _subtract(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the share of the shorter sound's energy that is left after the other, aligned, is subtracted."""
+    """Return the share of the shorter sound's energy that remains after the aligned other one is subtracted."""
     a, b = (a, b) if len(a) <= len(b) else (b, a)
     n_fft = 1 << (len(a) + len(b)).bit_length()
     shift = int(np.argmax(np.fft.irfft(np.fft.rfft(b, n_fft) * np.fft.rfft(a, n_fft).conj(), n_fft)))
@@ -306,15 +309,15 @@ def _subtract(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def build_index(folder: Path, instrument: str, cache: Path | None = None) -> Index:
-    """Index the recordings of one instrument in `folder` and below it.
+    """Index the recordings of one instrument in `folder`, searched recursively.
 
     Args:
-        folder: where the recordings are.
-        instrument: such as trumpet; files of others are not looked at.
-        cache: a JSON file to read the index from, where it fits the files, and to write it to.
+        folder: folder of recordings.
+        instrument: such as "trumpet"; other instruments are ignored.
+        cache: JSON file of the index, read if it matches the files, else written.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no recording of the instrument in it.
+        FileNotFoundError: the folder does not exist, or has no recording of the instrument.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; download recordings with scripts/download_samples.py")
@@ -364,24 +367,24 @@ def _measure_all(folder: Path, named: Sequence[Sample]) -> Index:
 
 
 def find_mislabelled(samples: Iterable[Sample]) -> list[tuple[str, str]]:
-    """Return (path, reason) of the notes that differ by over TOLERANCE from their name and the player's offset."""
+    """Return (path, reason) of the notes over TOLERANCE from their name plus any player's offset."""
     notes = [s for s in samples if s.kind == "note"]
     cents = np.array([1200 * np.log2(max(s.f0, 1.0) / 440) - 100 * (s.midi - 69) for s in notes])
     offsets = np.array(find_offsets(cents))
     wrong = np.abs(cents[:, None] - offsets).min(axis=1) > TOLERANCE if notes else []
     players = " or ".join(f"{offset:+.0f}" for offset in offsets)
     return [
-        (s.path, f"sounds {c:+.0f} cents from its name, the player {players}")
+        (s.path, f"its pitch is {c:+.0f} cents from its name, the player's offset is {players}")
         for s, c, is_wrong in zip(notes, cents, wrong, strict=True)
         if is_wrong
     ]
 
 
 def find_offsets(cents: np.ndarray) -> list[float]:
-    """Return the constant offsets of the players from the names: peaks of the histogram that hold a fifth of the notes.
+    """Return the players' constant offsets in cents: peaks of the histogram with over a fifth of the notes.
 
     Args:
-        cents: [n] from the names. A collection may be of two players, or of one on two days.
+        cents: [n] distance from the named pitches. A collection may have several players, or one on several days.
     """
     grid = np.arange(-80, 81)
     count = (np.abs(cents[:, None] - grid) <= 20).sum(axis=0)  # within 20 cents
@@ -394,11 +397,11 @@ def find_offsets(cents: np.ndarray) -> list[float]:
 
 
 def find_wrong_dynamics(samples: Iterable[Sample]) -> list[tuple[str, str]]:
-    """Return (path, reason) of the soft notes that are too bright: they are muted, or belong to another dynamic.
+    """Return (path, reason) of the soft notes that are too bright: muted, or of another dynamic than named.
 
-    Brightness rises with loudness on every instrument. So a soft note is left out that is brighter than the loud ones
-    near its pitch, or half as bright again as the soft ones, and a whole series - of one length and dynamic - of which
-    a third is.
+    Brightness rises with loudness on every instrument. A soft note is too bright above 1.2 times the median of the loud
+    notes near its pitch, or 1.5 times that of the soft ones. If more than a third of a series (notes of one length and
+    dynamic) are too bright, the whole series is left out.
     """
     notes = [s for s in samples if s.kind == "note" and s.dynamic in DYNAMICS]
     loud = [s for s in notes if DYNAMICS[s.dynamic] >= DYNAMICS["forte"]]
@@ -418,7 +421,7 @@ def find_wrong_dynamics(samples: Iterable[Sample]) -> list[tuple[str, str]]:
 
 
 def _group(n: int, pairs: list[tuple[int, int]]) -> list[list[int]]:
-    """Return the groups of two and more that the pairs connect."""
+    """Return the connected components of at least two samples."""
     connected = np.zeros((n, n), bool)
     for i, j in pairs:
         connected[i, j] = True

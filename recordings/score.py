@@ -1,8 +1,8 @@
-"""Melodies: notes with curves of pitch and level, one at a time.
+"""Compose monophonic melodies: notes with curves of pitch and level.
 
-Range and dynamics are covered by construction: a file of 30 s holds one phrase in each of six registers and one at
-each of six dynamic levels, and six files in a row pair every register with every level. Phrases are legato, detached,
-mixed, long, runs or repeated notes, with rests between them. ``sampler.py`` and ``soundfont.py`` play them.
+Range and dynamics are covered by construction. A file of 30 s has one phrase in each of six registers and at each of
+six dynamic levels, and six consecutive files pair every register with every level. Phrases are legato, detached,
+mixed, long notes, runs or repeated notes, separated by rests. ``sampler.py`` and ``soundfont.py`` play them.
 """
 
 import math
@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 FILE_SECONDS = 30.0
-N_LEVELS = 6  # dynamic levels, and as many registers
-GRID = 0.002  # s, of the curves of pitch and level
-GAP = 0.006  # s, a detached note ends at least so long before the next; four of FluidSynth's blocks
+N_LEVELS = 6  # number of dynamic levels, and of registers
+GRID = 0.002  # s, time step of the curves of pitch and level
+GAP = 0.006  # s, minimum silence before the next note if it is not slurred; four blocks of FluidSynth
 
 SCALES = (
     (0, 2, 4, 5, 7, 9, 11),
@@ -25,7 +25,7 @@ SCALES = (
     (0, 3, 5, 6, 7, 10),
     (0, 2, 4, 7, 9),
     tuple(range(12)),
-)  # semitones over the key
+)  # semitones above the key
 RHYTHMS = ((1,), (1,), (2,), (3,), (0.5, 0.5), (1.5, 0.5), (0.5, 1, 0.5), (0.75, 0.25), (1 / 3,) * 3, (0.25,) * 4)
 ARCS = (lambda u: math.sin(math.pi * u), lambda u: 1 - math.sin(math.pi * u), lambda u: u, lambda u: 1 - u)
 SWELLS = (  # (share of the note, dB): swell in, swell out, both, forte-piano, dying away
@@ -35,7 +35,7 @@ SWELLS = (  # (share of the note, dB): swell in, swell out, both, forte-piano, d
     ((0.0, 0.0), (0.1, 0.0), (0.3, -12.0), (1.0, -3.0)),
     ((0.2, 0.0), (1.0, -24.0)),
 )
-STYLES = {  # share of notes joined to the one before (sustained instruments), and of notes cut short
+STYLES = {  # share of notes slurred to the previous one (sustained instruments), share of shortened notes
     "legato": (0.8, 0.0),
     "detached": (0.0, 0.9),
     "mixed": (0.4, 0.35),
@@ -43,33 +43,33 @@ STYLES = {  # share of notes joined to the one before (sustained instruments), a
     "runs": (0.5, 0.1),
     "repeated": (0.0, 0.4),
 }
-FILE_STYLES = tuple(STYLES)  # of the phrases of a file, in any order
+FILE_STYLES = tuple(STYLES)  # of a file's phrases, in random order
 
 Rng = np.random.Generator
-Move = tuple[float, float, float]  # middle in s from the onset, semitones, length in s
+Move = tuple[float, float, float]  # pitch change: middle in s from the onset, semitones, duration in s
 
 
 @dataclass(frozen=True)
 class Playing:
-    """How one instrument is played; pairs are ranges to draw from, and what is not said is that of a trumpet."""
+    """Playing style of an instrument; pairs are ranges to draw from, and the defaults are those of a trumpet."""
 
     low: int  # MIDI pitch
-    high: int  # 94 at most: CREPE hears up to 1975.5 Hz
+    high: int  # 94 at most: CREPE tracks up to 1975.5 Hz
     plucked: bool = False
     softest: float = -30.0  # dB, the lowest of the dynamic levels; the highest is 0
     slurs: float = 1.0  # factor on a style's share of joined notes
     glide: tuple[float, float] = (0.02, 0.045)  # s, from one slurred note to the next
-    slide: tuple[float, float] = (0.1, 0.22)  # s, a glide that is heard as one
-    slides: float = 0.08  # share of slurred notes (of a plucked one, of all notes: a slide on the string)
-    fade: tuple[float, float] = (0.03, 0.09)  # s, from a held note to silence: a release, or damping
+    slide: tuple[float, float] = (0.1, 0.22)  # s, an audible glide
+    slides: float = 0.08  # share of slurred notes with a slide (plucked: of all notes, a slide on the string)
+    fade: tuple[float, float] = (0.03, 0.09)  # s, from a held note to silence: release or damping
     vibrato: float = 0.5  # share of notes of 0.6 s and more
     vibrato_depth: tuple[float, float] = (0.08, 0.35)  # semitones
-    vibrato_centre: float = 0.0  # 0: around the note; 1: above it, as a fretted string
-    swells: float = 0.6  # share of notes of 0.7 s and more whose level has a shape
-    scoops: float = 0.05  # share of notes that come from below
-    falls: float = 0.0  # share of last notes that drop away
-    bends: float = 0.0  # share of long notes bent up, half of them back again
-    rings: float = 0.0  # share of last notes that ring on
+    vibrato_centre: float = 0.0  # 0: around the note; 1: above it, as on a fretted string
+    swells: float = 0.6  # share of notes of 0.7 s and more with a curve of level
+    scoops: float = 0.05  # share of notes that start below their pitch
+    falls: float = 0.0  # share of last notes whose pitch falls at the end
+    bends: float = 0.0  # share of long notes bent up, half of them and back
+    rings: float = 0.0  # share of phrases whose last note rings out
 
 
 _WIND = {"slide": (0.08, 0.2), "fade": (0.03, 0.1), "vibrato": 0.6}
@@ -89,23 +89,23 @@ PLAYING = {
 
 @dataclass(frozen=True)
 class Note:
-    """One note. Its sound is gone `fade` s after `onset + seconds`, unless the next note is joined to it."""
+    """One note. It is silent `fade` s after `onset + seconds`, unless the next note is slurred to it."""
 
     onset: float  # s in the file
-    seconds: float  # held
-    midi: float  # pitch when struck
+    seconds: float  # duration until the fade
+    midi: float  # pitch at the onset
     level: float  # dB, at most 0
-    joined: bool = False  # slurred to the note before, which ends where this begins
-    glide: float = 0.03  # s, of the pitch from the note before to this one, if joined
+    joined: bool = False  # slurred to the previous note, which ends where this one begins
+    glide: float = 0.03  # s, of the pitch from the previous note, if joined
     fade: float = 0.06  # s
     moves: tuple[Move, ...] = ()
     vibrato: tuple[float, float, float, float] = (0.0, 5.0, 0.0, 0.0)  # onset in s, rate in Hz, semitones, centre
     shape: tuple[tuple[float, float], ...] = ()  # (s from the onset, dB added to the level)
-    accent: str = ""  # "release" for the noise of the finger that leaves the string
+    accent: str = ""  # "release": noise of the finger leaving the string
 
     @property
     def end(self) -> float:
-        """Return the time in s where the note begins to fade."""
+        """Return the time in s at which the note starts to fade."""
         return self.onset + self.seconds
 
     def pitch(self, times: np.ndarray) -> np.ndarray:
@@ -129,7 +129,7 @@ class Note:
 
 
 def compose_file(rng: Rng, playing: Playing, index: int) -> list[Note]:
-    """Compose file `index` of a set: six phrases, each with a rest after it, FILE_SECONDS in all."""
+    """Compose file `index` of a set: six phrases, each followed by a rest, FILE_SECONDS in total."""
     slots = rng.uniform(0.75, 1.25, N_LEVELS)
     starts = 0.2 + np.cumsum([0, *slots]) * (FILE_SECONDS - 0.2) / slots.sum()
     styles, notes = rng.permutation(FILE_STYLES), []
@@ -144,7 +144,7 @@ def compose_file(rng: Rng, playing: Playing, index: int) -> list[Note]:
 def compose_phrase(
     rng: Rng, playing: Playing, style: str, register: int, level: float, start: float, seconds: float
 ) -> list[Note]:
-    """Compose a phrase in one of the registers 0 to 5 that sounds from `start` for at most `seconds`."""
+    """Compose a phrase in register 0 to 5 at `level` (dB), from `start` for at most `seconds`."""
     edges = np.linspace(playing.low, playing.high, N_LEVELS + 1)
     low = math.ceil(max(edges[register] - 3, playing.low))
     high = math.floor(min(edges[register + 1] + 3, playing.high))
@@ -152,7 +152,7 @@ def compose_phrase(
     durations = draw_rhythm(rng, seconds, style, 2.0 if ringing else 0.3)
     melody = draw_melody(rng, low, high, len(durations), repeat=0.7 if style == "repeated" else 0.06)
     joined, short = STYLES[style]
-    arc, drift = rng.uniform(0, 4), rng.normal(0, 0.04, len(melody))  # nobody plays perfectly in tune
+    arc, drift = rng.uniform(0, 4), rng.normal(0, 0.04, len(melody))  # semitones out of tune
     notes, onset = [], start
     for i, (pitch, duration) in enumerate(zip(melody, durations, strict=True)):
         last = i == len(melody) - 1
@@ -167,12 +167,12 @@ def compose_phrase(
 
 
 def settle(notes: Sequence[Note]) -> list[Note]:
-    """Return the notes with those that the next is joined to held until then, all others faded before it."""
+    """Hold each note until a next one that is joined to it, and fade all others before the next."""
     settled = []
     for note, after in zip(notes, [*notes[1:], None], strict=True):
         if after is not None and after.joined:
             note = replace(note, seconds=after.onset - note.onset)
-        elif note.fade == 0.0:  # held to the next, which is struck anew
+        elif note.fade == 0.0:  # held to the next, which has its own attack
             fade = 0.02
             note = replace(note, seconds=max(note.seconds - fade - GAP, 0.03), fade=fade)
         settled.append(note)
@@ -191,7 +191,7 @@ def draw_note(
     last: bool,
     ringing: bool,
 ) -> Note:
-    """Return one note with its ornaments; a fade of 0 says that it is held until the next one begins."""
+    """Return one note with ornaments; a fade of 0 means that it is held until the next note."""
     fade = float(rng.uniform(*playing.fade))
     held, accent = duration, ""
     if last:
@@ -217,7 +217,7 @@ def draw_note(
 
 
 def _draw_moves(rng: Rng, playing: Playing, pitch: float, held: float, slur: bool, last: bool) -> tuple[Move, ...]:
-    """Return what bends the note: a scoop, a fall, a bend (and back), a slide on the string, or nothing."""
+    """Return the pitch changes of a note: a scoop, a fall, a bend (and back), a slide on the string, or none."""
     if held > 0.25 and not slur and rng.random() < playing.scoops:
         return ((0.06, float(rng.uniform(0.4, 1.5)), 0.1),)
     if last and held > 0.45 and rng.random() < playing.falls:
@@ -234,7 +234,7 @@ def _draw_moves(rng: Rng, playing: Playing, pitch: float, held: float, slur: boo
 
 
 def draw_rhythm(rng: Rng, seconds: float, style: str, shortest_end: float) -> list[float]:
-    """Return durations in s that add up to `seconds`; the last note takes what is left, `shortest_end` or more."""
+    """Return durations in s with the sum `seconds`; the last one, the remainder, is at least `shortest_end`."""
     beat, durations, left = 60 / rng.uniform(60, 132), [], seconds
     while left > 0:
         if style == "long":
@@ -254,7 +254,7 @@ def draw_rhythm(rng: Rng, seconds: float, style: str, shortest_end: float) -> li
 
 
 def draw_melody(rng: Rng, low: int, high: int, n_notes: int, repeat: float) -> list[int]:
-    """Return `n_notes` MIDI pitches within [low, high]: steps and leaps in a random key, drawn along an arc."""
+    """Return `n_notes` MIDI pitches within [low, high]: steps and leaps in a random key that follow an arc."""
     key, scale, arc = rng.integers(12), SCALES[rng.integers(len(SCALES))], ARCS[rng.integers(len(ARCS))]
     ladder = [p for p in range(low, high + 1) if (p - key) % 12 in scale]
     targets = [arc(i / max(n_notes - 1, 1)) * (len(ladder) - 1) for i in range(n_notes)]

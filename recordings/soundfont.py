@@ -1,9 +1,9 @@
-"""Play scores with FluidSynth on a sound font, and make each tone as bright as it is loud, as real instruments are.
+"""Play scores with FluidSynth on a sound font, with a brightness that follows the level as on real instruments.
 
-A sound font has one recording of a note for all dynamics: a quiet note is the loud one turned down. Here a spectral
-tilt above a corner, another one at each moment of the tone, follows the score's level. How far to tilt is found from
-the tone's own average spectrum, so that notes of different samples come out alike: with the share of energy above
-4 kHz that is asked for. The tone's A-weighted level stays what it was.
+A sound font has one recording of a note for all dynamics, so a quiet note is an attenuated loud one. Here a
+time-varying spectral tilt above a corner frequency follows the score's level. The tilt is computed from the tone's
+average spectrum, so that notes made from different samples reach the same share of energy above 4 kHz. It preserves
+the tone's A-weighted level.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from recordings.samples import SAMPLE_RATE
 from recordings.score import GAP, PLAYING, Note, Playing, Rng, settle
 
 SOUNDFONT = "FluidR3_GM.sf2"
-SOUNDFONT_DIRS = (  # Debian, Fedora and Arch, Homebrew, NixOS, one's own
+SOUNDFONT_DIRS = (  # Debian, Fedora and Arch, Homebrew, NixOS, the user's
     "/usr/share/sounds/sf2",
     "/usr/share/soundfonts",
     "/opt/homebrew/share/soundfonts",
@@ -37,23 +37,23 @@ SOUNDFONT_DIRS = (  # Debian, Fedora and Arch, Homebrew, NixOS, one's own
     "~/.local/share/soundfonts",
     "~/Library/Audio/Sounds/Banks",
 )
-CONTROL_SECONDS = 0.0025  # grid of wheel and expression
-SILENT = -84.0  # dB, the last step of expression before zero
+CONTROL_SECONDS = 0.0025  # time step of pitch wheel and expression
+SILENT = -84.0  # dB, the lowest step of expression above zero
 TICKS_PER_SECOND = 2000
 WHEEL_RANGE = 12  # semitones either way
-SLUR_SPAN = 6  # semitones that one struck note may be moved over before its timbre suffers
+SLUR_SPAN = 6  # semitones, maximum range of a slur; larger shifts of one sample change its timbre
 
-CORNER = 1200.0  # Hz, where a trumpet's harmonics begin to fall
-SPLIT = 4000.0  # Hz, brightness is the share of energy above it
-SLOPES = np.linspace(-6, 72, 79)  # dB an octave far above the corner, what a tilt may be; below 0 brightens
+CORNER = 1200.0  # Hz, where a trumpet's harmonics start to fall
+SPLIT = 4000.0  # Hz; brightness is the share of energy above it
+SLOPES = np.linspace(-6, 72, 79)  # dB per octave far above the corner, possible tilts; negative ones brighten
 WINDOW, HOP = 1024, 256  # samples
-PITCH_SLOPE = 3.0  # dB an octave: a high note has fewer harmonics below SPLIT
-MIDDLE = 67  # MIDI pitch that a Brightness is given for
+PITCH_SLOPE = 3.0  # dB per octave: a high note has fewer harmonics below SPLIT
+MIDDLE = 67  # MIDI pitch at which a Brightness is specified
 
 
 @dataclass(frozen=True)
 class Brightness:
-    """Share of energy above SPLIT in dB, `shares[i]` where the tone's level is `levels[i]` dB from the loudest."""
+    """Share of energy above SPLIT in dB: `shares[i]` at a level of `levels[i]` dB relative to the loudest."""
 
     levels: tuple[float, ...]  # ascending, up to 0
     shares: tuple[float, ...]  # ascending
@@ -61,10 +61,10 @@ class Brightness:
 
 @dataclass(frozen=True)
 class Voice:
-    """An instrument of the sound font."""
+    """Instrument of the sound font."""
 
     program: int  # General MIDI, counted from 0
-    high: int  # MIDI pitch up to which its samples do
+    high: int  # highest MIDI pitch with usable samples
     brightness: Brightness
 
 
@@ -79,7 +79,7 @@ VOICES = {
 
 @dataclass(frozen=True)
 class Tone:
-    """Notes played with one stroke: MIDI strikes one key, wheel and expression do the rest."""
+    """Notes played with one MIDI note, shaped by pitch wheel and expression."""
 
     notes: tuple[Note, ...]
 
@@ -98,7 +98,7 @@ class Tone:
 
     @cached_property
     def curves(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Times [n] in s from the start, pitch [n] (MIDI, fractional) and level [n] in dB."""
+        """Return times [n] in s from the start, pitch [n] (MIDI, fractional) and level [n] in dB."""
         times = np.arange(0, self.seconds, CONTROL_SECONDS)
         pitch, level = self.notes[0].pitch(times), self.notes[0].levels(times)
         for note in self.notes[1:]:
@@ -112,7 +112,7 @@ class Tone:
 
 
 def group_tones(score: Sequence[Note]) -> list[Tone]:
-    """Return the tones of a score; a slur over more than SLUR_SPAN semitones is struck anew."""
+    """Return the tones of a score; a slur over more than SLUR_SPAN semitones is split."""
     notes, low, high = [], 0.0, 0.0
     for note in score:
         low, high = (min(low, note.midi), max(high, note.midi)) if note.joined else (note.midi, note.midi)
@@ -130,11 +130,11 @@ def group_tones(score: Sequence[Note]) -> list[Tone]:
 
 
 def list_messages(tone: Tone) -> list[tuple[float, mido.Message]]:
-    """Return (s, message) of one tone; expression 0, then all-sound-off, leave nothing to ring into the next."""
+    """Return (time in s, message) of one tone; expression 0, then all-sound-off, end it before the next."""
     times, pitch, level = tone.curves
     wheel = np.round((pitch - tone.key) * 8192 / WHEEL_RANGE).astype(int).tolist()
     assert max(map(abs, wheel)) < 8192, f"{tone} leaves the wheel's range"
-    velocity = max(round(127 * 10 ** (level.max() / 40)), 1)  # sound fonts have 40 log10
+    velocity = max(round(127 * 10 ** (level.max() / 40)), 1)  # sound fonts map velocity to 40 log10 dB
     expression = np.clip(np.round(127 * 10 ** ((level - level.max()) / 40)), 1, 127).astype(int).tolist()
     messages = []
     for i, t in enumerate(tone.start + times):
@@ -192,31 +192,31 @@ def find_soundfont(path: Path | None) -> Path:
 
 
 def render_midi(midi: bytes, seconds: float, program: str, soundfont: Path) -> np.ndarray:
-    """Return the dry sound [seconds * SAMPLE_RATE] of a MIDI file, float64, at FluidSynth's own level."""
+    """Return the dry sound [seconds * SAMPLE_RATE] of a MIDI file, float64, at FluidSynth's level."""
     with tempfile.TemporaryDirectory() as folder:
         song, wav, shell = (Path(folder, name) for name in ("song.mid", "song.wav", "shell"))
         song.write_bytes(midi)
-        shell.write_text("interp 7\n")  # the best interpolation; its being there shuts out the user's own settings
+        shell.write_text("interp 7\n")  # the best interpolation; this file also replaces the user's configuration
         dry = f"-R 0 -C 0 -g 0.5 -r {SAMPLE_RATE} -o synth.default-soundfont= -T wav -O float".split()
         command = [program, "-niq", "-f", shell, *dry, "-F", wav, soundfont, song]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode or not wav.is_file():
             raise OSError(f"fluidsynth failed with {soundfont}: {' '.join(done.stderr.split()) or done.returncode}")
-        audio, _ = sf.read(wav, frames=round(seconds * SAMPLE_RATE))  # it plays on for two seconds
+        audio, _ = sf.read(wav, frames=round(seconds * SAMPLE_RATE))  # FluidSynth renders two more seconds
     if len(audio) < round(seconds * SAMPLE_RATE):
         raise OSError(f"fluidsynth stopped after {len(audio) / SAMPLE_RATE:.1f} of {seconds:g} s; is the disk full?")
     return audio.mean(axis=1)
 
 
 class SoundFont:
-    """Plays scores as ``Sampler`` does."""
+    """Player of scores on a sound font, with the interface of ``Sampler``."""
 
     def __init__(self, instrument: str, path: Path | None = None) -> None:
         self.voice, self.program, self.path = VOICES[instrument], find_program(), find_soundfont(path)
         self.playing: Playing = replace(PLAYING[instrument], high=self.voice.high)
 
     def play(self, score: list[Note], seconds: float, rng: Rng | None = None) -> tuple[np.ndarray, Truth]:
-        """Return the sound [N] of a score, float32 at SAMPLE_RATE, and the truth about it."""
+        """Return the sound [N] of a score, float32 at SAMPLE_RATE, and its ground truth."""
         tones = group_tones(score)
         midi = write_midi(tones, self.voice.program, seconds)
         audio = shape_tones(render_midi(midi, seconds, self.program, self.path), tones, self.voice.brightness)
@@ -233,16 +233,18 @@ class SoundFont:
         return audio.astype(np.float32), truth
 
     def loudest_peak(self) -> float:
-        """Return the amplitude of the loudest note of the range when it is played as loud as it ever is."""
+        """Return the peak amplitude of the loudest note in the range at the highest level."""
         keys = range(self.playing.low, self.playing.high + 1)
         score = [Note(0.5 * i, 0.4, key, 0.0, fade=0.04) for i, key in enumerate(keys)]
         peak = float(np.abs(self.play(score, 0.5 * len(score))[0]).max())
         if peak < 1e-4:
-            raise OSError(f"{self.path} makes no sound for program {self.voice.program}; name a General MIDI one")
+            raise OSError(
+                f"{self.path} is silent for program {self.voice.program}; give a General MIDI sound font by --soundfont"
+            )
         return peak
 
     def describe(self) -> str:
-        """Return the text by which a file tells which sound font it was rendered from."""
+        """Return the text that identifies the sound font."""
         return f"{self.path.name} sha256 {hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]}"
 
 
@@ -250,7 +252,7 @@ class SoundFont:
 
 
 def shape_tones(audio: np.ndarray, tones: Sequence[Tone], brightness: Brightness) -> np.ndarray:
-    """Return the sound of `tones`, [n] at SAMPLE_RATE, as bright as it is loud; silent between them."""
+    """Return the sound [n] of `tones` with a brightness that follows the level, silent between tones."""
     shaped = np.zeros_like(audio)
     for tone in tones:
         begin, end = (round(t * SAMPLE_RATE) for t in (tone.start, tone.start + tone.seconds + 0.9 * GAP))
@@ -259,16 +261,16 @@ def shape_tones(audio: np.ndarray, tones: Sequence[Tone], brightness: Brightness
 
 
 def tilt_gains(slopes: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
-    """Return linear gains [slopes, frequencies]: 1 at 0 Hz, falling by each slope in dB an octave above CORNER."""
+    """Return linear gains [slopes, frequencies]: 1 at 0 Hz, falling by each slope in dB per octave above CORNER."""
     octaves = 0.5 * np.log2(1 + (frequencies / CORNER) ** 2)
     return 10 ** (-slopes[:, None] * octaves / 20)
 
 
 def measure_tilts(power: np.ndarray, frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Measure what each of SLOPES makes of a power spectrum [F] over frequencies [F] in Hz.
+    """Measure the effect of each of SLOPES on a power spectrum [F] at frequencies [F] in Hz.
 
     Returns:
-        Share of energy above SPLIT in dB and change of the A-weighted level in dB, both [SLOPES], descending.
+        Share of energy above SPLIT in dB, and change of the A-weighted level in dB, both [SLOPES], descending.
     """
     tilted = power * tilt_gains(SLOPES, frequencies) ** 2
     share = tilted[:, frequencies > SPLIT].sum(axis=1) / tilted.sum(axis=1)
@@ -277,21 +279,30 @@ def measure_tilts(power: np.ndarray, frequencies: np.ndarray) -> tuple[np.ndarra
 
 
 def choose_slopes(level: np.ndarray, shares: np.ndarray, pitch: float, brightness: Brightness) -> np.ndarray:
-    """Return the slope for each level, given what SLOPES make of the tone.
+    """Return the slope for each level.
 
-    A sample that is too dull to be made as bright as asked for starts from as bright as it gets, and falls as far.
+    A sample that is too dull for the wanted brightness gets the brightest slope at the loudest level, and the same
+    decrease from there.
+
+    Args:
+        level: [n] in dB relative to the loudest.
+        shares: [SLOPES] from ``measure_tilts``.
+        pitch: MIDI.
+        brightness: the wanted one.
     """
-    asked = np.interp(level, brightness.levels, brightness.shares) + PITCH_SLOPE * (pitch - MIDDLE) / 12
+    wanted = np.interp(level, brightness.levels, brightness.shares) + PITCH_SLOPE * (pitch - MIDDLE) / 12
     loudest = brightness.shares[-1] + PITCH_SLOPE * (pitch - MIDDLE) / 12
-    return np.interp(loudest - asked, min(loudest, shares[0]) - shares, SLOPES)
+    return np.interp(loudest - wanted, min(loudest, shares[0]) - shares, SLOPES)
 
 
 def shape_tone(audio: np.ndarray, level: np.ndarray, pitch: float, brightness: Brightness) -> np.ndarray:
-    """Tilt the spectrum of one tone [n] by its level from moment to moment, and return it [n].
+    """Return one tone [n] with a spectral tilt that follows its level.
 
     Args:
-        level: [m], dB from the loudest, evenly spread over the tone.
+        audio: [n] at SAMPLE_RATE.
+        level: [m] in dB relative to the loudest, evenly spaced over the tone.
         pitch: MIDI.
+        brightness: that of the instrument.
     """
     if not audio.any():
         return audio

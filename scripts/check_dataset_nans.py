@@ -2,9 +2,9 @@
 
     ./venv/bin/python scripts/check_dataset_nans.py --data_dir data/processed/trumpet
 
-Reports unreadable files, NaN and infinity, inconsistent shapes, settings that differ from config.json, impossible
-pitches and levels, and silent or clipped recordings. ``--move_bad DIR`` moves these files to DIR under the same names.
-The exit code is 1 if any were found.
+Reports unreadable files, NaN and infinity, inconsistent shapes, settings that differ from config.json, implausible
+pitches and levels, and silent or clipped recordings. ``--move_bad DIR`` moves these files to the same relative paths in
+DIR. The exit code is 1 if there are any.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
 from data import extractor_settings, find_recordings, find_wrong_values, load_recording
 from sound.console import as_command, command_parser
 
-SILENCE = -60.0  # dBFS, of the loudest sample: the training loss has its floor there
+SILENCE = -60.0  # dBFS, of the loudest sample; the training loss ignores lower levels
 CEILING = 0.999  # of full scale
 MAX_AT_CEILING = 0.005  # of the samples in a second; a normalised tone has < 0.003, one clipped by 0.5 dB > 0.006
-FLAT_TOP = 4  # equal samples in a row at the peak: clipped, then attenuated
+FLAT_TOP = 4  # consecutive equal samples at the peak: clipped, then attenuated
 
 
 def find_problems(path: Path, config: Config) -> list[str]:
@@ -50,9 +50,9 @@ def _find_bad_sound(audio: Tensor, sample_rate: int) -> list[str]:
         return ["is silent" if peak == 0 else f"is silent: its peak is {20 * math.log10(peak):.0f} dBFS"]
     at_ceiling = max(int((second >= CEILING).sum()) for second in level.split(sample_rate))
     if at_ceiling > MAX_AT_CEILING * sample_rate:
-        return [f"is clipped: {at_ceiling} samples of one second at full scale"]
+        return [f"is clipped: {at_ceiling} samples of one second are at full scale"]
     if (longest := _longest_run(level == peak)) >= FLAT_TOP:
-        return [f"is clipped: {longest} equal samples in a row at its peak"]
+        return [f"is clipped: {longest} consecutive samples are equal to its peak"]
     return []
 
 
@@ -102,7 +102,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if not args.data_dir.is_dir():
         parser.error(f"--data_dir {args.data_dir} is not a folder")
     if args.move_bad and args.move_bad.resolve().is_relative_to(args.data_dir.resolve()):
-        parser.error(f"--move_bad {args.move_bad} should be outside --data_dir, or training would find the files again")
+        parser.error(f"--move_bad {args.move_bad} must be outside --data_dir, or training would find the files again")
     return args
 
 

@@ -1,10 +1,10 @@
-"""Download recordings of a real instrument, which scripts/render_dataset.py --samples plays melodies on.
+"""Download recordings of a real instrument, for melodies rendered with scripts/render_dataset.py --samples.
 
     ./venv/bin/python scripts/download_samples.py --instrument trumpet
     ./venv/bin/python scripts/download_samples.py --instrument flute --local_archive ~/Downloads/Woodwind.zip
     ./venv/bin/python scripts/download_samples.py --instrument guitar --local_dir ~/shinyguitar
 
-Each collection is named with its licence and address. What is there already is not downloaded again.
+Logs the licence and address of each collection. Existing files are not downloaded again.
 """
 
 import argparse
@@ -19,26 +19,24 @@ from sound.console import as_command, command_parser, suggest
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
     parser = command_parser(__doc__)
     parser.add_argument("--instrument", choices=sorted(INSTRUMENTS), required=True)
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("data/samples"), help="gets a folder for it (%(default)s)"
+        "--output_dir", type=Path, default=Path("data/samples"), help="parent folder (default: %(default)s)"
     )
-    parser.add_argument("--local_archive", type=Path, nargs="+", default=[], help="zips that you already have")
-    parser.add_argument("--local_dir", type=Path, help="a folder of recordings that you already have")
+    parser.add_argument("--local_archive", type=Path, nargs="+", default=[], help="zips on disk, used first")
+    parser.add_argument("--local_dir", type=Path, help="folder of recordings on disk, used first")
     args = parser.parse_args(argv)
     for path in args.local_archive:
         if not path.is_file():
-            parser.error(f"{path} is no file")
+            parser.error(f"{path} is not a file")
     if args.local_dir and not args.local_dir.is_dir():
-        parser.error(f"{args.local_dir} is no folder")
+        parser.error(f"{args.local_dir} is not a folder")
     return args
 
 
-@as_command("stopped; what has been downloaded is kept, the same command resumes from there", errors=(DataError,))
+@as_command("stopped; the partial download is kept, the same command resumes it", errors=(DataError,))
 def main(argv: Sequence[str] | None = None) -> int:
-    """Download what the command line asks for and say what to do next."""
     args = parse_args(argv)
     with logging_redirect_tqdm():
         counts = download_samples(args.instrument, args.output_dir, tuple(args.local_archive), args.local_dir)

@@ -1,11 +1,11 @@
-"""Judge a model: how well it copies held-out recordings of its instrument, and how well it plays voices.
+"""Evaluate a model: how well it resynthesises held-out recordings of its instrument, and how well it plays voices.
 
     ./venv/bin/python scripts/evaluate.py --checkpoint checkpoints/pretrained/trumpet.pth --input examples \\
         --data_dir data/processed/trumpet --snr 20 --html out/trumpet.html
 
-``--data_dir`` holds processed recordings, of which those are taken that train.py holds out, or plain recordings that
-no training has seen, which are all taken. Beside the model stand an untrained one, the recording or voice itself, and,
-with ``--baseline``, other checkpoints, of any rate. Same files and seed, same figures on one machine.
+``--data_dir`` holds processed recordings, of which only those that train.py holds out are used, or sound files that no
+training has used, which are all used. The tables also list an untrained model, the recording or voice itself and, with
+``--baseline``, other checkpoints of any sample rate. With the same files and seed, a machine gives the same figures.
 """
 
 import argparse
@@ -33,22 +33,22 @@ from evaluation.scorecard_tables import check_targets, format_tables, format_tar
 from model import NeuralGuitar, build_model
 from sound.atomic_files import hash_file, write_text
 from sound.console import as_command, command_parser
-from voice.fitting import ARTICULATIONS, TransferOptions
+from voice.instrument_fit import ARTICULATIONS, TransferOptions
 
 log = logging.getLogger("evaluate")
 
 
 def load_models(args: argparse.Namespace) -> dict[str, NeuralGuitar]:
-    """Return the models of the table by their names in it.
+    """Return {name in the tables: model}.
 
     Raises:
-        FileNotFoundError, ValueError: a checkpoint cannot be read, or the baseline plays another instrument.
+        FileNotFoundError, ValueError: a checkpoint cannot be read, or a baseline plays another instrument.
     """
     device = get_device(args.device)
     models = {MODEL: load_model(args.checkpoint, device)}
     for path in args.baseline:
         if path.stem in models:
-            raise ValueError(f"two baselines are called {path.stem}; rename one, for the tables go by these names")
+            raise ValueError(f"two baselines are called {path.stem}; rename one, because tables use these names")
         models[path.stem] = load_model(path, device)
         if models[path.stem].instrument != models[MODEL].instrument:
             raise ValueError(
@@ -59,8 +59,8 @@ def load_models(args: argparse.Namespace) -> dict[str, NeuralGuitar]:
 
 
 def build_untrained(model: NeuralGuitar, seed: int) -> NeuralGuitar:
-    """Return the same model with weights as before training."""
-    with torch.random.fork_rng(devices=[]):  # it is made on the CPU; else every GPU would be opened, with a warning
+    """Return the same model with the initial weights of a seed."""
+    with torch.random.fork_rng(devices=[]):  # without devices=[], it initialises every GPU and warns
         torch.manual_seed(seed)
         untrained = build_model(model.settings, model.instrument)
     untrained.settings, untrained.instrument = model.settings, model.instrument
@@ -69,35 +69,35 @@ def build_untrained(model: NeuralGuitar, seed: int) -> NeuralGuitar:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = command_parser("Judge a model by its copies of recordings and by voices it plays.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="the model to judge")
+    parser = command_parser("Evaluate a model on held-out recordings and on voices.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="model to evaluate")
     parser.add_argument("--input", type=Path, nargs="+", default=[], help="voices: sound files, or folders of them")
-    parser.add_argument("--data_dir", type=Path, help="recordings of the instrument; those held out are copied")
+    parser.add_argument("--data_dir", type=Path, help="recordings of the instrument; held-out ones are resynthesised")
     parser.add_argument(
-        "--baseline", type=Path, nargs="+", default=[], help="other checkpoints, to stand in the same tables"
+        "--baseline", type=Path, nargs="+", default=[], help="other checkpoints to list in the same tables"
     )
     parser.add_argument(
-        "--articulation", choices=ARTICULATIONS, help="how voices are played: follow or pluck (by instrument)"
+        "--articulation", choices=ARTICULATIONS, help="how voices are played (default: that of the instrument)"
     )
-    parser.add_argument("--snr", type=float, help="judge each voice also with white noise so many dB below it")
-    parser.add_argument("--targets", action="store_true", help="list what is to be reached; exit with 1 on a miss")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--html", type=Path, help="also write a page with players and pictures here")
-    parser.add_argument("--seed", type=int, default=0, help="of noise and drawn frames (default 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
+    parser.add_argument("--snr", type=float, help="also evaluate each voice with white noise at this SNR in dB")
+    parser.add_argument("--targets", action="store_true", help="compare with the targets; exit with 1 on a miss")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--html", type=Path, help="write a page with sounds and pictures to this file")
+    parser.add_argument("--seed", type=int, default=0, help="seed of noise and frame selection (default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     args = parser.parse_args(argv)
     if not args.input and not args.data_dir:
-        parser.error("give voices by --input, recordings by --data_dir, or both")
+        parser.error("give voices as --input, recordings as --data_dir, or both")
     if args.snr is not None and not -20 <= args.snr <= 100:
-        parser.error("--snr should be between -20 and 100 dB")
+        parser.error("--snr must be between -20 and 100 dB")
     return args
 
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Exhibit], int]:
-    """Judge what the command line asks for.
+    """Evaluate the models of the command line.
 
     Returns:
-        The report, what there is to hear and see, and how many voices failed.
+        (report, sounds and pictures for the page, number of voices that failed).
 
     Raises:
         FileNotFoundError, ValueError: a model or recording cannot be used.
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Exhibit], int]:
 
 
 def describe(args: argparse.Namespace, content: dict[str, Any], models: dict[str, NeuralGuitar]) -> dict[str, Any]:
-    """Say what was judged, a model of the checkpoint ``content``, for the report."""
+    """Return the report's description of the evaluated model, whose checkpoint is ``content``, and of the options."""
     model = models[MODEL]
     return {
         "checkpoint": args.checkpoint.name,
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
         write_text(args.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
     if args.html:
         write_text(args.html, build_scorecard_page(report, exhibits))
-        print(f"\nThe page with the sounds is {args.html}")
+        print(f"\nPage with sounds and pictures: {args.html}")
     missed = args.targets and not all(target["met"] for target in report["targets"])
     return 1 if failed or missed else 0
 

@@ -1,12 +1,12 @@
-"""Make a checkpoint fit to be shipped: weights and what loading needs, no optimizer, with a model card beside it.
+"""Export a checkpoint for distribution: weights and settings without the optimizer, and a model card.
 
     ./venv/bin/python scripts/export_checkpoint.py --checkpoint checkpoints/trumpet/best.pth \\
         --output checkpoints/pretrained/trumpet.pth \\
         --data "30 minutes rendered by scripts/render_dataset.py from FluidR3 GM" --licence "MIT (Frank Wen)" \\
         --command "train.py --data_dir data/processed/trumpet --checkpoint_dir checkpoints/trumpet"
 
-The new file is loaded again, and must sound like the source to the bit (with ``--half`` to 50 dB below it), before it
-takes the place of an older one. The source itself is never changed.
+Before the new file replaces an older one, it is loaded and compared with the source: its sound must be equal to the
+bit, or with ``--half`` differ by at most -50 dB. The source is never changed.
 """
 
 import argparse
@@ -31,20 +31,20 @@ from recordings.corpus import split_boundary
 from sound.atomic_files import atomic_write, write_text
 from sound.console import as_command, command_parser, suggest
 
-_LARGE = 2**14  # numbers of a weight that --half keeps in 16 bits: nearly all, and the first layer stays exact
-_HALF_DIFFERENCE = -50.0  # dB, of the power of what weights of 16 bits may change to that of the sound
+_LARGE = 2**14  # elements of a weight from which --half stores it in 16 bits: nearly all, but not the first layer
+_HALF_DIFFERENCE = -50.0  # dB, maximum power of the difference that 16-bit weights make, relative to the sound
 
 
 def strip(source: dict[str, Any], path: Path, half: bool = False) -> dict[str, Any]:
-    """Return what loading and judging a model needs of a checkpoint: nothing that only training on would use.
+    """Return the parts of a checkpoint that loading and evaluating a model needs, without those for training.
 
     Args:
         source: the checkpoint.
-        path: where it is from, for messages.
-        half: keep large weights in 16 bits; loading a model widens them again.
+        path: its path, for messages.
+        half: store large weights in 16 bits; loading converts them to 32.
     """
     metrics = source["metrics"] or {}
-    is_validation = metrics.get("first_val_loss", 0) is not None  # None: nothing was held out, so it is a training loss
+    is_validation = metrics.get("first_val_loss", 0) is not None  # None: nothing held out, the best is a training loss
     metrics = {"best_val_loss": metrics.get("best_val_loss") if is_validation else None}
     boundary = split_boundary(source)
     stripped = make_checkpoint(
@@ -52,7 +52,7 @@ def strip(source: dict[str, Any], path: Path, half: bool = False) -> dict[str, A
         source["instrument"],
         epoch=source["epoch"],
         step=source["step"],
-        # A copy: a tensor that is a part of a larger one would be saved with all of it.
+        # Copies: a view would be saved with its whole storage.
         model={
             name: weight.half() if half and weight.numel() >= _LARGE else weight.clone()
             for name, weight in inference_weights(source).items()
@@ -62,85 +62,85 @@ def strip(source: dict[str, Any], path: Path, half: bool = False) -> dict[str, A
         statistics=source["statistics"],
         metrics=metrics,
     )
-    return {**stripped, "config": source["config"]}  # as it was trained, with the sections that loading passes over
+    return {**stripped, "config": source["config"]}  # as trained, with the sections that loading ignores
 
 
 def export(source: Path, target: Path, half: bool = False) -> NeuralGuitar:
     """Write the stripped checkpoint to ``target`` and return its model.
 
     Raises:
-        FileNotFoundError, ValueError: the source cannot be read, or the written file does not sound like it.
-        OSError: it cannot be written; what stood at ``target`` stays.
+        FileNotFoundError, ValueError: the source cannot be read, or the written file does not sound the same.
+        OSError: the file cannot be written; an existing ``target`` is unchanged.
     """
     content = read_checkpoint(source)
     if content["statistics"] is None:
-        raise ValueError(f"{source} has no statistics of its training data, without which no voice can be fitted to it")
+        raise ValueError(f"{source} has no statistics of its training data, which are needed to fit a voice to it")
     with atomic_write(target) as unproven:
         save_checkpoint(unproven, strip(content, source, half))
         model = load_model(unproven)
-        _prove(_sample(model), _sample(load_model(source)), source, half)
+        _require_same_sound(_sample(model), _sample(load_model(source)), source, half)
     return model
 
 
-def _prove(exported: Tensor, wanted: Tensor, source: Path, half: bool) -> None:
+def _require_same_sound(exported: Tensor, wanted: Tensor, source: Path, half: bool) -> None:
     difference = (exported - wanted).square().mean() / wanted.square().mean()
     if half and not difference < 10 ** (_HALF_DIFFERENCE / 10):
-        raise ValueError(f"{source} does not sound the same with weights of 16 bits; export it without --half")
+        raise ValueError(f"{source} does not sound the same with 16-bit weights; export it without --half")
     if not half and difference != 0:
-        raise ValueError(f"the exported model does not equal {source}, which may have changed meanwhile; run again")
+        raise ValueError(f"the exported model does not equal {source}, which may have changed; run the command again")
 
 
 @torch.inference_mode()
 def _sample(model: NeuralGuitar) -> Tensor:
-    """Return 2 s of the model: a glide over the pitches and levels that it has heard."""
+    """Return 2 s of the model's sound: a glide over the pitches and levels of its training data."""
     n_frames = model.audio.seconds_to_frames(2.0)
     f0, loudness = (
         torch.linspace(values[0], values[-1], n_frames)[None, :, None]
         for values in (model.statistics["f0_quantiles"], model.statistics["loudness_quantiles"])
     )
-    seconds = torch.arange(n_frames)[None, :, None] / model.audio.frame_rate  # one pluck, for a model that hears them
+    seconds = torch.arange(n_frames)[None, :, None] / model.audio.frame_rate  # one pluck, for onset_inputs
     plucks = torch.cat([seconds, loudness], dim=-1) if model.config.onset_inputs else None
     return model(f0, loudness, torch.Generator().manual_seed(0), plucks=plucks)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("Strip a checkpoint for use and write its model card.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="from train.py, such as best.pth")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of train.py, such as best.pth")
     parser.add_argument("--output", type=Path, required=True, help="such as checkpoints/pretrained/trumpet.pth")
-    parser.add_argument("--data", required=True, help="what it was trained on, for the card")
-    parser.add_argument("--licence", required=True, help="of that data, for the card")
-    parser.add_argument("--command", help="the exact command that trained it, for the card")
-    parser.add_argument("--card_note", help="anything else that a user should know, for the card")
-    parser.add_argument("--scorecard", type=Path, help="what scripts/evaluate.py --json wrote on it, or on --output")
-    parser.add_argument("--half", action="store_true", help="weights of 16 bits: half the size, and sounds the same")
+    parser.add_argument("--data", required=True, help="training data, for the card")
+    parser.add_argument("--licence", required=True, help="licence of the data, for the card")
+    parser.add_argument("--command", help="command that trained the model, for the card")
+    parser.add_argument("--card_note", help="further text for the card")
+    parser.add_argument("--scorecard", type=Path, help="scripts/evaluate.py --json of this checkpoint or of --output")
+    parser.add_argument("--half", action="store_true", help="store weights in 16 bits: half the size, same sound")
     parser.add_argument("--replace_shipped", action="store_true", help="allow --output to be a shipped model")
     args = parser.parse_args(argv)
     if args.output.suffix != ".pth":
-        parser.error(f"--output should end in .pth, not '{args.output.name}'")
+        parser.error(f"--output must end in .pth, not '{args.output.name}'")
     if args.output.is_dir():
-        parser.error(f"--output {args.output} is a folder; name a file in it")
+        parser.error(f"--output {args.output} is a folder; give the name of a file in it")
     if args.output.resolve().parent == PRETRAINED_DIR.resolve() and args.output.exists() and not args.replace_shipped:
-        parser.error(f"--output {args.output} is a shipped model; name another file, or add --replace_shipped")
+        parser.error(f"--output {args.output} is a shipped model; give another name, or add --replace_shipped")
     if args.output.resolve() == args.checkpoint.resolve():
-        parser.error("--output is the checkpoint itself; export it under another name")
+        parser.error("--output is the same file as --checkpoint; give another name")
     for name in ("data", "licence"):
         if not getattr(args, name).strip():
-            parser.error(f"--{name} is empty; a model without it cannot be passed on")
+            parser.error(f"--{name} is empty; a model cannot be distributed without it")
     return args
 
 
-@as_command("stopped; what stood there stays")
+@as_command("stopped; existing files are unchanged")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     card, replaced = args.output.with_suffix(".md"), args.output.exists()
-    judged = [args.checkpoint, *([args.output] if replaced else [])]  # or what it was exported to before
+    judged = [args.checkpoint, *([args.output] if replaced else [])]  # a scorecard may be of the earlier export
     scorecard = format_scorecard(args.scorecard, judged) if args.scorecard else ""
     model = export(args.checkpoint, args.output, args.half)
     text = format_card(args.output, model, args.data, args.licence, args.command, args.card_note, scorecard)
     write_text(card, text)
     done, size = "replaced" if replaced else "written", args.output.stat().st_size / 1e6
-    sounds = f"the difference is over {-_HALF_DIFFERENCE:g} dB below the sound of" if args.half else "sounds equal to"
-    print(f"{args.output} {done}: {size:.1f} MB, {sounds} {args.checkpoint}; its card is {card}")
+    sounds = f"differs by less than {_HALF_DIFFERENCE:g} dB from" if args.half else "sounds equal to"
+    print(f"{args.output} {done}: {size:.1f} MB, {sounds} {args.checkpoint}; model card: {card}")
     suggest(f"transfer.py --input examples/hum.wav --checkpoint {args.output} --output out/hum.wav")
     return 0
 

@@ -1,10 +1,10 @@
-"""Fetch the three files of onnxruntime-web that the live page runs on, into web/live/vendor/.
+"""Download the three files of onnxruntime-web that the live page needs to web/live/vendor/.
 
     ./venv/bin/python scripts/get_live_runtime.py
     ./venv/bin/python scripts/get_live_runtime.py --source onnxruntime-web-1.30.0.tgz
 
-Without --source npm fetches the package from the registry that it is set up for. Each file must have the sha256 that
-the page itself asks for (web/live/worker.js). Without these files the page fetches them from a public address.
+Without --source, npm downloads the package from its configured registry. Each file must have the sha256 in
+web/live/worker.js. Without these files, the page loads them from a public address.
 """
 
 import argparse
@@ -24,37 +24,37 @@ PAGE_DIR = Path(__file__).resolve().parents[1] / "web" / "live"
 
 
 def read_pins() -> tuple[str, dict[str, bytes]]:
-    """Return the version of onnxruntime-web and the sha256 of each file, as the page states them."""
+    """Return the version of onnxruntime-web and {file: sha256} from the page."""
     text = (PAGE_DIR / "worker.js").read_text(encoding="utf-8")
     files = re.findall(r'"([\w.-]+)": "sha256-([\w+/=]+)"', text)
     return re.search(r'VERSION = "([\d.]+)"', text)[1], {name: base64.b64decode(digest) for name, digest in files}
 
 
 def fetch_package(version: str, folder: Path) -> Path:
-    """Let npm fetch the package into a folder, and return its path.
+    """Download the package to a folder with npm, and return its path.
 
     Raises:
-        ValueError: there is no npm, or it fails.
+        ValueError: npm is missing or fails.
     """
     npm = shutil.which("npm")
     if npm is None:
-        raise ValueError("npm is not installed; install it, or give a package that you downloaded with --source")
+        raise ValueError("npm is not installed; install it, or give a downloaded package as --source")
     command = [npm, "pack", "--silent", f"onnxruntime-web@{version}"]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     except subprocess.TimeoutExpired as error:
-        raise ValueError("npm took longer than ten minutes; try again, or use --source") from error
+        raise ValueError("npm took longer than ten minutes; try again, or give --source") from error
     packages = list(folder.glob("*.tgz"))
     if done.returncode or not packages:
-        raise ValueError(f"npm could not fetch onnxruntime-web {version}: {done.stderr.strip()[-300:]}")
+        raise ValueError(f"npm could not download onnxruntime-web {version}: {done.stderr.strip()[-300:]}")
     return packages[0]
 
 
 def unpack(package: Path, files: dict[str, bytes], target: Path) -> None:
-    """Write the files of a package (.tgz) into a folder.
+    """Write the files of a package (.tgz) to a folder.
 
     Raises:
-        ValueError: it is no such package, or a file is not the one that is expected.
+        ValueError: it is not the package, or a file does not have the expected sha256.
     """
     contents = {}
     try:
@@ -65,16 +65,16 @@ def unpack(package: Path, files: dict[str, bytes], target: Path) -> None:
         raise ValueError(f"{package} is not the package onnxruntime-web ({error})") from error
     for name, content in contents.items():
         if hashlib.sha256(content).digest() != files[name]:
-            raise ValueError(f"{name} in {package} has another sha256 than web/live/worker.js asks for")
+            raise ValueError(f"{name} in {package} does not have the sha256 that web/live/worker.js expects")
     for name, content in contents.items():
         with atomic_write(target / name) as path:
             path.write_bytes(content)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Fetch what the live page runs on.")
-    parser.add_argument("--source", type=Path, help="the package onnxruntime-web (.tgz), instead of npm")
-    parser.add_argument("--output", type=Path, default=PAGE_DIR / "vendor", help="default web/live/vendor")
+    parser = argparse.ArgumentParser(description="Download the runtime of the live page.")
+    parser.add_argument("--source", type=Path, help="package onnxruntime-web (.tgz) on disk, instead of a download")
+    parser.add_argument("--output", type=Path, default=PAGE_DIR / "vendor", help="folder (default: web/live/vendor)")
     return parser.parse_args(argv)
 
 

@@ -1,12 +1,13 @@
-"""Say whether a folder of processed recordings is fit to train on, before any hour of it is spent.
+"""Check whether a folder of processed recordings is fit to train on.
 
     ./venv/bin/python scripts/inspect_dataset.py --data_dir data/processed/guitar --html out/guitar.html
 
-How much there is and what of the instrument it covers; takes that spoil a model of single notes (chords, clipping,
-silence, hum, bleed, reverb, telephone sound, copies); with ``--annotations`` of GuitarSet or URMP also how often the
-pitch tracker is an octave off. Thresholds are in ``config.json`` (``inspect``) and in ``recordings/inspection.py``.
+Reports the amount of sound, the coverage of the instrument's range and dynamics, and takes that harm a model of single
+notes (chords, clipping, silence, hum, bleed, reverb, telephone sound, copies). With ``--annotations`` of GuitarSet or
+URMP, also reports octave errors of the pitch tracker. Thresholds are in ``config.json`` (``inspect``) and in
+``recordings/inspection.py``.
 
-The exit code is 0 if the set is fit (there may be advice), 1 if there are problems, 2 if it cannot be inspected.
+The exit code is 0 if the set is fit (perhaps with advice), 1 if there are problems, 2 if it cannot be inspected.
 """
 
 import argparse
@@ -38,12 +39,12 @@ from sound.pitch_decoder import note_name
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that is known of a set."""
+    """Measurements and findings of a set."""
 
     data_dir: Path
     recordings: list[RecordingMeasurement]
     findings: list[Finding]
-    octave_errors: tuple[int, int]  # frames that are octaves off, frames compared with an annotation
+    octave_errors: tuple[int, int]  # frames with an octave error, frames compared with an annotation
 
     @property
     def is_fit(self) -> bool:
@@ -61,7 +62,7 @@ def inspect(data_dir: Path, config: Config, annotations: Path | None = None) -> 
     """Measure and judge all recordings of a folder.
 
     Raises:
-        ValueError: no processed files, none that can be read, or several instruments.
+        ValueError: there are no readable processed files, or they belong to several instruments.
     """
     annotated = find_annotations(annotations) if annotations else {}
     if annotations and not annotated:
@@ -84,11 +85,11 @@ def inspect(data_dir: Path, config: Config, annotations: Path | None = None) -> 
         raise ValueError(f"{data_dir} holds no readable processed file; {unreadable[0]}")
     instruments = sorted({each.instrument for each in measured})
     if len(instruments) > 1:
-        raise ValueError(f"{data_dir} mixes {', '.join(instruments)}; a model learns one, so use a folder for each")
+        raise ValueError(f"{data_dir} mixes {', '.join(instruments)}; a model learns one, use a folder for each")
     findings = [Finding(True, text) for text in unreadable]
     if stale:
-        text = "made with other settings, or by an earlier version; run preprocess.py again"
-        findings.append(Finding(True, f"{len(stale)} of {len(measured)} recordings were {text}", tuple(stale)))
+        text = f"{len(stale)} of {len(measured)} recordings were made with other settings, or by an earlier version"
+        findings.append(Finding(True, f"{text}; run preprocess.py again", tuple(stale)))
     findings += judge_coverage(measured, config) + judge_faulty_takes(measured, config) + judge_duplicates(measured)
     findings += judge_octave_errors(tuple(errors.tolist()), bool(annotated), config)
     findings.sort(key=lambda finding: not finding.is_problem)
@@ -96,24 +97,24 @@ def inspect(data_dir: Path, config: Config, annotations: Path | None = None) -> 
 
 
 def compare_pitch(recording: Recording, annotation: Path, config: Config) -> tuple[int, int]:
-    """Count octave errors, and frames that can be compared, of one recording."""
+    """Return (frames with an octave error, frames compared) of one recording."""
     audio = recording.extractor["audio"]
     truth = read_annotation(annotation, recording.n_frames, audio["hop_length"] / audio["sample_rate"])
     voiced = recording.periodicity[0, :, 0].numpy() >= config.features.periodicity_threshold
     return count_octave_errors(truth, recording.f0[0, :, 0].numpy(), voiced)
 
 
-# --- words ----------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 def summarise(found: Inspection, config: Config) -> list[tuple[str, str]]:
-    """Return what is measured of the set as (name, value)."""
+    """Return the measurements of the set as (name, value)."""
     recordings = found.recordings
     instrument = config.instrument(recordings[0].instrument)
     seconds, voiced = (sum(getattr(each, name) for each in recordings) for name in ("seconds", "voiced_seconds"))
     rows = [
         ("recordings", f"{len(recordings)} of {recordings[0].instrument}"),
-        ("in all", f"{seconds / 60:.1f} min"),
+        ("total", f"{seconds / 60:.1f} min"),
         ("voiced", f"{voiced / 60:.1f} min"),
     ]
     if voiced:
@@ -122,7 +123,7 @@ def summarise(found: Inspection, config: Config) -> list[tuple[str, str]]:
         span = f"{note_name(instrument.f0_min)} to {note_name(instrument.f0_max)}"
         rows += [
             ("inside " + span, f"{inside:.0%}"),
-            ("notes of it heard", f"{covered.sum()} of {len(covered)}"),
+            ("notes covered", f"{covered.sum()} of {len(covered)}"),
             ("soft to loud", f"{measure_dynamics(recordings):.0f} dB"),
         ]
     if found.octave_errors[1]:
@@ -131,7 +132,7 @@ def summarise(found: Inspection, config: Config) -> list[tuple[str, str]]:
 
 
 def format_text(found: Inspection, config: Config) -> str:
-    """Lay the result out for a terminal."""
+    """Format the result for a terminal."""
     lines = [f"{found.data_dir}: " + ", ".join(f"{name} {value}" for name, value in summarise(found, config))]
     for finding in found.findings:
         lines.append(f"{'problem' if finding.is_problem else 'advice'}: {finding.text}")
@@ -141,12 +142,12 @@ def format_text(found: Inspection, config: Config) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = command_parser("Judge processed recordings before training.")
-    parser.add_argument("--data_dir", type=Path, required=True, help="what preprocess.py wrote")
-    parser.add_argument("--html", type=Path, help="also write a report with pictures here")
+    parser = command_parser("Check processed recordings before training.")
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder of processed files (.pt)")
+    parser.add_argument("--html", type=Path, help="write a report with pictures to this file")
     parser.add_argument("--annotations", type=Path, help="folder with URMP's F0s_*.txt or GuitarSet's *.jams")
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="default: config.json")
-    parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default {DEFAULT_PRESET})")
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG_PATH, help="settings (default: config.json)")
+    parser.add_argument("--config_name", default=DEFAULT_PRESET, help=f"preset (default: {DEFAULT_PRESET})")
     args = parser.parse_args(argv)
     for flag in ("data_dir", "annotations"):
         folder = getattr(args, flag)

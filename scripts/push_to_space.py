@@ -1,11 +1,11 @@
-"""Put the web page on the Hugging Face Hub as a Space.
+"""Upload the web page to the Hugging Face Hub as a Space.
 
     HF_TOKEN=hf_... ./venv/bin/python scripts/push_to_space.py --repo_id user/space
 
-What goes up is named here, never what happens to lie around: app.py and the modules that it imports, config.json,
-requirements.txt, README.md (its front matter tells the Hub how to run the page), the shipped models and the examples.
-No training data, no models, recordings or files of your own, no hidden files, no links out of this folder. One commit;
-what is up to date is not sent again, and nothing on the Hub is deleted. Needs no git.
+Only files listed here are uploaded: app.py and the modules that it imports, config.json, requirements.txt, README.md
+(its front matter tells the Hub how to run the page), the shipped models and the examples. Your training data, models
+and recordings, hidden files and links out of this folder are never uploaded. The upload is one commit and needs no git;
+unchanged files are not sent again, and nothing on the Hub is deleted.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from sound.console import as_command, command_parser
 ROOT = Path(__file__).resolve().parents[1]
 APP = "app.py"
 NEEDED = ("README.md", "config.json", "requirements.txt")
-MODELS = ("guitar", "trumpet", "saxophone", "violin", "flute")  # those that ship
-ALLOWED = (  # beside the needed ones and the modules; a pattern of a folder takes no subfolders
+MODELS = ("guitar", "trumpet", "saxophone", "violin", "flute")  # shipped models
+ALLOWED = (  # in addition to NEEDED and the modules
     "LICENSE",
-    "packages.txt",  # of apt, if there is one
+    "packages.txt",  # optional, apt packages
     *(f"checkpoints/pretrained/{name}.{ending}" for name in MODELS for ending in ("pth", "md")),
     "checkpoints/pretrained/LICENSE.md",
     "examples/hum.wav",
@@ -36,7 +36,7 @@ ALLOWED = (  # beside the needed ones and the modules; a pattern of a folder tak
 
 
 def find_modules(root: Path, first: str = APP) -> list[str]:
-    """Return the names of a script and of all modules of this project that it imports, directly or not."""
+    """Return the names of a script and of all modules of this project that it imports, directly or indirectly."""
     found, waiting = set(), [first]
     while waiting:
         name = waiting.pop()
@@ -47,7 +47,7 @@ def find_modules(root: Path, first: str = APP) -> list[str]:
 
 
 def _imports(path: Path) -> Iterator[str]:
-    """Yield the dotted names that a file imports; of ``from a import b`` both a and a.b, for b may be a module."""
+    """Yield the dotted names that a file imports; for ``from a import b`` both a and a.b, because b may be a module."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -57,17 +57,17 @@ def _imports(path: Path) -> Iterator[str]:
 
 
 def _files_of(root: Path, module: str) -> list[str]:
-    """Return the files below ``root`` that importing a dotted name runs: its packages and itself."""
+    """Return the files below ``root`` that run when a dotted name is imported: its packages and the module."""
     parts = module.split(".")
     packages = ["/".join([*parts[:depth], "__init__.py"]) for depth in range(1, len(parts) + 1)]
     return [name for name in (*packages, "/".join(parts) + ".py") if (root / name).is_file()]
 
 
 def find_files(root: Path) -> list[str]:
-    """Return the names of the files that make up the Space, below ``root``.
+    """Return the relative paths of the Space's files below ``root``.
 
     Raises:
-        ValueError: one that the page cannot do without is not there.
+        ValueError: a required file is missing.
     """
     missing = [name for name in (APP, *NEEDED) if not (root / name).is_file()]
     if missing:
@@ -78,15 +78,15 @@ def find_files(root: Path) -> list[str]:
     inside = [path for path in chosen if path.is_file() and path.resolve() == real_root / path.relative_to(root)]
     names = sorted({path.relative_to(root).as_posix() for path in inside})
     if not any(name.endswith(".pth") for name in names):
-        raise ValueError(f"{root / 'checkpoints/pretrained'} holds no model; without one the page plays nothing")
+        raise ValueError(f"{root / 'checkpoints/pretrained'} holds no model, but the page needs one")
     return names
 
 
 def check_front_matter(readme: Path) -> None:
-    """Make sure that the Hub will know how to run the page.
+    """Check that the README's front matter tells the Hub how to run the page.
 
     Raises:
-        ValueError: the front matter is missing, or describes something else.
+        ValueError: the front matter is missing or wrong.
     """
     head, *rest = readme.read_text(encoding="utf-8").removeprefix("---\n").split("\n---\n", 1)
     try:
@@ -96,14 +96,14 @@ def check_front_matter(readme: Path) -> None:
     wanted = {"sdk": "gradio", "app_file": APP}
     if not isinstance(matter, dict) or any(matter.get(key) != value for key, value in wanted.items()):
         lines = ", ".join(f"{key}: {value}" for key, value in wanted.items())
-        raise ValueError(f"{readme} should begin with front matter between two lines '---' that says {lines}")
+        raise ValueError(f"{readme} must begin with front matter between two lines '---' that has {lines}")
 
 
 def push(api: HfApi, repo_id: str, root: Path, private: bool) -> list[str]:
-    """Make the Space if there is none, bring it up to date, and return the names of its files.
+    """Create the Space if it does not exist, update it, and return the names of its files.
 
     Raises:
-        ValueError: something is missing here, or the Hub refuses it.
+        ValueError: a required file is missing, or the Hub refuses.
     """
     names = find_files(root)
     check_front_matter(root / "README.md")
@@ -119,14 +119,14 @@ def push(api: HfApi, repo_id: str, root: Path, private: bool) -> list[str]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = command_parser("Put the web page on the Hugging Face Hub as a Space.")
-    parser.add_argument("--repo_id", required=True, type=check_repo_id, help="user/name; made if there is none")
-    parser.add_argument("--public", action="store_true", help="a new Space is for everybody (default: private)")
+    parser = command_parser("Upload the web page to the Hugging Face Hub as a Space.")
+    parser.add_argument("--repo_id", required=True, type=check_repo_id, help="Space, user/name; created if missing")
+    parser.add_argument("--public", action="store_true", help="make a new Space public (default: private)")
     parser.add_argument("--dry_run", action="store_true", help="only list the files")
     return parser.parse_args(argv)
 
 
-@as_command("stopped; the same command starts again")
+@as_command("stopped; run the same command to start again")
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     args = parse_args(argv)
     if args.dry_run:

@@ -134,7 +134,7 @@ def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch):
         "cpu",
     )
     assert [SINGLE_PROCESS.device_name(name) for name in ("auto", "cuda:1")] == ["auto", "cuda:1"]
-    with pytest.raises(ValueError, match="process 3 on this machine finds no GPU of its own, there are 2"):
+    with pytest.raises(ValueError, match=r"process 3 .* 2"):
         one_too_many.device_name("auto")
 
 

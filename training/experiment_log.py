@@ -1,8 +1,8 @@
-"""What a training shows: figures, sounds and pictures, in a folder of its own and on Weights & Biases.
+"""Log metrics, sounds and pictures of a training to a folder and to Weights & Biases.
 
-``runs/<name>/`` holds all of it without an account: ``metrics.jsonl`` (one JSON object a line), the
-held-out phrases as wav and png, and ``index.html``, a page that shows and plays them and loads nothing
-from elsewhere. W&B gets the same. Neither may ever stop a training: a failure is one line in the log.
+``runs/<name>/`` holds everything and needs no account: ``metrics.jsonl`` (one JSON object per line), the
+held-out phrases as wav and png, and ``index.html``, a self-contained page that shows and plays them.
+W&B gets the same data. A failure here never stops a training; it is logged as a warning.
 """
 
 import json
@@ -36,7 +36,7 @@ log = logging.getLogger("train")
 
 
 def choose_run_name(runs_dir: Path, wanted: str | None = None) -> str:
-    """Return a name that no run in ``runs_dir`` has: the wanted one, numbered if taken, or two random words."""
+    """Return an unused run name in ``runs_dir``: the wanted one, numbered if taken, or two random words."""
     stem = wanted or f"{secrets.choice(_ADJECTIVES)}-{secrets.choice(_NOUNS)}"
     name, number = stem, 2
     while (runs_dir / name).exists():
@@ -48,7 +48,7 @@ def choose_run_name(runs_dir: Path, wanted: str | None = None) -> str:
 
 
 class ExperimentLog:
-    """One training's folder under ``runs/`` and, once started, its W&B run."""
+    """Folder of a training under ``runs/`` and, once started, its W&B run."""
 
     def __init__(
         self,
@@ -60,16 +60,16 @@ class ExperimentLog:
         changes: Mapping[str, str] | None = None,
         checkpoint: Path | None = None,
     ) -> None:
-        """Open the folder; what it holds of steps after ``resumed_at`` will be trained again, and goes.
+        """Open the folder and delete its records of steps after ``resumed_at``, which will be trained again.
 
         Args:
-            folder: of this run.
-            config: of the training.
-            corpus: its recordings.
-            phrases: those of ``choose_phrases``.
+            folder: folder of this run.
+            config: configuration of the training.
+            corpus: recordings of the training.
+            phrases: from ``choose_phrases``.
             resumed_at: step, 0 for a new training.
-            changes: settings that are others than before it was resumed: name to "old -> new".
-            checkpoint: where the training is saved.
+            changes: settings that have changed since the training was saved: {name: "old -> new"}.
+            checkpoint: path of the training's checkpoint.
         """
         self.folder = folder
         self.config = config
@@ -91,7 +91,7 @@ class ExperimentLog:
         self._try_to(self._append, {"kind": "start", "step": resumed_at, "time": time.time(), **about})
 
     def start_wandb(self, mode: str | None, project: str, run_id: str) -> None:
-        """Start or resume the W&B run with this id; no login is ever asked for."""
+        """Start or resume the W&B run with this id; never prompt for a login."""
         chosen = wandb_run.choose_mode(mode)
         if chosen == "disabled":
             return
@@ -101,15 +101,15 @@ class ExperimentLog:
             chosen = "offline"
             self._wandb = self._try_to(wandb_run.start_run, chosen, project, run_id, self.folder, self.config)
             if self._wandb is not None:
-                log.info("W&B cannot be reached: this run is kept offline")
+                log.info("W&B cannot be reached: this run is logged offline")
         if self._wandb is None:
-            log.info("W&B gets nothing of this run; %s has all of it", self.folder)
+            log.info("W&B is not available for this run; all data is in %s", self.folder)
         if self._wandb is not None and chosen == "offline":
-            hint = "" if mode else " (`./venv/bin/python -m wandb login` once, and the next run is online)"
+            hint = "" if mode else " (after `./venv/bin/python -m wandb login`, runs are online)"
             log.info("W&B is offline%s; to upload this run%s", hint, wandb_run.describe_upload(self.folder, run_id))
 
     def log_step(self, epoch: int, step: int, values: dict[str, float]) -> None:
-        """Record a training step; how fast steps come is added."""
+        """Record the values of a training step, and the steps per second."""
         now = time.monotonic()
         if self._last_step is not None and step > self._last_step[0]:
             values = {**values, "steps_per_second": (step - self._last_step[0]) / (now - self._last_step[1])}
@@ -117,7 +117,7 @@ class ExperimentLog:
         self._record({"kind": "step", "step": step, "epoch": epoch, **values})
 
     def log_epoch(self, epoch: int, step: int, train_loss: float, validation: StftLoss) -> None:
-        """Record a complete epoch, and bring the page up to date."""
+        """Record a complete epoch and update the page."""
         values = {
             "epoch_train_loss": train_loss,
             "val_loss": validation.total,
@@ -128,9 +128,9 @@ class ExperimentLog:
         self._try_to(write_run_page, self.folder, "running")
 
     def log_phrases(self, epoch: int, step: int, model: NeuralGuitar, corpus: Corpus) -> None:
-        """Play the phrases that are in ``corpus`` by now; save the sounds and their pictures."""
+        """Resynthesise the phrases that ``corpus`` already has; save sounds and pictures."""
         self._try_to(self._log_phrases, epoch, step, model, {*corpus.validation, *corpus.training})
-        self._last_step = None  # the time that this took is not training time
+        self._last_step = None  # do not count this as training time
 
     def _log_phrases(self, epoch: int, step: int, model: NeuralGuitar, available: set[Span]) -> None:
         shown = []
@@ -156,7 +156,7 @@ class ExperimentLog:
             self._send(wandb_run.make_media(self.folder, shown) | {"step": step, "epoch": epoch})
 
     def finish(self, exit_code: int) -> None:
-        """Bring the page up to date and close the W&B run."""
+        """Update the page and close the W&B run."""
         self._try_to(write_run_page, self.folder, "stopped" if exit_code else "done")
         if self._wandb is not None:
             self._try_to(self._wandb.finish, exit_code)
@@ -168,14 +168,15 @@ class ExperimentLog:
             self._send({name: value for name, value in values.items() if math.isfinite(value)})
 
     def _send(self, values: dict[str, Any]) -> None:
-        """Give values to W&B; what it does not take stays in the folder alone, and the next are tried again."""
+        """Log values to W&B; after a failure, later values are still sent."""
         self._try_to(self._wandb.log, values)
 
     def _open(self, resumed_at: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
 
         def is_kept(record: dict[str, Any]) -> bool:
-            superseded = record["kind"] == "start" and record["step"] == resumed_at > 0  # nothing was saved after it
+            # A start at the step of this one: that run stopped before it saved anything.
+            superseded = record["kind"] == "start" and record["step"] == resumed_at > 0
             return record["step"] <= resumed_at and not superseded
 
         kept = filter(is_kept, read_metrics(self.folder))
@@ -186,19 +187,19 @@ class ExperimentLog:
             file.write(json.dumps(_without_nan(json.dumps(record)), allow_nan=False) + "\n")
 
     def _try_to(self, action: Callable[..., Any], *arguments: Any) -> Any:
-        """Call ``action``; if it fails, log the reason once and return None, so that no training stops for it."""
+        """Call ``action``; if it fails, log each reason once and return None, so that training continues."""
         try:
             return action(*arguments)
-        except Exception as error:  # whatever a full disk, a network or W&B's own service may come up with
+        except Exception as error:  # disk, network and W&B's service raise many kinds
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             if reason not in self._reported:
-                log.warning("not tracked, training goes on: %s", reason)
+                log.warning("logging failed, training continues: %s", reason)
             self._reported.add(reason)
             return None
 
 
 def _without_nan(text: str) -> Any:
-    """Read JSON as Python writes it; NaN and infinity, which JSON does not have, become None."""
+    """Parse JSON as Python writes it; NaN and infinity, which are not valid JSON, become None."""
     return json.loads(text, parse_constant=lambda name: None)
 
 
@@ -206,7 +207,7 @@ def _without_nan(text: str) -> Any:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of a run, oldest first; a last line that a crash cut short is left out."""
+    """Return the records of a run, oldest first, without a last line that a crash truncated."""
     path = folder / "metrics.jsonl"
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
@@ -218,7 +219,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_run_page(folder: Path, state: str = "stopped") -> None:
-    """Make ``index.html`` of what is in a run's folder; the state is "running", "stopped" or "done"."""
+    """Write ``index.html`` from the data in a run's folder; the state is "running", "stopped" or "done"."""
     records: dict[str, list[dict[str, Any]]] = defaultdict(list)
     changes, epoch = [], 0
     for record in read_metrics(folder):
@@ -270,13 +271,13 @@ def _make_tiles(
         Tile("steps", _format((steps or epochs or [{}])[-1].get("step", 0))),
         Tile("training loss", _format(last.get("epoch_train_loss"))),
         Tile("validation loss", _format(last.get("val_loss"))),
-        Tile("lowest of all", _format(best.get("val_loss")), f"epoch {best['epoch']:,}" if best else ""),
+        Tile("best validation loss", _format(best.get("val_loss")), f"epoch {best['epoch']:,}" if best else ""),
         _measure_time_left(starts[-1], epochs) if starts and state == "running" else Tile("training", state),
     ]
 
 
 def _measure_time_left(start: dict[str, Any], epochs: list[dict[str, Any]]) -> Tile:
-    """Return how long the training will take from its last epoch on, at the speed since it was started or resumed."""
+    """Return the tile of the time left after the last epoch, at the speed since the training was started or resumed."""
     if not epochs or epochs[-1]["step"] <= start["step"]:
         return Tile("time left", "–")
     last, n_epochs = epochs[-1], start["config"]["train"]["epochs"]

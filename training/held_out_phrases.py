@@ -1,4 +1,4 @@
-"""Held-out phrases that a model plays again and again while it learns: to be heard and seen beside the recording."""
+"""Held-out phrases that a model resynthesises at intervals during training, for comparison with the recording."""
 
 import math
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ _PANELS = {"pitch": 2.3, "loudness": 1.4, "target": 1.9, "resynthesis": 1.9}  # 
 
 @dataclass(frozen=True)
 class HeldOutPhrase:
-    """A passage that the model plays again and again, to be compared with the recording."""
+    """Passage of a recording, with the curves the model needs to resynthesise it."""
 
     name: str
     f0: torch.Tensor  # [1, T, 1] Hz
@@ -46,11 +46,15 @@ class HeldOutPhrase:
 
 
 def choose_phrases(corpus: Corpus, previous: Sequence[str] = ()) -> dict[str, Span | None]:
-    """Choose a few held-out recordings (of the training's own where none is held out), by their names in the folder.
+    """Choose a few held-out recordings, or training recordings if none is held out.
 
     Args:
-        corpus: the whole, also what is still to come.
-        previous: the choice of the training that is resumed; a phrase that is gone is None. If all are, others come.
+        corpus: all recordings, including those not downloaded yet.
+        previous: names chosen before the training was resumed.
+
+    Returns:
+        {path in the folder: span}. The previous choice is kept, with None for missing recordings; if all are missing,
+        it is replaced.
     """
     spans = corpus.validation or corpus.training
     named = {span.path.relative_to(corpus.folder).as_posix(): span for span in spans}
@@ -59,7 +63,7 @@ def choose_phrases(corpus: Corpus, previous: Sequence[str] = ()) -> dict[str, Sp
 
 
 def load_loudest_passage(span: Span, config: Config) -> HeldOutPhrase:
-    """Return some seconds of a recording as a phrase."""
+    """Return the loudest _PHRASE_SECONDS of a recording as a phrase."""
     recording = load_recording(span.path)
     n_frames = min(span.n_frames, config.audio.seconds_to_frames(_PHRASE_SECONDS))
     level = 10 ** (recording.loudness[0, span.first_frame : span.first_frame + span.n_frames, 0].numpy() / 20)
@@ -82,11 +86,11 @@ def load_loudest_passage(span: Span, config: Config) -> HeldOutPhrase:
 
 @torch.no_grad()
 def play_phrase(model: NeuralGuitar, phrase: HeldOutPhrase) -> tuple[dict[str, np.ndarray], float]:
-    """Play a phrase on the model.
+    """Resynthesise a phrase.
 
     Returns:
-        The sounds [N] by the names in ``SOUNDS``, what the model made raised or lowered until the
-        resynthesis is as strong as the target (and all lowered alike where one would clip); that gain in dB.
+        {name in ``SOUNDS``: sound [N]}, with a gain on the model's output that matches the RMS of resynthesis
+        and target (and one attenuation for all if any would clip); and that gain in dB.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -108,7 +112,7 @@ def _rms(audio: np.ndarray) -> float:
 
 
 def draw_phrase(phrase: HeldOutPhrase, sounds: dict[str, np.ndarray], config: Config, theme: str = "light") -> Figure:
-    """Draw pitch and loudness of a phrase, and the spectrograms of target and resynthesis, both to one scale."""
+    """Draw pitch and loudness of a phrase, and the spectrograms of target and resynthesis on the same scale."""
     colours = THEMES[theme]
     figure, axes = make_panels(_PANELS, colours, head=0.3)
     seconds = np.arange(len(phrase.voiced)) / config.audio.frame_rate

@@ -1,7 +1,7 @@
-"""One training at work: its steps, validation, saves and stops; ``train.py`` is its command line.
+"""Training loop: steps, validation, checkpoints and stopping; ``train.py`` is the command line.
 
-Crops, their noise and dropout are functions of the seed and of the place in the training alone:
-neither a stop nor, dropout apart, the number of processes changes what is trained.
+Crops, noise and dropout depend only on the seed and the position in the training. A stopped and resumed training
+therefore gives the same result as an uninterrupted one and, except for dropout, so does any number of processes.
 """
 
 import logging
@@ -25,12 +25,12 @@ from recordings.crops import SINGLE_PROCESS, CropDataset, ProcessRanks, load_bat
 from training.experiment_log import ExperimentLog
 from training.training_state import TrainingState
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the decoder's products, in training
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the decoder's matrix products in training
 log = logging.getLogger("train")
 
 
 def build_loss(config: Config) -> MultiResolutionSTFTLoss:
-    """Build the training loss of a configuration."""
+    """Return the training loss of a configuration."""
     settings = config.loss
     return MultiResolutionSTFTLoss(
         settings.fft_sizes, settings.hop_sizes, settings.win_lengths, settings.mag_loss_weight, settings.eps
@@ -47,10 +47,17 @@ def train_step(
     weight: float = 1.0,
     precision: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
-    """Do one optimizer step and return its losses and gradient norm, still on the device.
+    """Do one optimizer step and return its losses and gradient norm as tensors on the device.
 
-    ``weight`` makes up for shares of unequal size where several processes average their gradients;
-    ``precision`` is that of the decoder's products, all else is done in float32.
+    Args:
+        model: model, or its distributed wrapper.
+        loss_function: returns an ``StftLoss``.
+        optimizer: optimizer of the model's parameters.
+        batch: tensors [B, ...] by name, as in ``CropDataset``.
+        max_grad_norm: the gradient is clipped to this norm.
+        generator: source of the synthesizer's noise.
+        weight: factor on the loss, to correct for unequal shares when processes average their gradients.
+        precision: dtype of the decoder's matrix products; everything else is float32.
     """
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(batch["f0"].device.type, precision, enabled=precision != torch.float32):
@@ -63,32 +70,32 @@ def train_step(
 
 
 def compilable_layers(model: NeuralGuitar) -> list[nn.Module]:
-    """Return the layers that torch.compile can translate; GRU, synthesis and loss are written for speed as they are."""
+    """Return the layers that gain from torch.compile; GRU, synthesis and loss are already fast without it."""
     layers = [model.embedding, model.decoder, getattr(model, "projection", None)]
     return [layer for layer in layers if layer is not None and not isinstance(layer, (GruDecoder, nn.Identity))]
 
 
 def is_compile_error(error: Exception) -> bool:
-    """Return True if an error is torch.compile's own: a compiler is missing, say, or a GPU too old."""
+    """Return True if an error comes from torch.compile: for example, no compiler is found or the GPU is too old."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 class TrainingStopped(Exception):
-    """Somebody asked for the end (Ctrl-C, SIGTERM); the step in hand is finished first."""
+    """The training stopped on request (Ctrl-C, SIGTERM), after the current step."""
 
 
 class _PendingStep(NamedTuple):
-    """A step that is done, or on its way on a GPU."""
+    """A step whose results have not been read; on a GPU it may still be running."""
 
     number: int
     positions: range  # in the epoch, of the crops of all ranks
-    read: Callable[[], list[float]]  # the three losses, how many ranks were asked to stop, the gradient norm
+    read: Callable[[], list[float]]  # the three losses, the number of ranks with a stop request, the gradient norm
 
 
 def _read_later(values: Tensor) -> Callable[[], list[float]]:
-    """Return a function that reads values; from a CUDA GPU they are copied at once, without waiting.
+    """Return a function that reads values; from a CUDA GPU, start to copy them now, without waiting.
 
-    If they were copied only when they are read, they would come after all that the GPU was given meanwhile.
+    A copy started at the time of reading would wait for all work queued on the GPU in the meantime.
     """
     if values.device.type != "cuda":
         return values.tolist
@@ -103,7 +110,7 @@ def _read_later(values: Tensor) -> Callable[[], list[float]]:
 
 
 class Trainer(TrainingState):
-    """One training: its state, and what moves it on."""
+    """A training: its state and the loop that advances it."""
 
     def __init__(
         self,
@@ -121,22 +128,22 @@ class Trainer(TrainingState):
         self.num_workers = num_workers
         self.parallel_model = ranks.wrap_model(self.model, device)
         self.loss_function = build_loss(config).to(device)
-        self.next_corpus: Callable[[], Corpus] | None = None  # asked before each epoch, where recordings still arrive
-        self.experiment_log: ExperimentLog | None = None  # of rank 0, if any
-        self.precision: torch.dtype = torch.float32  # of the decoder's products, in training
-        self.stop_requested = False  # requested of this process
+        self.next_corpus: Callable[[], Corpus] | None = None  # called before each epoch during a download
+        self.experiment_log: ExperimentLog | None = None  # only on rank 0
+        self.precision: torch.dtype = torch.float32  # of the decoder's matrix products in training
+        self.stop_requested = False  # of this process
         self.last_loss = float("nan")
-        # To read a loss makes a GPU wait for it, so there it is read when the next step is on its way.
+        # Reading a loss synchronises with the GPU, so it is read only after the next step is queued.
         self._max_pending = 1 if device.type == "cuda" else 0
         self._pending: deque[_PendingStep] = deque()
         self._stop_after: int | None = None  # the step after which all ranks stop
         self._last_save = time.monotonic()
 
     def train_epoch(self) -> float:
-        """Train to the end of the epoch, from wherever in it this training stands; return the mean loss.
+        """Train from the current position to the end of the epoch; return the mean loss.
 
         Raises:
-            Stopped: after the step in which a process was asked to.
+            TrainingStopped: a process received a stop request; the state is saved.
             ValueError: the loss is not finite.
         """
         progress, n_crops = self.progress, len(self.training)
@@ -163,7 +170,7 @@ class Trainer(TrainingState):
             unit="it",
             total=-(-n_crops // size),
             initial=self.progress.position_in_epoch // size,
-            disable=None if self.ranks.is_first else True,  # None: quiet where nobody watches
+            disable=None if self.ranks.is_first else True,  # None: only on a terminal
         )
 
     def _batches(
@@ -181,7 +188,7 @@ class Trainer(TrainingState):
         progress, n_ranks = self.progress, self.ranks.size
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.train.learning_rate_at(progress.step)
-        torch.manual_seed(_derive_seed(self.seed, progress.step, self.ranks.rank))  # dropout's
+        torch.manual_seed(_derive_seed(self.seed, progress.step, self.ranks.rank))  # for dropout
         noise = self._noise_sources(progress.epoch, 0, positions=share)
         weight = len(self.ranks.shard(positions)) * n_ranks / len(positions)
         max_grad_norm = self.config.train.max_grad_norm
@@ -209,8 +216,8 @@ class Trainer(TrainingState):
             step = self._pending.popleft()
             loss, convergence, log_magnitude, stop_requests, grad_norm = step.read()
             if not np.isfinite([loss, grad_norm]).all():
-                what = f"the loss is {loss} and the norm of its gradient {grad_norm}"
-                raise ValueError(self._describe_failure(what, step.number, step.positions))
+                failure = f"the loss is {loss} and the norm of its gradient {grad_norm}"
+                raise ValueError(self._describe_failure(failure, step.number, step.positions))
             if stop_requests and self._stop_after is None:
                 self._stop_after = step.number + self._max_pending  # the same step on every rank
             self.last_loss = loss
@@ -229,15 +236,15 @@ class Trainer(TrainingState):
                     },
                 )
 
-    def _describe_failure(self, what: str, step: int, positions: range) -> str:
+    def _describe_failure(self, failure: str, step: int, positions: range) -> str:
         names = sorted({self.training.path_of(index).name for index in self.training.order()[list(positions)]})
         return (
-            f"{what} at epoch {self.progress.epoch + 1}, step {step}, in a batch of {', '.join(names)}; "
+            f"{failure} at epoch {self.progress.epoch + 1}, step {step}, in a batch of {', '.join(names)}; "
             f"the last checkpoint is intact. A lower learning_rate in config.json may help"
         )
 
     def _stop_or_save(self) -> None:
-        """Between two steps of an epoch: stop if that was requested, save if it is time."""
+        """Stop if requested, and save if the interval has passed; called between two steps of an epoch."""
         stop = self._stop_after is not None and self.progress.step >= self._stop_after
         due = time.monotonic() - self._last_save >= 60 * self.config.train.save_every_minutes
         if stop or (due and self.ranks.is_first):
@@ -248,7 +255,7 @@ class Trainer(TrainingState):
 
     @torch.no_grad()
     def validate(self) -> StftLoss:
-        """Return the mean losses over the held-out recordings as numbers; NaN if there are none."""
+        """Return the mean losses over the held-out recordings as floats, NaN if there are none."""
         model = self.eval_model.eval()
         sums, n_crops = torch.zeros(3, device=self.device), len(self.validation)
         for positions, share, batch in self._batches(self.validation, np.arange(n_crops)):
@@ -260,7 +267,7 @@ class Trainer(TrainingState):
         return StftLoss(*(total / n_crops if n_crops else float("nan") for total in sums))
 
     def save(self, *names: str) -> None:
-        """Write the whole state under each name; of several ranks the first one does."""
+        """Save the state under each name; only rank 0 writes."""
         self._last_save = time.monotonic()
         if not self.ranks.is_first:
             return
@@ -269,17 +276,17 @@ class Trainer(TrainingState):
             save_checkpoint(self.checkpoint_dir / name, checkpoint)
 
     def run(self, epochs: int) -> None:
-        """Train until ``epochs`` epochs are complete in all, saving after each.
+        """Train until ``epochs`` epochs are complete in total, and save after each.
 
         Raises:
-            Stopped: see ``train_epoch``.
+            TrainingStopped: see ``train_epoch``.
             ValueError: the loss is not finite.
             OSError: a checkpoint cannot be written.
         """
         progress, patience = self.progress, self.config.train.patience
         while progress.epoch < epochs:
             if patience is not None and progress.epochs_since_best >= patience:
-                log.info("no lower validation loss for %d epochs: training ends here", progress.epochs_since_best)
+                log.info("no lower validation loss for %d epochs: the training ends", progress.epochs_since_best)
                 return
             if self.next_corpus and progress.position_in_epoch == 0:
                 self.switch_corpus(self.next_corpus())
@@ -314,5 +321,5 @@ class Trainer(TrainingState):
 
 
 def _derive_seed(*numbers: int) -> int:
-    """Return a seed that differs wherever any of the numbers does."""
+    """Return a seed that is different for different numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -1,6 +1,6 @@
-"""What a training is between two steps: the model, its optimizer, the data, and how far it has come.
+"""State of a training between two steps: model, optimizer, data and progress.
 
-Checkpoints are made of it, and it goes on from them; ``trainer.py`` does the steps.
+It is saved to checkpoints and resumed from them; ``trainer.py`` does the steps.
 """
 
 import copy
@@ -28,17 +28,17 @@ log = logging.getLogger("train")
 
 
 def build_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Adam:
-    """Build what makes the steps; fused, it goes through the weights once, not once an operation."""
+    """Return Adam; fused, because that reads the weights once instead of once per operation."""
     return torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
 
 
 class WeightAverage:
-    """A copy of a model whose weights follow the model's own, a little each step.
+    """Exponential moving average of a model's weights.
 
-    Averaged over the last steps (Polyak and Juditsky, SIAM J. Control Optim. 1992) they lie nearer the bottom of the
-    loss than after any single step, which noise in the gradient throws about: where a learning rate near zero would
-    arrive later. The first steps count more, ``decay`` is not reached before step 9 / (1 - decay): else the untrained
-    weights would weigh on the average for long.
+    Averaging over the last steps (Polyak and Juditsky, SIAM J. Control Optim. 1992) removes the noise of single
+    gradients, so the average is nearer the minimum of the loss than the current weights, like after a decay of the
+    learning rate. The decay rises to ``decay`` until about step 9 / (1 - decay), so that the initial weights soon lose
+    their influence.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -46,11 +46,11 @@ class WeightAverage:
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         for module in self.model.modules():
             if isinstance(module, nn.RNNBase):
-                module.flatten_parameters()  # copied one by one; cuDNN wants them in one piece
+                module.flatten_parameters()  # cuDNN needs contiguous weights; the copy is not
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights of a model after its ``step``-th step."""
+        """Update the average with a model's weights after step number ``step``."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for average, weight in zip(self.model.parameters(), model.parameters()):
             average.lerp_(weight, 1 - decay)
@@ -59,25 +59,25 @@ class WeightAverage:
 @dataclasses.dataclass
 class TrainingProgress:
     epoch: int = 0  # complete epochs
-    step: int = 0  # optimizer steps in all
+    step: int = 0  # optimizer steps in total
     position_in_epoch: int = 0  # crops done in the unfinished epoch
     loss_sum: float = 0.0  # over those crops
-    best_val_loss: float = float("inf")  # training loss where nothing is held out
+    best_val_loss: float = float("inf")  # training loss if nothing is held out
     epochs_since_best: int = 0
-    first_val_loss: float | None = None  # of those that compare with the best
+    first_val_loss: float | None = None  # the first one comparable with the best
 
     def __str__(self) -> str:
-        """Say where the training stands, in the epoch that it counts aloud."""
+        """Return the position in the training as text, with epochs counted from 1."""
         place = f"in epoch {self.epoch + 1}" if self.position_in_epoch else f"after epoch {self.epoch}"
         return f"{place}, at step {self.step}"
 
     def reset_best(self) -> None:
-        """Reset the best loss: those to come do not compare with it."""
+        """Reset the best loss, because later losses are not comparable with it."""
         self.best_val_loss, self.epochs_since_best, self.first_val_loss = float("inf"), 0, None
 
 
 class TrainingState:
-    """The model, its optimizer, the data and how far it has come: what a checkpoint tells of."""
+    """Model, optimizer, data and progress: the contents of a checkpoint."""
 
     def __init__(self, config: Config, corpus: Corpus, device: torch.device, seed: int) -> None:
         self.config = config
@@ -91,11 +91,11 @@ class TrainingState:
         self.progress = TrainingProgress()
         self.run_name: str | None = None
         self.wandb_id: str | None = None
-        self.changes: dict[str, str] = {}  # of settings, by a resume: name to "old -> new"
-        self.phrases: dict[str, Span | None] = {}  # that are played now and then, by their names
+        self.changes: dict[str, str] = {}  # settings that a resume changed: {name: "old -> new"}
+        self.phrases: dict[str, Span | None] = {}  # from choose_phrases
 
     def set_corpus(self, corpus: Corpus) -> None:
-        """Train on these recordings from the next epoch on."""
+        """Use these recordings from the next epoch on."""
         self.corpus = corpus
         self.training: CropDataset = build_dataset(corpus.training, corpus.instrument, self.config, self.seed)
         self.validation: CropDataset = build_dataset(corpus.validation, corpus.instrument, self.config)
@@ -105,21 +105,21 @@ class TrainingState:
 
     @property
     def eval_model(self) -> NeuralGuitar:
-        """The model that is validated, played and exported: that of the averaged weights, if any."""
+        """Model to validate, play and export: the one with averaged weights, if there is one."""
         return self.average.model if self.average else self.model
 
     def switch_corpus(self, corpus: Corpus) -> None:
-        """Continue with these recordings, which may be those in use; if others are held out, reset the best loss."""
-        if corpus.validation != self.corpus.validation:  # losses over other recordings do not compare
+        """Continue with these recordings; if the held-out ones differ from the current ones, reset the best loss."""
+        if corpus.validation != self.corpus.validation:  # losses over different recordings are not comparable
             self.progress.reset_best()
         if corpus != self.corpus:
             self.set_corpus(corpus)
 
     def resume(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """Go on from a checkpoint; what has changed since is said and applied.
+        """Resume from a checkpoint; log settings that have changed since, and apply them.
 
         Raises:
-            ValueError: it holds unusable weights.
+            ValueError: its weights do not fit the model.
         """
         load_weights(self.model, checkpoint["model"], path)
         if self.average:
@@ -132,17 +132,17 @@ class TrainingState:
         reordered = crop_order_changes(checkpoint, self.seed, len(self.training))
         self.changes = changes | reordered
         if changed := ", ".join(f"{name} {change}" for name, change in self.changes.items()):
-            log.info("changed since the last save, and applied from here on: %s", changed)
+            log.info("settings changed since the last save, applied from now on: %s", changed)
         if reordered and position:
-            log.info("the unfinished epoch goes on in another order: some of its crops come twice, some not at all")
+            log.info("the unfinished epoch continues in another order: some of its crops repeat, others are skipped")
         held_out = self.corpus.validation_digest()
         regrouped = checkpoint["schedule"].get("validation", held_out) != held_out
         if regrouped or makes_losses_incomparable(checkpoint, changes, self.average is not None):
-            log.info("validation losses do not compare with earlier ones any more: the best loss is reset")
+            log.info("validation losses are no longer comparable with earlier ones: the best loss is reset")
             self.progress.reset_best()
 
     def to_checkpoint(self) -> dict[str, Any]:
-        """Return all of it, for ``checkpoint.save_checkpoint``."""
+        """Return the state, for ``checkpoint.save_checkpoint``."""
         progress = dataclasses.asdict(self.progress)
         counters = {name: progress.pop(name) for name in ("epoch", "step", "position_in_epoch")}
         return make_checkpoint(

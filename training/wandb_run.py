@@ -1,6 +1,6 @@
-"""The run of a training on Weights & Biases: started, resumed under its id, offline where the network fails.
+"""Start, resume and describe the Weights & Biases run of a training.
 
-Nothing here asks for a login. ``experiment_log.py`` calls it so that no failure stops a training.
+Nothing here prompts for a login. ``experiment_log.py`` catches all failures, so that training continues.
 """
 
 import netrc
@@ -16,23 +16,23 @@ from config import Config, config_to_dict
 from training.held_out_phrases import SOUNDS
 
 MODES = ("online", "offline", "disabled")
-_INIT_SECONDS = 30  # to reach W&B
-_START_SECONDS = 120  # for its own process to start
-_FINISH_SECONDS = 120  # to send it the rest; what it has not got then stays on disk
+_INIT_SECONDS = 30  # timeout to reach W&B
+_START_SECONDS = 120  # timeout for its service process to start
+_FINISH_SECONDS = 120  # timeout to send the rest; unsent data stays on disk
 
 
 def new_run_id() -> str:
-    """Return an id for W&B; not from the seeded generators, else every training would get the same."""
+    """Return a random W&B id, independent of the seeded generators so that trainings get different ids."""
     return secrets.token_hex(4)
 
 
 def choose_mode(wanted: str | None) -> str:
-    """Return the wanted mode; None takes ``WANDB_MODE``, else online where a key is configured, else offline."""
+    """Return ``wanted``, else ``WANDB_MODE``, else online if a key is configured, else offline."""
     return wanted or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
 
 
 def has_key() -> bool:
-    """Return True if a W&B key is configured, by its variable or in the netrc file, as ``wandb login`` writes it."""
+    """Return True if a W&B key is in ``WANDB_API_KEY`` or in the netrc file, where ``wandb login`` writes it."""
     if os.environ.get("WANDB_API_KEY", "").strip():
         return True
     host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -43,12 +43,12 @@ def has_key() -> bool:
 
 
 def start_run(mode: str, project: str, run_id: str, folder: Path, config: Config) -> Any:
-    """Start the W&B run with this id, or resume it where it is known; its files lie in ``folder / "wandb"``."""
+    """Start the W&B run with this id, or resume it if it exists; its files are in ``folder / "wandb"``."""
     import wandb  # slow to import, and not needed to train
 
-    if key := os.environ.pop("WANDB_API_KEY", "").strip():  # W&B refuses the newline that a file's key ends with
+    if key := os.environ.pop("WANDB_API_KEY", "").strip():  # W&B rejects a trailing newline
         os.environ["WANDB_API_KEY"] = key
-    (folder / "wandb").mkdir(parents=True, exist_ok=True)  # else wandb takes a temporary folder
+    (folder / "wandb").mkdir(parents=True, exist_ok=True)  # otherwise wandb uses a temporary folder
     settings = wandb.Settings(
         silent=True,
         console="off",
@@ -67,7 +67,7 @@ def start_run(mode: str, project: str, run_id: str, folder: Path, config: Config
         config=config_to_dict(config),
         settings=settings,
     )
-    # Never log(step=...): W&B drops what a resumed run logs for a step that it has seen.
+    # Never log(step=...): W&B drops values that a resumed run logs for a step logged before.
     for names, axis in (
         (("train_*", "grad_norm", "learning_rate", "steps_per_second"), "step"),
         (("val_*", "epoch_*", "phrase_*"), "epoch"),
@@ -79,23 +79,23 @@ def start_run(mode: str, project: str, run_id: str, folder: Path, config: Config
 
 
 def stop_service() -> None:
-    """End W&B's own process, in which a start that failed still holds the run's id."""
+    """Stop W&B's service process, which still holds the run's id after a failed start."""
     import wandb
 
     wandb.teardown()
 
 
 def describe_upload(folder: Path, run_id: str) -> str:
-    """Return how to upload an offline run later: ": ./venv/bin/python -m wandb sync ..."."""
+    """Return the text ": ./venv/bin/python -m wandb sync ..." with the command that uploads an offline run."""
     parts = folder / "wandb" / f"offline-run-*-{run_id}"
     n_parts = len(list(parts.parent.glob(parts.name)))
-    order = f", its {n_parts} parts in the order of their names" if n_parts > 1 else ""
+    order = f" ({n_parts} parts, in the order of their names)" if n_parts > 1 else ""
     command = f"./venv/bin/python -m wandb sync {shlex.quote(str(parts.parent))}/{parts.name}"
-    return f"{order}: {command}"  # the shell fills in the star
+    return f"{order}: {command}"  # the shell expands the asterisk
 
 
 def make_media(folder: Path, shown: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the sounds and pictures of phrases as W&B shows them, by their names there."""
+    """Return {name on W&B: sound or picture} of the phrases."""
     import wandb
 
     media: dict[str, Any] = {}

@@ -19,9 +19,10 @@ import gradio as gr
 from config import short_repr
 from sound.pitch_decoder import midi_to_hz, note_name
 from voice.curves import write_curves
-from voice.fitting import ARTICULATIONS, OPTION_LIMITS, TransferOptions
 from voice.harmony import HARMONIES, MAX_ENSEMBLE
+from voice.instrument_fit import ARTICULATIONS, OPTION_LIMITS, TransferOptions
 from voice.midi import write_midi
+from web.page_layout import hidden_file
 from web.transfer_request import (
     TransferRequest,
     TransferService,
@@ -73,7 +74,7 @@ def _parameter(name: str, default: Any, kind: type) -> gr.components.Component:
 
 def _file(label: str, example: str) -> gr.File:
     """Return the place of a file that a program sends; the example lies in the repository."""
-    place = gr.File(visible=False, label=label, type="filepath")
+    place = hidden_file(label)
     payload = {"path": example, "meta": {"_type": "gradio.FileData"}}
     place.example_inputs = lambda: payload
     return place

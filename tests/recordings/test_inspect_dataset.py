@@ -142,12 +142,12 @@ def test_a_whole_set_is_left_alone(measured, config):
         (
             {"low": 69, "seconds_each": 40},
             False,
-            "under A4",
+            "A4",
         ),
         (
             {"low": 60, "high": 75, "seconds_each": 40},
             False,
-            "under C4 and over D♯5",
+            "below C4 and above D♯5",
         ),
         ({"low": 50, "seconds_each": 20}, False, "6%"),
         ({"low": 36, "seconds_each": 20}, True, "33%"),
@@ -221,7 +221,7 @@ def test_pitch_beside_a_voice(tmp_path, header):
 @pytest.mark.parametrize("name", ["F0s_1_tpt_05_Song.txt", "00_solo.jams", "hum_f0.csv"])
 def test_damaged_annotations(tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=rf"{re.escape(name)} is not an annotation that can be read"):
+    with pytest.raises(ValueError, match=re.escape(name)):
         pitch_annotations.read_annotation(tmp_path / name, 100, 0.01)
 
 
@@ -256,7 +256,7 @@ def test_stale_damaged_and_mixed_sets(folder, config, make_recording, clean):
     found = texts(inspect_dataset.inspect(folder, config).findings)
     assert "1 of 1 recordings were made with other settings" in found and "half.pt is not a readable" in found
     save_recording(folder / "half.pt", make_recording(clean, instrument="tuba"))
-    with pytest.raises(ValueError, match="mixes trumpet, tuba; a model learns one"):
+    with pytest.raises(ValueError, match="trumpet, tuba"):
         inspect_dataset.inspect(folder, config)
 
 

@@ -62,7 +62,7 @@ def test_processed_files_arrive_private_in_one_commit_and_nothing_else_does(hub,
     assert repo.private and recordings_of(hub) == local(folder) and repo.messages == ["new", "Add 11 recordings"]
     assert set(repo.files) == {*local(folder), "index.json", "README.md", ".gitattributes"}
     assert index_of(hub) == {path: blob.sha256 for path, blob in repo.files.items() if path.endswith(".pt")}
-    assert "11 recordings uploaded, 0 were there" in capsys.readouterr().out
+    assert "11 recordings uploaded, 0 unchanged" in capsys.readouterr().out
     assert hub.cards == [{"license": "cc-by-sa-4.0", "tags": ["audio", "ddsp", "trumpet"]}]
     for text in ("cc-by-sa-4.0.", "11 recordings (10 different), 0.2 minutes", f"train.py --hf_repo_id {NAME}"):
         assert text in card_of(hub)  # 1155 frames
@@ -71,7 +71,7 @@ def test_processed_files_arrive_private_in_one_commit_and_nothing_else_does(hub,
 def test_only_what_is_new_or_changed_is_sent(hub, folder, counting_recording, capsys):
     upload(folder)
     commits = len(repo_of(hub).commits)
-    assert upload(folder) == 0 and "0 recordings uploaded, 11 were there" in capsys.readouterr().out
+    assert upload(folder) == 0 and "0 recordings uploaded, 11 unchanged" in capsys.readouterr().out
     assert len(repo_of(hub).commits) == commits and len(hub.uploads) == 11
     save_recording(folder / "take_new.pt", counting_recording(150, sha256="f" * 64))
     save_recording(folder / "take_1.wav.pt", counting_recording(151, sha256="e" * 64))
@@ -118,7 +118,7 @@ def test_nothing_is_deleted_unless_told_so(hub, folder, counting_recording, caps
         (folder / name).unlink()
     save_recording(folder / "take_new.pt", counting_recording(150, sha256="f" * 64))
     assert upload(folder) == 0 and len(recordings_of(hub)) == 13 and len(index_of(hub)) == 12
-    assert "2 there but not here, and kept" in capsys.readouterr().out
+    assert "2 recordings kept on the Hub" in capsys.readouterr().out
     hub.faults = [Fault("POST .*/commit/"), Fault("POST .*/commit/", after=True)]
     assert upload(folder, "--delete_missing") == 0
     assert recordings_of(hub) == local(folder) | {"stray.pt": b"?"} and "notes.txt" in repo.files  # never described
@@ -205,5 +205,5 @@ def test_as_a_user_runs_it(folder, tmp_path):
         command = [sys.executable, up.__file__, "--repo_id", NAME, "--data_dir", folder]
         done = subprocess.run(command, env=environment | {"HF_TOKEN": "hf_write"}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert done.stdout == f"{hub.url}/datasets/{NAME}: 11 recordings uploaded, 0 were there\n"
+        assert done.stdout == f"{hub.url}/datasets/{NAME}: 11 recordings uploaded, 0 unchanged\n"
         assert recordings_of(hub) == local(folder)
