@@ -150,8 +150,8 @@ def time_browser(address: str, folder: Path) -> list[list[str]]:
         wait.until(lambda _: "Play it on" in driver.find_element(By.ID, "play").text)
 
         def seconds_after(selector: str) -> str:
-            tap = f"const now = performance.now(); document.querySelector('{selector}').click(); return now"
-            tapped = driver.execute_script(tap)
+            tapped = driver.execute_script("return performance.now()")
+            driver.find_element(By.CSS_SELECTOR, selector).click()
             begun = wait.until(lambda _: driver.execute_script(f"return vox.startedAt > {tapped} && vox.startedAt"))
             return f"{(begun - tapped) / 1000:.1f} s"
 
@@ -164,7 +164,7 @@ def time_browser(address: str, folder: Path) -> list[list[str]]:
             wait.until(lambda _, path=path: path.stem in driver.find_element(By.ID, "chosen").text)
             rows.append([f"{name}, from the tap to sound", seconds_after("#play")])
             wait.until(lambda _: driver.find_elements(By.ID, "play"))
-            other = "#octave input:not(:checked)"
+            other = "#octave label:has(input:not(:checked))"
             rows.append([f"{name}, another octave", seconds_after(other)])
             wait.until(lambda _: driver.find_elements(By.ID, "play"))
     return rows

@@ -84,6 +84,5 @@ def normalize_loudness(result: TransferResult) -> TransferResult:
         "normalization_gain": 20 * float(np.log10(np.max(gain))),
         "limiting": 20 * float(np.log10(np.max(gain) / np.min(gain))),
         "integrated_loudness": measure_loudness(sound, result.sample_rate),
-        "true_peak": measure_true_peak(sound),
     }
     return dataclasses.replace(result, stems=stems, gain=1.0, report=report)
