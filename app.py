@@ -63,6 +63,7 @@ from web.transfer_request import (
     write_sounds,
 )
 
+_MAX_VISITS = 200  # whose controls Gradio remembers, at up to a megabyte each
 _SWEEP_SECONDS = 5.0  # between two looks at what is stored
 _BUSY = "Too many people are playing just now, or the server had a hiccup. Please try again in a minute."
 # The keyboard and the screen follow the work.
@@ -313,6 +314,7 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
             max_file_size=f"{limits.max_upload_megabytes}mb",
             ssr_mode=False,
             enable_monitoring=False,
+            state_session_capacity=_MAX_VISITS,
             app_kwargs={"middleware": [guard, page.live]},
             **launch_options(page_layout.head()),
         )

@@ -203,27 +203,25 @@ def _read_blend(text: str) -> tuple[str, float]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = command_parser("Play a voice on an instrument.")
-    given = parser.add_mutually_exclusive_group(required=True)
+    parser = command_parser("Play a voice on an instrument.", "(--input PATH | --controls PATH) --output PATH [flags]")
+    group = parser.add_argument_group("files")
+    given = group.add_mutually_exclusive_group(required=True)
     given.add_argument("--input", type=Path, help="a recording, a MIDI file, or a folder of them")
-    given.add_argument("--controls", type=Path, help="curves to play, as --export_controls writes them")
-    parser.add_argument("--output", type=Path, required=True, help="the result, or a folder for them")
-    parser.add_argument("--instrument", help="a shipped model, such as trumpet (the default)")
-    parser.add_argument("--checkpoint", type=Path, help="your own model instead, such as checkpoints/latest.pth")
-    parser.add_argument("--blend", type=_read_blend, help="mix in a shipped model: violin:0.4 is 40 %% violin")
+    given.add_argument("--controls", type=Path, help="curves to play, written by --export_controls")
+    add = group.add_argument
+    add("--output", type=Path, required=True, help="the result, or a folder for the results")
+    add("--stems", action="store_true", help="also write the harmonic and the noise part")
+    add("--midi", type=Path, help="write the notes, with bends, as a MIDI file")
+    add("--export_controls", type=Path, help="write the curves that are played as CSV, to be edited")
+    add("--report", type=Path, help="write a report as JSON")
+    add("--num_workers", type=int, default=torch.get_num_threads(), help="processes for a folder (default: all cores)")
+    add("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    add = parser.add_argument_group("instrument").add_argument
+    add("--instrument", help="a shipped model (default: trumpet)")
+    add("--checkpoint", type=Path, help="your own model instead, such as checkpoints/latest.pth")
+    add("--blend", type=_read_blend, help="mix in a shipped model: violin:0.4 is 40 %% violin")
+    add("--articulation", choices=ARTICULATIONS, help="follow the voice's loudness, or pluck each note")
     _add_options(parser)
-    parser.add_argument("--causal", action="store_true", help="as live.py plays it: without look-ahead, up to 1,975 Hz")
-    parser.add_argument(
-        "--normalize", action="store_true", help="bring it to -16 LUFS, its true peak under -1 dB (all of it in memory)"
-    )
-    parser.add_argument("--stems", action="store_true", help="also write the harmonic and the noise part")
-    parser.add_argument("--export_controls", type=Path, help="write what is played as curves that can be edited (CSV)")
-    parser.add_argument("--midi", type=Path, help="write the notes, with bends, as a MIDI file")
-    parser.add_argument("--report", type=Path, help="write what was done as JSON")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
-    parser.add_argument(
-        "--num_workers", type=int, default=torch.get_num_threads(), help="processes for a folder (default: all cores)"
-    )
     args = parser.parse_args(argv)
     if args.num_workers < 1:
         parser.error("--num_workers must be at least 1")
@@ -252,32 +250,29 @@ _OPTIONS = tuple(field.name for field in dataclasses.fields(TransferOptions) if 
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each of the TransferOptions."""
+    """Add a flag for each numeric or text field of TransferOptions, and those that change how a file is played."""
+    group = parser.add_argument_group("melody")
 
     def add(name: str, kind: type, text: str) -> None:
-        parser.add_argument(f"--{name}", type=kind, default=getattr(_DEFAULTS, name), help=text)
+        group.add_argument(f"--{name}", type=kind, default=getattr(_DEFAULTS, name), help=text)
 
-    add("semitones", float, "shift by this much instead of fitting the register by whole octaves")
-    add("transpose", float, "semitones on top of the register")
-    parser.add_argument("--no_fit", action="store_true", help="leave pitch and loudness as measured")
-    parser.add_argument("--fold", action="store_true", help="move notes that are out of range into it, by octaves")
-    add("autotune", float, "0 to 1: how far each note is moved onto the nearest note of --key")
-    add("key", str, "chromatic (the default), or a key of what is played, such as 'F# minor'")
-    add("smoothing", float, "seconds over which pitch and loudness are smoothed inside a note")
-    add("loudness_offset", float, "dB louder or softer, and brighter or darker with it")
-    add("gate_offset", float, "dB: higher leaves more silent, lower plays softer notes")
-    add("noise_balance", float, "dB: more breath, or less, against the tone")
-    add("output_rate", int, "Hz of the result, up to 48000")
-    parser.add_argument(
-        "--articulation", choices=ARTICULATIONS, help="follow the voice's loudness, or pluck each note (by instrument)"
-    )
+    add("semitones", float, "shift, instead of fitting the register by whole octaves")
+    add("transpose", float, "semitones added to the register")
+    group.add_argument("--fold", action="store_true", help="move notes that are out of range into it, by octaves")
+    add("autotune", float, "0 to 1: correct each note towards the nearest note of --key")
+    add("key", str, "key of the result, such as 'F# minor' (default: chromatic)")
+    add("smoothing", float, "seconds over which pitch and loudness are smoothed within a note")
+    add("gate_offset", float, "dB: higher silences more, lower plays softer notes")
     add("pluck_repeat", float, "seconds after which a held note is plucked again (default: never)")
-    add(
-        "harmony",
-        str,
-        "parts beside the melody, in --key or the key that is found: third, sixth, octave, third_below ...",
-    )
-    add("ensemble", int, "players for each part, a little out of tune and time (default 1)")
+    add("harmony", str, "further parts: third, sixth, octave, third_below, ...; separated by commas")
+    add("ensemble", int, "players for each part, slightly detuned and delayed (default: 1)")
+    group.add_argument("--no_fit", action="store_true", help="keep pitch and loudness as measured")
+    group.add_argument("--causal", action="store_true", help="play as live.py does: no look-ahead, up to 1,975 Hz")
+    group = parser.add_argument_group("sound")
+    add("loudness_offset", float, "dB louder or softer, which also makes it brighter or darker")
+    add("noise_balance", float, "dB: more or less breath relative to the tone")
+    add("output_rate", int, "Hz of the result, up to 48000 (default: the model's)")
+    group.add_argument("--normalize", action="store_true", help="to -16 LUFS, true peak below -1 dB (in memory)")
 
 
 @as_command("stopped; what is written stays")

@@ -317,7 +317,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--fonts", type=Path, nargs="*", default=[], help="sound fonts: sf_GMbank.sf2 MuseScore_General_Full.sf3"
     )
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="weights; the record stands beside, as .json")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch_size", type=int, default=48)
     parser.add_argument("--melodies", type=int, default=60, help="of 12 s, strung for each instrument")
     parser.add_argument("--windows", type=int, default=24000, help="of 1 s, drawn once")

@@ -37,7 +37,7 @@ from voice.midi import chord_fraction, make_monophonic, melody_from_notes, read_
 from voice.note_finder import SungNote, find_notes
 
 _BLOCK_SAMPLES = 2**20  # in memory at once, of either part
-_POLYPHONY_WARNING = 0.3  # share of the sounding frames from which a person should be told
+_POLYPHONY_WARNING = 0.55  # share of the sounding frames from which a person should be told
 NO_VOICE = {  # what a report says where no voice was measured
     "semitones": 0.0,
     "loudness_gain": 0.0,

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 import live
 from checkpoint import load_model
 from conftest import melody
+from playing.live_midi import NoteWriter
 from sound.crepe import load_crepe
 
 ROOT = Path(__file__).parent.parent
@@ -142,3 +144,14 @@ def test_what_is_played_goes_to_a_midi_port(write_checkpoint, monkeypatch) -> No
 def test_a_midi_port_that_is_not_there_is_one_sentence(monkeypatch, caplog) -> None:
     monkeypatch.setattr(mido, "get_output_names", lambda: ["synthesizer 1:0"])
     assert live.main(["--midi_out", "organ"]) == 1 and "organ" in caplog.text and "synthesizer 1:0" in caplog.text
+
+
+def test_a_slur_is_a_new_note_and_a_vibrato_is_bends() -> None:
+    writer, sent = NoteWriter(), []
+    for semitones in [*0.4 * np.sin(np.arange(40)), *(40 * [2.1])]:
+        sent += writer.follow(types.SimpleNamespace(f0=220 * 2 ** (semitones / 12), loudness=-30.0, voiced=True))
+    notes = [(message.type, message.note) for message in [*sent, *writer.end()] if message.type != "pitchwheel"]
+    assert notes == [("note_on", 57), ("note_off", 57), ("note_on", 59), ("note_off", 59)]
+    bends = [message.pitch for message in sent if message.type == "pitchwheel"]
+    assert len(bends) == 80 and max(bends[:40]) == pytest.approx(0.4 * 4096, rel=0.01)
+    assert bends[-1] == pytest.approx(0.1 * 4096, abs=1)

@@ -37,11 +37,13 @@ _GLITCH_CONTEXT_SECONDS = 0.25  # on either side of a stretch, with which it is 
 _POLYPHONY_N_FFT = 2048  # samples, to resolve several pitches
 _POLYPHONY_MAX_FREQUENCY = 1500.0  # Hz, up to which harmonics are resolved
 _POLYPHONY_SHARE = 0.1  # share of the power between the melody's harmonics that indicates another pitch
+_POLYPHONY_F0 = (110.0, 750.0)  # Hz: of lower notes harmonics are not resolved, of higher ones too few are in range
 _FLATNESS_N_FFT = 4096  # samples
 _BACKING_SECONDS = 4.0  # of a recording at least, for several notes to be told from a single one that rings on
 _MIN_RESTS = 8  # measured frames, a third of a second
 # dB re the melody: over -13.5 in 60 mixes with a voice at -6 to +6 dB, under -28 in solo singing
 _BACKING_LEVEL = -14.0
+_BACKING_STRAYS = 0.01  # over 0.016 in these mixes, under it where the tracker loses a single note that sounds on
 _BACKING_FLATNESS = 0.025  # under 0.016 in these mixes; over 0.25 where white or pink noise is added to a voice
 
 
@@ -137,7 +139,7 @@ def find_melody(
     report = {
         "share_too_high": float(measured.too_high.mean()),
         "share_polyphonic": estimate_polyphony(measured.strays, voiced) if is_long else 0.0,
-        "has_backing": is_long and has_backing(loudness, measured.flatness, voiced),
+        "has_backing": is_long and has_backing(loudness, measured.flatness, measured.strays, voiced),
         "mains_hum": measured.mains_hum,
     }
     return measured.features._replace(loudness=measured.features.loudness - gain), melody, report
@@ -300,13 +302,16 @@ def measure_strays(audio: np.ndarray | SpooledAudio, f0: np.ndarray, sung: np.nd
     """Measure the share [T] of the power that is tonal and lies between the harmonics of f0 [T]: another pitch's.
 
     Measured in some of the sung frames [T] where f0 holds still, and against the octave below it too, which a tracker
-    may have missed; NaN elsewhere.
+    may have missed. 0 where f0 is too low or too high to tell; NaN elsewhere.
     """
+    low, high = _POLYPHONY_F0
     steady = sung & (ndimage.maximum_filter1d(f0, 13) < 2 ** (1 / 24) * ndimage.minimum_filter1d(f0, 13))
     frames = np.flatnonzero(ndimage.binary_erosion(steady, iterations=3))[::4]
     hertz = np.fft.rfftfreq(_POLYPHONY_N_FFT, 1 / config.audio.feature_rate)
     band = (hertz > 70) & (hertz < _POLYPHONY_MAX_FREQUENCY)
     hertz, share = hertz[band], np.full(len(f0), np.nan, np.float32)
+    share[frames] = 0.0
+    frames = frames[(f0[frames] > low) & (f0[frames] < high)]
     for here, spectra in _power_spectra(audio, frames, _POLYPHONY_N_FFT, config):
         power = spectra[:, band]
         strays = np.min([_inharmonic_power(power, hertz, f0[here, None] / divisor) for divisor in (1, 2)], axis=0)
@@ -335,7 +340,7 @@ def measure_flatness(audio: np.ndarray | SpooledAudio, n_frames: int, config: Co
     return flatness
 
 
-def has_backing(loudness: np.ndarray, flatness: np.ndarray, voiced: np.ndarray) -> bool:
+def has_backing(loudness: np.ndarray, flatness: np.ndarray, strays: np.ndarray, voiced: np.ndarray) -> bool:
     """Return True if a band seems to play along: between its notes something loud and tonal goes on.
 
     Of a voice alone breath, room and noise are left there, which are softer, or flat.
@@ -343,12 +348,14 @@ def has_backing(loudness: np.ndarray, flatness: np.ndarray, voiced: np.ndarray) 
     Args:
         loudness: dB [T].
         flatness: [T], from ``measure_flatness``.
+        strays: [T], from ``measure_strays``.
         voiced: bool [T].
     """
     first, last = np.flatnonzero(voiced)[[0, -1]]  # what is outside may be one long note that rings on
     rests = np.flatnonzero(~voiced[first:last]) + first
     measured = rests[~np.isnan(flatness[rests])]
-    if len(measured) < _MIN_RESTS:
+    among = strays[voiced & ~np.isnan(strays)]
+    if len(measured) < _MIN_RESTS or not len(among) or among.mean() < _BACKING_STRAYS:
         return False
     level = np.median(loudness[rests]) - np.median(loudness[voiced])
     return bool(level > _BACKING_LEVEL and np.median(flatness[measured]) < _BACKING_FLATNESS)

@@ -7,7 +7,9 @@
 import contextlib
 import dataclasses
 import inspect
+import logging
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,16 +22,19 @@ from voice.curves import write_curves
 from voice.fitting import ARTICULATIONS, OPTION_LIMITS, TransferOptions
 from voice.harmony import HARMONIES, MAX_ENSEMBLE
 from voice.midi import write_midi
+from web.page_layout import hidden_file
 from web.transfer_request import (
     TransferRequest,
     TransferService,
     answer_request,
     explain_failure,
     find_sung_notes,
+    hide_folders,
     write_notes,
     write_sounds,
 )
 
+log = logging.getLogger("app")
 _UNITS = {
     "semitones": "semitones by which the register moves; null fits it by whole octaves",
     "transpose": "semitones on top of the register",
@@ -51,6 +56,7 @@ _UNITS = {
     "normalize": "bring it to -16 LUFS, its true peak under -1 dB",
 }
 _KINDS = {bool: "boolean", str: "string", int: "integer", float: "number"}
+_WORDS = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
 
 
 def _parameter(name: str, default: Any, kind: type) -> gr.components.Component:
@@ -68,7 +74,7 @@ def _parameter(name: str, default: Any, kind: type) -> gr.components.Component:
 
 def _file(label: str, example: str) -> gr.File:
     """Return the place of a file that a program sends; the example lies in the repository."""
-    place = gr.File(visible=False, label=label, type="filepath")
+    place = hidden_file(label)
     payload = {"path": example, "meta": {"_type": "gradio.FileData"}}
     place.example_inputs = lambda: payload
     return place
@@ -85,7 +91,7 @@ def _check(name: str, value: Any, default: Any) -> Any:
     if value is None:
         return default
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{name} should be a {_KINDS[kind]} ({_UNITS[name]}), not {short_repr(value)}")
+        raise ValueError(f"{name} should be {_WORDS[kind]} ({_UNITS[name]}), not {short_repr(value)}")
     return value or None if name == "articulation" else value
 
 
@@ -119,8 +125,12 @@ class AnsweringBlocks(gr.Blocks):
             return await super().process_api(*args, **options)
         except gr.Error:
             raise
-        except Exception as error:  # ours, so the log has all of it
-            raise gr.Error("Something went wrong here, or too many are playing. Please try again.") from error
+        except Exception as error:  # ours, or Gradio's about what a stranger sent
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = hide_folders(f"{type(error).__name__}: {error}"[:200])
+            log.error("app.py: %s (%s, line %d)", reason, Path(place.filename).name, place.lineno)
+            sentence = "Something went wrong here, or too many are playing. Please try again."
+            raise gr.Error(sentence, print_exception=False) from error
 
 
 def _name_culprit(block_fn: Any, inputs: list) -> str:

@@ -10,6 +10,7 @@ uploads in an hour, on requests waiting in line, on connections open at once, an
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import logging
@@ -25,8 +26,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from config import PageConfig
 
-_MAX_JSON = 2**20  # bytes; recordings are uploaded, and only their names are sent as JSON
+_MAX_JSON = 2**17  # bytes; recordings are uploaded, and only their names are sent as JSON
 _MAX_JSON_SECONDS = 20.0
+_MAX_SESSION = 64  # characters of the name of a visit, which Gradio keeps
 _FORM_BYTES = 2**16  # of an upload, around the file; the least that one counts
 _MAX_PARTS = 8  # of an upload; the page and its client send one file each
 _SLOWEST_UPLOAD = 2**15  # bytes/s, after the first _MAX_JSON_SECONDS
@@ -47,8 +49,8 @@ _JOIN = re.compile(r"/gradio_api/(queue/join|call/.+)")
 log = logging.getLogger("app")
 
 
-class AddressError(ValueError):
-    """A request names an address to be fetched."""
+class UnwantedError(Exception):
+    """A request asks for what is not done, such as to fetch an address; the text says what to do instead."""
 
 
 class OwnPageOnly:
@@ -124,8 +126,10 @@ class OwnPageOnly:
                 return await _refuse("the request came too slowly", 408)(scope, receive, send)
             if body is None:
                 return await _refuse("the request is too large", 413)(scope, receive, send)
-            if _names_address(body):
-                return await _refuse("upload the recording; addresses are not fetched")(scope, receive, send)
+            try:
+                _check_values(body)
+            except UnwantedError as error:
+                return await _refuse(str(error))(scope, receive, send)
             receive = _replay(body, receive)
             if _JOIN.fullmatch(scope["path"]):
                 return await self._join(scope, receive, send, visitor)
@@ -157,7 +161,8 @@ class OwnPageOnly:
         try:
             await self.app(scope, receive, send_on)
         except Exception as error:  # of any kind: it depends on what a stranger sent
-            log.error("app.py: %s %s cannot be answered (%s)", scope["method"], scope["path"], type(error).__name__)
+            path = scope["path"].partition("=")[0]  # what follows is a visitor's
+            log.error("app.py: %s %s cannot be answered (%s)", scope["method"], path, type(error).__name__)
             if not has_begun:
                 refusal = JSONResponse({"detail": "this request cannot be understood; see docs/page.md"}, 400)
                 await refusal(scope, receive, send)
@@ -312,19 +317,18 @@ async def _read_body(receive: Receive) -> bytes | None:
     return body if len(body) <= _MAX_JSON else None
 
 
-def _names_address(body: bytes) -> bool:
+def _check_values(body: bytes) -> None:
+    """Raise UnwantedError if a body names an address to be fetched, or a visit by a long name."""
+
     def check(values: dict) -> dict:
         if _is_address(values.get("path")):
-            raise AddressError
+            raise UnwantedError("upload the recording; addresses are not fetched")
+        if len(str(values.get("session_hash"))) > _MAX_SESSION:
+            raise UnwantedError(f"session_hash should have at most {_MAX_SESSION} characters")
         return values
 
-    try:
+    with contextlib.suppress(ValueError, RecursionError):  # not JSON: Gradio says so
         json.loads(body or b"{}", object_hook=check)
-    except AddressError:
-        return True
-    except (ValueError, RecursionError):  # not JSON: Gradio says so
-        return False
-    return False
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

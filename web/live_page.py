@@ -49,7 +49,7 @@ class LivePage:
     def _serve_graph(self, request: Request) -> Response:
         name, _, suffix = request.path_params["name"].rpartition(".")
         try:
-            instrument = self.collection.choose(name or "?")
+            instrument = self.collection.choose(name if suffix in ("onnx", "json") else "?")
         except ValueError as error:
             return PlainTextResponse(str(error), 404)
         try:

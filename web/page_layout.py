@@ -75,7 +75,14 @@ def build_takes(limits: PageConfig) -> gr.File:
         seconds=limits.max_seconds,
         megabytes=limits.max_upload_megabytes,
     )
-    return gr.File(visible=False, type="filepath")
+    return hidden_file("recording")
+
+
+def hidden_file(label: str) -> gr.File:
+    """Return the place of a file that was uploaded; its own way would leave an empty file for each."""
+    place = gr.File(visible=False, label=label)
+    place.preprocess = lambda payload: payload and payload.path
+    return place
 
 
 def build_controls(limits: PageConfig) -> PageControls:

@@ -216,8 +216,8 @@ footer { gap: 18px; }
 footer button, [role=tab], button.label-wrap { min-height: 40px; }
 button.label-wrap { align-items: center; }
 @media (max-width: 700px) {
-  .top { gap: 14px; flex-wrap: wrap; } .top > div { flex: 1 1 180px; } .top svg { width: 68px; } .top h1 { font-size: 1.35rem; } .top h1 span { display: block;
-    font-size: 1rem; }
+  .top { gap: 14px; flex-wrap: wrap; } .top > div { flex: 1 1 180px; } .top svg { width: 68px; }
+  .top h1 { font-size: 1.35rem; } .top h1 span { display: block; font-size: 1rem; }
   .say.idle { min-height: 0; }
   .flow { flex-direction: column; } .node, .stack { width: 100%; flex: none; }
   .stack { flex-direction: row; } .stack .node { flex: 1; width: auto; }

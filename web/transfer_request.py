@@ -419,12 +419,17 @@ def explain_failure(error: Exception, recording: str | None) -> str:
         return "This took too long, so I stopped. Try a shorter recording."
     if sentence := next((sentence for sign, sentence in known.items() if sign in message), None):
         return sentence
-    message = re.sub(r"(?<![^\s'\"])/\S*/", "", message)  # of a path, only the file's name is for strangers
+    message = hide_folders(message)
     if isinstance(error, OSError):
         log.error("app.py: %s", message)
         return "The recording could not be read, or the result not written. Please try again."
     message = message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]} ..."
     return f"{message[:1].upper()}{message[1:]}.".replace("..", ".")
+
+
+def hide_folders(message: str) -> str:
+    """Return a message with only the file's name of each path: folders of the server are not for strangers."""
+    return re.sub(r"(?<![^\s'\"])/\S*/", "", message)
 
 
 # --- files ----------------------------------------------------------------------------------------

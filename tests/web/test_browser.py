@@ -451,8 +451,11 @@ def test_no_page_is_wider_than_its_screen_and_what_is_tapped_is_large(browser: B
     browser.open(width=width, height=844)
     browser.wait(lambda: browser.seen("#result"))
     assert browser.run("return document.documentElement.scrollWidth") <= width
-    wide = "return [...document.querySelectorAll('button, a')].filter(e => e.getBoundingClientRect().right > innerWidth)"
-    assert browser.run(f"{wide}.map(e => e.outerHTML.slice(0, 120))") == []
+    wide = browser.run(
+        "return [...document.querySelectorAll('button, a')]"
+        ".filter(part => part.getBoundingClientRect().right > innerWidth).map(part => part.outerHTML.slice(0, 120))"
+    )
+    assert wide == []
     low = browser.run(
         "return [...document.querySelectorAll('button, a, summary, label:has(input[type=radio])')]"
         ".filter(part => part.offsetParent && !part.closest('[aria-hidden=true]'))"

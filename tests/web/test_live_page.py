@@ -18,10 +18,10 @@ from starlette.responses import PlainTextResponse
 from checkpoint import load_model, make_checkpoint, save_checkpoint
 from config import load_config
 from conftest import melody, shrink
+from get_live_runtime import read_pins
 from model import build_model
 from page import free_port, sing
 from playing.live_graph import SHOWN, LiveGraph
-from scripts.get_live_runtime import read_pins
 from web import live_page, transfer_request
 from web.file_guard import OwnPageOnly
 
@@ -146,15 +146,18 @@ const audio = [], shown = [];
 fetch(address.replace("onnx", "json")).then((response) => response.json()).then((about) => {
   worker.onmessage = ({ data }) => {
     if (data.error !== undefined) done(data.error);
-    if (!data.ready) return;
-    for (let i = 0; i < voice.length; i++) {
-      port1.postMessage({ voice: Float32Array.from(voice[i]), noise: Float32Array.from(noise[i]) });
-    }
+    if (data.ready) send();
+  };
+  const send = () => {
+    const [here, hiss] = [voice, noise].map((hops) => Float32Array.from(hops[shown.length]));
+    port1.postMessage({ voice: here, noise: hiss });
   };
   port1.onmessage = ({ data }) => {
     audio.push(...data.audio);
     shown.push(data.shown);
-    if (shown.length === voice.length) { worker.terminate(); done([audio, shown]); }
+    if (shown.length < voice.length) return send();
+    worker.terminate();
+    done([audio, shown]);
   };
   worker.postMessage({ controls, port: port2, load: { graph: new URL(address, location).href, about } }, [port2]);
 });
@@ -164,7 +167,7 @@ fetch(address.replace("onnx", "json")).then((response) => response.json()).then(
 @torch.inference_mode()
 def test_the_worker_equals_the_causal_transfer(page: Page, checkpoint: Path) -> None:
     graph = LiveGraph(load_model(checkpoint))
-    voice = torch.from_numpy(melody()).view(-1, 160)[:25]  # as many as the Worker lets wait
+    voice = torch.from_numpy(melody()).view(-1, 160)[:60]
     noise = 2 * torch.rand(len(voice), 160, generator=torch.Generator().manual_seed(0)) - 1
     state, expected, decided = graph.initial_state(), [], []
     for hop, hiss in zip(voice, noise):

@@ -10,7 +10,7 @@ const FILES = {
   "ort-wasm-simd-threaded.wasm": "sha256-M5jBDQfSKb2Rs2RUjhMODlGo5XBLiMfAg+u+t4hC3uI=",
 };
 const PLACES = ["vendor/", `https://cdn.jsdelivr.net/npm/onnxruntime-web@${VERSION}/dist/`];
-const MOST_WAITING = 30; // blocks; more came while the tab slept, and are of the past
+const MOST_WAITING = 10; // blocks; what waits longer is of the past, and left out
 
 let ort, instrument, controls;
 let ready = Promise.resolve();
