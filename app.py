@@ -41,7 +41,7 @@ from starlette.middleware import Middleware
 from config import PageConfig, get_device, load_config
 from playing.offline_transfer import describe_transfer
 from sound.console import as_command, command_parser
-from voice.fitting import TransferOptions
+from voice.instrument_fit import TransferOptions
 from web import page_layout
 from web.endpoints import AnsweringBlocks, add_endpoints
 from web.file_guard import OwnPageOnly, WaitingLine

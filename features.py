@@ -17,7 +17,6 @@ from torch import Tensor
 
 from config import Config
 from sound import pitch_decoder as pitch
-from sound import swift_tracker
 from sound.audio_files import load_audio  # noqa: F401  re-exported
 
 _SMALLEST = np.finfo(np.float32).tiny
@@ -76,7 +75,7 @@ def extract_feature_blocks(
     settings = config.features
     if config.audio.feature_rate != pitch.SAMPLE_RATE:
         raise ValueError(f"CREPE needs {pitch.SAMPLE_RATE} Hz, but feature_rate is {config.audio.feature_rate} Hz")
-    if settings.crepe_model == swift_tracker.NAME:  # small enough for a whole recording
+    if settings.crepe_model == "swift-f0":  # small enough for a whole recording
         yield _measure_with_swift_f0(np.concatenate([*blocks]), config)
         return
     loudness = np.empty(0, np.float32)  # of frames whose pitch is not certain yet
@@ -96,8 +95,10 @@ def extract_feature_blocks(
 
 
 def _measure_with_swift_f0(audio: np.ndarray, config: Config) -> Features:
+    from sound.swift_tracker import track_f0  # optional, and rarely wanted
+
     settings, hop_length = config.features, config.audio.feature_hop_length
-    f0, periodicity = swift_tracker.track_f0(audio, hop_length, settings.f0_min, settings.f0_max)
+    f0, periodicity = track_f0(audio, hop_length, settings.f0_min, settings.f0_max)
     f0 = bridge_f0(f0, periodicity >= settings.periodicity_threshold)
     return Features(*map(torch.from_numpy, (f0, extract_loudness(audio, config), periodicity)))
 

@@ -29,7 +29,7 @@ from playing.causal_transfer import StreamingTransfer
 from playing.export import cached_live_graph
 from playing.live_midi import NoteWriter, open_midi_port
 from sound.console import as_command, command_parser
-from voice.fitting import TransferOptions
+from voice.instrument_fit import TransferOptions
 
 _PRIORITY = 10  # of 1 to 99, among those that go before all other programs; the kernel's own threads have 50
 log = logging.getLogger("live")

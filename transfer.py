@@ -43,7 +43,7 @@ from sound.atomic_files import write_text
 from sound.audio_files import SUFFIXES, find_sound_files, read_blocks, write_blocks
 from sound.console import as_command, command_parser
 from voice.curves import read_curves, write_curves
-from voice.fitting import ARTICULATIONS, TransferOptions
+from voice.instrument_fit import ARTICULATIONS, TransferOptions
 from voice.midi import write_midi
 
 _STEMS = ("harmonic", "noise")

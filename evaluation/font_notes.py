@@ -53,7 +53,7 @@ def render_notes(font: Path, instrument: str) -> list[Sound]:
         audio = soxr.resample(audio, SAMPLE_RATE, LIBRARY_RATE).astype(np.float32)
         n_samples = round(_STEP * LIBRARY_RATE)
         for number, (pitch, _) in enumerate(notes):
-            sound = audio[number * n_samples : (number + 1) * n_samples]
+            sound = audio[number * n_samples : (number + 1) * n_samples - LIBRARY_RATE // 10]  # not the next attack
             peak = np.abs(sound).max()
             if peak > _SILENT:
                 sounding = np.flatnonzero(np.abs(sound) > 1e-3 * peak)

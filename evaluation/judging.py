@@ -39,7 +39,7 @@ from recordings.pitch_annotations import read_voice_annotation
 from sound.audio_files import find_sound_files, load_audio, prepare_audio
 from sound.bandwidth import measure_bandwidth
 from sound.plucks import trace_plucks
-from voice.fitting import TransferOptions
+from voice.instrument_fit import TransferOptions
 
 MODEL, UNTRAINED = "this model", "untrained model"  # rows of the tables, beside those of the baselines
 RECORDING, VOICE = "the recording itself", "the voice itself"

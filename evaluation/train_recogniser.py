@@ -314,10 +314,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__)
     parser.add_argument("--data_dir", type=Path, required=True, help="recorded notes, as download_samples.py writes")
     parser.add_argument(
-        "--fonts", type=Path, nargs="*", default=[], help="sound fonts: sf_GMbank.sf2 MuseScore_General_Full.sf3"
+        "--fonts",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="sf_GMbank.sf2 and MuseScore_General_Full.sf3, in Debian: csound-soundfont, musescore-general-soundfont",
     )
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="weights; the record stands beside, as .json")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch_size", type=int, default=48)
     parser.add_argument("--melodies", type=int, default=60, help="of 12 s, strung for each instrument")
     parser.add_argument("--windows", type=int, default=24000, help="of 1 s, drawn once")

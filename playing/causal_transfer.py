@@ -19,7 +19,7 @@ from playing.block_model import StatePacker
 from playing.export import read_onnx
 from playing.live_graph import LiveGraph, shown_values
 from voice.curves import Curves
-from voice.fitting import TransferOptions
+from voice.instrument_fit import TransferOptions
 from voice.melody import NoMelodyError, SilentError
 
 _DEFAULTS = TransferOptions()

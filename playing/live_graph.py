@@ -22,7 +22,7 @@ from sound.crepe import WINDOW, FrameCrepe, load_crepe
 from sound.pitch_decoder import find_peak
 from voice.causal_plucks import CausalPlucker, PluckerState
 from voice.curves import GATE_FADE_SECONDS
-from voice.fitting import LOUDNESS_ANCHOR, InstrumentProfile, TransferOptions
+from voice.instrument_fit import LOUDNESS_ANCHOR, InstrumentProfile, TransferOptions
 
 LIMITER_HOLD_SECONDS = 0.03  # what was turned down stays so: over half a cycle of the lowest note, or it hums
 LIMITER_RELEASE_SECONDS = 0.08  # and then comes back, to 1/e of the way in so long

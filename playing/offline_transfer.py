@@ -22,7 +22,8 @@ from playing.block_player import play_curves
 from playing.causal_transfer import StreamingTransfer, frames_to_curves, require_melody
 from sound.audio_files import SpooledAudio, block_slices, mix_channels, prepare_audio, resample_blocks
 from voice.curves import Curves, Melody, shape_notes
-from voice.fitting import (
+from voice.harmony import Part
+from voice.instrument_fit import (
     InstrumentProfile,
     TransferOptions,
     assign_parts,
@@ -31,7 +32,6 @@ from voice.fitting import (
     fraction_out_of_range,
     pluck_curves,
 )
-from voice.harmony import Part
 from voice.melody import MeasuredVoice, find_melody, measure_voice, trace_whistling
 from voice.midi import chord_fraction, make_monophonic, melody_from_notes, read_midi
 from voice.note_finder import SungNote, find_notes

@@ -33,7 +33,7 @@ from evaluation.scorecard_tables import check_targets, format_tables, format_tar
 from model import NeuralGuitar, build_model
 from sound.atomic_files import hash_file, write_text
 from sound.console import as_command, command_parser
-from voice.fitting import ARTICULATIONS, TransferOptions
+from voice.instrument_fit import ARTICULATIONS, TransferOptions
 
 log = logging.getLogger("evaluate")
 

@@ -6,7 +6,6 @@ recordings only (``"crepe_model": "swift-f0"`` of an instrument in ``config.json
 
 import numpy as np
 
-NAME = "swift-f0"
 _RATE = 16000  # Hz
 _GLIDE = 0.03  # of f0, half a semitone: what changes by more from frame to frame is a leap, which has no middle
 
@@ -23,7 +22,7 @@ def track_f0(audio: np.ndarray, hop_length: int, f0_min: float, f0_max: float) -
         import swift_f0
     except ImportError as error:
         raise ValueError(
-            f"the pitch tracker {NAME} is not installed; run ./venv/bin/python -m pip install {NAME}"
+            "the pitch tracker swift-f0 is not installed; run ./venv/bin/python -m pip install swift-f0"
         ) from error
     if not len(audio):
         raise ValueError("the audio holds no samples")

@@ -36,7 +36,7 @@ from starlette.testclient import TestClient
 import app
 from config import load_config
 from page import ROOT, cents, free_port, hear, save_untrained, sing
-from voice.fitting import TransferOptions
+from voice.instrument_fit import TransferOptions
 from web import file_guard, transfer_request
 from web.file_guard import OwnPageOnly
 

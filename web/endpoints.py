@@ -19,8 +19,8 @@ import gradio as gr
 from config import short_repr
 from sound.pitch_decoder import midi_to_hz, note_name
 from voice.curves import write_curves
-from voice.fitting import ARTICULATIONS, OPTION_LIMITS, TransferOptions
 from voice.harmony import HARMONIES, MAX_ENSEMBLE
+from voice.instrument_fit import ARTICULATIONS, OPTION_LIMITS, TransferOptions
 from voice.midi import write_midi
 from web.page_layout import hidden_file
 from web.transfer_request import (

@@ -142,10 +142,9 @@ _CSS = """
 .top h1 { font-size: 1.8rem; font-weight: 700; letter-spacing: -.02em; margin: 0; line-height: 1.2; }
 .top h1 span { font-weight: 400; color: var(--body-text-color-subdued); }
 .top .live { margin-left: auto; flex: none; padding: 10px 18px; border-radius: 999px; font-weight: 600;
-  text-decoration: none; color: #fff; background: var(--color-accent); }
+  text-decoration: none; color: var(--button-primary-text-color) !important; white-space: nowrap;
+  background: var(--button-primary-background-fill); }
 .top p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
-.top .live { margin-left: auto; white-space: nowrap; min-height: 40px; display: inline-flex; align-items: center;
-  color: var(--body-text-color); text-decoration: underline; }
 .voice { stroke: var(--neutral-400); }
 .horn { stroke: var(--color-accent); }
 .say { padding: 20px; border: 1px solid var(--border-color-primary); border-radius: 12px; margin: 0; line-height: 1.5;

@@ -9,8 +9,8 @@ import numpy as np
 
 from playing.offline_transfer import is_polyphonic
 from sound.pitch_decoder import hz_to_midi, note_name
-from voice.fitting import TransferOptions, fraction_out_of_range
 from voice.harmony import read_harmonies
+from voice.instrument_fit import TransferOptions, fraction_out_of_range
 from web.transfer_request import TransferOutcome
 
 _WORTH_SAYING = 0.02  # share of the sung frames

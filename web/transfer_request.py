@@ -36,7 +36,7 @@ from sound.atomic_files import write_text
 from sound.audio_files import load_audio, read_blocks, write_audio, write_blocks
 from sound.feature_plots import plot_features, save_figure
 from voice.curves import Curves, read_curves, shape_notes, write_curves
-from voice.fitting import InstrumentProfile, TransferOptions
+from voice.instrument_fit import InstrumentProfile, TransferOptions
 from voice.melody import MeasuredVoice, find_melody
 from voice.midi import read_midi, write_midi
 from voice.note_finder import SungNote, find_notes

@@ -16,7 +16,7 @@ from features import extract_features
 from playing.causal_transfer import StreamingTransfer
 from playing.live_graph import LIMITER_HOLD_SECONDS, LIMITER_RELEASE_SECONDS, Limiter, LiveGraph, shown_values
 from playing.offline_transfer import describe_transfer, transfer, transfer_causal
-from voice.fitting import TransferOptions
+from voice.instrument_fit import TransferOptions
 
 RATE = 16000
 

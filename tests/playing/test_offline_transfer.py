@@ -12,7 +12,7 @@ from features import extract_features
 from playing import offline_transfer
 from playing.offline_transfer import render_curves
 from voice.curves import Curves, Melody, read_curves, write_curves
-from voice.fitting import TransferOptions
+from voice.instrument_fit import TransferOptions
 
 ROOT = Path(__file__).parent.parent.parent
 RATE = 16000

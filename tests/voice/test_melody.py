@@ -232,11 +232,7 @@ def band(seconds: float) -> np.ndarray:
     time, random = np.arange(RATE) / RATE, np.random.default_rng(0)
     drum = np.tile(random.standard_normal(RATE // 2) * np.exp(-time[: RATE // 2] / 0.05), 2)
     bars = [
-        sum(
-            np.sin(2 * np.pi * k * root * ratio * time) / k
-            for ratio in (0.5, 1, 1.26, 1.498, 2.52)
-            for k in range(1, 6)
-        )
+        sum(np.sin(2 * np.pi * k * root * ratio * time) / k for ratio in (0.5, 1, 1.26, 1.5, 2.52) for k in range(1, 6))
         for root in 130.8 * 2 ** (np.array([0, 5, 7, 0]) / 12)
     ]
     return np.tile(np.concatenate([bar / 4 + drum / 4 for bar in bars]), round(seconds / 4)).astype(np.float32)

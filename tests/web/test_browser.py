@@ -97,10 +97,16 @@ class Browser:
         return any(part.is_displayed() for part in self.driver.find_elements(By.CSS_SELECTOR, selector))
 
     def click(self, selector: str) -> None:
-        self.wait(lambda: self.seen(selector))
-        part = next(part for part in self.driver.find_elements(By.CSS_SELECTOR, selector) if part.is_displayed())
-        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", part)
-        part.click()
+        def press() -> bool:
+            part = next(
+                (one for one in self.driver.find_elements(By.CSS_SELECTOR, selector) if one.is_displayed()), None
+            )
+            if part:
+                self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", part)
+                part.click()
+            return part is not None
+
+        self.wait(press)
 
     def choose(self, instrument: str) -> None:
         self.click(f"#instrument label:has(input[value={instrument}])")

@@ -17,7 +17,7 @@ from config import load_config
 from conftest import write_notes
 from page import RATE, cents, hear, save_untrained, sing
 from playing.loudness import measure_loudness, measure_true_peak
-from voice.fitting import TransferOptions
+from voice.instrument_fit import TransferOptions
 from web import transfer_request
 from web.transfer_request import (
     STEPS,

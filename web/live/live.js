@@ -3,7 +3,7 @@
 import { MidiOut } from "./midi.js";
 import { drawTrace, Trace } from "./trace.js";
 
-const HZ_PER_NOTE = (f0) => 69 + 12 * Math.log2(f0 / 440);
+const noteOf = (f0) => 69 + 12 * Math.log2(f0 / 440);
 const NAMES = ["C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B"];
 const CALIBRATION = 3; // s of humming
 const SENTENCES = {
@@ -17,7 +17,9 @@ const SENTENCES = {
   device: "The sound device has changed. Press Start to go on with the new one.",
   slept: "The browser has put the sound to sleep. Press Start to go on.",
   tabs: "Another tab is playing live. Stop it there, then press Start here.",
-  runtime: "The player's engine could not be fetched: neither from this server nor from the internet. Run scripts/get_live_runtime.py on the server, or go online, then press Start.",
+  runtime:
+    "The player's engine could not be fetched, neither from this server nor from the internet. " +
+    "Run scripts/get_live_runtime.py on the server, or go online, then press Start.",
   wasm: "This browser does not let me run WebAssembly, which the instrument needs. Allow it, or use another browser.",
   graph: "The instrument could not be fetched. Is the server still running? Then press Start.",
   none: "There is no instrument here yet.",
@@ -134,11 +136,15 @@ function sendControls() {
   const level = live.voice && live.about ? live.about.live_loudness - live.voice.loudness : 0;
   const offset = Math.max(-20, Math.min(20, level));
   live.semitones = live.about ? 12 * findOctave(live.about) + value("transpose") : 0;
-  live.worker?.postMessage({ controls: [live.semitones, value("loudness") + offset, value("gate") - offset, value("breath")] });
+  const controls = [live.semitones, value("loudness") + offset, value("gate") - offset, value("breath")];
+  live.worker?.postMessage({ controls });
   setGain();
 }
 
-const setGain = () => live.node?.port.postMessage({ gain: 10 ** (Number($("volume").value) / 20) * (live.guarded ? 0.1 : 1) });
+function setGain() {
+  const gain = 10 ** (Number($("volume").value) / 20);
+  live.node?.port.postMessage({ gain: live.guarded ? 0.1 * gain : gain });
+}
 
 // --- start and stop ------------------------------------------------------------------------------
 
@@ -166,7 +172,8 @@ async function start() {
 
 function fail(error) {
   stop();
-  complain(error instanceof Trouble ? error.message : `Something went wrong (${error.message}). Press Start to try again.`);
+  const isKnown = error instanceof Trouble;
+  complain(isKnown ? error.message : `Something went wrong (${error.message}). Press Start to try again.`);
 }
 
 // One tab plays at a time: two would hear each other.
@@ -235,7 +242,7 @@ async function restart() {
 // --- while it plays ------------------------------------------------------------------------------
 
 function noteName(f0) {
-  const note = Math.round(HZ_PER_NOTE(f0));
+  const note = Math.round(noteOf(f0));
   return `${NAMES[note % 12]}${Math.floor(note / 12) - 1}`;
 }
 
@@ -267,7 +274,8 @@ function report(data) {
   const device = 1000 * (live.context.baseLatency + (live.context.outputLatency || 0));
   live.latency = here;
   const gaps = data.underruns ? `, ${data.underruns} ${data.underruns === 1 ? "gap" : "gaps"} in the sound` : "";
-  $("latency").textContent = `${Math.round(here)} ms behind you, and about ${Math.round(device)} ms of your sound device${gaps}`;
+  const about = `about ${Math.round(device)} ms of your sound device`;
+  $("latency").textContent = `${Math.round(here)} ms behind you, and ${about}${gaps}`;
 }
 
 // What is heard may be the instrument itself, through the speakers: when a note is held very long, or when the voice sings
@@ -278,7 +286,9 @@ const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 
 function guardAgainstFeedback(frame) {
   const isNear = (one, other) => Math.abs(12 * Math.log2(one / other)) < 0.5;
-  const isEcho = guard.past.slice(0, -5).some(({ f0, played_f0: played }) => isNear(frame.f0, played) && !isNear(f0, played));
+  const isEcho = guard.past
+    .slice(0, -5)
+    .some(({ f0, played_f0: played }) => isNear(frame.f0, played) && !isNear(f0, played));
   guard.past = [...guard.past.slice(-39), frame];
   guard.held = frame.voiced ? guard.held + 1 : Math.min(0, guard.held);
   guard.echoes = Math.max(0, guard.echoes + (frame.voiced && isEcho ? 1 : -0.5));
@@ -316,12 +326,14 @@ function calibrateWith({ f0, periodicity, loudness }) {
   live.heard = null;
   if (heard.length < 50) return say("I heard too little. Come closer to the microphone, and try again.", true);
   const middle = (values, share) => values.sort((a, b) => a - b)[Math.floor(share * values.length)];
-  live.voice = { f0: middle(heard.map((one) => one.f0), 0.5), loudness: middle(heard.map((one) => one.loudness), 0.75) };
+  const [f0s, levels] = [heard.map((one) => one.f0), heard.map((one) => one.loudness)];
+  live.voice = { f0: middle(f0s, 0.5), loudness: middle(levels, 0.75) };
   localStorage.setItem("live-voice", JSON.stringify(live.voice));
   $("octave").value = "auto";
   sendControls();
   const octaves = findOctave(live.about);
-  const where = octaves ? `${Math.abs(octaves)} ${Math.abs(octaves) === 1 ? "octave" : "octaves"} ${octaves > 0 ? "higher" : "lower"}` : "where you sing";
+  const distance = `${Math.abs(octaves)} ${Math.abs(octaves) === 1 ? "octave" : "octaves"}`;
+  const where = octaves ? `${distance} ${octaves > 0 ? "higher" : "lower"}` : "where you sing";
   say(`You hum around ${noteName(live.voice.f0)}. The ${live.about.instrument} plays ${where}, and your level is set.`);
 }
 
@@ -341,7 +353,8 @@ function keepRecorded({ recorded, done }) {
   if (!done) return;
   const address = URL.createObjectURL(makeWav(live.parts, live.rate));
   const number = $("takes").children.length + 1;
-  const save = Object.assign(document.createElement("a"), { href: address, textContent: "Save", download: `${live.about.instrument}_${number}.wav` });
+  const link = { href: address, textContent: "Save", download: `${live.about.instrument}_${number}.wav` };
+  const save = Object.assign(document.createElement("a"), link);
   const take = document.createElement("li");
   take.append(Object.assign(document.createElement("audio"), { src: address, controls: true }), save);
   $("takes").prepend(take);
@@ -390,7 +403,8 @@ for (const slider of document.querySelectorAll(".tune")) {
 }
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target.closest("input, select, summary, audio") || (event.key === " " && event.target.closest("button, a"))) return;
+  if (event.target.closest("input, select, summary, audio")) return;
+  if (event.key === " " && event.target.closest("button, a")) return;
   const octave = { ArrowUp: -1, ArrowDown: 1 }[event.key];
   if (event.key === " ") $("start").click();
   else if (event.key === "r" || event.key === "R") $("record").click();

@@ -1,4 +1,4 @@
-// What is played as MIDI notes with bends, by Web MIDI where there is one. live.py does the same (playing/live_midi.py).
+// What is played as MIDI notes with bends, by Web MIDI where there is one; live.py does it too (playing/live_midi.py).
 
 const BEND_RANGE = 2; // semitones either way, what synthesizers begin with
 const NEW_NOTE = 0.8; // semitones away from the note, over NEW_NOTE_FRAMES: another note

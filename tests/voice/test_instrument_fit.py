@@ -1,4 +1,4 @@
-"""voice/fitting.py: the options of a transfer and their effect on a melody."""
+"""voice/instrument_fit.py: the options of a transfer and their effect on a melody."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from checkpoint import load_model
 from config import load_config
 from model import build_model
 from voice.curves import Melody
-from voice.fitting import (
+from voice.instrument_fit import (
     InstrumentProfile,
     TransferOptions,
     fit_loudness,
