@@ -1,1 +1,1 @@
-"""Curves become sound: block player, offline and causal transfer, export to other hosts, report."""
+"""Curves become sound: block player, offline and causal transfer, the live graph, export to other hosts."""

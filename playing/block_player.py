@@ -1,7 +1,7 @@
-"""Playing curves on a model block by block: the same sound however the curves are cut, in memory that does not grow.
+"""Play curves on a model in blocks: the sound does not depend on the blocks, and memory does not grow with length.
 
-What one block leaves to the next is the decoder's state, the phase of the fundamental in double precision, the
-noise, and the last frames: a frame's sound fades into the next frame's, and a noise filter reaches a little further.
+The state between blocks is that of the decoder, the phase of the fundamental in double precision, the noise, and the
+last frames: each frame's sound fades into the next one's, and a noise filter reaches a little further.
 """
 
 from collections.abc import Iterator
@@ -12,17 +12,16 @@ from torch import Tensor
 from model import Controls, NeuralGuitar, Sound, State
 from sound.audio_files import block_slices
 from sound.plucks import trace_plucks
-from synth import elapsed_cycles, fundamental_phase, harmonics_below_nyquist
+from synth import elapsed_cycles
 from voice.curves import Curves
 
-_BLOCK_FRAMES = 1000  # played at once; more is no faster
+_BLOCK_FRAMES = 1000  # played at once; more is not faster
 
 
 class BlockPlayer:
-    """Play frames as they come, ``latency`` frames behind.
+    """Play frames as they arrive, ``latency`` frames late.
 
-    The noise is one stream of a generator on the CPU, whose uniform numbers are the same in pieces: a seed
-    sounds the same in blocks of any sizes and on any device.
+    The noise comes from one generator on the CPU, so a seed gives the same sound in blocks of any size, on any device.
     """
 
     def __init__(self, model: NeuralGuitar, noise_balance: float = 0.0, seed: int = 0) -> None:
@@ -71,33 +70,19 @@ class BlockPlayer:
         return Sound(*wet)
 
     def _render(self, n_frames: int) -> Sound:
-        """Render the next frames, and let go of what no later frame needs."""
+        """Render the next frames, and drop what no later frame needs."""
         f0, amplitudes, magnitudes, noise = self._pending
         start, end, hop_length = self._n_rendered, self._n_rendered + n_frames, self.model.audio.hop_length
         if not n_frames:
             return Sound(f0.new_zeros(1, 0), f0.new_zeros(1, 0))
         span = slice(start, end + 1)  # and the frame into which the last one fades
-        play_harmonics = self._render_hop if n_frames == 1 else self.model.harmonic_synthesizer
-        harmonic = play_harmonics(f0[:, span], amplitudes[:, span], self._cycles)
+        harmonic = self.model.harmonic_synthesizer(f0[:, span], amplitudes[:, span], self._cycles)
         filtered = self.model.noise_synthesizer.filter(noise.flatten(1), magnitudes)
         elapsed = elapsed_cycles(f0[:, span], self.model.audio.sample_rate, hop_length)[:, :n_frames].sum(dim=1)
         self._cycles = (elapsed if self._cycles is None else self._cycles + elapsed) % 1
         self._n_rendered = min(end, self.latency)
         self._pending = [values[:, end - self._n_rendered :] for values in self._pending]
         return Sound(harmonic[:, : n_frames * hop_length], filtered[:, start * hop_length : end * hop_length])
-
-    def _render_hop(self, f0: Tensor, amplitudes: Tensor, start: Tensor | None) -> Tensor:
-        """Do for one frame, with the one that follows, what the harmonic bank does for many.
-
-        It is live's work, a hop at a time: a sine for each harmonic takes half as long as the bank's detour.
-        """
-        audio, n_harmonics = self.model.audio, amplitudes.shape[-1]
-        audible = harmonics_below_nyquist(f0, n_harmonics, audio.sample_rate)
-        phase = fundamental_phase(f0, audio.sample_rate, audio.hop_length, start)[:, :1]  # (1, 1, hop)
-        numbers = torch.arange(1, n_harmonics + 1, device=f0.device)
-        sounds = torch.where(audible, amplitudes, 0.0) @ torch.sin(numbers[:, None] * phase)  # (1, 1 or 2, hop)
-        ramp = torch.arange(audio.hop_length, device=f0.device) / audio.hop_length
-        return torch.lerp(sounds[:, 0], sounds[:, -1], ramp)
 
 
 def play_curves(

@@ -1,1 +1,1 @@
-"""The web page: its layout, its requests, its door."""
+"""The web page: its layout, requests, stored files and access checks; live/ is the live page in the browser."""

@@ -278,9 +278,9 @@ function report(data) {
   $("latency").textContent = `${Math.round(here)} ms behind you, and ${about}${gaps}`;
 }
 
-// What is heard may be the instrument itself, through the speakers: when a note is held very long, or when the voice sings
-// what was played a moment ago in another register. Then the sound is turned down for a moment. If the microphone hears
-// less meanwhile, it hears the instrument.
+// What is heard may be the instrument itself, through the speakers: when a note is held very long, or when the voice
+// sings what was played a moment ago in another register. Then the sound is turned down for a moment. If the microphone
+// hears less meanwhile, it hears the instrument.
 const guard = { held: 0, echoes: 0, past: [], probe: null };
 const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 
