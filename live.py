@@ -1,10 +1,11 @@
-"""Live: a voice from the microphone in, an instrument out, while it is sung.
+"""Live transfer: plays the voice from the microphone on an instrument in real time.
 
     ./venv/bin/python live.py --instrument trumpet
 
-onnxruntime runs the live graph (``playing/live_graph.py``), PyTorch those models that cannot be exported; this file is
-about the sound card and MIDI. Headphones keep the instrument out of the microphone. Whistling above 1,976 Hz, which
-``transfer.py`` plays an octave lower, is beyond CREPE's range and is not followed live.
+onnxruntime runs the live graph (``playing/live_graph.py``); PyTorch runs models that cannot be exported. This file
+connects the graph to the sound card and to MIDI. Use headphones, so that the microphone does not pick up the
+instrument. Whistling above 1,976 Hz is outside CREPE's range and is not tracked; ``transfer.py`` plays it an octave
+lower.
 """
 
 import argparse
@@ -31,19 +32,19 @@ from playing.live_midi import NoteWriter, open_midi_port
 from sound.console import as_command, command_parser
 from voice.instrument_fit import TransferOptions
 
-_PRIORITY = 10  # of 1 to 99, among those that go before all other programs; the kernel's own threads have 50
+_PRIORITY = 10  # real-time priority, 1 to 99; the kernel's threads have 50
 log = logging.getLogger("live")
 
 
 class AudioDeviceError(ValueError):
-    """There is no sound device, or not the one that was asked for."""
+    """Error if there is no sound device, or not the requested one."""
 
 
 def import_sounddevice() -> ModuleType:
-    """Return the package sounddevice, which is no requirement.
+    """Return the optional package sounddevice.
 
     Raises:
-        AudioDeviceError: it, or the library PortAudio, is not installed.
+        AudioDeviceError: sounddevice or the library PortAudio is not installed.
     """
     try:
         import sounddevice
@@ -56,15 +57,15 @@ def import_sounddevice() -> ModuleType:
 
 
 class LevelMeter:
-    """Levels of input and output; the sound card's thread writes them, the terminal's thread reads them."""
+    """Level meter of input and output; the audio thread writes the levels, the main thread reads them."""
 
     def __init__(self) -> None:
-        self.input_peak = self.output_peak = 0.0  # peaks since the meter was last drawn
-        self.n_late = 0  # blocks that came too late
-        self.peak_gain = 0.0  # dB, by which the loudest was turned down so far
+        self.input_peak = self.output_peak = 0.0  # since the last ``draw``
+        self.n_late = 0  # blocks with an overflow or underflow
+        self.peak_gain = 0.0  # dB, lowest limiter gain so far
 
     def draw(self) -> str:
-        """Return a line for the terminal, and reset the peaks."""
+        """Return one line for the terminal, and reset the peaks."""
         bars = (f"{name} {_bar(peak)}" for name, peak in (("voice", self.input_peak), ("instrument", self.output_peak)))
         self.input_peak = self.output_peak = 0.0
         limited = [f"turned down by up to {-self.peak_gain:.0f} dB"] if self.peak_gain < -0.5 else []
@@ -72,7 +73,7 @@ class LevelMeter:
 
 
 def _bar(peak: float, width: int = 24) -> str:
-    """Draw -60 to 0 dBFS."""
+    """Return a bar for a linear peak, -60 to 0 dBFS."""
     level = 20 * np.log10(max(peak, 1e-6))
     n_filled = int(np.clip(round(width * (1 + level / 60)), 0, width))
     return f"{'#' * n_filled}{'.' * (width - n_filled)} {level:4.0f} dB"
@@ -82,12 +83,12 @@ def play_live(stream: StreamingTransfer, rate: int, args: argparse.Namespace) ->
     """Play until Ctrl-C.
 
     Raises:
-        AudioDeviceError: no sound device, or it cannot be opened.
+        AudioDeviceError: there is no sound device, it cannot be opened, or it has stopped.
     """
     sounddevice, meter = import_sounddevice(), LevelMeter()
 
     def process(recorded: np.ndarray, played: np.ndarray, n_samples: int, clock: Any, status: Any) -> None:
-        voice = np.nan_to_num(recorded[:, 0]).clip(-1, 1)  # one sample that is none would silence all that follow
+        voice = np.nan_to_num(recorded[:, 0]).clip(-1, 1)  # a single NaN would silence all later samples
         played[:, 0] = stream.process(voice)
         meter.input_peak, meter.output_peak = (
             max(meter.input_peak, np.abs(voice).max()),
@@ -117,11 +118,11 @@ def play_live(stream: StreamingTransfer, rate: int, args: argparse.Namespace) ->
     except (sounddevice.PortAudioError, ValueError) as error:
         raise AudioDeviceError(f"no sound device can be opened ({error}); see --list_devices") from error
     finally:
-        print(file=sys.stderr)  # what follows does not stand on the meter's line
+        print(file=sys.stderr)  # end the line of the meter
 
 
 def prepare_graph(checkpoint: Path) -> Path | None:
-    """Return the live graph of a checkpoint as a file for onnxruntime, or None if PyTorch has to play it."""
+    """Return the path of a checkpoint's live graph for onnxruntime, or None if it cannot be exported or written."""
     try:
         return cached_live_graph(checkpoint)
     except (ValueError, OSError) as error:
@@ -130,7 +131,7 @@ def prepare_graph(checkpoint: Path) -> Path | None:
 
 
 def send_midi(stream: StreamingTransfer, port: mido.ports.BaseOutput) -> contextlib.AbstractContextManager:
-    """Send what a stream plays to a MIDI port, until the context that this returns ends."""
+    """Return a context manager that sends the played notes of a stream to a MIDI port."""
     writer = NoteWriter()
     stream.on_frame = lambda frame: [port.send(message) for message in writer.follow(frame)]
 
@@ -147,20 +148,20 @@ def send_midi(stream: StreamingTransfer, port: mido.ports.BaseOutput) -> context
 
 
 def warm_up(model: NeuralGuitar, graph_file: Path | None = None) -> None:
-    """Do now what happens only at first use, before the sound card waits for it."""
+    """Run a stream once, so that one-time initialization does not delay the audio thread."""
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, (50, model.audio.hop_length)).astype(np.float32)
-    stream = StreamingTransfer(model, graph_file=graph_file)  # the one that will be played stays new
-    for block in noise:  # of silence nothing would be heard
+    stream = StreamingTransfer(model, graph_file=graph_file)  # separate, so that the real one keeps its state
+    for block in noise:  # noise, because silence would not run every step
         stream.process(block)
     gc.collect()
-    gc.freeze()  # what is there now stays: no garbage collection need walk through it
+    gc.freeze()  # exclude existing objects from later garbage collections
 
 
 def request_realtime_priority() -> bool:
-    """Give this thread, and those it starts, real-time priority; return whether the system allows it.
+    """Give this thread and the threads it starts real-time priority; return True if the system allows it.
 
-    All of them, for what the meter's thread holds (Python's lock) the sound card's would wait for. macOS and Windows
-    give sound cards' threads precedence by themselves.
+    The main thread needs it too, because the audio thread waits while it holds the GIL. macOS and Windows raise the
+    priority of audio threads automatically.
     """
     if sys.platform != "linux":
         return True
@@ -206,7 +207,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @as_command()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    torch.set_num_threads(1)  # a frame is too small to be shared, and a second thread would wake up too late
+    torch.set_num_threads(1)  # a frame is too small for several threads, and waking them takes too long
     if args.list_devices:
         print(import_sounddevice().query_devices() or "there are no sound devices")
         return 0

@@ -1,8 +1,8 @@
-"""Transfer: a voice in, an instrument out that plays the same notes with the same dynamics.
+"""Timbre transfer: plays the notes and dynamics of a voice on an instrument.
 
     ./venv/bin/python transfer.py --input examples/hum.wav --instrument trumpet --output out/hum_trumpet.wav
 
-This is the command line: files and folders in and out. What it does with them is ``playing/offline_transfer.py``.
+This is the command line for files and folders; the method is in ``playing/offline_transfer.py``.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from playing.offline_transfer import (
     ProgressCallback,
     TransferResult,
     describe_transfer,
-    transfer,  # noqa: F401  offered here too
+    transfer,  # noqa: F401  part of this module's API
     transfer_blocks,
     transfer_causal,
     transfer_curves,
@@ -59,7 +59,7 @@ def _is_midi(path: Path) -> bool:
 def transfer_file(
     source: Path, target: Path, model: NeuralGuitar, args: argparse.Namespace, has_bar: bool = True
 ) -> TransferResult:
-    """Transfer one file to another, with stems beside it, and curves and notes, if asked for."""
+    """Transfer one file; also write stems, curves and notes if ``args`` requests them."""
     if args.controls:
         result = transfer_curves(read_curves(source, model.settings), model, args.options)
     elif _is_midi(source):
@@ -84,7 +84,7 @@ def transfer_file(
 
 @contextlib.contextmanager
 def _progress_bar(wanted: bool) -> Iterator[ProgressCallback]:
-    """Give a progress that draws a bar on a terminal, if it takes more than some seconds."""
+    """Yield a progress callback that draws a bar on a terminal after 3 seconds."""
     shape = "{desc}: {bar} {n:.0f} %, {remaining} left"
     with tqdm(total=100, delay=3, leave=False, disable=None if wanted else True, bar_format=shape) as bar:
 
@@ -96,14 +96,14 @@ def _progress_bar(wanted: bool) -> Iterator[ProgressCallback]:
 
 
 def require_free_targets(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
-    """Raise ValueError if a recording would be replaced by what is written, or one result by another, or a folder."""
+    """Raise ValueError if an output is a folder, would overwrite an input, or has the name of another output."""
     sources = {source.resolve() for source, _ in jobs}
     beside = [path for path in (args.report, args.export_controls, args.midi) if path]
     written = [target for _, target in jobs] + beside
     if args.stems:
         written += [target.with_stem(f"{target.stem}_{name}") for _, target in jobs for name in _STEMS]
     for path in written:
-        if os.path.isdir(path):  # unlike Path.is_dir it does not mind a name that is too long
+        if os.path.isdir(path):  # unlike Path.is_dir, it does not raise for a name that is too long
             raise ValueError(f"{path} is a folder; name a file to be written")
         if path.resolve() in sources:
             raise ValueError(f"{path} is a recording to be transferred and would be overwritten; name another")
@@ -112,10 +112,10 @@ def require_free_targets(jobs: list[tuple[Path, Path]], args: argparse.Namespace
 
 
 def plan_files(source: Path, target: Path, instrument: str) -> list[tuple[Path, Path]]:
-    """Pair what is to be transferred with where it goes; a folder gives a folder.
+    """Return pairs of an input and an output file; for a folder as input, ``target`` is a folder.
 
     Raises:
-        FileNotFoundError, ValueError: nothing to transfer, or a target that cannot be meant.
+        FileNotFoundError, ValueError: there is nothing to transfer, or ``target`` is not valid.
     """
     if not source.exists():
         raise FileNotFoundError(f"there is no file or folder {source}")
@@ -137,7 +137,7 @@ def plan_files(source: Path, target: Path, instrument: str) -> list[tuple[Path, 
 
 
 def _recording_only_flags(args: argparse.Namespace) -> str:
-    """Name the flags given that are about how a recording is heard."""
+    """Return the given flags that apply to recordings only, separated by commas."""
     has_gate = args.gate_offset != _DEFAULTS.gate_offset
     given = {"--causal": args.causal, "--no_fit": args.no_fit, "--gate_offset": has_gate}
     return ", ".join(flag for flag, is_given in given.items() if is_given)
@@ -150,7 +150,7 @@ def _warn_of_ignored_flags(jobs: list[tuple[Path, Path]], args: argparse.Namespa
 
 
 def transfer_all(jobs: list[tuple[Path, Path]], model: NeuralGuitar, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Transfer every file; a failed one is named and the rest go on. Returns the reports of those that worked."""
+    """Transfer every file and return the reports; failed files are logged and skipped."""
     reports = []
     for (source, target), outcome in zip(jobs, _play_all(jobs, model, args)):
         if isinstance(outcome, str):
@@ -164,8 +164,8 @@ def transfer_all(jobs: list[tuple[Path, Path]], model: NeuralGuitar, args: argpa
 def _play_all(
     jobs: list[tuple[Path, Path]], model: NeuralGuitar, args: argparse.Namespace
 ) -> Iterator[dict[str, Any] | str]:
-    """Yield what ``_play_job`` returns for each job, in their order; many are shared out among processes."""
-    n_workers = min(args.num_workers, len(jobs) // 2)  # a process takes seconds to start
+    """Yield the result of ``_play_job`` for each job, in order; several processes are used for many jobs."""
+    n_workers = min(args.num_workers, len(jobs) // 2)  # at least 2 jobs per process, because it takes seconds to start
     if n_workers < 2 or next(model.parameters()).device.type != "cpu":
         yield from (_play_job(job, model, args) for job in jobs)
         return
@@ -179,18 +179,18 @@ def _play_all(
 
 
 def _init_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that shares the work out
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     torch.set_num_threads(1)
 
 
 def _play_job(
     job: tuple[Path, Path], model: NeuralGuitar, args: argparse.Namespace, has_bar: bool = True
 ) -> dict[str, Any] | str:
-    """Transfer a file; return the report, or what went wrong in a sentence."""
+    """Transfer one file; return the report, or an error message."""
     try:
         return transfer_file(*job, model, args, has_bar).report
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        said = str(error) or "not enough memory"  # of which a MemoryError says nothing
+        said = str(error) or "not enough memory"  # a MemoryError has no message
         return said if str(job[0]) in said else f"{job[0]}: {said}"
 
 
@@ -250,7 +250,7 @@ _OPTIONS = tuple(field.name for field in dataclasses.fields(TransferOptions) if 
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each numeric or text field of TransferOptions, and those that change how a file is played."""
+    """Add the flags of ``TransferOptions`` except --articulation, and --causal and --normalize."""
     group = parser.add_argument_group("melody")
 
     def add(name: str, kind: type, text: str) -> None:

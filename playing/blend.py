@@ -1,9 +1,9 @@
-"""Two instruments as one: their controls are mixed frame by frame, and one synthesizer plays the mixture.
+"""Blend of two instruments: their controls are interpolated frame by frame and played by one synthesizer.
 
     ./venv/bin/python transfer.py --input examples/hum.wav --blend violin:0.4 --output out/blend.wav
 
-Mixing harmonic amplitudes and noise magnitudes, not sounds, gives one tone between the two: both parts share one phase,
-so nothing beats (DDSP, Engel et al., ICLR 2020, interpolates timbres so).
+Interpolating harmonic amplitudes and noise magnitudes instead of audio gives a single tone: both instruments share one
+phase, so there is no beating. DDSP (Engel et al., ICLR 2020) interpolates timbres in the same way.
 """
 
 from typing import Any
@@ -14,13 +14,14 @@ from model import Controls, NeuralGuitar
 
 
 class BlendedModel(nn.Module):
-    """A model between two others. Register, range, loudness and articulation are the first one's."""
+    """Interpolation of two models. Register, range, loudness and articulation come from the first model."""
 
     def __init__(self, first: NeuralGuitar, second: NeuralGuitar, share: float) -> None:
-        """Take two models from ``checkpoint.load_model`` and the share of the second, 0..1.
+        """Store two models from ``checkpoint.load_model`` and the share of the second, 0..1.
 
         Raises:
-            ValueError: the share is out of range, or the models differ in sample rate or in their controls.
+            ValueError: the share is out of range, the models differ in sample rate or in their controls, or a model has
+                ``onset_inputs``.
         """
         super().__init__()
         if not 0 <= share <= 1:
@@ -39,22 +40,22 @@ class BlendedModel(nn.Module):
         self.first, self.second, self.share = first, second, share
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the first model has: its settings, statistics and synthesizers."""
+        """Return an attribute of the first model, such as settings, statistics or synthesizers."""
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("first"), name)
 
     def initial_state(self) -> tuple:
-        """Return the states of both before the first frame of one sound."""
+        """Return the states of both models before the first frame of a sound."""
         return self.first.initial_state(), self.second.initial_state()
 
     def step(
         self, f0: Tensor, loudness: Tensor, state: tuple | None, plucks: Tensor | None = None
     ) -> tuple[Controls, tuple]:
-        """Return the mixed controls of the frames that follow a state, and the state after them.
+        """Return the interpolated controls of the next frames, and the next state.
 
-        Arguments as for ``NeuralGuitar.step``.
+        The arguments are those of ``NeuralGuitar.step``.
         """
         first, second = state or (None, None)
         one, first = self.first.step(f0, loudness, first, plucks)

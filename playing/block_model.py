@@ -1,7 +1,7 @@
-"""A model as one function of a frame of curves and noise and of the state before it, without any memory of its own.
+"""Stateless functions that play a model frame by frame: curves, noise and state in, audio and next state out.
 
-A frame's sound fades into that of the next, so a frame completes the sound up to its own centre. The noise filters look
-half their length ahead. Both together are the latency: ``hop_length + n_noise_bands - 1`` samples.
+Controls are interpolated between frames, so the sound is complete up to the centre of the newest frame. The noise
+filters need half their length of look-ahead. The sum is the latency: ``hop_length + n_noise_bands - 1`` samples.
 """
 
 import math
@@ -14,26 +14,26 @@ from torch import Tensor, nn
 from model import GruDecoder, NeuralGuitar, Sound
 from synth import harmonics_below_nyquist, noise_filters
 
-_GROUP = 16  # harmonics are numbered k = q * _GROUP + p: sin(k x) comes of the sines of q * _GROUP * x and of p * x
+_GROUP = 16  # harmonics are numbered k = q * _GROUP + p: sin(k x) is computed from q * _GROUP * x and p * x
 
 
 class PlayState(NamedTuple):
-    """What a frame leaves for the next one."""
+    """State between two frames."""
 
-    model: tuple  # of the decoder
+    model: tuple  # state of the decoder
     phase: Tensor  # [1], float64, cycles of the fundamental at the newest frame
-    f0: Tensor  # [1, 1, 1] in Hz, and the two below: of the newest frame
+    f0: Tensor  # [1, 1, 1] in Hz; this and the next two: values of the newest frame
     harmonic_amplitudes: Tensor  # [1, 1, H]
     noise_magnitudes: Tensor  # [1, 1, K]
-    overlap: Tensor  # [1, taps - 1], what is still to come of the filtered noise
-    delayed: Tensor  # [1, K - 1], harmonic sound that waits for the noise
-    room: tuple  # of two tails [1, taps], if the model has a reverb
+    overlap: Tensor  # [1, taps - 1], tail of the filtered noise, for overlap-add
+    delayed: Tensor  # [1, K - 1], harmonic audio, delayed to align with the noise
+    room: tuple  # two reverb tails [1, taps], empty if the model has no reverb
 
 
 class FramePlayer(nn.Module):
-    """Play one frame after the other; the state is given and returned.
+    """Player of single frames; the state is an argument and a result.
 
-    In operations that every exporter knows, if ``require_exportable`` lets the model pass.
+    It uses only operations that every exporter supports, if the model passes ``require_exportable``.
     """
 
     def __init__(self, model: NeuralGuitar) -> None:
@@ -44,17 +44,17 @@ class FramePlayer(nn.Module):
         hop_length, n_bands = model.audio.hop_length, model.config.n_noise_bands
         steps = torch.arange(1, hop_length + 1, dtype=torch.float64)
         self.register_buffer("ramp", torch.arange(hop_length) / hop_length)
-        self.register_buffer("elapsed", steps)  # inclusive sums of ones, and of 0, 1 / hop, 2 / hop, ...
+        self.register_buffer("elapsed", steps)  # inclusive sums of ones; below, of 0, 1 / hop, 2 / hop, ...
         self.register_buffer("elapsed_ramp", steps * (steps - 1) / (2 * hop_length))
         self.n_groups = model.config.n_harmonics // _GROUP + 1
-        # Of cos and sin of p * x for p < _GROUP, then of q * _GROUP * x.
+        # Factors of x in cos and sin: p for p < _GROUP, then q * _GROUP.
         numbers = torch.cat([torch.arange(_GROUP), _GROUP * torch.arange(self.n_groups)])
         self.register_buffer("numbers", numbers.float()[:, None])
-        # The design of the filters is linear in the magnitudes: no complex numbers. Last tap first.
+        # The filters are linear in the magnitudes, so no complex numbers are needed. Last tap first.
         self.register_buffer("responses", noise_filters(torch.eye(n_bands)).flip(-1))  # (K, taps)
 
     def initial_state(self) -> PlayState:
-        """Return the state before the first frame: silence."""
+        """Return the state before the first frame, which is silence."""
         config = self.model.config
         tail = () if self.model.reverb is None else (torch.zeros(1, len(self.model.reverb.response)),) * 2
         return PlayState(
@@ -70,7 +70,7 @@ class FramePlayer(nn.Module):
 
     @property
     def latency(self) -> int:
-        """Samples from a frame's centre to its sound at the output, beside those of the block itself."""
+        """Delay in samples from a frame's centre to its sound at the output, without the block length."""
         return self.model.audio.hop_length + self.model.config.n_noise_bands - 1
 
     def forward(
@@ -88,12 +88,12 @@ class FramePlayer(nn.Module):
             f0: [1, 1, 1] in Hz, positive.
             loudness: [1, 1, 1] in dB re full scale.
             noise: [1, hop_length], uniform in -1..1.
-            state: from the frame before.
+            state: state after the previous frame.
             gate: [1, 1, 1], 0..1, linear gain of the frame.
             noise_gain: [1, 1, 1], linear gain of the noise.
 
         Returns:
-            Sound [1, hop_length], ``latency`` samples late, and the next state.
+            Sound [1, hop_length], delayed by ``latency`` samples, and the next state.
         """
         controls, model_state = self.model.step(f0, loudness, state.model)
         audible = harmonics_below_nyquist(f0, self.model.config.n_harmonics, self.model.audio.sample_rate)
@@ -102,7 +102,7 @@ class FramePlayer(nn.Module):
         cycles, phase = self._cycles(state.f0, f0, state.phase)
         harmonic = self._harmonics(cycles, state.harmonic_amplitudes, amplitudes)
         harmonic = torch.cat([state.delayed, harmonic], dim=1)
-        hop = noise * (state.f0.flatten(1) > 0)  # nothing sounds before the first frame
+        hop = noise * (state.f0.flatten(1) > 0)  # silence before the first frame
         filtered, overlap = self._filter(hop, state.noise_magnitudes, magnitudes, state.overlap)
         n_samples, room = noise.shape[1], state.room
         sound = Sound(harmonic[:, :n_samples], filtered)
@@ -113,18 +113,18 @@ class FramePlayer(nn.Module):
         return sound, PlayState(model_state, phase, f0, amplitudes, magnitudes, overlap, delayed, room)
 
     def _cycles(self, f0: Tensor, next_f0: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the fundamental's phase in cycles, 0..1, over a hop, [hop], and at its end in double precision."""
+        """Return the phase of the fundamental in cycles, 0..1, [hop], and its last value in float64, [1]."""
         here, there = (value.flatten().double() / self.model.audio.sample_rate for value in (f0, next_f0))
         within = phase + (here * self.elapsed + (there - here) * self.elapsed_ramp) * (here > 0)
         wrapped = within - torch.floor(within)
         return wrapped.float(), wrapped[-1:]
 
     def _harmonics(self, cycles: Tensor, amplitudes: Tensor, next_amplitudes: Tensor) -> Tensor:
-        """Return the sum of all harmonics, [1, hop]: sin(a + b) = sin a cos b + cos a sin b with a = q * _GROUP * x."""
+        """Return the sum of all harmonics, [1, hop], by sin(a + b) = sin a cos b + cos a sin b, a = q * _GROUP * x."""
         angles = 2 * math.pi * torch.remainder(self.numbers * cycles, 1.0)
         cosines, sines = torch.cos(angles), torch.sin(angles)  # (P + Q, hop)
         both = torch.cat([amplitudes, next_amplitudes], dim=1)[0]  # (2, H)
-        padded = nn.functional.pad(both, (1, self.n_groups * _GROUP - both.shape[1] - 1))  # harmonic 0 is silent
+        padded = nn.functional.pad(both, (1, self.n_groups * _GROUP - both.shape[1] - 1))  # harmonic 0 has amplitude 0
         weights = padded.view(2, self.n_groups, _GROUP)
         here, there = (
             sines[_GROUP:] * (group @ cosines[:_GROUP]) + cosines[_GROUP:] * (group @ sines[:_GROUP])
@@ -136,7 +136,7 @@ class FramePlayer(nn.Module):
     def _filter(
         self, hop: Tensor, magnitudes: Tensor, next_magnitudes: Tensor, overlap: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return filtered noise [1, hop], K - 1 samples late, and what it leaves for later, [1, taps - 1]."""
+        """Return filtered noise [1, hop], delayed by K - 1 samples, and its tail [1, taps - 1]."""
         fading = torch.stack([hop * (1 - self.ramp), hop * self.ramp], dim=1)  # (1, 2, hop)
         filters = torch.cat([magnitudes, next_magnitudes], dim=1) @ self.responses  # (1, 2, taps)
         sound = nn.functional.conv1d(fading, filters, padding=overlap.shape[1])[0]  # (1, hop + taps - 1)
@@ -145,7 +145,7 @@ class FramePlayer(nn.Module):
 
 
 def require_exportable(model: NeuralGuitar) -> None:
-    """Raise ValueError if the decoder is no GRU, or the model has a reverb."""
+    """Raise ValueError if the decoder is not a GRU or the model has a reverb."""
     if not isinstance(model.decoder, GruDecoder):
         raise ValueError(
             f"a {model.config.decoder} decoder cannot be exported: it remembers whole windows of frames, "
@@ -159,7 +159,10 @@ def require_exportable(model: NeuralGuitar) -> None:
 
 
 class StatePacker(nn.Module):
-    """A state, tensors in nested tuples, as two flat ones: float32 [n] and float64 [m]. Both are zeros at the start."""
+    """Conversion between nested tuples of tensors and two flat tensors, float32 [n] and float64 [m].
+
+    Both flat tensors are zeros in the initial state.
+    """
 
     def __init__(self, initial: Any) -> None:
         super().__init__()
@@ -203,10 +206,10 @@ def _rebuild(like: Any, values: dict[torch.dtype, Iterator[Tensor]]) -> Any:
 
 
 class BlockModel(nn.Module):
-    """A model as a function of T frames of curves and noise and of a packed state, for export.
+    """Exportable model that plays T frames of curves and noise from a packed state.
 
     Raises:
-        ValueError: the decoder is no GRU, or the model has a reverb or ``onset_inputs``.
+        ValueError: the decoder is not a GRU, or the model has a reverb or ``onset_inputs``.
     """
 
     def __init__(self, model: NeuralGuitar) -> None:
@@ -225,10 +228,10 @@ class BlockModel(nn.Module):
             f0: [1, T, 1] in Hz, positive.
             loudness: [1, T, 1] in dB re full scale.
             noise: [1, T * hop_length], uniform in -1..1.
-            state, state64: float32 [n] and float64 [m], zeros at the start.
+            state, state64: float32 [n] and float64 [m], initially zeros.
 
         Returns:
-            Audio [1, T * hop_length], and the state for the next block.
+            Audio [1, T * hop_length], and the two state tensors for the next block.
         """
         unpacked, sounds = self.packer.unpack(state, state64), []
         hop_length = self.model.audio.hop_length

@@ -1,7 +1,7 @@
-"""Play curves on a model in blocks: the sound does not depend on the blocks, and memory does not grow with length.
+"""Playing of curves in blocks: the sound does not depend on the block size, and memory does not grow with length.
 
-The state between blocks is that of the decoder, the phase of the fundamental in double precision, the noise, and the
-last frames: each frame's sound fades into the next one's, and a noise filter reaches a little further.
+The state between blocks consists of the decoder state, the phase of the fundamental in double precision, the noise and
+the last frames. The last frames are needed because controls are interpolated between frames and noise filters overlap.
 """
 
 from collections.abc import Iterator
@@ -15,42 +15,42 @@ from sound.plucks import trace_plucks
 from synth import elapsed_cycles
 from voice.curves import Curves
 
-_BLOCK_FRAMES = 1000  # played at once; more is not faster
+_BLOCK_FRAMES = 1000  # frames per block; larger blocks are not faster
 
 
 class BlockPlayer:
-    """Play frames as they arrive, ``latency`` frames late.
+    """Player of frames as they arrive, with a delay of ``latency`` frames.
 
-    The noise comes from one generator on the CPU, so a seed gives the same sound in blocks of any size, on any device.
+    The noise comes from one generator on the CPU, so a seed gives the same sound for any block size and device.
     """
 
     def __init__(self, model: NeuralGuitar, noise_balance: float = 0.0, seed: int = 0) -> None:
-        """Take a model; ``noise_balance`` is dB on the noise."""
+        """Store the model; ``noise_balance`` is the gain of the noise in dB."""
         self.model = model
         self.latency = model.noise_synthesizer.context  # frames
         self._noise_gain = 10 ** (noise_balance / 20)
         self._generator = torch.Generator().manual_seed(seed)
-        self._state: State | None = None  # of the model, after the frames so far
-        self._cycles: Tensor | None = None  # (1,) of the fundamental, before the first frame that is to be played
-        self._n_rendered = 0  # of the pending frames
+        self._state: State | None = None  # state of the model after the last frame
+        self._cycles: Tensor | None = None  # (1,) phase of the fundamental before the next frame to render
+        self._n_rendered = 0  # number of pending frames that are rendered
         self._pending: list[Tensor] = []  # f0, amplitudes, magnitudes, noise: [1, T, C] each
-        self._tails: list[Tensor | None] = [None, None]  # of both parts in the room, if the model has learned one
+        self._tails: list[Tensor | None] = [None, None]  # reverb tails of both parts, if the model has a reverb
 
     @torch.inference_mode()
     def play_block(
         self, f0: Tensor, loudness: Tensor, gate: Tensor, is_last: bool = False, plucks: Tensor | None = None
     ) -> tuple[Sound, Controls]:
-        """Play the next frames; gated ones are silent in both parts.
+        """Play the next frames; gated frames are silent in both parts.
 
         Args:
             f0: [1, T, 1] in Hz.
             loudness: [1, T, 1] in dB.
             gate: [1, T, 1], 0..1.
-            is_last: no frames follow, so play all that are there.
+            is_last: True if no frames follow; then all pending frames are played.
             plucks: [1, T, 2], time since the onset (s) and velocity (dB), for a model with ``onset_inputs``.
 
         Returns:
-            Sound of the frames that are complete, and the controls of those given.
+            Sound of the completed frames, and the controls of the given frames.
         """
         controls, self._state = self.model.step(f0, loudness, self._state, plucks)
         controls = Controls(controls.harmonic_amplitudes * gate, controls.noise_magnitudes * gate * self._noise_gain)
@@ -70,12 +70,12 @@ class BlockPlayer:
         return Sound(*wet)
 
     def _render(self, n_frames: int) -> Sound:
-        """Render the next frames, and drop what no later frame needs."""
+        """Render the next frames, and discard frames that are no longer needed."""
         f0, amplitudes, magnitudes, noise = self._pending
         start, end, hop_length = self._n_rendered, self._n_rendered + n_frames, self.model.audio.hop_length
         if not n_frames:
             return Sound(f0.new_zeros(1, 0), f0.new_zeros(1, 0))
-        span = slice(start, end + 1)  # and the frame into which the last one fades
+        span = slice(start, end + 1)  # with the next frame, for the interpolation
         harmonic = self.model.harmonic_synthesizer(f0[:, span], amplitudes[:, span], self._cycles)
         filtered = self.model.noise_synthesizer.filter(noise.flatten(1), magnitudes)
         elapsed = elapsed_cycles(f0[:, span], self.model.audio.sample_rate, hop_length)[:, :n_frames].sum(dim=1)
@@ -88,18 +88,18 @@ class BlockPlayer:
 def play_curves(
     model: NeuralGuitar, curves: Curves, noise_balance: float = 0.0, seed: int = 0, block_frames: int = _BLOCK_FRAMES
 ) -> Iterator[tuple[Sound, Controls]]:
-    """Play curves; yield their sound, [1, n] a part, and the controls, block by block.
+    """Play curves; yield the sound, [1, n] per part, and the controls of each block.
 
     Args:
-        model: the instrument.
+        model: model of the instrument.
         curves: [T] each.
-        noise_balance: dB on the noise.
-        seed: of the noise.
-        block_frames: played at once; the joined sound does not depend on it, to rounding.
+        noise_balance: gain of the noise in dB.
+        seed: seed of the noise.
+        block_frames: frames per block; the concatenated sound does not depend on it, up to rounding.
     """
     player, device = BlockPlayer(model, noise_balance, seed), next(model.parameters()).device
     n_frames, plucks = len(curves.f0), None
-    if model.config.onset_inputs:  # of what is played, whole, as the model was trained on whole recordings
+    if model.config.onset_inputs:  # traced on whole curves, as in training
         floor = model.settings.features.loudness_floor
         plucks = torch.from_numpy(trace_plucks(curves.f0, curves.loudness, model.audio.frame_rate, floor)).to(device)
     for part in block_slices(n_frames, block_frames):

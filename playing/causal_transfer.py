@@ -1,7 +1,7 @@
-"""Causal transfer: an instrument plays a voice while it comes in, and nothing is known of what follows.
+"""Causal transfer: an instrument plays a voice without look-ahead.
 
-The sound is that of the live graph (``live_graph.py``), hop by hop. Here it gets blocks of any sizes at the model's
-rate. ``live.py`` plays the microphone so, and ``transfer.py --causal`` a file.
+The live graph (``live_graph.py``) computes the sound hop by hop. This module accepts blocks of any size at the model's
+rate. ``live.py`` uses it for the microphone, ``transfer.py --causal`` for files.
 """
 
 import copy
@@ -27,7 +27,7 @@ _LOOK_AHEAD = ("fold", "autotune", "key", "smoothing", "harmony", "ensemble")
 
 
 class PlayedFrame(NamedTuple):
-    """What was measured in a frame, and what is played."""
+    """Measured and played values of one frame."""
 
     measured: tuple[float, float, float]  # f0 in Hz, loudness in dB, periodicity
     f0: float  # Hz
@@ -37,7 +37,7 @@ class PlayedFrame(NamedTuple):
 
 
 def frames_to_curves(frames: list[PlayedFrame]) -> Curves:
-    """Return what was played as curves."""
+    """Return the played values of frames as curves."""
     measured, f0, loudness, voiced, gate = zip(*frames)
     periodicity = [each[2] for each in measured]
     f0, loudness, periodicity, gate = (np.array(values, np.float32) for values in (f0, loudness, periodicity, gate))
@@ -45,7 +45,7 @@ def frames_to_curves(frames: list[PlayedFrame]) -> Curves:
 
 
 def require_melody(frames: list[PlayedFrame], floor: float, gate: float) -> None:
-    """Raise SilentError or NoMelodyError if there is no note in the frames; ``floor`` and ``gate`` are in dB."""
+    """Raise SilentError or NoMelodyError if no frame is voiced; ``floor`` and ``gate`` are in dB."""
     if any(frame.voiced for frame in frames):
         return
     if all(frame.measured[1] <= floor for frame in frames):
@@ -63,18 +63,18 @@ def require_causal_options(options: TransferOptions) -> None:
 
 
 class Decimator:
-    """Reduce the rate of a stream by a whole factor; the samples do not depend on how it is cut, to the bit."""
+    """Decimator of a stream by an integer factor; the output is bit-identical for any block sizes."""
 
     def __init__(self, factor: int) -> None:
-        """Take the factor; ``delay`` is that of the low-pass filter, in samples at the higher rate."""
+        """Design the low-pass filter; ``delay`` is its delay in samples at the higher rate."""
         self.factor, n_taps = factor, 1 if factor == 1 else 32 * factor + 1
-        # -6 dB at 0.9 of the lower Nyquist frequency, about -50 dB from it on.
+        # -6 dB at 0.9 of the lower Nyquist frequency, about -50 dB from the lower Nyquist frequency up.
         self._taps = np.ones(1) if factor == 1 else signal.firwin(n_taps, 0.9 / factor)
         self._state, self._offset = np.zeros(n_taps - 1), 0
         self.delay = n_taps // 2
 
     def process(self, block: np.ndarray) -> np.ndarray:
-        """Take the next samples [n], and return those [about n / factor] that are complete."""
+        """Filter the next samples [n] and return the decimated samples [about n / factor]."""
         if self.factor == 1:
             return block
         filtered, self._state = signal.lfilter(self._taps, 1.0, block, zi=self._state)
@@ -84,28 +84,28 @@ class Decimator:
 
 
 class StreamingTransfer:
-    """A voice in, an instrument out, in blocks of any sizes: the sound does not depend on them, to the bit.
+    """Causal transfer of a stream; the output is bit-identical for any block sizes.
 
-    ``latency`` is by how many samples at ``rate`` the output lags behind the input, blocks aside: that of the live
-    graph and a hop, and, if the voice comes at a higher rate than the features', the delay of the low-pass filter
-    before them.
+    ``latency`` is the delay of the output in samples at ``rate``, without the block length. It is the sum of the
+    latency of the live graph, one hop and, if ``rate`` is higher than the feature rate, the delay of the
+    decimator.
     """
 
     def __init__(
         self, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0, graph_file: Path | None = None
     ) -> None:
-        """Take a model from ``checkpoint.load_model``.
+        """Prepare a model for streaming.
 
         Args:
-            model: that is to play.
-            options: what a person has chosen.
-            seed: of the noise.
-            graph_file: the model's live graph, from ``export.cached_live_graph``; then onnxruntime plays, faster than
-                PyTorch, and harmonics and noise come as one.
+            model: model from ``checkpoint.load_model``.
+            options: options chosen by the user.
+            seed: seed of the noise.
+            graph_file: live graph of the model, from ``export.cached_live_graph``. If given, onnxruntime runs it
+                instead of PyTorch, which is faster, and harmonics and noise are returned as one sum.
 
         Raises:
-            ValueError: an option that needs the notes that follow, or another rate than the model's; or a model whose
-                rate is no multiple of the features' rate.
+            ValueError: an option needs look-ahead, ``output_rate`` differs from the model's rate, or the model's rate
+                is not a multiple of the feature rate.
         """
         audio = model.settings.audio
         require_causal_options(options)
@@ -117,7 +117,7 @@ class StreamingTransfer:
                 f"a model of {audio.sample_rate} Hz cannot be played live; its rate should be a multiple of "
                 f"{audio.feature_rate} Hz"
             )
-        on_cpu = next(model.parameters()).device.type == "cpu"  # a frame is too small for any other
+        on_cpu = next(model.parameters()).device.type == "cpu"  # a frame is too small to benefit from a GPU
         self.graph = LiveGraph(model if on_cpu else copy.deepcopy(model).cpu(), options).eval()
         self.controls, self._state = self.graph.controls(), self.graph.initial_state()
         self._run = None
@@ -127,16 +127,16 @@ class StreamingTransfer:
         self.rate, self.feature_rate, self._hop_length = audio.sample_rate, audio.feature_rate, audio.feature_hop_length
         self._noise = torch.Generator().manual_seed(seed)
         self._decimator, self._min_gain = Decimator(ratio), 1.0
-        self._voice = np.zeros(-self.graph.reach % self._hop_length, np.float32)  # so that frame 0 lies on sample 0
-        self.frames_before = (self.graph.reach + len(self._voice)) // self._hop_length - 1  # lie before the voice
+        self._voice = np.zeros(-self.graph.reach % self._hop_length, np.float32)  # aligns frame 0 with sample 0
+        self.frames_before = (self.graph.reach + len(self._voice)) // self._hop_length - 1  # frames before the voice
         self.sound_before = ratio * (self.frames_before + 1) * self._hop_length + self.graph.player.latency
-        self.sound_before -= audio.hop_length  # the samples of sound that belong before the voice
+        self.sound_before -= audio.hop_length  # samples of sound before the voice
         self._output = np.zeros(ratio * (self._hop_length - len(self._voice) - 1), np.float32)
         self.latency = self.sound_before + len(self._output) + self._decimator.delay
-        self.on_frame: Callable[[PlayedFrame], Any] | None = None  # called with each frame that ``process`` plays
+        self.on_frame: Callable[[PlayedFrame], Any] | None = None  # called by ``process`` with each played frame
 
     def process(self, block: np.ndarray) -> np.ndarray:
-        """Take the next samples [n] at ``rate`` and return as many, which belong ``latency`` samples earlier."""
+        """Play the next samples [n] at ``rate``; return sound [n], delayed by ``latency`` samples."""
         voice = self._decimator.process(block)
         parts = []
         for frame, sound in self.process_frames(voice):
@@ -148,9 +148,9 @@ class StreamingTransfer:
         return played
 
     def process_frames(self, block: np.ndarray) -> Iterator[tuple[PlayedFrame, Sound]]:
-        """Take the next samples [n] at ``feature_rate``; yield each complete frame, and the next hop of sound.
+        """Play the next samples [n] at ``feature_rate``; yield each complete frame and the next hop of sound.
 
-        The first ``frames_before`` frames and ``sound_before`` samples of sound lie before the voice.
+        The first ``frames_before`` frames and ``sound_before`` samples of sound precede the voice.
         """
         self._voice = np.concatenate([self._voice, block], dtype=np.float32)
         while len(self._voice) >= self._hop_length:
@@ -174,5 +174,5 @@ class StreamingTransfer:
 
     @property
     def peak_gain(self) -> float:
-        """By how many dB the loudest was turned down so far; 0 or less."""
+        """Lowest gain of the limiter so far in dB; 0 or less."""
         return 20 * math.log10(self._min_gain)

@@ -1,8 +1,9 @@
-"""Export a model for other hosts as ONNX or by torch.export, proven and described.
+"""Export of models for other hosts by ONNX or torch.export, with a check and a description.
 
-Either as a function of curves (``block_model.py``) or as the whole live graph, voice in and sound out
-(``live_graph.py``). The file that was written is loaded again and must equal the Python model, block by block from the
-same state, before it takes the name asked for. A json file beside it says what a host must know.
+Two forms: a function of curves (``block_model.py``), or the whole live graph from voice to sound (``live_graph.py``).
+The written file is loaded again and compared with the Python model, each block from the same state. It gets its
+final name only if the difference is at most ``TOLERANCE``. A JSON file next to it describes rates, latency, inputs
+and outputs.
 """
 
 import hashlib
@@ -26,8 +27,8 @@ from playing.live_graph import CONTROLS, SHOWN, ExportedLiveGraph, LiveGraph
 from sound.atomic_files import write_text
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
-TOLERANCE = 1e-4  # largest difference from the Python model, in samples of full scale 1
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vox2trumpet"  # of live graphs
+TOLERANCE = 1e-4  # largest difference from the Python model; full scale is 1
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vox2trumpet"  # folder of cached live graphs
 _MOST_CACHED = 20
 _OPSET = 20
 _PROOF_BLOCKS = 200
@@ -40,9 +41,9 @@ Run = Callable[..., Sequence[Tensor]]  # (*inputs, state, state64) -> (*outputs,
 
 
 def write_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str], path: Path) -> None:
-    for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # they report each step
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # they log each step
         logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings(action="ignore"):  # the exporter's remarks on torch's own code
+    with warnings.catch_warnings(action="ignore"):  # warnings of the exporter about torch's code
         torch.onnx.export(
             module,
             tuple(inputs.values()),
@@ -62,7 +63,7 @@ def write_torch_export(module: nn.Module, inputs: dict[str, Tensor], outputs: Se
 
 
 def read_onnx(path: Path) -> Run:
-    """Open an exported file in onnxruntime, on one core."""
+    """Open an exported file in onnxruntime on one core."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -86,14 +87,14 @@ _WRITERS = {"onnx": write_onnx, "torch_export": write_torch_export}
 _READERS = {"onnx": read_onnx, "torch_export": read_torch_export}
 
 
-# --- what is exported -----------------------------------------------------------------------------
+# --- exported modules -----------------------------------------------------------------------------
 
 
 class _Export:
-    """A module whose last two arguments and results are the state, and what a host must know of it."""
+    """Module to export, with its inputs, its outputs and its state, which is the last two arguments and results."""
 
     def __init__(self, module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str]) -> None:
-        """Take the module, and its inputs over a proof: [blocks, ...] each."""
+        """Store the module and its inputs for the check, [blocks, ...] each."""
         self.module, self.inputs = module.eval(), inputs
         packer = module.packer
         self.state = {"state": torch.zeros_like(packer.initial), "state64": torch.zeros_like(packer.initial64)}
@@ -108,9 +109,9 @@ def _make_noise(*shape: int) -> Tensor:
 
 
 def _export_curves(model: NeuralGuitar, size: int) -> tuple[_Export, dict[str, Any]]:
-    """Return the export of decoder and synthesizer for blocks of ``size`` frames, and its part of the description."""
+    """Return the export of decoder and synthesizer for blocks of ``size`` frames, and its description."""
     module, hop_length = BlockModel(model), model.audio.hop_length
-    curves = {  # over all that the model was trained on
+    curves = {  # the range of the training data
         name: torch.linspace(*model.statistics[f"{name}_quantiles"][::100], _PROOF_BLOCKS * size).view(-1, 1, size, 1)
         for name in ("f0", "loudness")
     }
@@ -129,10 +130,10 @@ def _export_curves(model: NeuralGuitar, size: int) -> tuple[_Export, dict[str, A
 
 
 def _export_live(model: NeuralGuitar) -> tuple[_Export, dict[str, Any]]:
-    """Return the export of the live graph, and its part of the description."""
+    """Return the export of the live graph, and its description."""
     graph, audio = LiveGraph(model), model.audio
     module, hop = ExportedLiveGraph(graph), audio.feature_hop_length
-    time = torch.arange(_PROOF_BLOCKS * hop) / audio.feature_rate  # a voice that glides, swells and pauses
+    time = torch.arange(_PROOF_BLOCKS * hop) / audio.feature_rate  # a test voice with glides, crescendos and pauses
     phase = 2 * torch.pi * torch.cumsum(150 * 2 ** (time / 2), 0) / audio.feature_rate
     voice = 0.3 * torch.sin(3 * time).clamp_min(0) * (torch.sin(phase) + 0.5 * torch.sin(2 * phase))
     inputs = {
@@ -160,15 +161,15 @@ def _export_live(model: NeuralGuitar) -> tuple[_Export, dict[str, Any]]:
     return _Export(module, inputs, ["audio", "shown"]), described
 
 
-# --- proof ----------------------------------------------------------------------------------------
+# --- check ----------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
 def measure_difference(run: Run, export: _Export) -> tuple[float, dict[str, float]]:
-    """Run a file beside the Python model, each block from the same state.
+    """Compare an exported file with the Python model, each block from the same state.
 
     Returns:
-        The largest difference of the sound, and milliseconds a block: median, and what 99 of 100 stay under.
+        The largest absolute difference of the audio, and the median and 99th percentile of milliseconds per block.
     """
     state, difference, seconds = list(export.state.values()), 0.0, []
     for number in range(_PROOF_BLOCKS):
@@ -184,11 +185,11 @@ def measure_difference(run: Run, export: _Export) -> tuple[float, dict[str, floa
 
 
 def export_model(model: NeuralGuitar, kind: str, target: Path, size: int = 1, live: bool = False) -> dict[str, Any]:
-    """Write the model to ``target``, for blocks of ``size`` frames or live, and a description beside it; return that.
+    """Write the model, or its live graph, to ``target``; write a JSON description next to it and return it.
 
     Raises:
-        ValueError: the model cannot be exported, or the file does not equal it.
-        OSError: it cannot be written; what stood at ``target`` stays.
+        ValueError: the model cannot be exported, or the file differs from it by more than ``TOLERANCE``.
+        OSError: the file cannot be written; an existing ``target`` is kept.
     """
     export, described = _export_live(model) if live else _export_curves(model, size)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -223,12 +224,12 @@ def export_model(model: NeuralGuitar, kind: str, target: Path, size: int = 1, li
 
 
 def cached_live_graph(checkpoint: Path, folder: Path = CACHE) -> Path:
-    """Return the live graph of a checkpoint as an ONNX file in a folder, where it is written if it is not there yet.
+    """Return the path of a checkpoint's live graph as an ONNX file; export it if it is not in the cache folder.
 
-    Its name says what it was made of: the checkpoint and this code. Only the newest graphs are kept.
+    The file name is a hash of the checkpoint and the source code. Only the newest graphs are kept.
 
     Raises:
-        ValueError, OSError: as ``export_model`` and ``checkpoint.load_model`` raise.
+        ValueError, OSError: see ``export_model`` and ``checkpoint.load_model``.
     """
     digest = hashlib.sha256(checkpoint.read_bytes())
     root = Path(__file__).parents[1]

@@ -1,9 +1,9 @@
-"""The live graph: a hop of voice, a hop of noise and a state in; a hop of the instrument and the next state out.
+"""The live graph: maps a hop of voice, a hop of noise and a state to a hop of the instrument and the next state.
 
-It is the one definition of causal playing: ``transfer.py --causal`` and ``live.py`` run it, and ``scripts/export.py
---live`` writes it for the browser page and other hosts. Nothing is known of what follows, so register and level are
-fixed beforehand, a note begins and ends by a gate with hysteresis, a pitch is the median of the last three, and a
-limiter turns down what would be too loud. All of it is tensor operations that every exporter knows.
+It is the only implementation of causal playing: ``transfer.py --causal`` and ``live.py`` run it, and
+``scripts/export.py --live`` exports it for the browser page and other hosts. It has no look-ahead: register and level
+are constants, a gate with hysteresis starts and ends notes, f0 is the median of the last three frames, and a limiter
+reduces peaks. It uses only tensor operations that every exporter supports.
 """
 
 import math
@@ -24,8 +24,8 @@ from voice.causal_plucks import CausalPlucker, PluckerState
 from voice.curves import GATE_FADE_SECONDS
 from voice.instrument_fit import LOUDNESS_ANCHOR, InstrumentProfile, TransferOptions
 
-LIMITER_HOLD_SECONDS = 0.03  # what was turned down stays so: over half a cycle of the lowest note, or it hums
-LIMITER_RELEASE_SECONDS = 0.08  # and then comes back, to 1/e of the way in so long
+LIMITER_HOLD_SECONDS = 0.03  # hold time; over half a period of the lowest note, to avoid distortion
+LIMITER_RELEASE_SECONDS = 0.08  # time constant of the release (to 1/e)
 CONTROLS = ("semitones", "loudness_offset", "gate_offset", "noise_balance")
 SHOWN = ("f0", "periodicity", "loudness", "voiced", "gate", "played_f0", "played_loudness", "limiter_gain")
 _DEFAULTS = TransferOptions()
@@ -33,39 +33,39 @@ _SMALLEST = np.finfo(np.float32).tiny
 
 
 class NoteState(NamedTuple):
-    """What the gate and the median keep, [1] each."""
+    """State of the gate and of the median filter, [1] each."""
 
     voiced: Tensor  # 0 or 1
-    frames_since: Tensor  # the last voiced frame
+    frames_since: Tensor  # frames since the last voiced frame
     gate_position: Tensor  # 0..1
-    loudness: Tensor  # dB, of the note
-    f0: Tensor  # Hz, as played
-    last_f0: Tensor  # Hz, of the note's last two frames
+    loudness: Tensor  # dB, fitted loudness at the last voiced frame
+    f0: Tensor  # Hz, played
+    last_f0: Tensor  # Hz; this and the next: the last two frames, for the median
     before_last_f0: Tensor
 
 
 class LiveState(NamedTuple):
-    """What a hop leaves for the next one."""
+    """State between two hops."""
 
     voice: Tensor  # [2 * reach], the newest samples at feature_rate
-    power: Tensor  # [2 * reach], of the same samples, A-weighted
-    weighting: Tensor  # [n], float64, of the A-weighting filter
+    power: Tensor  # [2 * reach], A-weighted power of the same samples
+    weighting: Tensor  # [n], float64, state of the A-weighting filter
     note: NoteState
     plucks: PluckerState | None
     played: PlayState
-    limits: Tensor  # [n], linear, that the newest hops needed
-    limiter_gain: Tensor  # [1], linear, of the newest sample
+    limits: Tensor  # [n], linear, limiter gains that the newest hops require
+    limiter_gain: Tensor  # [1], linear, at the newest sample
 
 
 class LiveGraph(nn.Module):
-    """A hop of voice becomes a hop of the instrument.
+    """Module that maps a hop of voice to a hop of the instrument.
 
-    The newest frame lies ``reach`` samples before the end of the voice; see ``FramePlayer`` for the rest of the lag.
-    Register and offsets are inputs of each hop; what ``options`` says of fit and articulation is built in.
+    The newest frame is centred ``reach`` samples before the end of the voice; ``FramePlayer`` adds the rest of the
+    latency. Register and offsets are inputs of each hop; fit and articulation are constants, set from ``options``.
     """
 
     def __init__(self, model: NeuralGuitar, options: TransferOptions = _DEFAULTS) -> None:
-        """Take a model from ``checkpoint.load_model``."""
+        """Build the graph of a model from ``checkpoint.load_model``."""
         super().__init__()
         profile = InstrumentProfile.of(model)
         config, settings, audio = profile.config, profile.config.transfer, profile.config.audio
@@ -93,7 +93,7 @@ class LiveGraph(nn.Module):
             )
 
     def controls(self) -> Tensor:
-        """Return what the options say of ``CONTROLS``, [4]."""
+        """Return the values of ``CONTROLS`` set by the options, [4]."""
         options = self.options
         register = self.register_semitones if options.semitones is None else options.semitones
         offsets = options.loudness_offset, options.gate_offset, options.noise_balance
@@ -101,12 +101,12 @@ class LiveGraph(nn.Module):
 
     @property
     def latency(self) -> int:
-        """Samples at the model's rate from a voice's sound to the instrument's, beside the block that is waited for."""
+        """Delay from voice to instrument in samples at the model's rate, without the block length."""
         audio = self.config.audio
         return self.player.latency + self.reach * audio.sample_rate // audio.feature_rate
 
     def initial_state(self) -> LiveState:
-        """Return the state before the first hop: silence."""
+        """Return the state before the first hop, which is silence."""
         n_before = self.weighting.shape[0] - self.config.audio.feature_hop_length
         note = [0.0, self.n_release, 0.0, self.floor, self.median_f0, self.median_f0, self.median_f0]
         return LiveState(
@@ -128,8 +128,8 @@ class LiveGraph(nn.Module):
         Args:
             voice: [feature_hop_length] at feature_rate.
             noise: [hop_length], uniform in -1..1.
-            controls: [4], see ``CONTROLS``: the semitones in all, and dB.
-            state: from the hop before.
+            controls: [4], see ``CONTROLS``: total semitones, then dB.
+            state: state after the previous hop.
 
         Returns:
             Sound [1, hop_length], ``SHOWN`` [8], and the next state.
@@ -159,7 +159,7 @@ class LiveGraph(nn.Module):
         return sound, torch.cat(shown), next_state
 
     def _measure(self, voice: Tensor, state: LiveState) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """Return samples, A-weighted power and filter state with the new hop, and f0, loudness and periodicity."""
+        """Return updated samples, A-weighted power and filter state, and (f0, loudness, periodicity)."""
         settings, hop_length = self.config.features, len(voice)
         weighted = torch.cat([voice.double(), state.weighting])[None] @ self.weighting
         heard, weighting = weighted[0, :hop_length], weighted[0, hop_length:]
@@ -182,7 +182,7 @@ class LiveGraph(nn.Module):
         gate_offset: Tensor,
         note: NoteState,
     ) -> NoteState:
-        """Open or close the gate, and follow pitch and level while it is open."""
+        """Update the gate, and f0 and loudness while it is open."""
         settings, was_voiced = self.config.transfer, note.voiced > 0
         least = torch.where(was_voiced, settings.sustained_periodicity, settings.voiced_periodicity)
         quietest = settings.live_gate + gate_offset - torch.where(was_voiced, settings.gate_hysteresis, 0.0)
@@ -202,30 +202,30 @@ class LiveGraph(nn.Module):
         )
 
     def _release(self, note: NoteState) -> tuple[Tensor, Tensor]:
-        """Return whether a note still sounds, and its loudness in dB, after the voice has ended it."""
+        """Return whether the note is still audible, and its loudness in dB, including its release."""
         fallen = self.config.transfer.release_fall / max(1, self.n_release) * note.frames_since
-        # The gate closes over the last frames of the release, so that nothing is cut off.
+        # The gate fades out over the last frames of the release, to avoid a click.
         return note.frames_since <= self.n_release - self.n_fade, note.loudness - fallen
 
 
 class Limiter(nn.Module):
-    """Keep hop after hop under ``max_peak`` by a gain without jumps, so that a tone that is too loud stays a tone.
+    """Peak limiter that keeps each hop below ``max_peak`` with a continuous gain, to avoid distortion.
 
-    Nothing is delayed: all of a hop is known when it is played, so the gain falls in a straight line that meets the
-    hop's peaks, and stays as low for the hold before it comes back.
+    It adds no latency: the whole hop is known, so the gain decreases linearly to the value that its peaks require. The
+    gain is then held for ``LIMITER_HOLD_SECONDS`` before it is released.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         audio = config.audio
-        self.ceiling = 10 ** (config.transfer.max_peak / 20) * (1 - 2e-6)  # so that no sum of rounded parts is over it
-        self.n_hold = 1 + audio.seconds_to_frames(LIMITER_HOLD_SECONDS)  # hops whose limits count
+        self.ceiling = 10 ** (config.transfer.max_peak / 20) * (1 - 2e-6)  # margin for rounding in the sum of parts
+        self.n_hold = 1 + audio.seconds_to_frames(LIMITER_HOLD_SECONDS)  # hops in the hold
         steps = torch.arange(1, audio.hop_length + 1, dtype=torch.float64)
         self.register_buffer("steps", steps.float())
         self.register_buffer("release", torch.exp(-steps / (LIMITER_RELEASE_SECONDS * audio.sample_rate)).float())
 
     def forward(self, hop: Tensor, limits: Tensor, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gain of each sample of the next hop [hop_length], and limits [n_hold] and gain [1] after it."""
+        """Return gains [hop_length] for the next hop, and limits [n_hold] and gain [1] after it."""
         allowed = (self.ceiling / hop.abs().clamp_min(1e-9)).clamp_max(1.0)
         limits = torch.cat([limits[1:], allowed.min().view(1)])
         aim = limits.min()
@@ -236,7 +236,7 @@ class Limiter(nn.Module):
 
 
 class ExportedLiveGraph(nn.Module):
-    """A ``LiveGraph`` with its state packed, as hosts know it.
+    """``LiveGraph`` with its state packed into two tensors, for other hosts.
 
     Raises:
         ValueError: the model cannot be exported.
@@ -256,14 +256,14 @@ class ExportedLiveGraph(nn.Module):
 
 
 def _weighting_of_a_hop(sample_rate: int, hop_length: int) -> np.ndarray:
-    """Return the A-weighting filter as a matrix: a hop and the state before it, times that, are a hop and a state."""
+    """Return the A-weighting filter as a matrix that maps [hop, state] to [weighted hop, next state]."""
     sos = a_weighting_sos(sample_rate)
-    given = np.eye(hop_length + sos.shape[0] * 2)  # each row one sample, or one number of the state
+    given = np.eye(hop_length + sos.shape[0] * 2)  # each row has a single 1, in the hop or in the state
     state = given[:, hop_length:].reshape(-1, len(sos), 2).swapaxes(0, 1)
     weighted, state = signal.sosfilt(sos, given[:, :hop_length], zi=state)
     return np.concatenate([weighted, state.swapaxes(0, 1).reshape(len(given), -1)], axis=1)
 
 
 def shown_values(shown: Any) -> dict[str, float]:
-    """Return what a hop shows by name."""
+    """Return the values of ``SHOWN`` as a dict."""
     return dict(zip(SHOWN, map(float, shown)))

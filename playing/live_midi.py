@@ -1,18 +1,18 @@
-"""What is played live as MIDI notes with bends; the live page does the same (``web/live/midi.js``)."""
+"""Conversion of live playing to MIDI notes with pitch bend; ``web/live/midi.js`` does the same on the live page."""
 
 import math
 from typing import Protocol
 
 import mido
 
-_BEND_RANGE = 2.0  # semitones either way, what synthesizers begin with
-_NEW_NOTE = 0.8  # semitones away from the note, over ...
-_NEW_NOTE_FRAMES = 3  # frames: another note
-_SOFT, _LOUD = -50.0, -10.0  # dB, of velocities 1 and 127
+_BEND_RANGE = 2.0  # semitones in each direction, the default of synthesizers
+_NEW_NOTE = 0.8  # semitones from the current note that start a new note, if they last for ...
+_NEW_NOTE_FRAMES = 3  # frames
+_SOFT, _LOUD = -50.0, -10.0  # dB, loudness of velocities 1 and 127
 
 
 class PlayedNote(Protocol):
-    """What is needed of ``causal_transfer.PlayedFrame``."""
+    """Fields of ``causal_transfer.PlayedFrame`` that are used here."""
 
     f0: float
     loudness: float
@@ -20,14 +20,14 @@ class PlayedNote(Protocol):
 
 
 class MidiPortError(ValueError):
-    """There is no such MIDI port, or nothing to open it with."""
+    """Error if a MIDI port does not exist or python-rtmidi is not installed."""
 
 
 def open_midi_port(name: str) -> mido.ports.BaseOutput:
-    """Open a MIDI output by name, or by the beginning of one.
+    """Open the first MIDI output whose name starts with ``name``.
 
     Raises:
-        MidiPortError: it is not there, or python-rtmidi is not installed.
+        MidiPortError: there is no such output, or python-rtmidi is not installed.
     """
     try:
         names = mido.get_output_names()
@@ -41,14 +41,14 @@ def open_midi_port(name: str) -> mido.ports.BaseOutput:
 
 
 class NoteWriter:
-    """Turn frames into MIDI messages: a note as long as the voice sings it, bent to the pitch that is played."""
+    """Converter of frames to MIDI messages: one note per sung note, with pitch bend to the played pitch."""
 
     def __init__(self) -> None:
         self._note: int | None = None
         self._frames_away = 0
 
     def follow(self, frame: PlayedNote) -> list[mido.Message]:
-        """Return the messages of the next frame."""
+        """Return the messages for the next frame."""
         if not frame.voiced:
             return self.end()
         pitch = 69 + 12 * math.log2(frame.f0 / 440)
@@ -66,7 +66,7 @@ class NoteWriter:
         return messages
 
     def end(self) -> list[mido.Message]:
-        """Return what ends the note that sounds, if one does."""
+        """Return the note-off message of the current note, or no message if there is none."""
         messages = [] if self._note is None else [mido.Message("note_off", note=self._note, velocity=0)]
         self._note, self._frames_away = None, 0
         return messages

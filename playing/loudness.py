@@ -1,8 +1,8 @@
-"""Bring a sound to the level at which people listen, without clipping (ITU-R BS.1770).
+"""Loudness normalization without clipping (ITU-R BS.1770).
 
-The gain is the same for all stems, so that they still add up. Where the true peak (between the samples, 4 times
-oversampled) would go beyond its limit, a limiter takes up to ``MAX_LIMITING`` dB off the peaks; beyond that the whole
-stays softer.
+The gain is the same for all stems, so they still sum to the mix. Where the true peak (4 times oversampled) would exceed
+``MAX_TRUE_PEAK``, a limiter reduces peaks by up to ``MAX_LIMITING`` dB. If that is not enough, the gain of the whole
+sound is reduced.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from sound.audio_files import SpooledAudio, block_slices
 TARGET_LOUDNESS = -16.0  # LUFS
 MAX_TRUE_PEAK = -1.0  # dBTP
 MAX_LIMITING = 3.0  # dB
-_MARGIN = 0.1  # dB under the limit, for what a moving gain adds between the samples
+_MARGIN = 0.1  # dB below the limit, for inter-sample peaks caused by a varying gain
 _OVERSAMPLING = 4
-_LOOK_AHEAD_SECONDS = 0.005  # over which the limiter's gain moves
+_LOOK_AHEAD_SECONDS = 0.005  # half the length of the limiter's gain smoothing
 _BLOCK_SAMPLES = 2**18
-_CONTEXT = 64  # samples around a block, that its edges are oversampled as the middle is
-_SHORTEST_SECONDS = 0.5  # that the meter can measure; what is shorter is padded
+_CONTEXT = 64  # samples on each side of a block, to avoid edge effects of oversampling
+_SHORTEST_SECONDS = 0.5  # shortest input of the meter; shorter audio is padded
 
 
 def measure_loudness(audio: np.ndarray, sample_rate: int) -> float:
@@ -34,33 +34,33 @@ def measure_loudness(audio: np.ndarray, sample_rate: int) -> float:
 
 
 def measure_true_peak(audio: np.ndarray) -> float:
-    """Return the largest absolute value of audio [N] in dB re full scale, also between the samples."""
+    """Return the true peak of audio [N] in dB re full scale, including inter-sample peaks."""
     with np.errstate(divide="ignore"):
         return 20 * float(np.log10(_peak_envelope(audio, 0.0).max(initial=0.0)))
 
 
 def normalizing_gain(audio: np.ndarray, sample_rate: int) -> np.ndarray | float:
-    """Return the linear gain, [N] where it moves, that brings audio [N] to ``TARGET_LOUDNESS`` as far as peaks let it.
+    """Return the linear gain that brings audio [N] to ``TARGET_LOUDNESS``, or as close as its peaks allow.
 
-    Silence keeps a gain of one.
+    The gain is [N] if the limiter is active, else a float. The gain of silence is 1.
     """
     loudness = measure_loudness(audio, sample_rate)
     if not np.isfinite(loudness):
         return 1.0
     limit = 10 ** ((MAX_TRUE_PEAK - _MARGIN) / 20)
-    peaks = _peak_envelope(audio, 0.25 * float(np.abs(audio).max()))  # elsewhere no limit is near
+    peaks = _peak_envelope(audio, 0.25 * float(np.abs(audio).max()))  # softer blocks cannot reach the limit
     highest = float(peaks.max())
     gain = min(10 ** ((TARGET_LOUDNESS - loudness) / 20), limit * 10 ** (MAX_LIMITING / 20) / highest)
     if gain * highest <= limit:
         return gain
     wanted = np.minimum(1.0, limit / np.maximum(gain * peaks, limit))
     size = 2 * round(_LOOK_AHEAD_SECONDS * sample_rate) + 1
-    held = ndimage.minimum_filter1d(wanted, size)  # so early and so long that the mean below never exceeds ``wanted``
+    held = ndimage.minimum_filter1d(wanted, size)  # so that the moving average below never exceeds ``wanted``
     return gain * ndimage.uniform_filter1d(held, size, mode="nearest").astype(np.float32)
 
 
 def _peak_envelope(audio: np.ndarray, floor: float) -> np.ndarray:
-    """Return for each sample of audio [N] the largest absolute value around it; blocks under ``floor`` are left out."""
+    """Return the oversampled peak around each sample, [N]; blocks below ``floor`` are not oversampled."""
     peaks = np.abs(audio).astype(np.float32)
     for part in block_slices(len(audio), _BLOCK_SAMPLES):
         if peaks[part].max() > floor:
@@ -72,9 +72,9 @@ def _peak_envelope(audio: np.ndarray, floor: float) -> np.ndarray:
 
 
 def normalize_loudness(result: TransferResult) -> TransferResult:
-    """Bring a result to ``TARGET_LOUDNESS``; its report says by how much, and what was reached.
+    """Normalize a result to ``TARGET_LOUDNESS``; add gain, loudness and true peak to its report.
 
-    All of the sound is in memory for it.
+    The whole sound is loaded into memory.
     """
     audio = result.audio
     gain = normalizing_gain(audio, result.sample_rate)

@@ -1,8 +1,8 @@
-"""Timbre transfer: a voice, a MIDI file or curves in, an instrument's sound out.
+"""Timbre transfer: converts a voice, a MIDI file or curves to the sound of an instrument.
 
-The voice's pitch and loudness are measured, fitted to the instrument (register by whole octaves, loudness to what the
-model heard in training), gated (where nothing is sung the instrument is silent), and played by the model.
-``transfer.py`` is the command line, and offers ``transfer`` to programs.
+Pitch and loudness of the voice are measured, fitted to the instrument (register by whole octaves, loudness to the
+training data), gated (the instrument is silent where there is no singing), and played by the model. ``transfer.py`` is
+the command line, and exports ``transfer`` for use in programs.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ from voice.melody import MeasuredVoice, find_melody, measure_voice, trace_whistl
 from voice.midi import chord_fraction, make_monophonic, melody_from_notes, read_midi
 from voice.note_finder import SungNote, find_notes
 
-_BLOCK_SAMPLES = 2**20  # in memory at once, of either part
-_POLYPHONY_WARNING = 0.55  # share of the sounding frames from which a person should be told
-NO_VOICE = {  # what a report says where no voice was measured
+_BLOCK_SAMPLES = 2**20  # per part, in memory at once
+_POLYPHONY_WARNING = 0.55  # share of sounding frames above which the user is warned
+NO_VOICE = {  # entries of a report if no voice was measured
     "semitones": 0.0,
     "loudness_gain": 0.0,
     "share_too_high": 0.0,
@@ -47,29 +47,28 @@ NO_VOICE = {  # what a report says where no voice was measured
     "mains_hum": None,
 }
 _DEFAULTS = TransferOptions()
-ProgressCallback = Callable[[str, float], None]  # a step that a person understands, and the share that is done
+ProgressCallback = Callable[[str, float], None]  # name of the step for the user, and the share done, 0..1
 
 
 @dataclass(frozen=True)
 class TransferResult:
-    """The result: sound at ``sample_rate``, and everything it was made of.
+    """Result of a transfer: sound at ``sample_rate``, features, curves and report.
 
-    The sound is kept on disk if it is long. ``audio``, ``harmonic`` and ``noise`` read all of it; ``blocks`` does
-    not.
+    Long sound is stored on disk. ``audio``, ``harmonic`` and ``noise`` read all of it; ``blocks`` reads it in blocks.
     """
 
     stems: tuple[SpooledAudio, SpooledAudio]  # [N], harmonic and noise part, before ``gain``
-    gain: float  # linear, by which the peak is limited
+    gain: float  # linear gain that limits the peak
     sample_rate: int
     features: Features  # measured in the input
     curves: Curves  # fitted to the instrument
     report: dict[str, Any]
     frame_rate: float
-    known_notes: list[SungNote] | None = None  # that were plucked or read from a file
+    known_notes: list[SungNote] | None = None  # notes that were plucked or read from a file
 
     @functools.cached_property
     def notes(self) -> list[SungNote]:
-        """The notes that are played."""
+        """The played notes."""
         if self.known_notes is not None:
             return self.known_notes
         return find_notes(self.curves.f0, self.features.loudness.numpy(), self.curves.voiced, self.frame_rate)
@@ -86,11 +85,11 @@ class TransferResult:
 
     @property
     def audio(self) -> np.ndarray:
-        """The sum, [N]."""
+        """The sum of both parts, [N]."""
         return self.harmonic + self.noise
 
     def blocks(self, *numbers: int) -> Iterator[np.ndarray]:
-        """Yield the sum of some stems, 0 and 1 (both, if none is named), in blocks [n]."""
+        """Yield the sum of the given stems (0: harmonic, 1: noise; default: both) in blocks [n]."""
         stems = [self.stems[number] for number in numbers or (0, 1)]
         for part in block_slices(len(stems[0]), _BLOCK_SAMPLES):
             yield sum(stem[part] * self.gain for stem in stems)
@@ -107,16 +106,16 @@ def transfer(
     """Play a voice on the model's instrument.
 
     Args:
-        audio: [N] mono, or [N, C] or [C, N]: the shorter axis, of at most 8, is the channels, mixed as a file's are.
-        sample_rate: of ``audio``, Hz.
-        model: from ``checkpoint.load_model``.
-        options: what a person can choose.
-        seed: of the noise part. Same input, options and seed, same bits.
-        progress: called with each step before it begins, and the share done; it may raise to cancel.
+        audio: [N] mono, or [N, C] or [C, N]; the shorter axis is the channels, at most 8, mixed as in a file.
+        sample_rate: sample rate of ``audio`` in Hz.
+        model: model from ``checkpoint.load_model``.
+        options: options chosen by the user.
+        seed: seed of the noise. The output is bit-identical for the same input, options and seed.
+        progress: called before each step with its name and the share done, 0..1; it may raise to cancel.
 
     Raises:
         SilentError, NoMelodyError: there is nothing to play.
-        ValueError: no samples, or samples that are no sound.
+        ValueError: no samples, or samples that are not finite or far beyond full scale.
     """
     voice = prepare_audio(mix_channels(audio), sample_rate, model.settings.audio.feature_rate)
     return transfer_blocks([voice], model, options, seed, progress)
@@ -129,9 +128,9 @@ def transfer_blocks(
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> TransferResult:
-    """Play a voice that comes in blocks, [n] each at the features' rate, in memory that hardly depends on its length.
+    """Play a voice given in blocks, [n] each at the feature rate; memory hardly depends on the length.
 
-    Arguments and errors are those of ``transfer``, and so is the result.
+    The other arguments, the result and the errors are those of ``transfer``.
     """
     started, report_progress = time.perf_counter(), progress or _ignore_progress
     measured = measure_blocks(blocks, model, report_progress)
@@ -141,10 +140,10 @@ def transfer_blocks(
 def measure_blocks(
     blocks: Iterable[np.ndarray], model: NeuralGuitar, report_progress: ProgressCallback
 ) -> MeasuredVoice:
-    """Measure a voice that comes in blocks, [n] each, as the features of a model ask.
+    """Measure a voice given in blocks, [n] each, with the feature settings of a model.
 
     Raises:
-        SilentError: there is nothing to hear.
+        SilentError: the voice is silent.
     """
     config, step = model.settings, "Listening to the voice"
     report_progress(step, 0.0)
@@ -162,7 +161,7 @@ def transfer_measured(
     progress: ProgressCallback | None = None,
     started: float | None = None,
 ) -> TransferResult:
-    """Play a voice that was measured before: what another choice of options takes.
+    """Play a measured voice; use this to change options without measuring again.
 
     Raises:
         NoMelodyError: there is nothing to play.
@@ -187,9 +186,9 @@ def transfer_causal(
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> TransferResult:
-    """Play a voice as ``StreamingTransfer`` plays it, without a look at the whole recording.
+    """Play a voice with ``StreamingTransfer``, without look-ahead.
 
-    Arguments as in ``transfer_blocks``; the sound is in time with the voice.
+    The arguments are those of ``transfer_blocks``; the latency is removed from the result.
 
     Raises:
         SilentError, NoMelodyError: nothing was played.
@@ -206,7 +205,7 @@ def transfer_causal(
 
     def played() -> Iterator[Sound]:
         n_early, n_left = stream.sound_before, model.audio.frames_to_samples(n_frames)
-        for part in block_slices(len(voice), stream.feature_rate):  # a second between two reports of progress
+        for part in block_slices(len(voice), stream.feature_rate):  # progress is reported once per second of voice
             for frame, sound in stream.process_frames(voice[part]):
                 frames.append(frame)
                 sound = Sound(*(each[:, n_early:][:, :n_left] for each in sound))
@@ -215,7 +214,7 @@ def transfer_causal(
                     yield sound
             report_progress(f"Playing the {model.instrument}", part.stop / len(voice))
 
-    # The stream is limited, but resampling may draw peaks between its samples.
+    # The stream is limited, but resampling may create new peaks.
     settings = model.settings.transfer
     stems, gain = collect_stems(played(), stream.rate, sample_rate, settings.max_peak)
     frames = frames[stream.frames_before :][:n_frames]
@@ -242,7 +241,7 @@ def _ignore_progress(step: str, share: float) -> None:
 def transfer_midi(
     path: Path, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0
 ) -> TransferResult:
-    """Play a MIDI file on the model's instrument, in its own register unless another has more of its notes in range.
+    """Play a MIDI file on the model's instrument, shifted by octaves if more notes are then in range.
 
     Raises:
         FileNotFoundError, ValueError: see ``voice.midi.read_midi``.
@@ -268,7 +267,7 @@ def transfer_midi(
 
 
 def _choose_register(melody: Melody, profile: InstrumentProfile) -> float:
-    """Return the register of written notes in semitones: their own, unless octaves bring more of them into range."""
+    """Return the shift of written notes in semitones: 0, unless an octave shift brings more of them into range."""
     f0 = melody.f0[melody.voiced]
     fitted = fit_register(f0, profile)
     is_better = fraction_out_of_range(f0 * 2 ** (fitted / 12), profile) < fraction_out_of_range(f0, profile)
@@ -278,9 +277,9 @@ def _choose_register(melody: Melody, profile: InstrumentProfile) -> float:
 def transfer_curves(
     melody: Melody, model: NeuralGuitar, options: TransferOptions = _DEFAULTS, seed: int = 0
 ) -> TransferResult:
-    """Play curves, as ``voice.curves.read_curves`` reads them, as they stand.
+    """Play curves from ``voice.curves.read_curves`` without fitting them to the instrument.
 
-    Of the options only ``noise_balance`` and ``output_rate`` count.
+    Only the options ``noise_balance`` and ``output_rate`` are used.
     """
     started = time.perf_counter()
     outside = fraction_out_of_range(melody.f0[melody.voiced], InstrumentProfile.of(model))
@@ -307,7 +306,7 @@ def render_curves(
     started: float,
     report_progress: ProgressCallback = _ignore_progress,
 ) -> TransferResult:
-    """Play curves on the model and make the sound ready; ``entries`` is what the report says of the curves."""
+    """Play curves on the model and return the result; ``entries`` are added to its report."""
     sample_rate = options.output_rate or model.settings.audio.sample_rate
     parts = assign_parts(curves, options, model.audio.frame_rate)
     played = play_parts(model, parts, options.noise_balance, seed, report_progress)
@@ -321,7 +320,7 @@ def render_curves(
 def play_parts(
     model: NeuralGuitar, parts: list[Part], noise_balance: float, seed: int, report_progress: ProgressCallback
 ) -> Iterator[Sound]:
-    """Play parts together, each as ``play_curves`` does, and report how far it is."""
+    """Play parts together with ``play_curves``; yield blocks of their sum and report progress."""
     n_samples, n_done = model.settings.audio.frames_to_samples(len(parts[0].curves.f0)), 0
     report_progress(f"Playing the {model.instrument}", 0.65)
     players = [play_curves(model, part.curves, noise_balance, seed + part.seed) for part in parts]
@@ -338,10 +337,10 @@ def play_parts(
 def collect_stems(
     played: Iterable[Sound], from_rate: int, to_rate: int, max_peak: float
 ) -> tuple[tuple[SpooledAudio, SpooledAudio], float]:
-    """Collect what is played, at another rate.
+    """Collect played blocks as stems, resampled to ``to_rate``.
 
     Returns:
-        Both stems [N], and the linear gain that keeps their sum under ``max_peak`` dBFS.
+        Both stems [N], and the linear gain that keeps the peak of their sum at or below ``max_peak`` dBFS.
     """
     raw = SpooledAudio(), SpooledAudio()
     for sound in played:
@@ -364,15 +363,15 @@ def _resampled(stem: SpooledAudio, from_rate: int, to_rate: int) -> SpooledAudio
 def make_report(
     instrument: str, seconds: float, entries: dict[str, Any], curves: Curves, peak_gain: float, started: float
 ) -> dict[str, Any]:
-    """Return what a transfer did.
+    """Return the report of a transfer.
 
     Args:
-        instrument: that was played.
-        seconds: of the result.
-        entries: what is known of the voice and of its fitting to the instrument; see ``NO_VOICE``.
-        curves: as played.
-        peak_gain: dB, by which the peak was limited.
-        started: when the transfer began, by ``time.perf_counter``.
+        instrument: name of the played instrument.
+        seconds: duration of the result.
+        entries: values about the voice and its fit to the instrument; see ``NO_VOICE``.
+        curves: played curves.
+        peak_gain: gain of the peak limiter in dB.
+        started: start of the transfer, from ``time.perf_counter``.
     """
     return {
         "instrument": instrument,
@@ -385,12 +384,12 @@ def make_report(
 
 
 def is_polyphonic(report: dict[str, Any]) -> bool:
-    """Return True if much of a recording holds several notes at once, or a band plays along."""
+    """Return True if a large part of a recording is polyphonic or has accompaniment."""
     return report["has_backing"] or report["share_polyphonic"] > _POLYPHONY_WARNING
 
 
 def describe_transfer(report: dict[str, Any]) -> str:
-    """Describe in one line what a transfer did."""
+    """Return a one-line description of a transfer."""
     parts = [
         f"shifted {report['semitones']:+g} st",
         f"{100 * report['share_out_of_range']:.0f} % of frames out of range",

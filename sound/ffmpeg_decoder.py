@@ -1,13 +1,13 @@
-"""Decode a sound file by FFmpeg (PyAV) in a process of its own, with limits on memory and time.
+"""Decoder of sound files by FFmpeg (PyAV), run in a separate process with limits on memory and time.
 
     ./venv/bin/python sound/ffmpeg_decoder.py 0 < FILE > SAMPLES
 
-FFmpeg believes what a file says: a kilobyte of m4a whose index declares millions of samples takes gigabytes in
-seconds. Here it ends, and ``sound/audio_files.py``, which runs this, says so in a sentence. The sound comes on the
-standard input, so that no name is taken for an address. Only ``av`` is imported, for the sake of a quick start.
+FFmpeg trusts the header of a file: a 1 KB m4a file whose index declares millions of samples takes gigabytes in seconds.
+The limits end the process, and ``sound/audio_files.py``, which runs it, reports the error. The sound is read from
+standard input, so that a file name is never taken for a URL. Only ``av`` is imported, for a fast start.
 
-The output is the sample rate and the number of channels (``HEADER``), then float32 samples, all channels of each; the
-exit code says how it ended, and standard error why.
+The output is the sample rate and the number of channels (``HEADER``), then interleaved float32 samples. The exit code
+gives the kind of error, and standard error its message.
 """
 
 import contextlib
@@ -20,16 +20,17 @@ from typing import BinaryIO
 import av
 
 HEADER = struct.Struct("=II")
-DAMAGED, CHANGES = 3, 4  # exit codes: it cannot be decoded; its sample rate or channels change midway
-_CONTAINERS = "mov,matroska,aac,ogg,mp3,wav,flac,aiff,caf,amr"  # others may be lists of files and addresses to read
-_MAX_MEMORY = 2**29  # bytes of address space, of which the libraries are 2**27
-_MAX_SECONDS = 5  # of the processor, from one piece of sound to the next
+DAMAGED, CHANGES = 3, 4  # exit codes: not decodable; sample rate or channels change midway
+_CONTAINERS = "mov,matroska,aac,ogg,mp3,wav,flac,aiff,caf,amr"  # others may refer to other files and URLs
+_MAX_MEMORY = 2**29  # bytes of address space; the libraries take 2**27
+_MAX_SECONDS = 5  # of CPU time between two frames of audio
 
 
 def decode(source: BinaryIO, rate: int | None, sink: BinaryIO) -> int:
-    """Write the first stream of sound at a rate (None keeps the file's own); return the exit code.
+    """Write the first audio stream at ``rate`` (None: the file's rate); return the exit code.
 
-    What cannot be decoded is skipped at the end of a file, and within an MP3, where it is a tag between joined files.
+    Packets that cannot be decoded are skipped at the end of a file, and anywhere in an MP3, where they are tags between
+    concatenated files.
     """
     to_float, kind, damage = av.AudioResampler(format="flt", rate=rate), None, None
     with av.open(source, container_options={"format_whitelist": _CONTAINERS}) as container:
@@ -64,12 +65,12 @@ def _write_samples(frames: list[av.AudioFrame], sink: BinaryIO) -> None:
 
 
 def _limit_time() -> None:
-    signal.setitimer(signal.ITIMER_PROF, _MAX_SECONDS)  # then SIGPROF ends the process
+    signal.setitimer(signal.ITIMER_PROF, _MAX_SECONDS)  # SIGPROF ends the process
 
 
 def main() -> int:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody wants more
-    with contextlib.suppress(ValueError, OSError):  # not everywhere
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # exit when the reader closes the pipe
+    with contextlib.suppress(ValueError, OSError):  # not supported on all systems
         resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     _limit_time()
     try:

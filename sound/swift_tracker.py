@@ -1,22 +1,22 @@
-"""SwiftF0 (arXiv 2508.18440), a small pitch tracker that reads a guitar's low notes better than CREPE ``full``.
+"""SwiftF0 (arXiv 2508.18440), a small pitch tracker more accurate than CREPE ``full`` on low guitar notes.
 
-Optional: it needs the package ``swift-f0``, which brings its weights and runs them with onnxruntime. It measures
-recordings only (``"crepe_model": "swift-f0"`` of an instrument in ``config.json``); voices are CREPE's.
+Optional: it requires the package ``swift-f0``, which includes the weights and runs them with onnxruntime. It is used
+for instrument recordings only (``"crepe_model": "swift-f0"`` of an instrument in ``config.json``); voices use CREPE.
 """
 
 import numpy as np
 
 _RATE = 16000  # Hz
-_GLIDE = 0.03  # of f0, half a semitone: what changes by more from frame to frame is a leap, which has no middle
+_GLIDE = 0.03  # relative to f0, half a semitone; a larger change between frames is a leap and is not interpolated
 
 
 def track_f0(audio: np.ndarray, hop_length: int, f0_min: float, f0_max: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return f0 (Hz) and confidence (0..1) of a sound [N] at 16 kHz, float32 [ceil(N / hop_length)].
+    """Return f0 (Hz) and confidence (0..1) of audio [N] at 16 kHz, float32 [ceil(N / hop_length)].
 
-    SwiftF0 measures a frame each 16 ms: glides are interpolated between two of them, leaps take the nearest.
+    SwiftF0 has one frame per 16 ms. Glides are interpolated between frames; leaps use the nearest frame.
 
     Raises:
-        ValueError: the package is not installed, or the sound holds no samples.
+        ValueError: the package is not installed, or the audio has no samples.
     """
     try:
         import swift_f0

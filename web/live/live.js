@@ -1,4 +1,4 @@
-// The live page: microphone, buttons and pictures. worklet.js is the audio thread, worker.js the instrument.
+// The live page: microphone, controls and drawing. worklet.js is the audio thread, worker.js runs the instrument.
 
 import { MidiOut } from "./midi.js";
 import { drawTrace, Trace } from "./trace.js";
@@ -31,9 +31,9 @@ const trace = new Trace();
 const midi = new MidiOut($("midi"), $("midi-place"));
 const known = JSON.parse(localStorage.getItem("live-voice") ?? "null"); // { f0, loudness } of the calibration
 const live = { state: "idle", instruments: [], frames: 0, voice: known, shown: null, report: null, latency: null };
-window.live = live; // for tests and the curious
+window.live = live; // for tests and debugging
 
-// --- what is said --------------------------------------------------------------------------------
+// --- messages ------------------------------------------------------------------------------------
 
 class Trouble extends Error {}
 
@@ -87,7 +87,7 @@ async function choose() {
   if (live.about.sample_rate !== rate) await restart();
 }
 
-// Load the chosen instrument into the Worker; resolve once it can play.
+// Load the chosen instrument into the Worker; resolve when it is ready.
 async function loadInstrument() {
   const { graph, label } = chosen();
   say(`Fetching the ${label.toLowerCase()} …`);
@@ -176,7 +176,7 @@ function fail(error) {
   complain(isKnown ? error.message : `Something went wrong (${error.message}). Press Start to try again.`);
 }
 
-// One tab plays at a time: two would hear each other.
+// Only one tab plays at a time, because the microphone of each would pick up the other.
 function takeLock() {
   if (!navigator.locks) return undefined;
   return new Promise((resolve, reject) => {
@@ -223,7 +223,7 @@ function stop() {
   live.stream?.getTracks().forEach((track) => { track.onended = null; track.stop(); });
   const { context } = live;
   live.context = live.node = live.stream = null;
-  setTimeout(() => context?.close(), 50); // what is recorded still arrives
+  setTimeout(() => context?.close(), 50); // wait for the rest of the recording
   live.release?.();
   midi.silence();
   setState("idle");
@@ -239,7 +239,7 @@ async function restart() {
   await start();
 }
 
-// --- while it plays ------------------------------------------------------------------------------
+// --- during playing ------------------------------------------------------------------------------
 
 function noteName(f0) {
   const note = Math.round(noteOf(f0));
@@ -278,9 +278,9 @@ function report(data) {
   $("latency").textContent = `${Math.round(here)} ms behind you, and ${about}${gaps}`;
 }
 
-// What is heard may be the instrument itself, through the speakers: when a note is held very long, or when the voice
-// sings what was played a moment ago in another register. Then the sound is turned down for a moment. If the microphone
-// hears less meanwhile, it hears the instrument.
+// Feedback detection: the microphone may pick up the instrument from the speakers. This is suspected if a note is held
+// very long, or if the voice repeats the pitch that was just played in another register. Then the sound is turned down
+// briefly. If the microphone level drops meanwhile, there is feedback.
 const guard = { held: 0, echoes: 0, past: [], probe: null };
 const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 
@@ -305,7 +305,7 @@ function probe(loudness) {
   live.guarded = mean(during.slice(20)) < before - 6;
   if (live.guarded) complain("feedback");
   guard.probe = null;
-  guard.held = -3000; // not asked again for half a minute
+  guard.held = -3000; // no new probe of a held note for half a minute
   guard.echoes = 0;
   setGain();
 }
@@ -360,7 +360,7 @@ function keepRecorded({ recorded, done }) {
   $("takes").prepend(take);
 }
 
-// A wav file, 16 bit, mono.
+// Return a WAV file, 16 bit, mono.
 function makeWav(parts, rate) {
   const length = parts.reduce((sum, part) => sum + part.length, 0);
   const view = new DataView(new ArrayBuffer(44 + 2 * length));

@@ -1,7 +1,7 @@
-// What is played as MIDI notes with bends, by Web MIDI where there is one; live.py does it too (playing/live_midi.py).
+// Conversion of live playing to MIDI notes with pitch bend, if Web MIDI is available; see also playing/live_midi.py.
 
-const BEND_RANGE = 2; // semitones either way, what synthesizers begin with
-const NEW_NOTE = 0.8; // semitones away from the note, over NEW_NOTE_FRAMES: another note
+const BEND_RANGE = 2; // semitones in each direction, the default of synthesizers
+const NEW_NOTE = 0.8; // semitones from the current note that start a new note, if they last for NEW_NOTE_FRAMES
 const NEW_NOTE_FRAMES = 3;
 const SOFT = -50; // dB, velocity 1
 const LOUD = -10; // dB, velocity 127
@@ -12,7 +12,7 @@ export class NoteWriter {
     this.away = 0;
   }
 
-  // Return the messages, [status, data, data] each, of the next frame.
+  // Return the messages for the next frame, [status, data, data] each.
   follow({ voiced, played_f0: f0, played_loudness: loudness }) {
     const pitch = 69 + 12 * Math.log2(f0 / 440);
     if (!voiced) return this.end();

@@ -1,4 +1,4 @@
-// The moving picture of what is sung and what is played: eight seconds.
+// Scrolling plot of the sung and the played pitch over the last eight seconds.
 
 const SECONDS = 8;
 const FRAMES = 100 * SECONDS;
@@ -19,7 +19,7 @@ export class Trace {
     this.next = (this.next + 1) % FRAMES;
   }
 
-  // The range of notes to draw: it follows what is there, slowly.
+  // Range of notes to draw; it slowly adapts to the notes in the plot.
   range() {
     const notes = [...this.sung, ...this.played].filter((note) => !Number.isNaN(note));
     const wanted = notes.length ? [Math.min(...notes) - 3, Math.max(...notes) + 3] : [46, 86];

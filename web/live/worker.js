@@ -1,7 +1,7 @@
-// The instrument: onnxruntime-web runs the live graph on blocks of 10 ms, one after the other.
+// The instrument: onnxruntime-web runs the live graph on consecutive blocks of 10 ms.
 //
 // From the page: {load: {graph, about}}, {controls}, {port}. To the page: {progress}, {ready}, {frames}, {error, kind}.
-// On the port: {voice, at, noise?} in, {audio, shown, at} out. Without a noise it is drawn here.
+// On the port: {voice, at, noise?} in, {audio, shown, at} out. If noise is missing, it is generated here.
 
 const VERSION = "1.30.0";
 const FILES = {
@@ -10,7 +10,7 @@ const FILES = {
   "ort-wasm-simd-threaded.wasm": "sha256-M5jBDQfSKb2Rs2RUjhMODlGo5XBLiMfAg+u+t4hC3uI=",
 };
 const PLACES = ["vendor/", `https://cdn.jsdelivr.net/npm/onnxruntime-web@${VERSION}/dist/`];
-const MOST_WAITING = 10; // blocks; what waits longer is of the past, and left out
+const MOST_WAITING = 10; // blocks in the queue; older blocks are dropped
 
 let ort, instrument, controls;
 let ready = Promise.resolve();
@@ -31,7 +31,7 @@ async function fetchFile(name) {
       const response = await fetch(new URL(name, new URL(place, self.location)), { integrity: FILES[name] });
       if (response.ok) return await response.arrayBuffer();
     } catch {
-      // not there, or not the file that it should be: the next place
+      // missing or not the expected file: try the next place
     }
   }
   throw new Trouble("runtime", name);
@@ -60,7 +60,7 @@ async function load({ graph, about }) {
   try {
     const session = await ort.InferenceSession.create(content, { executionProviders: ["wasm"] });
     const next = { session, about, state: firstState(about) };
-    for (let i = 0; i < 5; i++) await step(next, new Float32Array(about.feature_hop_length)); // a first run is slow
+    for (let i = 0; i < 5; i++) await step(next, new Float32Array(about.feature_hop_length)); // the first runs are slow
     next.state = firstState(about);
     const before = instrument;
     instrument = next;

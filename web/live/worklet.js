@@ -1,18 +1,19 @@
-// The audio thread: the microphone goes to the Worker as blocks of 10 ms, what comes back is queued and played.
+// The audio thread: sends the microphone signal to the Worker in blocks of 10 ms, and queues and plays the result.
 //
-// Both ends have the device's own rate and are resampled here. The queue begins with 30 ms. It grows when it runs dry,
-// and shrinks while its lowest level leaves room for half a second; both ends share one clock, so nothing drifts.
+// Input and output have the sample rate of the device and are resampled here. The queue starts with 30 ms. It grows
+// after an underrun, and shrinks if its lowest level over half a second exceeds the spare. Input and output share one
+// clock, so there is no drift.
 
 const START = 0.03; // s in the queue before the first sound
-const WINDOW = 0.5; // s over which the queue's lowest level is looked at
-const LEAST_SPARE = 0.004; // s that the queue should hold at its lowest
+const WINDOW = 0.5; // s over which the lowest level of the queue is measured
+const LEAST_SPARE = 0.004; // s, smallest target for the lowest level of the queue
 const MOST_SPARE = 0.1;
 const STEP = 0.005; // s by which the spare grows after a gap
-const MOST_CUT = 0.01; // s that are left out at once
-const WARM = 100; // blocks, before which a gap tells nothing
-const FADE = 0.003; // s, over which a gap or a cut is faded
+const MOST_CUT = 0.01; // s skipped per cut
+const WARM = 100; // blocks; earlier gaps are ignored
+const FADE = 0.003; // s, length of the fade at a gap or a cut
 
-// A stream at another rate, by a windowed sinc with ten zero crossings on either side.
+// Resampler of a stream, by a windowed sinc with ten zero crossings on each side.
 class Resampler {
   constructor(from, to) {
     this.step = from / to;
@@ -27,11 +28,11 @@ class Resampler {
       this.kernel[i] = Math.abs(x) > this.reach ? 0 : sinc * Math.cos((Math.PI * x) / (2 * this.reach)) ** 2;
     }
     this.held = new Float32Array(1 << 14);
-    this.count = 2 * this.reach; // samples held: silence before the first
-    this.at = this.reach; // where the next output lies in them
+    this.count = 2 * this.reach; // samples held; initially silence
+    this.at = this.reach; // position of the next output in them
   }
 
-  // Take samples, and call emit with each sample at the other rate.
+  // Resample the next samples, and call emit with each output sample.
   push(samples, emit) {
     if (this.step === 1) return samples.forEach(emit);
     this.held.set(samples, this.count);
@@ -63,10 +64,10 @@ class Live extends AudioWorkletProcessor {
     this.voice = new Float32Array(hop);
     this.nVoice = 0;
     this.queue = new Float32Array(1 << 17);
-    this.written = this.read = 0; // samples of the queue so far
+    this.written = this.read = 0; // samples written to and read from the queue so far
     this.playing = false;
-    this.fade = 0; // 0..1, in after a gap
-    this.last = 0; // the newest sample, faded out in a gap
+    this.fade = 0; // 0..1, fade-in after a gap
+    this.last = 0; // the newest output sample, faded out in a gap
     this.spare = LEAST_SPARE;
     this.lowest = Infinity;
     this.nWindow = 0;
@@ -91,7 +92,7 @@ class Live extends AudioWorkletProcessor {
         this.worker = data.worker;
         this.worker.onmessage = ({ data: block }) => {
           this.blocks++;
-          this.offset = block.at - (sampleRate * this.hop) / featureRate - this.written; // of what is written now
+          this.offset = block.at - (sampleRate * this.hop) / featureRate - this.written; // input frame minus queue index
           this.up.push(block.audio, this.emitSound);
         };
       }
@@ -102,7 +103,7 @@ class Live extends AudioWorkletProcessor {
   }
 
   process(inputs, [[output, ...others]]) {
-    const input = inputs[0][0] ?? new Float32Array(output.length); // a microphone that is gone is silent
+    const input = inputs[0][0] ?? new Float32Array(output.length); // silence if the microphone is missing
     for (const sample of input) this.voicePeak = Math.max(this.voicePeak, Math.abs(sample));
     this.down.push(input, this.emitVoice);
     this.play(output);
@@ -123,7 +124,7 @@ class Live extends AudioWorkletProcessor {
     }
     const start = this.blocks < WARM ? START : START / 2 + this.spare;
     if (!this.playing && available >= start * sampleRate) {
-      this.read = this.written - Math.round(start * sampleRate); // after a gap, what came late is left out
+      this.read = this.written - Math.round(start * sampleRate); // skip samples that arrived late
       this.playing = true;
       this.fade = 0;
       this.lowest = Infinity;
@@ -144,7 +145,7 @@ class Live extends AudioWorkletProcessor {
     if (this.playing) this.adapt(output.length);
   }
 
-  // Leave out a little of the queue when it never runs low, and all that is too much after the machine was busy.
+  // Shorten the queue if its lowest level is too high: a little at a time, or all at once if the excess is large.
   adapt(n) {
     this.lowest = Math.min(this.lowest, this.written - this.read);
     this.nWindow += n;
@@ -156,7 +157,7 @@ class Live extends AudioWorkletProcessor {
     this.nWindow = 0;
   }
 
-  // Skip n samples: what follows is mixed with what is left out, over the fade.
+  // Skip n samples, with a cross-fade from the skipped to the following samples.
   cut(n) {
     const length = Math.round(FADE * sampleRate);
     const mask = this.queue.length - 1;
@@ -189,7 +190,7 @@ class Live extends AudioWorkletProcessor {
     this.nReport += n;
     if (this.nReport < 0.05 * sampleRate) return;
     const { voicePeak, soundPeak, underruns, blocks, playing } = this;
-    // What is read now came into the page so long ago, beside the graph's own latency.
+    // Time in s since the sample read now entered the page, without the latency of the graph.
     const queue = playing ? (currentFrame - this.read - this.offset) / sampleRate + this.resampling : null;
     this.port.postMessage({ voicePeak, soundPeak, underruns, blocks, queue, spare: this.spare });
     this.voicePeak = this.soundPeak = this.nReport = 0;
