@@ -1,11 +1,11 @@
-"""The web page: sing into the browser, hear the instrument.
+"""Web page for timbre transfer: sing into the browser and play back the instrument.
 
     ./venv/bin/python app.py
 
-Nothing is built or loaded when this module is imported: ``build_ui`` makes the page, ``main`` serves it. The page
-and the endpoint ``/transfer`` (``web/endpoints.py``) do the same work (``web/transfer_request.py``). Every request
-writes into a temporary folder of its own, which is gone when it ends; what visitors sent and got is kept for an hour,
-and no longer than the page runs (``web/stored_files.py``).
+Importing this module builds and loads nothing: ``build_ui`` builds the page, ``main`` serves it. The page and the
+endpoint ``/transfer`` (``web/endpoints.py``) share ``web/transfer_request.py``. Every request writes to a separate
+temporary folder, which is removed when the request ends. Files that visitors send and receive are kept for an hour at
+most, and are removed when the page ends (``web/stored_files.py``).
 """
 
 import argparse
@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import getproxies
 
-# Gradio reads these as soon as it is imported. What is empty is as unset; the page asks only this machine, so it needs
-# no proxy, and one that Gradio's client does not know must not keep it from coming up.
+# Gradio reads these variables on import. An empty value counts as unset. The page connects only to this machine, so it
+# needs no proxy, and a proxy type that Gradio's client does not support must not prevent its start.
 os.environ["GRADIO_SERVER_PORT"] = os.environ.get("GRADIO_SERVER_PORT") or "7860"
 if not (os.environ["GRADIO_SERVER_PORT"].isdecimal() and 0 < int(os.environ["GRADIO_SERVER_PORT"]) < 2**16):
     sys.exit(f"app.py: GRADIO_SERVER_PORT is '{os.environ['GRADIO_SERVER_PORT']}', give a number from 1 to 65535")
@@ -63,10 +63,10 @@ from web.transfer_request import (
     write_sounds,
 )
 
-_MAX_VISITS = 200  # whose controls Gradio remembers, at up to a megabyte each
-_SWEEP_SECONDS = 5.0  # between two looks at what is stored
+_MAX_VISITS = 200  # sessions stored by Gradio with their controls, at up to 1 MB each
+_SWEEP_SECONDS = 5.0  # between two clean-ups of stored files
 _BUSY = "Too many people are playing just now, or the server had a hiccup. Please try again in a minute."
-# The keyboard and the screen follow the work.
+# Move the keyboard focus and the view with the progress.
 _FOCUS_SCRIPT = "() => vox.focus('cancel')"
 _TAKE_SCRIPT = "async (recording, ...rest) => [await vox.recording(), ...rest]"
 
@@ -77,16 +77,16 @@ def build_ui(
     limits: PageConfig | None = None,
     checkpoint: Path | None = None,
 ) -> gr.Blocks:
-    """Build the page; serve it by ``launch``.
+    """Build the page; serve it with ``launch``.
 
     Args:
-        checkpoint_dir: where trainings write; each best.pth and latest.pth in or under it can be played.
-        device: where models run.
-        limits: what a visitor may ask for; None takes config.json's.
-        checkpoint: a model to be offered before all others.
+        checkpoint_dir: folder of trainings; each best.pth and latest.pth in or under it can be played.
+        device: device of the models.
+        limits: limits per visitor; those of config.json if None.
+        checkpoint: a model to list first.
 
     Raises:
-        FileNotFoundError, ValueError: it cannot be read.
+        FileNotFoundError, ValueError: the checkpoint cannot be read.
     """
     if checkpoint is not None:
         describe_training(checkpoint, Path(checkpoint_dir))
@@ -111,20 +111,20 @@ def build_ui(
         _connect_settings(controls, page)
         add_endpoints(service)
     page.live = Middleware(LivePage, service.collection)
-    return page.queue(max_size=limits.max_waiting, api_open=False)  # no way around the queue
+    return page.queue(max_size=limits.max_waiting, api_open=False)  # clients cannot bypass the queue
 
 
 def _name_device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"this computer's {device.type.upper()}"
 
 
-# --- what it does ---------------------------------------------------------------------------------
+# --- events ---------------------------------------------------------------------------------------
 
 
 def _connect_play(
     service: TransferService, controls: page_layout.PageControls, results: page_layout.PageResults
 ) -> None:
-    """Connect the buttons to what they do."""
+    """Connect the play and cancel buttons."""
     play, cancel = controls.play, controls.cancel
 
     def run(recording: str | None, instrument: str | None, seed: int, as_played: bool, *values) -> Iterator[dict]:
@@ -167,14 +167,14 @@ def _connect_play(
 
 
 def _connect_cancel(started: gr.events.Dependency, play: gr.Button, cancel: gr.Button, status: gr.HTML) -> None:
-    """Make the button cancel a request, and report one that fails."""
+    """Connect the cancel button, and report failed requests."""
     cancelled = page_layout.message_card("Cancelled. What was played before is still here.")
 
     def stop() -> tuple:
         return gr.update(visible=True), gr.update(visible=False), cancelled
 
     def fail(shown: str | None) -> tuple:
-        # What is cancelled may also count as failed, and be told so later.
+        # A cancelled request may also be reported as failed later.
         message = gr.skip() if shown == cancelled else page_layout.message_card(_BUSY, "error")
         return gr.update(visible=True), gr.update(visible=False), message
 
@@ -184,7 +184,7 @@ def _connect_cancel(started: gr.events.Dependency, play: gr.Button, cancel: gr.B
 
 
 def describe_for_desk(outcome: TransferOutcome, request: TransferRequest) -> dict:
-    """Return what ``web/desk.js`` shows and plays of a result."""
+    """Return the data of a result that ``web/desk.js`` shows and plays."""
     _, tone, breath = write_sounds(outcome, request, ".flac", 16)
     midi, curves = write_notes(outcome, request)
     report = describe_transfer(outcome.report)
@@ -213,7 +213,7 @@ def describe_for_desk(outcome: TransferOutcome, request: TransferRequest) -> dic
 
 
 def _connect_desk(service: TransferService, controls: page_layout.PageControls, desk: gr.HTML) -> None:
-    """Let the desk change what it complains of, and save everything."""
+    """Connect the fixes and the save button of the desk."""
     asked = gr.JSON(visible=False)
 
     def fix(event: gr.EventData) -> list:
@@ -240,7 +240,7 @@ def _connect_desk(service: TransferService, controls: page_layout.PageControls, 
 def _connect_instruments(
     service: TransferService, controls: page_layout.PageControls, card: gr.Markdown, page: gr.Blocks
 ) -> None:
-    """Keep the list of instruments, the button's name and the model card up to date."""
+    """Update the list of instruments, the button's label and the model card."""
 
     def offer(chosen: str | None) -> dict:
         found = service.collection.find()
@@ -253,15 +253,15 @@ def _connect_instruments(
         found = next((one for one in service.collection.find() if one.name == chosen), None)
         return (f"Play it on the {found.sound}", read_model_card(found)) if found else ("Play it", "")
 
-    private = {"api_visibility": "private", "show_progress": "hidden", "queue": False}  # a full line is no shut door
-    kept = gr.Textbox(visible=False)  # a Radio would refuse a name that is not on its list yet
+    private = {"api_visibility": "private", "show_progress": "hidden", "queue": False}  # works while the queue is full
+    kept = gr.Textbox(visible=False)  # a Radio would reject a name that is not yet in its choices
     for event in (page.load, controls.refresh.click):
         event(offer, kept, controls.instrument, js="() => [vox.keptInstrument()]", **private)
     controls.instrument.change(name, controls.instrument, [controls.play, card], **private)
 
 
 def _connect_settings(controls: page_layout.PageControls, page: gr.Blocks) -> None:
-    """Keep what is set in the browser, and play again what is heard when it changes."""
+    """Store the settings in the browser, and play the current take again when they change."""
     parts = [controls.instrument, controls.seed, controls.as_played, *controls.options.values()]
     brass = page_layout.BRASS_SECTION
     section = [controls.instrument, controls.options["harmony"], controls.options["ensemble"]]
@@ -291,7 +291,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, share: bool = False) -> str:
-    """Begin to serve a page, and return its address; ``page.close()`` ends it.
+    """Start serving a page and return its address; stop it with ``page.close()``.
 
     Raises:
         OSError: the port is in use.
@@ -299,7 +299,7 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
     space, listens = os.environ.get("SPACE_HOST", ""), host or os.environ["GRADIO_SERVER_NAME"]
     is_local = listens in ("127.0.0.1", "localhost", "::1") and not space
     hosts = tuple(filter(None, (*space.lower().split(","), ".gradio.live" if share else "")))
-    if space:  # the visitor's address is what the Space's own proxies say
+    if space:  # the Space's proxies set the visitor's address
         os.environ.setdefault("FORWARDED_ALLOW_IPS", "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16")
     guard = Middleware(OwnPageOnly, is_local, limits, hosts, WaitingLine(page._queue))
     os.environ["no_proxy"] += f",{listens}"
@@ -337,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _stop)
     with own_folder() as folder:
         page = build_ui(args.checkpoint_dir, get_device(args.device), limits, args.checkpoint)
-        own_files = list_files(folder)  # of the page itself, such as the examples
+        own_files = list_files(folder)  # files of the page, such as the examples
         try:
             launch(page, limits, args.host, port, args.share)
             while True:

@@ -1,10 +1,10 @@
-"""Measure the live page in headless Chromium: from a note's onset to its sound, gaps, memory, and time to first sound.
+"""Measure the live page in headless Chromium: latency from onset to sound, gaps, memory and time to first sound.
 
     ./venv/bin/python benchmarks/live_page.py --seconds 300 --output docs/live_page_latency.png
 
-Notes with known onsets are fed in at the input of the audio graph, in place of the microphone. A note sounds where the
-output reaches a tenth of the peak that it has later (-20 dB), to a millisecond. The latency of a sound device comes on
-top. The page is served from loopback; Chromium and its driver must be installed, and web/live/vendor/ filled.
+Notes with known onsets replace the microphone at the input of the audio graph. A note sounds when the output first
+exceeds a tenth of its later peak (-20 dB), measured to 1 ms. The latency of the audio device is not included. The page
+is served on the loopback interface. Chromium and its driver must be installed, and web/live/vendor/ must be populated.
 """
 
 import argparse
@@ -31,13 +31,13 @@ from measuring import describe_machine, format_table, resident_mb
 from sound.console import as_command, command_parser
 from web.live_page import write_static_page
 
-_SETTLE = 10.0  # s before the measuring begins
+_SETTLE = 10.0  # s before the measurement starts
 _RATE = 48000
 _NOTE, _REST = 0.5, 0.3  # s
 _NOTES = (147.0, 165.0, 196.0, 220.0, 247.0, 294.0, 330.0, 392.0)  # Hz
 _BELOW = 10 ** (-20 / 20)
 
-# In the page: the notes replace the microphone, and a probe keeps the peak of each millisecond of both ends.
+# Runs in the page: the notes replace the microphone; a probe stores input and output peaks for each millisecond.
 _PROBE = """
 const [notes, rate] = arguments;
 const done = arguments[arguments.length - 1];
@@ -88,7 +88,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 @contextmanager
 def open_page(folder: Path, voice: Path) -> Iterator[webdriver.Chrome]:
-    """Serve a folder's ``site`` and open it in Chromium, whose microphone is a sound file."""
+    """Serve a folder's ``site`` and open it in Chromium, with a sound file as the microphone."""
     handler = functools.partial(_Handler, directory=folder / "site")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -117,7 +117,7 @@ def open_page(folder: Path, voice: Path) -> Iterator[webdriver.Chrome]:
 
 
 def make_notes() -> np.ndarray:
-    """Return notes like a voice's, [n] at 48 kHz, each beginning within 10 ms."""
+    """Return voice-like notes, [n] at 48 kHz, with fade-ins of 10 ms."""
     seconds = np.arange(round(_NOTE * _RATE)) / _RATE
     fade = np.clip(np.minimum(seconds / 0.01, (_NOTE - seconds) / 0.05), 0, 1)
     tones = [sum(np.sin(2 * np.pi * k * f0 * seconds) / k for k in range(1, 13)) for f0 in _NOTES]
@@ -125,7 +125,7 @@ def make_notes() -> np.ndarray:
 
 
 def wait(driver: webdriver.Chrome, condition: str, seconds: float = 60.0) -> float:
-    """Wait until a condition holds in the page; return the seconds that took."""
+    """Wait until a condition is true in the page; return the waiting time in s."""
     started = time.perf_counter()
     while not driver.execute_script(f"return Boolean({condition})"):
         if time.perf_counter() - started > seconds:
@@ -135,7 +135,7 @@ def wait(driver: webdriver.Chrome, condition: str, seconds: float = 60.0) -> flo
 
 
 def find_latencies(peaks: np.ndarray) -> np.ndarray:
-    """Return the ms from each onset to its sound, given the peaks [ms, 2] of input and output."""
+    """Return the latency in ms from each onset to its sound, given peaks [ms, 2] of input and output."""
     heard, played = peaks.T
     quiet = np.convolve(heard > 0.003, np.ones(100))[: len(heard)]
     onsets = np.flatnonzero((heard[1:] > 0.003) & (quiet[:-1] == 0)) + 1
@@ -147,7 +147,7 @@ def find_latencies(peaks: np.ndarray) -> np.ndarray:
 
 
 def renderer_mb(driver: webdriver.Chrome) -> float:
-    """Return the resident memory of Chromium's renderers in MB."""
+    """Return the resident memory of Chromium's renderer processes in MB."""
     listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
     family = {str(driver.service.process.pid)}

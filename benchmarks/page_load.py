@@ -1,13 +1,13 @@
-"""Play the web page from many clients at once, then from one again and again; then crowd it, and be the next visitor.
+"""Load test of the web page: simultaneous clients, a long series of requests, and abusive visitors.
 
     ./venv/bin/python benchmarks/page_load.py --clients 32 --requests 200
 
-Every client sends a tune of its own at the same moment, and the pitch of what it gets back is checked. Then the memory
-of the server after all requests is compared with that after the first 20 (Linux). At last one visitor sends 100
-uploads at once, 70 requests that nobody listens to, 50 bodies that never come, and connections without a request,
-while another plays a tune. In Chromium, if there is one, it is measured how long after a tap a recording of 30 s and a
-song of 5 minutes begin to sound, and how long after another octave is chosen. The exit code is 1 if a tune was wrong,
-the memory grew by more than 10 %, or the other visitor waited for more than 5 s.
+All clients send different tunes at the same time, and the pitch of each answer is checked. Then the memory of the
+server after all requests is compared with that after the first 20 (Linux). Finally one visitor sends 100 uploads at
+once, 70 requests whose answers are not read, and 200 connections each with incomplete uploads, JSON bodies and
+headers, while another visitor plays a tune. If Chromium is installed, the time from a click to the first sound is
+measured for a recording of 30 s and a song of 5 minutes, and the same after a change of octave. The exit code is 1 if
+a tune was wrong, the memory grew by more than 10 %, or the other visitor waited for more than 5 s.
 """
 
 import argparse
@@ -38,16 +38,16 @@ from sound.console import as_command, command_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 _RATE = 16000
-_WARM = 20  # requests before the memory is first read
+_WARM = 20  # requests before the first memory reading
 _MAX_GROWTH = 0.1
-_MAX_WAIT = 5.0  # s, of the next visitor
-_STRANGER = {"X-Forwarded-For": "203.0.113.7"}  # an address of its own for who crowds the page
-_NEAR = 50  # cents; the tunes of two clients differ by more
-Tune = tuple[Path, list[float]]  # a recording, and its notes in Hz
+_MAX_WAIT = 5.0  # s, maximum waiting time of the other visitor
+_STRANGER = {"X-Forwarded-For": "203.0.113.7"}  # address of the visitor who overloads the page
+_NEAR = 50  # cents; tolerance, less than the difference between any two tunes
+Tune = tuple[Path, list[float]]  # a recording and its notes in Hz
 
 
 def write_tunes(folder: Path, count: int) -> list[Tune]:
-    """Write a tune of three notes for each client, no two alike."""
+    """Write a different tune of three notes for each client."""
     tunes = []
     for number in range(count):
         steps = (number % 8, 8 + number // 8, number % 5)  # semitones over A3
@@ -65,7 +65,7 @@ def _make_note(f0: float) -> np.ndarray:
 
 
 def is_tune(path: str | Path, notes: list[float]) -> bool:
-    """Return True if a sound plays these notes, in this order and register."""
+    """Return True if a sound has these notes in this order and register."""
     config = load_config()
     measured = extract_features(load_audio(path, _RATE), config)
     f0 = np.where(measured.periodicity.numpy() > 0.5, measured.f0.numpy(), np.nan)
@@ -79,7 +79,7 @@ def is_tune(path: str | Path, notes: list[float]) -> bool:
 
 @contextlib.contextmanager
 def running_page(folder: Path) -> Iterator[tuple[str, int]]:
-    """Serve a page from a process of its own; yield its address and the process id."""
+    """Serve a page in a separate process; yield its address and process id."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -104,7 +104,7 @@ def _answers(port: int) -> bool:
 
 
 def play_at_once(address: str, tunes: list[Tune], folder: Path) -> tuple[int, list[float]]:
-    """Play all tunes at the same moment; return how many came back right, and the seconds that each client waited."""
+    """Play all tunes at the same time; return the number of correct answers and each client's waiting time in s."""
 
     def play(number: int) -> tuple[float, str]:
         started = time.perf_counter()
@@ -120,7 +120,7 @@ def play_at_once(address: str, tunes: list[Tune], folder: Path) -> tuple[int, li
 
 
 def play_in_turn(address: str, tunes: list[Tune], count: int, process: int, folder: Path) -> tuple[float, float]:
-    """Send requests one after another; return the server's memory in MB after the first few and after all."""
+    """Send requests one after another; return the server's memory in MB after the first _WARM and after all."""
     client = Client(address, verbose=False, download_files=str(folder / "one"))
     warm = 0.0
     for number in range(count):
@@ -132,7 +132,7 @@ def play_in_turn(address: str, tunes: list[Tune], count: int, process: int, fold
 
 
 def time_browser(address: str, folder: Path) -> list[list[str]]:
-    """Return rows of the seconds from a tap to sound in Chromium; none where there is no Chromium."""
+    """Return table rows of the time in s from a click to sound in Chromium; empty without Chromium."""
     chromium, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver_path):
         return []
@@ -172,7 +172,7 @@ def time_browser(address: str, folder: Path) -> list[list[str]]:
 
 @contextlib.contextmanager
 def crowd(address: str, what: str, tune: Path) -> Iterator[None]:
-    """Be a visitor who takes what there is, while the context is open."""
+    """Overload the page as one visitor while the context is open."""
     port, content = int(address.rpartition(":")[2]), tune.read_bytes()
     with ThreadPoolExecutor(100) as pool, contextlib.ExitStack() as stack:
 
@@ -207,7 +207,7 @@ def crowd(address: str, what: str, tune: Path) -> Iterator[None]:
 
 
 def play_beside(address: str, what: str, tune: Tune, stranger: Tune, folder: Path) -> tuple[float, bool]:
-    """Return how long the next visitor waits while another crowds the page, and whether the tune was right."""
+    """Return a visitor's waiting time in s while another overloads the page, and whether the tune was correct."""
     with crowd(address, what, stranger[0]):
         time.sleep(0.5)
         started = time.perf_counter()

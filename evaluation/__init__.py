@@ -1,1 +1,1 @@
-"""Judging a model: scorecard, recogniser of instruments, distributions over time, report."""
+"""Model evaluation: scorecard, instrument recogniser, distributions over time, report."""

@@ -1,14 +1,14 @@
-"""Distributions over time that tell an instrument from a bad copy, and how far apart they are.
+"""Distributions of time-varying features that separate an instrument from a bad copy, and distances between them.
 
-A model that is told pitch and loudness gets both right by construction, trained or not. What it has to learn is how a
-note begins, how it dies away, and how its brightness goes with level and with the time since the onset. Each is
-measured on every note or frame, and an instrument's distribution is held against an output's by the Wasserstein-1
-distance, in the unit of what is measured.
+Pitch and loudness are inputs of the model, so its output matches both by construction, trained or not. The model has
+to learn the attack of a note, its decay, and how brightness depends on level and on the time since the onset. Each is
+measured on every note or frame. The distributions of the instrument and of the output are compared by the
+Wasserstein-1 distance, in the unit of the feature.
 
     real = measure_sounds(recordings, 44100)
     distances = compare(real, measure_sounds([output], 48000))  # {"attack": 12.3, ...}
 
-``log_mel_distance`` compares an output with the recording that it copies, frame by frame.
+``log_mel_distance`` compares an output with the original recording, frame by frame.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import fftconvolve, find_peaks
 from scipy.stats import wasserstein_distance
 
-BAND = 8000.0  # Hz: brightness looks no higher, so that sounds of all rates compare
-SPLIT = 2000.0  # Hz: brightness is the share of the energy above it
+BAND = 8000.0  # Hz: upper limit of brightness, so that sounds of all sample rates are comparable
+SPLIT = 2000.0  # Hz: brightness is the share of the energy above this frequency
 AFTER_ONSET = ((0.0, 0.05), (0.05, 0.15), (0.15, 0.4), (0.4, 1.0))  # s after the peak
 UNITS = {
     "attack": "ms",
@@ -30,36 +30,36 @@ UNITS = {
     "brightness": "dB",
     "brightness_after_onset": "dB",
 }
-_STEP = 0.001  # s from value to value of an envelope
-_ATTACK_WINDOW, _DECAY_WINDOW = 0.01, 0.05  # s, of the envelope's smoothing
-_SILENCE = 0.1  # s that is put before a sound
-_RISE = 20.0  # dB under the peak, where an attack begins
-_LONGEST_ATTACK = 0.25  # s: within it the peak is looked for
-_EARLY, _LATE = (0.05, 0.5, 0.2), (0.5, 2.0, 0.3)  # s after the peak: from, to, and the least that can be judged
-_DAMPED, _DAMPED_WITHIN = 10.0, 0.05  # dB and s: a faster fall is a damper, not a decay
-_AUDIBLE = -40.0  # dB under a sound's loud frames, where notes and frames are judged
-_FADED = -50.0  # dB under a note's peak, where its decay is no longer judged
-_DARKEST = -70.0  # dB, the least share
-_ONSET_STEP, _LAG, _APART = 0.005, 4, 16  # s, and frames: a rise is one within 20 ms, notes are 80 ms apart
-_SOFTEST_BAND, _LEAST_RISE = -45.0, 2.5  # dB: of a band under the loudest one, and of the mean over the bands
-_LEAST_FALL = 6.0  # dB
-_FRAME, _FRAME_STEP = 0.032, 0.01  # s, of spectra
+_STEP = 0.001  # s between envelope values
+_ATTACK_WINDOW, _DECAY_WINDOW = 0.01, 0.05  # s: smoothing windows of the envelope
+_SILENCE = 0.1  # s of silence padded before a sound
+_RISE = 20.0  # dB below the peak, where an attack begins
+_LONGEST_ATTACK = 0.25  # s after the onset in which the peak is searched
+_EARLY, _LATE = (0.05, 0.5, 0.2), (0.5, 2.0, 0.3)  # s after the peak: start, end, and minimum duration
+_DAMPED, _DAMPED_WITHIN = 10.0, 0.05  # dB and s: a faster fall means that the note was damped
+_AUDIBLE = -40.0  # dB relative to a sound's loud frames: quieter notes and frames are ignored
+_FADED = -50.0  # dB relative to a note's peak: the decay is not measured below this
+_DARKEST = -70.0  # dB: lower limit of brightness
+_ONSET_STEP, _LAG, _APART = 0.005, 4, 16  # s, frames: rises over 20 ms, onsets at least 80 ms apart
+_SOFTEST_BAND, _LEAST_RISE = -45.0, 2.5  # dB: floor of a band relative to the loudest; minimum mean rise of an onset
+_LEAST_FALL = 6.0  # dB: minimum level drop at an abrupt end
+_FRAME, _FRAME_STEP = 0.032, 0.01  # s: frame length and step of the spectra
 _LEVEL_BIN, _PITCH_BIN = 6.0, 6.0  # dB and semitones
-_MIN_NOTES, _MIN_FRAMES = 8, 20  # of each sound: fewer say nothing
+_MIN_NOTES, _MIN_FRAMES = 8, 20  # per sound: fewer give no reliable distribution
 _MEL_FRAME = 0.064  # s
 _MELS_TO_8_KHZ = 80
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What notes and frames of sounds measure; NaN where a note is too short, or begins inside another."""
+    """Features of the notes and frames of sounds; NaN where a note is too short or overlaps the previous one."""
 
-    attack: np.ndarray  # [n] ms from 20 dB under the peak to the peak
-    early_decay: np.ndarray  # [n] dB/s, from 0.05 to 0.5 s after the peak; positive is falling
+    attack: np.ndarray  # [n] ms from 20 dB below the peak to the peak
+    early_decay: np.ndarray  # [n] dB/s, from 0.05 to 0.5 s after the peak; positive when the level falls
     late_decay: np.ndarray  # [n] dB/s, from 0.5 to 2 s
     brightness_after_onset: np.ndarray  # [n, len(AFTER_ONSET)] dB
-    brightness: np.ndarray  # [T] dB, the share of energy above SPLIT
-    level: np.ndarray  # [T] dB, of the same frames, under the sound's loud ones
+    brightness: np.ndarray  # [T] dB, share of the energy above SPLIT
+    level: np.ndarray  # [T] dB, of the same frames, relative to the sound's loud frames
     pitch: np.ndarray  # [T] MIDI, all 0 if no f0 was given
 
 
@@ -74,8 +74,8 @@ def measure_sounds(
     Args:
         sounds: [N] each.
         sample_rate: Hz.
-        onsets: [n] s of each sound's notes; None finds them.
-        f0: [T] Hz of each sound, 100 times a second, to compare brightness at equal pitch; None compares all pitches.
+        onsets: [n] s, note onsets of each sound; detected if None.
+        f0: [T] Hz of each sound at 100 frames a second, to compare brightness at equal pitch; None ignores pitch.
 
     Raises:
         ValueError: a sound is silent, not finite, or shorter than 0.1 s.
@@ -89,7 +89,7 @@ def _measure_sound(audio: np.ndarray, onsets: np.ndarray | None, f0: np.ndarray 
     audio = _checked(audio, sample_rate)
     onsets = find_onsets(audio, sample_rate) if onsets is None else np.sort(np.asarray(onsets, dtype=float))
     brightness, level = measure_brightness(audio, sample_rate)
-    padded = np.pad(audio, (round(_SILENCE * sample_rate), 0))  # an envelope rises before a sound that begins at once
+    padded = np.pad(audio, (round(_SILENCE * sample_rate), 0))  # so that a note at sample 0 has an attack
     attack_level, decay_level = (
         measure_envelope(padded, sample_rate, window) for window in (_ATTACK_WINDOW, _DECAY_WINDOW)
     )
@@ -115,12 +115,12 @@ def _checked(audio: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def _fit_length(values: np.ndarray, n_frames: int) -> np.ndarray:
-    """Cut a curve to T frames, or go on with its last value."""
+    """Crop a curve to T frames, or pad it with its last value."""
     return np.pad(values[:n_frames], (0, max(0, n_frames - len(values))), mode="edge")
 
 
 def measure_envelope(audio: np.ndarray, sample_rate: int, window: float = _ATTACK_WINDOW) -> np.ndarray:
-    """Return the RMS level [T] in dBFS, 1000 times a second, smoothed by a Hann window of so many seconds."""
+    """Return the RMS level [T] in dBFS, 1000 values a second, smoothed by a Hann window of ``window`` seconds."""
     shape = np.hanning(max(3, round(window * sample_rate)) + 2)[1:-1]
     power = fftconvolve(np.asarray(audio, dtype=np.float64) ** 2, shape / shape.sum(), mode="same").clip(0)
     positions = np.arange(0, len(audio) - 1, _STEP * sample_rate)
@@ -128,7 +128,7 @@ def measure_envelope(audio: np.ndarray, sample_rate: int, window: float = _ATTAC
 
 
 def find_onsets(audio: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Return where notes begin, [n] s: where the levels of mel bands rise together, the most at once."""
+    """Return note onsets, [n] s: peaks of the mean rise in level over all mel bands."""
     frames = _power_frames(audio, sample_rate, _FRAME, _ONSET_STEP)
     filters = librosa.filters.mel(sr=sample_rate, n_fft=2 * (frames.shape[1] - 1), n_mels=40, fmin=60, fmax=BAND)
     levels = 10 * np.log10(np.maximum(frames @ filters.T, 1e-20))
@@ -140,7 +140,7 @@ def find_onsets(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     peaks -= 1
     level = 10 * np.log10(np.pad(frames.sum(axis=1), (0, 2 * _LAG), mode="edge") + 1e-12)
     fall = level[np.maximum(peaks - 2 * _LAG, 0)] - level[peaks + _LAG]
-    peaks = peaks[(fall < _LEAST_FALL) | (peaks < 2 * _LAG)]  # the click at a sound's abrupt end begins nothing
+    peaks = peaks[(fall < _LEAST_FALL) | (peaks < 2 * _LAG)]  # the click at an abrupt end is not an onset
     return np.maximum(peaks - _LAG / 2, 0) * _ONSET_STEP
 
 
@@ -152,13 +152,13 @@ def _measure_note(
     end: float,
     audible: float,
 ) -> list[float] | None:
-    """Return attack, both decays and the brightness after the onset; None if the note is not heard.
+    """Return attack, both decays and the brightness after the onset; None if the note is too quiet.
 
     Args:
-        attack_level, decay_level: envelopes of the sound after 0.1 s of silence, dB.
-        brightness: dB, 100 times a second.
+        attack_level, decay_level: envelopes of the sound, padded with 0.1 s of silence at the start, dB.
+        brightness: dB, 100 values a second.
         onset, end: s.
-        audible: dB, a note's least peak.
+        audible: dB, minimum peak of a note.
     """
     first, last = (round((time + _SILENCE) / _STEP) for time in (onset - 0.03, end))
     searched = attack_level[first : min(last, first + round((0.03 + _LONGEST_ATTACK) / _STEP))]
@@ -175,13 +175,13 @@ def _measure_note(
 
 
 def _attack_time(level: np.ndarray, peak: int, earliest: int) -> float:
-    """Return ms from 20 dB under the peak to it, NaN if the sound before it is no quieter than that."""
+    """Return the ms from 20 dB below the peak to the peak; NaN if the sound before it is never that quiet."""
     quiet = np.flatnonzero(level[earliest:peak] < level[peak] - _RISE)
     return 1000 * _STEP * (peak - earliest - quiet[-1]) if len(quiet) else np.nan
 
 
 def _find_end(level: np.ndarray, peak: int, last: int) -> int:
-    """Return where a note is damped, has faded, or ends because the next one begins."""
+    """Return the index where a note is damped, has faded out, or is cut off by the next note."""
     last = max(peak + 1, last - 50)  # the smoothing reaches into the next note
     falls, lag = level[peak:last], round(_DAMPED_WITHIN / _STEP)
     damped = np.flatnonzero(falls[:-lag] - falls[lag:] > _DAMPED) if len(falls) > lag else []
@@ -190,7 +190,7 @@ def _find_end(level: np.ndarray, peak: int, last: int) -> int:
 
 
 def _slope(level: np.ndarray, start: float, stop: float, least: float) -> float:
-    """Return by how many dB a second a level falls from ``start`` to ``stop`` s, NaN if it lasts less than needed."""
+    """Return the fall of a level in dB/s from ``start`` to ``stop`` s; NaN if it is shorter than ``least`` s."""
     part = level[round(start / _STEP) : round(stop / _STEP)]
     if len(part) < least / _STEP:
         return np.nan
@@ -198,7 +198,7 @@ def _slope(level: np.ndarray, start: float, stop: float, least: float) -> float:
 
 
 def _brightness_after(brightness: np.ndarray, peak: float, end: float) -> list[float]:
-    """Return the mean brightness in each window after the peak, NaN where the note does not fill half of it."""
+    """Return the mean brightness in each window after the peak; NaN if the note fills less than half of the window."""
     values = []
     for start, stop in AFTER_ONSET:
         part = brightness[round((peak + start) / _FRAME_STEP) : round(min(peak + stop, end) / _FRAME_STEP)]
@@ -207,7 +207,7 @@ def _brightness_after(brightness: np.ndarray, peak: float, end: float) -> list[f
 
 
 def measure_brightness(audio: np.ndarray, sample_rate: int, split: float = SPLIT) -> tuple[np.ndarray, np.ndarray]:
-    """Return the share of energy between ``split`` and 8 kHz in that up to 8 kHz, and the level, both [T] in dB."""
+    """Return the energy from ``split`` to 8 kHz relative to that up to 8 kHz, and the level, both [T] in dB."""
     power = _power_frames(audio, sample_rate, _FRAME, _FRAME_STEP)
     frequencies = np.linspace(0, sample_rate / 2, power.shape[1])
     whole = power[:, frequencies <= BAND].sum(axis=1)
@@ -217,7 +217,7 @@ def measure_brightness(audio: np.ndarray, sample_rate: int, split: float = SPLIT
 
 
 def _power_frames(audio: np.ndarray, sample_rate: int, window: float, step: float) -> np.ndarray:
-    """Return spectra [T, F] of power, frame t centred on t * step; a sine of full scale sums up to about 0.5."""
+    """Return power spectra [T, F], frame t centred on t * step; a full-scale sine sums to about 0.5."""
     n_fft = 2 * round(window * sample_rate / 2)
     shape = np.hanning(n_fft + 2)[1:-1]
     padded = np.pad(np.asarray(audio, dtype=np.float64), n_fft // 2)
@@ -227,13 +227,13 @@ def _power_frames(audio: np.ndarray, sample_rate: int, window: float, step: floa
 
 
 def compare(instrument: Measures, output: Measures) -> dict[str, float | None]:
-    """Return how far an output's distributions are from an instrument's, in UNITS.
+    """Return the distances between an output's distributions and an instrument's, in UNITS.
 
-    Brightness is compared between frames of like level, and like pitch if both were measured with f0, and averaged
-    over these bins; brightness after the onset is averaged over its windows.
+    Brightness is compared within bins of equal level, and of equal pitch if both were measured with f0, and averaged
+    over the bins. Brightness after the onset is averaged over its windows.
 
     Returns:
-        The keys of UNITS; None where one of the sounds has fewer than 8 notes, or 20 frames in no common bin.
+        A dict with the keys of UNITS; None where a sound has fewer than 8 notes, or no bin has 20 frames of both.
     """
     windows = [
         _distance(one, other, _MIN_NOTES)
@@ -255,7 +255,7 @@ def _distance(one: np.ndarray, other: np.ndarray, least: int) -> float | None:
 
 
 def _compare_bins(instrument: Measures, output: Measures) -> float | None:
-    """Return the distance of brightness inside bins, each counting by the output's frames in it."""
+    """Return the mean distance of brightness within bins, weighted by the output's frames in each bin."""
     bins = [
         np.floor(each.level / _LEVEL_BIN) + 1000 * np.floor(each.pitch / _PITCH_BIN) for each in (instrument, output)
     ]
@@ -272,19 +272,20 @@ def _compare_bins(instrument: Measures, output: Measures) -> float | None:
 def high_band_difference(
     outputs: Sequence[np.ndarray], targets: Sequence[np.ndarray], sample_rate: int, fmax: Sequence[float]
 ) -> float | None:
-    """Return by how many dB the energy over 8 kHz of copies differs from that of the recordings, at equal level.
+    """Return the absolute difference in energy above 8 kHz between copies and recordings, at equal level.
 
-    The frames of all recordings are sorted by their level up to 8 kHz, into bins of 6 dB from the loud ones down to
-    40 dB less; the bins' differences are averaged by their frames. What is 80 dB under the loud frames counts as that.
+    The frames of all recordings are grouped by their level up to 8 kHz into 6 dB bins, from the loud frames down to
+    40 dB below them. The differences are averaged over the bins, weighted by frames. Energies are floored at 80 dB
+    below the loud frames.
 
     Args:
         outputs: [N] each.
         targets: [N] each, the recordings.
         sample_rate: Hz, of both.
-        fmax: Hz, up to where each recording has sound.
+        fmax: Hz, bandwidth of each recording.
 
     Returns:
-        dB, or None if the recordings have nothing over 8 kHz.
+        dB, or None if no recording has energy above 8 kHz.
     """
     level, high = [], []
     for output, target, top in zip(outputs, targets, fmax, strict=True):
@@ -316,20 +317,21 @@ def _mean(values: Sequence[float]) -> float | None:
 def log_mel_distance(
     output: np.ndarray, target: np.ndarray, sample_rate: int, floor: float = -80.0, fmax: float | None = None
 ) -> float:
-    """Return the mean difference of mel bands, in dB, between an output and the recording that it copies.
+    """Return the mean absolute difference of mel bands, in dB, between an output and the original recording.
 
     Args:
-        output: [N]; what is longer or shorter than the target by up to one frame is ignored.
-        target: [N], the recording.
+        output: [N]; a length difference of up to one frame to the target is ignored.
+        target: [N], the original recording.
         sample_rate: Hz, of both.
-        floor: dB under the target's loudest band; what is below counts as this much.
-        fmax: Hz, up to which both are compared; None takes half the rate. The bands stay as wide as 80 up to 8 kHz.
+        floor: dB relative to the target's loudest band; lower levels are clipped to it.
+        fmax: Hz, upper limit of the comparison; half the sample rate if None. The bands are as wide as with 80
+            bands up to 8 kHz.
 
     Returns:
-        dB, averaged over the bands and over the frames in which the target's loudest band is over its floor.
+        dB, averaged over the bands and over the frames in which the target's loudest band exceeds the floor.
 
     Raises:
-        ValueError: of other lengths, silent, or ``fmax`` beyond half the rate.
+        ValueError: the lengths differ, the target is silent, or ``fmax`` exceeds half the sample rate.
     """
     if abs(len(output) - len(target)) > sample_rate / 100:
         raise ValueError(f"the output has {len(output)} samples, the target {len(target)}; they must be of one length")
@@ -346,7 +348,7 @@ def log_mel_distance(
 
 
 def _mel_levels(audio: np.ndarray, sample_rate: int, n_mels: int, fmax: float) -> np.ndarray:
-    """Return [T, n_mels] in dB."""
+    """Return the levels of mel bands, [T, n_mels] in dB."""
     power = _power_frames(audio, sample_rate, _MEL_FRAME, 0.01)
     filters = librosa.filters.mel(sr=sample_rate, n_fft=2 * (power.shape[1] - 1), n_mels=n_mels, fmax=fmax, norm=None)
     return 10 * np.log10(np.maximum(power @ filters.T, 1e-20))

@@ -1,7 +1,7 @@
-"""Notes of General MIDI sound fonts: more players, rooms and microphones for the recogniser to learn from.
+"""Notes of General MIDI sound fonts: more players, rooms and microphones to train the recogniser on.
 
-A font's notes are recordings too, of other people. They only widen what the recogniser learns; it is tested on plain
-recordings. Fonts that an instrument model was trained on (FluidR3 GM) must not be named.
+The notes of a font are recordings of other players. They are used for training only; the recogniser is tested on
+plain recordings. Do not use fonts that an instrument model was trained on (FluidR3 GM).
 """
 
 import io
@@ -14,7 +14,7 @@ import soxr
 from evaluation.recorded_notes import LIBRARY_RATE, RECOGNISER, SUSTAINED, RecordedNote, Sound
 from recordings.soundfont import SAMPLE_RATE, find_program, render_midi
 
-_PROGRAMS = (  # instrument, bank, program, and the pitches (MIDI) that players play
+_PROGRAMS = (  # instrument, bank, program, lowest and highest pitch (MIDI) in practice
     ("trumpet", 0, 56, 52, 86),
     ("guitar", 0, 24, 40, 84),
     ("guitar", 0, 25, 40, 84),
@@ -32,15 +32,15 @@ _PROGRAMS = (  # instrument, bank, program, and the pitches (MIDI) that players 
     ("mandolin", 16, 25, 55, 90),
 )
 _VELOCITIES = (45, 80, 118)
-_SECONDS, _STEP = (2.5, 2.0), 3.5  # s that a plucked and a sustained note is held, and from note to note
-_SILENT = 1e-4  # a peak: the font has no such instrument
+_SECONDS, _STEP = (2.5, 2.0), 3.5  # s: duration of a plucked and of a sustained note; time between note onsets
+_SILENT = 1e-4  # peak: below this the font does not have the instrument
 
 
 def render_notes(font: Path, instrument: str) -> list[Sound]:
-    """Return every second semitone of an instrument at three velocities; nothing if the font does not have it.
+    """Return every second semitone of an instrument at three velocities; empty if the font does not have it.
 
     Raises:
-        FileNotFoundError, OSError: FluidSynth or the font is missing, or it failed.
+        FileNotFoundError, OSError: FluidSynth or the font is missing, or FluidSynth failed.
     """
     if not font.is_file():
         raise FileNotFoundError(f"there is no sound font {font}")
@@ -53,7 +53,7 @@ def render_notes(font: Path, instrument: str) -> list[Sound]:
         audio = soxr.resample(audio, SAMPLE_RATE, LIBRARY_RATE).astype(np.float32)
         n_samples = round(_STEP * LIBRARY_RATE)
         for number, (pitch, _) in enumerate(notes):
-            sound = audio[number * n_samples : (number + 1) * n_samples - LIBRARY_RATE // 10]  # not the next attack
+            sound = audio[number * n_samples : (number + 1) * n_samples - LIBRARY_RATE // 10]  # without next attack
             peak = np.abs(sound).max()
             if peak > _SILENT:
                 sounding = np.flatnonzero(np.abs(sound) > 1e-3 * peak)
@@ -63,10 +63,10 @@ def render_notes(font: Path, instrument: str) -> list[Sound]:
 
 
 def _write_midi(bank: int, program: int, notes: list[tuple[int, int]], seconds: float) -> bytes:
-    """Return a MIDI file of pitches and velocities, held for so many seconds each."""
+    """Return a MIDI file of notes (pitch, velocity), each held for ``seconds`` s."""
     file, track = mido.MidiFile(ticks_per_beat=1000), mido.MidiTrack()
     file.tracks.append(track)
-    track.append(mido.MetaMessage("set_tempo", tempo=1_000_000))  # a tick is a millisecond
+    track.append(mido.MetaMessage("set_tempo", tempo=1_000_000))  # one tick is 1 ms
     track.append(mido.Message("control_change", control=0, value=bank))
     track.append(mido.Message("program_change", program=program))
     gap = 0

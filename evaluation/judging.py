@@ -1,6 +1,6 @@
-"""Judge models on recordings, which they copy, and on voices, which they play: rows of figures, and what to hear.
+"""Evaluation of models on copies of recordings and on voices: table rows, audio examples and plots.
 
-``scripts/evaluate.py`` and ``benchmarks/ablations.py`` are the command lines; ``scorecard.py`` measures.
+The commands are ``scripts/evaluate.py`` and ``benchmarks/ablations.py``; the measures are in ``scorecard.py``.
 """
 
 import dataclasses
@@ -41,36 +41,36 @@ from sound.bandwidth import measure_bandwidth
 from sound.plucks import trace_plucks
 from voice.instrument_fit import TransferOptions
 
-MODEL, UNTRAINED = "this model", "untrained model"  # rows of the tables, beside those of the baselines
+MODEL, UNTRAINED = "this model", "untrained model"  # table rows, in addition to the baselines
 RECORDING, VOICE = "the recording itself", "the voice itself"
 _AS_THE_INSTRUMENT = TransferOptions()
-_COMPARED_RATE = 16000  # Hz: up to half of it models of all rates are compared
+_COMPARED_RATE = 16000  # Hz: models of all sample rates are compared up to half of it
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Take:
-    """A recording of an instrument."""
+    """Recording of an instrument."""
 
     name: str
-    audio: np.ndarray  # [N] at the rate of the model that is judged
+    audio: np.ndarray  # [N] at the evaluated model's sample rate
     sound: MeasuredSound
-    bandwidth: float  # Hz, up to which it has sound
+    bandwidth: float  # Hz
 
 
 # --- reading --------------------------------------------------------------------------------------
 
 
 def read_takes(data_dir: Path, model: NeuralGuitar, trained: dict[str, Any] | None = None) -> list[Take]:
-    """Read recordings of a model's instrument: of processed ones those that are held out.
+    """Read recordings of a model's instrument; of processed recordings, only the held-out ones.
 
     Args:
-        data_dir: processed recordings, or plain ones, which are all taken.
-        model: to be judged.
-        trained: the model's checkpoint, which says how its training divided the recordings.
+        data_dir: processed recordings, or plain sound files, which are all used.
+        model: the model to evaluate.
+        trained: the model's checkpoint, which stores how the recordings were split for training.
 
     Raises:
-        FileNotFoundError, ValueError: none, none held out, damaged ones, or of the wrong instrument.
+        FileNotFoundError, ValueError: the recordings are missing, damaged, not held out or of another instrument.
     """
     if not data_dir.is_dir():
         raise FileNotFoundError(f"there is no folder {data_dir}")
@@ -85,7 +85,7 @@ def read_takes(data_dir: Path, model: NeuralGuitar, trained: dict[str, Any] | No
 
 
 def _training_split(trained: dict[str, Any] | None, config: Config) -> tuple[Config, str | None]:
-    """Return a configuration, and a boundary, by which ``read_corpus`` holds out what a training has held out."""
+    """Return the configuration and split boundary with which ``read_corpus`` reproduces a training's held-out set."""
     if trained is None:
         return config, None
     saved = trained["config"].get("train", {})
@@ -120,15 +120,15 @@ def _read_span(span: Span, model: NeuralGuitar) -> Take:
 
 
 def resample(audio: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """Return sound [N] of one rate at another."""
+    """Resample sound [N] from ``rate`` to ``wanted`` Hz."""
     return audio if rate == wanted else prepare_audio(audio, rate, wanted)
 
 
 def expand_folders(sources: Sequence[Path]) -> list[Path]:
-    """Return sound files, folders replaced by the sound files in them.
+    """Return sound files, with each folder replaced by its sound files.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or a folder without any.
+        FileNotFoundError, ValueError: a file does not exist, or a folder has no sound files.
     """
     found = []
     for source in sources:
@@ -150,7 +150,7 @@ def _device(model: NeuralGuitar) -> torch.device:
 
 @torch.inference_mode()
 def resynthesize_take(take: Take, model: NeuralGuitar, seed: int) -> np.ndarray:
-    """Return what a model makes of a recording's own curves: [N]."""
+    """Return a model's output for a recording's own f0 and loudness: [N]."""
     curves = [torch.from_numpy(values)[None, :, None] for values in (take.sound.f0, take.sound.loudness)]
     curves, plucks = [values.to(_device(model)) for values in curves], None
     if model.config.onset_inputs:
@@ -164,11 +164,11 @@ def resynthesize_take(take: Take, model: NeuralGuitar, seed: int) -> np.ndarray:
 def evaluate_takes(
     takes: list[Take], models: dict[str, NeuralGuitar], seed: int
 ) -> tuple[list[Row], list[Exhibit], Measures | None]:
-    """Judge each model's copies of recordings, all at the rate of the one that is judged.
+    """Evaluate each model's copies of recordings at the sample rate of the evaluated model.
 
     Returns:
-        Rows, each model's and last the recordings' own; what there is to hear and see; and what the recordings measure
-        over time, against which voices are held too. Nothing, nothing and None without recordings.
+        Table rows, one per model and last one for the recordings themselves; audio and plots; and the measures of the
+        recordings over time, which voices are also compared with. Two empty lists and None without recordings.
     """
     if not takes:
         return [], [], None
@@ -191,7 +191,7 @@ def evaluate_takes(
 
 
 def compare_with_takes(copies: list[np.ndarray], takes: list[Take], model: NeuralGuitar) -> dict[str, float | None]:
-    """Return how near sounds [N] are to the recordings that they copy, frame by frame, and what they are heard as."""
+    """Return the frame-wise distances of copies [N] to the original recordings, and the recognition rate."""
     config, rate = model.settings.for_recordings_of(model.instrument), model.settings.audio.sample_rate
     at_features = [resample(copy, rate, config.audio.feature_rate) for copy in copies]
     sounds = [
@@ -211,7 +211,7 @@ def compare_with_takes(copies: list[np.ndarray], takes: list[Take], model: Neura
 
 @torch.inference_mode()
 def stft_loss(audio: np.ndarray, take: Take, model: NeuralGuitar) -> float:
-    """Return the multi-resolution STFT loss of a sound [N] against a recording, up to where that has sound."""
+    """Return the multi-resolution STFT loss between a sound [N] and a recording, up to the recording's bandwidth."""
     settings = model.settings.loss
     function = MultiResolutionSTFTLoss(
         settings.fft_sizes, settings.hop_sizes, settings.win_lengths, settings.mag_loss_weight, settings.eps
@@ -221,9 +221,9 @@ def stft_loss(audio: np.ndarray, take: Take, model: NeuralGuitar) -> float:
 
 
 def recognition_rate(audio: np.ndarray, sample_rate: int, instrument: str) -> float | None:
-    """Return in how many of its seconds a sound [N] is heard as an instrument, in percent.
+    """Return the percentage of the windows of a sound [N] that are recognised as an instrument.
 
-    None if the recogniser does not know the instrument, or if less than a second sounds.
+    None if the recogniser does not know the instrument, or if the sound is shorter than one window.
     """
     recogniser = load_recogniser()
     if instrument not in recogniser.instruments or len(audio) < sample_rate * WINDOW / RECOGNISER_RATE:
@@ -235,7 +235,7 @@ def recognition_rate(audio: np.ndarray, sample_rate: int, instrument: str) -> fl
 
 
 def load_voice_versions(path: Path, rate: int, snr: float | None, seed: int) -> dict[str, np.ndarray]:
-    """Return a voice [N] by its name, and with ``snr`` also with white noise so many dB below its mean power."""
+    """Return a voice [N] by name and, with ``snr``, a version with white noise ``snr`` dB below its mean power."""
     audio = load_audio(path, rate)
     noisy = {} if snr is None else {f"{path.stem}, {snr:g} dB SNR": scorecard.add_noise(audio, snr, seed)}
     return {path.stem: audio, **noisy}
@@ -249,21 +249,22 @@ def evaluate_voice(
     seed: int,
     options: TransferOptions = _AS_THE_INSTRUMENT,
 ) -> list[tuple[list[Row], Exhibit]]:
-    """Judge a voice on each model, without noise and with it; the notes wanted are those fitted to it without noise.
+    """Evaluate a voice on each model, clean and with noise; the notes fitted to the clean voice are the reference.
 
     Args:
-        path: of the voice.
-        models: by the names of their rows.
-        real: what recordings of the instrument measure over time, or None.
-        snr: dB, of a second version with noise.
-        seed: of the noise.
-        options: of the transfer.
+        path: sound file of the voice.
+        models: models by row name.
+        real: measures of the instrument's recordings over time, or None.
+        snr: dB, for a second version with noise; None skips it.
+        seed: seed of the noise.
+        options: options of the transfer.
 
     Returns:
-        For each version of the voice its rows, each model's and last its own, and what there is to hear and see.
+        For each version of the voice: its table rows, one per model and last one for the voice itself, and its audio
+        and plots.
 
     Raises:
-        FileNotFoundError, ValueError: it or its annotation cannot be read, or no melody can be heard in it.
+        FileNotFoundError, ValueError: the voice or its annotation cannot be read, or no melody is found in it.
     """
     model = models[MODEL]
     rate, config = model.settings.audio.feature_rate, model.settings.for_recordings_of(model.instrument)
@@ -292,14 +293,14 @@ def evaluate_voice(
 
 
 def expected_curves(result: TransferResult, sung: np.ndarray | None = None) -> ExpectedCurves:
-    """Return what a model was told to play: the notes as they are held, without their releases."""
+    """Return the curves that a model was given: the notes without their releases."""
     return ExpectedCurves(result.curves.f0, result.curves.loudness, result.curves.voiced, sung)
 
 
 def evaluate_sound(
     audio: np.ndarray, sample_rate: int, f0: np.ndarray, model: NeuralGuitar, real: Measures | None
 ) -> dict[str, float | None]:
-    """Return what a sound [N] is heard as, and its distances to recordings of the instrument; f0 [T] sorts frames."""
+    """Return a sound's [N] recognition rate and its distances to the recordings; f0 [T] selects frames by pitch."""
     measures = None if real is None else measure_sounds([audio], sample_rate, f0=[f0])
     distances = dict.fromkeys(UNITS) if real is None else compare(real, measures)
     return {"recognised": recognition_rate(audio, sample_rate, model.instrument), **distances}
@@ -308,7 +309,7 @@ def evaluate_sound(
 def evaluate_obedience(
     audio: np.ndarray, sound: MeasuredSound, expected: ExpectedCurves, model: NeuralGuitar
 ) -> dict[str, Any]:
-    """Return whether a sound [N] does as its curves say; ``sound`` is the same, measured."""
+    """Return how well a sound [N] follows its curves; ``sound`` holds its measured curves."""
     threshold = model.settings.features.periodicity_threshold
     return {**scorecard.compare_transfer(expected, sound, threshold), **scorecard.measure_level(audio)}
 
@@ -316,7 +317,7 @@ def evaluate_obedience(
 def evaluate_voice_input(
     audio: np.ndarray, result: TransferResult, expected: ExpectedCurves, model: NeuralGuitar, real: Measures | None
 ) -> dict[str, Any]:
-    """Return the same figures of the voice as it is: its pitch in its own register, its sound at its fitted one."""
+    """Return the same figures for the unprocessed voice: pitch in the sung register, timbre at the fitted pitch."""
     rate, played = model.settings.audio.feature_rate, expected.played
     sound = measure_sound(audio, rate, model.settings, _device(model))
     ratio = np.median(result.curves.f0[played] / result.features.f0.numpy()[played])

@@ -1,4 +1,4 @@
-"""The card of an exported model, in Markdown: what it is, what it was trained on, its scorecard and its limits."""
+"""Model card of an exported model, in Markdown: description, training data, scorecard and limits."""
 
 import json
 import math
@@ -69,11 +69,11 @@ Targets
 
 
 def format_scorecard(path: Path, checkpoints: Sequence[Path]) -> str:
-    """Return the card's section with the main figures that scripts/evaluate.py wrote to ``path``.
+    """Return the card's section with the main figures of the report at ``path``, written by scripts/evaluate.py.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: no such report, or of none of these checkpoints.
+        OSError: the file cannot be read.
+        ValueError: the file is not a report, or not of one of these checkpoints.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -102,12 +102,12 @@ def format_card(
 
     Args:
         path: the checkpoint.
-        model: as loaded from it.
-        data: what it was trained on.
-        licence: of that data.
-        command: that trained it.
-        note: anything else that a user should know.
-        scorecard: the section with its figures, from ``format_scorecard``.
+        model: the model loaded from it.
+        data: description of the training data.
+        licence: licence of that data.
+        command: the training command.
+        note: further information for users.
+        scorecard: the section with the figures, from ``format_scorecard``.
     """
     content = read_checkpoint(path)
     best = content["metrics"]["best_val_loss"]

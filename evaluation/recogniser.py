@@ -1,11 +1,12 @@
-"""Recognise the instrument that plays: small convolutional networks on log-mel spectra of 1 s windows.
+"""Instrument recognition by small convolutional networks on log-mel spectra of 1 s windows.
 
-It judges outputs of 16 kHz and of 48 kHz alike, so it looks at the band up to 8 kHz only. Every window is set to the
-same level, and what lies 60 dB under its loudest band is cut off: neither level nor noise floor tell the instruments
-apart. ``evaluation/train_recogniser.py`` trained it, on recordings that no instrument model is trained on.
+The recogniser evaluates outputs at 16 kHz and at 48 kHz, so it uses only the band up to 8 kHz. Every window is
+normalized to the same level and floored at 60 dB below its loudest band, so that neither level nor noise floor
+identifies an instrument. It is trained by ``evaluation/train_recogniser.py``, on recordings that no instrument model
+is trained on.
 
     recogniser = load_recogniser()
-    recognise(audio, 48000, recogniser).heard["trumpet"]  # share of the windows that are heard as a trumpet
+    recognise(audio, 48000, recogniser).heard["trumpet"]  # share of the windows recognised as a trumpet
 """
 
 from collections.abc import Sequence
@@ -39,27 +40,27 @@ INSTRUMENTS = (
 WEIGHTS = Path(__file__).with_name("recogniser.pt")
 SAMPLE_RATE = 16000  # Hz
 WINDOW = 16000  # samples
-HOP = 4000  # samples from window to window
-QUIETEST = -60.0  # dBFS, RMS of a window that is still judged
-SOFTEST = -35.0  # dB under the loudest window that is still judged: tails and the noise of pauses are not
+HOP = 4000  # samples between window starts
+QUIETEST = -60.0  # dBFS: minimum RMS of a window
+SOFTEST = -35.0  # dB relative to the loudest window: minimum level, which excludes note tails and noise in pauses
 _N_FFT, _FRAME_HOP, _N_MELS = 1024, 320, 64
 _FMIN, _FMAX = 60.0, 8000.0  # Hz
-_RANGE = 60.0  # dB under the loudest band of a window
+_RANGE = 60.0  # dB: dynamic range below the loudest band of a window
 _CHANNELS = (16, 32, 48, 64, 96)
 _BATCH = 64
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """What a sound is heard as; both dicts have every instrument as a key, and their values sum to 1."""
+    """Recognition result. Both dicts have every instrument as a key, and their values sum to 1."""
 
-    heard: dict[str, float]  # share of the windows in which the instrument is the most probable one
+    heard: dict[str, float]  # share of the windows in which the instrument is the most probable
     probability: dict[str, float]  # mean over the windows
-    n_windows: int  # that were judged
+    n_windows: int  # number of windows classified
 
 
 class Recogniser(nn.Module):
-    """Windows of sound [B, WINDOW] at 16 kHz to logits [B, instruments]."""
+    """Network from windows of sound [B, WINDOW] at 16 kHz to logits [B, instruments]."""
 
     def __init__(self, instruments: tuple[str, ...] = INSTRUMENTS) -> None:
         super().__init__()
@@ -69,13 +70,13 @@ class Recogniser(nn.Module):
         self.register_buffer("window", torch.hann_window(_N_FFT), persistent=False)
         layers, n_in = [], 1
         for n_out in _CHANNELS:
-            halve = [nn.MaxPool2d(2)] if layers else []  # the first convolution halves by its stride, which is cheap
+            halve = [nn.MaxPool2d(2)] if layers else []  # the first convolution is strided, which is faster
             convolution = nn.Conv2d(n_in, n_out, 3, stride=1 if layers else 2, padding=1, bias=False)
             layers += [convolution, *halve, nn.BatchNorm2d(n_out), nn.ReLU()]
             n_in = n_out
         self.layers = nn.Sequential(*layers)
         self.dropout = nn.Dropout(0.3)
-        # Pitch moves a spectrum, an instrument's body does not: what is found is kept apart by frequency.
+        # Pitch shifts the harmonics but not the resonances of the body, so pooling is over time only, not frequency.
         self.head = nn.Linear(2 * n_in * (_N_MELS >> len(_CHANNELS)), len(instruments))
 
     def forward(self, audio: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ class Recogniser(nn.Module):
         return self.head(self.dropout(pooled.flatten(1)))
 
     def log_mel(self, audio: Tensor) -> Tensor:
-        """Return the level of mel bands, 1 for a window's loudest and 0 for 60 dB less: [B, mels, frames]."""
+        """Return mel band levels [B, mels, frames], scaled to 1 at a window's maximum and 0 at 60 dB below it."""
         frames = audio.unfold(1, _N_FFT, _FRAME_HOP) * self.window
         power = torch.view_as_real(torch.fft.rfft(frames)).square().sum(dim=-1)  # (B, frames, F)
         level = 10 * torch.log10(power @ self.filters + 1e-20)
@@ -98,7 +99,7 @@ class Recogniser(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """Recognisers that were trained from other seeds; their probabilities are averaged."""
+    """Ensemble of recognisers trained from different seeds; their probabilities are averaged."""
 
     def __init__(self, members: Sequence[Recogniser]) -> None:
         super().__init__()
@@ -115,8 +116,8 @@ def load_recogniser(path: Path = WEIGHTS) -> Ensemble:
     """Return the trained recogniser, on the CPU.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds no recogniser.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file does not contain a recogniser.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -132,25 +133,25 @@ def load_recogniser(path: Path = WEIGHTS) -> Ensemble:
 
 
 def recognise(audio: np.ndarray, sample_rate: int, recogniser: Ensemble | None = None) -> Recognition:
-    """Return what a sound is heard as, in windows of 1 s, one each quarter of a second.
+    """Recognise the instrument of a sound, in windows of 1 s with a hop of 0.25 s.
 
     Args:
-        audio: [N], mono, any level.
-        sample_rate: Hz; of 16,000 at least, for the recogniser looks at the band up to 8 kHz.
-        recogniser: None takes the one that is shipped.
+        audio: [N], mono, at any level.
+        sample_rate: Hz, at least 16,000, because the recogniser uses the band up to 8 kHz.
+        recogniser: the shipped recogniser if None.
 
     Raises:
-        ValueError: shorter than a window, silent, not finite, or of a lower rate.
+        ValueError: the sound is shorter than a window, silent, not finite, or below 16 kHz.
     """
     recogniser = load_recogniser() if recogniser is None else recogniser
     return summarise(classify(recogniser, cut_windows(audio, sample_rate)), recogniser.instruments)
 
 
 def cut_windows(audio: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Return the windows that sound: float32 [n, WINDOW] at 16 kHz.
+    """Return the windows that are not silent: float32 [n, WINDOW] at 16 kHz.
 
     Raises:
-        ValueError: as ``recognise``.
+        ValueError: see ``recognise``.
     """
     if sample_rate < SAMPLE_RATE:
         raise ValueError(f"the sound has {sample_rate} samples a second, the recogniser needs {SAMPLE_RATE} or more")
@@ -171,13 +172,13 @@ def cut_windows(audio: np.ndarray, sample_rate: int) -> np.ndarray:
 
 @torch.inference_mode()
 def classify(recogniser: nn.Module, windows: np.ndarray) -> np.ndarray:
-    """Return probabilities [n, instruments] of windows [n, WINDOW]."""
+    """Return the probabilities [n, instruments] of windows [n, WINDOW]."""
     batches = torch.from_numpy(np.ascontiguousarray(windows)).split(_BATCH)
     return torch.cat([recogniser(batch).softmax(dim=1) for batch in batches]).numpy()
 
 
 def summarise(probabilities: np.ndarray, instruments: tuple[str, ...]) -> Recognition:
-    """Return the shares of probabilities [n, instruments]."""
+    """Summarise probabilities [n, instruments] over windows."""
     n_windows = len(probabilities)
     heard = np.bincount(probabilities.argmax(axis=1), minlength=len(instruments)) / n_windows
     mean = probabilities.mean(axis=0, dtype=np.float64)

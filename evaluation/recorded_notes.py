@@ -1,8 +1,9 @@
-"""Recorded notes of real instruments: which files they are, what each may be used for, and melodies strung from them.
+"""Recorded notes of real instruments: files, roles, and melodies concatenated from them.
 
-A file's name gives its instrument, pitch and role by the rule of ``recordings/samples.py``, so that no sound on which
-an instrument model is trained or measured also trains the recogniser. The stringer is simple on purpose and is not the
-one that renders training data of instrument models: the recogniser must not learn the ways of a sampler.
+A file's name gives its instrument, pitch and role by the rule in ``recordings/samples.py``, so that no sound used to
+train or evaluate an instrument model also trains the recogniser. ``string_melody`` is deliberately simple and separate
+from the renderer of the instrument models' training data, so that the recogniser does not learn artefacts of that
+renderer.
 """
 
 from collections.abc import Sequence
@@ -17,38 +18,38 @@ from sound.audio_files import load_audio
 
 RECOGNISER, HELD_OUT = "recogniser", "held_out"  # roles
 SUSTAINED = frozenset({"trumpet", "saxophone", "violin", "flute", "clarinet", "oboe", "bassoon", "trombone", "cello"})
-LIBRARY_RATE = 32000  # Hz: twice what is needed, so that bending a note by interpolation does not dull it
-_AUDIBLE = 1e-3  # of the peak: what is 60 dB less at either end of a file is cut off
-_FARTHEST = 3.5  # semitones from the nearest recording: a pitch beyond is replaced by a recorded one
+LIBRARY_RATE = 32000  # Hz: twice the required rate, so that pitch shifts by interpolation keep the highs
+_AUDIBLE = 1e-3  # relative to the peak: both ends of a file are trimmed at -60 dB
+_FARTHEST = 3.5  # semitones from the nearest recording: beyond this the recorded pitch is used
 _SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9), (0, 3, 5, 7, 10), tuple(range(12)))
 
 
 @dataclass(frozen=True)
 class RecordedNote:
-    """A file of one note, or of a phrase."""
+    """File with one note or one phrase."""
 
     path: Path
     instrument: str
-    pitch: int  # MIDI, as sounding
+    pitch: int  # MIDI, sounding pitch
     role: str
-    room: str  # recordings of one room have the same
+    room: str  # label of the recording room
     phrase: bool = False
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A recorded note that was read."""
+    """Recorded note with its audio."""
 
     note: RecordedNote
     audio: np.ndarray  # float32 [N] at LIBRARY_RATE, peak 1
 
 
 def find_notes(data_dir: Path) -> list[RecordedNote]:
-    """Return the recorded notes in a folder and its folders, sorted by path; other files are left out.
+    """Return the recorded notes in a folder and its subfolders, sorted by path; other files are skipped.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it holds no recorded notes.
+        FileNotFoundError: the folder does not exist.
+        ValueError: the folder has no recorded notes.
     """
     if not data_dir.is_dir():
         raise FileNotFoundError(f"there is no folder {data_dir}")
@@ -59,7 +60,7 @@ def find_notes(data_dir: Path) -> list[RecordedNote]:
 
 
 def read_name(path: Path) -> RecordedNote | None:
-    """Return what a file's name says, or None if it is not of a note or phrase in a collection that is known."""
+    """Parse a file's name; return None if it is not a note or phrase of a known collection."""
     sample = parse_name(path.name) if path.suffix in (".mp3", ".flac") else None
     if sample is None or sample.kind not in ("note", "phrase"):
         return None
@@ -69,12 +70,12 @@ def read_name(path: Path) -> RecordedNote | None:
         room = "vsco"
     else:
         room = "shiny" if "_" in path.stem else "freepats"
-    pitch = sample.midi + 12 * (room == "freepats" and sample.midi <= 33)  # the names of its lowest are an octave low
+    pitch = sample.midi + 12 * (room == "freepats" and sample.midi <= 33)  # its lowest notes are named an octave low
     return RecordedNote(path, sample.instrument, pitch, sample.role, room, sample.length == "phrase")
 
 
 def read_sound(note: RecordedNote) -> Sound | None:
-    """Read a note and cut off the silence at its ends; None if nothing sounds in it."""
+    """Read a note and trim the silence at both ends; return None if it is silent."""
     audio = load_audio(note.path, LIBRARY_RATE)
     peak = np.abs(audio).max()
     if peak < 1e-4:
@@ -86,16 +87,17 @@ def read_sound(note: RecordedNote) -> Sound | None:
 def string_melody(
     sounds: Sequence[Sound], seconds: float, rng: np.random.Generator, widest_shift: float = 1.0
 ) -> np.ndarray:
-    """Return a melody on recorded notes of one instrument and room: float32 [N] at LIBRARY_RATE.
+    """Return a melody of recorded notes of one instrument and room: float32 [N] at LIBRARY_RATE.
 
-    A walk on a random scale, detached or legato, at changing levels, with a little vibrato at times. Sustained notes
-    swell and are joined by short cross-fades; plucked ones ring until the next note or the finger damps them.
+    The melody is a random walk on a random scale, detached or legato, with varying levels and occasional vibrato.
+    Sustained notes have a swell and are joined by short cross-fades; plucked notes ring until they are damped or the
+    next note starts.
 
     Args:
-        sounds: to choose from.
-        seconds: length.
-        rng: where chance comes from.
-        widest_shift: semitones; any recording within them may sound for a pitch, else the nearest one.
+        sounds: recorded notes to draw from.
+        seconds: length of the melody in s.
+        rng: random generator.
+        widest_shift: semitones; a pitch is played by a random recording within this distance, or by the nearest.
     """
     sustained = sounds[0].note.instrument in SUSTAINED
     pitches = np.array([sound.note.pitch for sound in sounds])
@@ -124,14 +126,14 @@ def string_melody(
 
 
 def _next_pitch(pitch: int, pitches: np.ndarray, scale: Sequence[int], key: int, rng: np.random.Generator) -> int:
-    """Return a neighbour in the scale, inside the recorded range."""
+    """Return a nearby pitch in the scale, inside the recorded range."""
     step = int(rng.choice([-5, -2, -1, -1, 0, 1, 1, 2, 5]))
     pitch = int(np.clip(pitch + 2 * step, pitches.min() - 2, pitches.max() + 2))
     return min(range(pitch - 2, pitch + 3), key=lambda other: ((other - key) % 12 not in scale, abs(other - pitch)))
 
 
 def _play(sound: Sound, pitch: int, start: float, length: float, rng: np.random.Generator) -> np.ndarray:
-    """Return a recorded note from ``start`` s on, moved to ``pitch``, as long as it was recorded or ``length`` s."""
+    """Return a recorded note from ``start`` s on, shifted to ``pitch``, of at most ``length`` s."""
     time = np.arange(round(length * LIBRARY_RATE)) / LIBRARY_RATE
     cents = rng.normal(0, 8) + 100 * (pitch - sound.note.pitch) * np.ones_like(time)
     if rng.random() < 0.3:
@@ -140,7 +142,7 @@ def _play(sound: Sound, pitch: int, start: float, length: float, rng: np.random.
         cents += rng.uniform(-150, 150) * np.exp(-time / 0.06)
     position = start * LIBRARY_RATE + np.cumsum(2 ** (cents / 1200))
     inside = position < len(sound.audio) - 1
-    if inside.sum() < 0.06 * LIBRARY_RATE:  # a note too short to be entered late
+    if inside.sum() < 0.06 * LIBRARY_RATE:  # too short to skip its start
         position = position - start * LIBRARY_RATE
         inside = position < len(sound.audio) - 1
     first = int(position[0])
@@ -149,7 +151,7 @@ def _play(sound: Sound, pitch: int, start: float, length: float, rng: np.random.
 
 
 def _envelope(n_samples: int, sustained: bool, entered_late: bool, rng: np.random.Generator) -> np.ndarray:
-    """Return gains [N]: the fades at both ends and, of a sustained note, a swell."""
+    """Return gains [N]: fades at both ends and, for sustained notes, a swell."""
     gains = np.ones(n_samples, np.float32)
     if sustained and n_samples > 0.2 * LIBRARY_RATE:
         points = rng.uniform(-6, 0, rng.integers(2, 5))

@@ -1,7 +1,8 @@
-"""Judge an instrument in numbers: how well a model copies recordings, and how well it plays a voice.
+"""Measures of how accurately a model copies recordings and plays a voice.
 
-Every measure is a function of curves and sound; ``judging.py`` runs the models. What is here checks that a model does
-as it is told, which an untrained one does too; ``distributions.py`` and ``recogniser.py`` measure what must be learned.
+Every measure is a function of curves and audio; ``judging.py`` runs the models. The measures in this module check that
+a model follows its inputs, which an untrained model does too. ``distributions.py`` and ``recogniser.py`` measure what
+training adds.
 """
 
 import math
@@ -18,11 +19,11 @@ from features import extract_features, pad_to_frames
 from sound.audio_files import prepare_audio
 
 AUDIBLE_LEVEL = -60.0  # dB, A-weighted: quieter frames count as rests
-CONFIDENT_PERIODICITY = 0.85  # periodicity from which a pitch is held against another
-RELEASE_SECONDS = 0.1  # s after a note in which it may ring on
-ATTACK_SECONDS = 0.02  # s before a note into which its first frame's fade may reach
-RANGE_TOLERANCE = 0.5  # semitones beyond the instrument's range that still count as inside
-_FLOOR = -120.0  # dBFS, the lowest level that is told from silence
+CONFIDENT_PERIODICITY = 0.85  # minimum periodicity of frames whose pitch is compared
+RELEASE_SECONDS = 0.1  # s after a note, for its release
+ATTACK_SECONDS = 0.02  # s before a note, for the fade-in of its first frame
+RANGE_TOLERANCE = 0.5  # semitones outside the instrument's range that still count as inside
+_FLOOR = -120.0  # dBFS, lowest level that is reported
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -30,7 +31,7 @@ _FLOOR = -120.0  # dBFS, the lowest level that is told from silence
 
 @dataclass(frozen=True)
 class MeasuredSound:
-    """A sound with its curves, all at the rate of the features."""
+    """Audio and its curves, at the sample rate of the features."""
 
     audio: np.ndarray  # [T * hop_length]
     f0: np.ndarray  # [T] Hz
@@ -48,7 +49,7 @@ def measure_sound(audio: np.ndarray, sample_rate: int, config: Config, device: A
     """Measure the curves of a sound [N].
 
     Raises:
-        ValueError: no samples, or samples that are not finite.
+        ValueError: the sound is empty or not finite.
     """
     rate, hop_length = config.audio.feature_rate, config.audio.feature_hop_length
     audio = pad_to_frames(prepare_audio(audio, sample_rate, rate), hop_length)
@@ -57,20 +58,20 @@ def measure_sound(audio: np.ndarray, sample_rate: int, config: Config, device: A
 
 
 def frame_levels(sound: MeasuredSound) -> np.ndarray:
-    """Return the level of the samples around each frame, a hop of them, in dBFS: [T]; windows do not overlap."""
+    """Return the level [T] in dBFS of one hop of samples centred on each frame; windows do not overlap."""
     hop_length = sound.hop_length
     centred = np.pad(sound.audio, (hop_length // 2, 0))[: len(sound.audio)].astype(np.float64)
     return decibels(np.mean(centred.reshape(-1, hop_length) ** 2, axis=1), _FLOOR)
 
 
 def find_rests(sounding: np.ndarray, frame_rate: float) -> np.ndarray:
-    """Return where nothing sounds, nor has in the last 100 ms (RELEASE), nor will in the next 20: bool [T]."""
+    """Return a mask [T] of frames with no sound, none in the 100 ms before and none in the 20 ms after."""
     before, after = round(RELEASE_SECONDS * frame_rate), round(ATTACK_SECONDS * frame_rate)
     return ~sliding_window_view(np.pad(sounding, (before, after)), before + after + 1).any(axis=1)
 
 
 def cents_between(f0: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Return the distance of two pitch curves in cents, without sign."""
+    """Return the absolute difference of two pitch curves in cents."""
     return np.abs(1200 * np.log2(f0 / expected))
 
 
@@ -95,14 +96,14 @@ def _quantile(values: np.ndarray, share: float) -> float | None:
 
 
 def compare_copies(recordings: Sequence[MeasuredSound], copies: Sequence[MeasuredSound]) -> dict[str, float | None]:
-    """Compare recordings with what a model makes of their curves; the frames of all count alike.
+    """Compare recordings with a model's copies of them; all frames have equal weight.
 
     Args:
-        recordings: of the instrument.
-        copies: of the same lengths; their pitch is not looked at.
+        recordings: recordings of the instrument.
+        copies: copies of equal length; their pitch is ignored.
 
     Returns:
-        Error and bias of loudness where the recordings sound, the level where they rest; None without such a frame.
+        Loudness error and bias where the recordings sound, and the level in rests; None if there are no such frames.
     """
     errors, rests = [], []
     for recording, copy in zip(recordings, copies, strict=True):
@@ -123,29 +124,29 @@ def compare_copies(recordings: Sequence[MeasuredSound], copies: Sequence[Measure
 
 @dataclass(frozen=True)
 class ExpectedCurves:
-    """What an instrument was to play, [T] each."""
+    """Target curves of an instrument, [T] each."""
 
     f0: np.ndarray  # Hz, fitted to the instrument
-    loudness: np.ndarray  # dB, A-weighted, that the model was told to reach
+    loudness: np.ndarray  # dB, A-weighted, input of the model
     played: np.ndarray  # bool, where there are notes
-    sung: np.ndarray | None = None  # Hz, the voice's own pitch as annotated, 0 where nothing is sung
+    sung: np.ndarray | None = None  # Hz, annotated pitch of the voice, 0 where unvoiced
 
 
 def compare_transfer(expected: ExpectedCurves, output: MeasuredSound, threshold: float) -> dict[str, float | None]:
-    """Compare what was to be played with what sounds.
+    """Compare the target curves with the measured output.
 
     Args:
-        expected: the notes.
-        output: the sound.
-        threshold: periodicity from which a frame has a pitch.
+        expected: target curves.
+        output: measured output.
+        threshold: minimum periodicity of a pitched frame.
     """
-    n_frames = min(len(expected.f0), len(output.f0))  # a release may ring on beyond the voice
+    n_frames = min(len(expected.f0), len(output.f0))  # a release may be longer than the voice
     f0, loudness, played = (values[:n_frames] for values in (expected.f0, expected.loudness, expected.played))
     confident = played & (output.periodicity[:n_frames] >= CONFIDENT_PERIODICITY)
     cents = cents_between(output.f0[:n_frames][confident], f0[confident])
     sounding = (output.periodicity[:n_frames] >= threshold) & (output.loudness[:n_frames] > AUDIBLE_LEVEL)
     rests = find_rests(played, output.frame_rate)
-    # A lost soft end costs what is heard, not 20 dB more.
+    # Clip both at the audible level, so that inaudible differences do not count.
     audible, told = (np.maximum(values[:n_frames], AUDIBLE_LEVEL) for values in (output.loudness, loudness))
     return {
         "f0_median": _quantile(cents, 0.5),
@@ -159,11 +160,11 @@ def compare_transfer(expected: ExpectedCurves, output: MeasuredSound, threshold:
 
 
 def percent_in_octave(sung: np.ndarray, output: MeasuredSound) -> float | None:
-    """Return which share of the frames, in percent, sounds the annotated pitch moved by one and the same octaves.
+    """Return the percentage of frames at the annotated pitch, shifted by a constant number of octaves.
 
     Args:
-        sung: [T] Hz as annotated, 0 where nothing is sung.
-        output: the sound.
+        sung: [T] Hz, annotated pitch, 0 where unvoiced.
+        output: measured output.
     """
     n_frames = min(len(sung), len(output.f0))
     compared = (sung[:n_frames] > 0) & (output.periodicity[:n_frames] >= CONFIDENT_PERIODICITY)
@@ -178,14 +179,14 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float | None:
 
 
 def measure_level(audio: np.ndarray) -> dict[str, float]:
-    """Return the peak of a sound [N] in dBFS and the number of its samples that a 16-bit file would clip."""
+    """Return the peak of a sound [N] in dBFS and the number of samples that a 16-bit file would clip."""
     magnitude = np.abs(audio)
     peak = 20 * math.log10(max(float(magnitude.max()), 10 ** (_FLOOR / 20)))
     return {"peak": peak, "clipped": int((magnitude >= 32767 / 32768).sum())}
 
 
 def percent_out_of_range(expected: ExpectedCurves, instrument: InstrumentConfig) -> float | None:
-    """Return which share of the played frames, in percent, lies over half a semitone outside the range."""
+    """Return the percentage of played frames more than half a semitone outside the instrument's range."""
     f0, tolerance = expected.f0[expected.played], 2 ** (RANGE_TOLERANCE / 12)
     return _percent((f0 < instrument.f0_min / tolerance) | (f0 > instrument.f0_max * tolerance))
 

@@ -1,4 +1,4 @@
-"""The scorecard as a page: verdicts, players, pictures, tables. One file that loads nothing from outside."""
+"""HTML page of the scorecard: verdicts, audio players, plots and tables in one self-contained file."""
 
 import io
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from evaluation.scorecard_tables import format_value, tables_of
 from sound.feature_plots import THEMES, draw_spectrogram, plot_features
 from sound.report_page import Tile, data_uri, draw_picture, render_page
 
-_EXCERPT = 8.0  # s of a recording and its copies; voices are there in full
+_EXCERPT = 8.0  # s of a recording and its copies; voices are included in full
 _DPI = 100
 
 
 class Track(NamedTuple):
-    """Something to hear."""
+    """Named audio."""
 
     name: str
     audio: np.ndarray  # [N]
@@ -29,12 +29,12 @@ class Track(NamedTuple):
 
 @dataclass(frozen=True)
 class Exhibit:
-    """Sounds that belong together: a voice and what was played, or a recording and its copies."""
+    """Group of related sounds: a voice and its transfers, or a recording and its copies."""
 
     title: str
     tracks: list[Track]
-    measured: dict[str, MeasuredSound]  # sounds to be drawn
-    expected: ExpectedCurves | None = None  # of a voice: the notes
+    measured: dict[str, MeasuredSound]  # sounds to plot
+    expected: ExpectedCurves | None = None  # target curves, for voices only
 
 
 class _Player(NamedTuple):
@@ -50,11 +50,11 @@ class _Card(NamedTuple):
 
 
 def build_scorecard_page(report: dict[str, Any], exhibits: list[Exhibit]) -> str:
-    """Return the whole page.
+    """Return the page as HTML.
 
     Args:
-        report: from ``scripts/evaluate.py``, with ``targets``.
-        exhibits: what there is to hear and see.
+        report: report of ``scripts/evaluate.py``, with ``targets``.
+        exhibits: groups of sounds to play and plot.
     """
     voices = [_voice(exhibit) for exhibit in exhibits if exhibit.expected]
     copies = [_copies(exhibit) for exhibit in exhibits if not exhibit.expected]
@@ -122,7 +122,7 @@ def _copies(exhibit: Exhibit) -> _Card:
 
 
 def _draw_spectrogram(track: Track, recording: Track, theme: str) -> Figure:
-    """Draw the spectrogram of a track, and nothing else, to the scale of the recording's."""
+    """Draw the spectrogram of a track without axes, in the colour scale of the recording."""
     figure = Figure(figsize=(4.8, 2.4), facecolor=THEMES[theme].background)
     FigureCanvasAgg(figure)
     axis = figure.add_axes((0, 0, 1, 1))

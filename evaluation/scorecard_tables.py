@@ -1,4 +1,4 @@
-"""The columns of the scorecard, what is to be reached in them, and both as text."""
+"""Columns of the scorecard, their targets, and formatting of both as text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from evaluation.scorecard import AUDIBLE_LEVEL, RELEASE_SECONDS
 
 _RECOGNISED = {"trumpet": 75.0, "guitar": 90.0}  # % of the seconds of voices
 _RECOGNISED_OTHERS = 65.0
-_OF_RECORDING = 0.8  # of the seconds in which the recording itself is recognised: no copy can be clearer
+_OF_RECORDING = 0.8  # relative to the recording's own rate, which is the upper limit for a copy
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the scorecard."""
+    """Column of the scorecard."""
 
     key: str
     heading: str
@@ -22,11 +22,11 @@ class Column:
     meaning: str
     limit: float | None = None  # the target
     at_least: bool = False  # the target is a lower limit
-    sanity: bool = False  # it holds by construction: an untrained model reaches it too
-    plucked: bool = False  # it is a target of plucked instruments only
+    sanity: bool = False  # holds by construction: an untrained model passes it too
+    plucked: bool = False  # target for plucked instruments only
 
     def limit_in(self, report: dict[str, Any], section: str) -> float | None:
-        """Return the target of a report's instrument, or None where there is none."""
+        """Return the target for a report's instrument, or None if there is none."""
         if self.key == "recognised" and section == "transfer":
             return _RECOGNISED.get(report["instrument"], _RECOGNISED_OTHERS)
         if self.key == "recognised":
@@ -35,7 +35,7 @@ class Column:
         return self.limit if report["plucked"] or not self.plucked else None
 
     def is_met(self, value: float | None, limit: float | None) -> bool:
-        """Return True if a value meets a target; without one, or if it was not measured, nothing is missed."""
+        """Return True if a value meets the target, or if the value or the target is None."""
         if value is None or limit is None:
             return True
         return value >= limit if self.at_least else value <= limit
@@ -88,15 +88,15 @@ TRANSFER = (
     Column("clipped", "clipped", 0, "samples at or over full scale", 0, sanity=True),
     Column("out_of_range", "out of range %", 1, "frames asked for outside the instrument's range", sanity=True),
 )
-SECTIONS = (("resynthesis", ("sound",), RESYNTHESIS), ("transfer", ("voice", "sound"), TRANSFER))  # of a report
+SECTIONS = (("resynthesis", ("sound",), RESYNTHESIS), ("transfer", ("voice", "sound"), TRANSFER))  # in a report
 
 
 def format_tables(report: dict[str, Any], sanity: bool = True) -> str:
-    """Lay a report out as Markdown tables that can also be read as they stand, what is sanity in tables of its own.
+    """Format a report as aligned Markdown tables, with separate tables for the sanity figures.
 
     Args:
-        report: from ``scripts/evaluate.py``: ``resynthesis`` and ``transfer``, lists of rows of figures.
-        sanity: whether to add the tables of what an untrained model reaches too.
+        report: report of ``scripts/evaluate.py`` with ``resynthesis`` and ``transfer``, lists of rows.
+        sanity: include the tables of the figures that an untrained model passes too.
     """
     parts = []
     for title, section, labels, columns in tables_of(report, sanity):
@@ -107,7 +107,7 @@ def format_tables(report: dict[str, Any], sanity: bool = True) -> str:
 
 
 def tables_of(report: dict[str, Any], sanity: bool = True) -> list[tuple[str, str, tuple[str, ...], list[Column]]]:
-    """Return the tables of a report: title, section, label columns and figure columns of each."""
+    """Return title, section, label columns and figure columns of each table of a report."""
     return [
         (f"{section.capitalize()}{', sanity' * kind}", section, labels, [c for c in columns if c.sanity == kind])
         for kind in sorted({False, sanity})
@@ -121,7 +121,7 @@ def _cells(row: dict[str, Any], labels: tuple[str, ...], columns: tuple[Column, 
 
 
 def format_value(value: float | None, digits: int) -> str:
-    """Return a figure as the tables show it."""
+    """Format a figure for the tables."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
@@ -132,9 +132,9 @@ def _format(rows: list[list[str]]) -> str:
 
 
 def check_targets(report: dict[str, Any], sound: str) -> list[dict[str, Any]]:
-    """Hold the figures of one model against each target: the mean of the voices, but the worst of what is sanity.
+    """Compare one model's figures with each target: the mean over voices, or the worst voice for sanity figures.
 
-    What was not measured, as a pitch without an annotation, is no miss.
+    Figures that were not measured, such as pitch without an annotation, do not count as a miss.
     """
     judged = []
     for section, _, columns in SECTIONS:
@@ -163,7 +163,7 @@ def _check_target(section: str, column: Column, values: list[float], limit: floa
 
 
 def format_targets(targets: Sequence[dict[str, Any]]) -> str:
-    """List the targets, each OK, MISS or not measured."""
+    """Format the targets as a table, each with OK, MISS or not measured."""
     rows = [["", "figure", "value", "target"]]
     for target in targets:
         verdict = "" if target["value"] is None else "OK" if target["met"] else "MISS"

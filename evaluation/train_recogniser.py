@@ -1,12 +1,12 @@
-"""Train the recogniser of instruments, test it on recordings that it never saw, and write it with its record.
+"""Train the instrument recogniser, test it on unseen recordings, and write its weights and a training record.
 
     python -m evaluation.train_recogniser --data_dir data/samples
 
-It is trained on notes and on melodies strung from notes: one that knows notes alone hears a saxophone in a melody on a
-real guitar. Recordings differ by room, microphone and codec as well as by instrument, so every window is given another
-room, equaliser, bandwidth and noise, and half of the melodies go through MP3. Notes of sound fonts (``--fonts``) bring
-other players and rooms. Same recordings and seed, same weights on the same kind of processor. Beside the weights stands
-``recogniser.json``: files with their sha256, and figures.
+The training data are notes and melodies concatenated from notes: a recogniser trained only on notes confuses a melody
+on a real guitar with a saxophone. Recordings differ in room, microphone and codec as well as in instrument, so every
+window gets a random room, equaliser, bandwidth and noise, and half of the melodies are MP3-encoded. Notes of sound
+fonts (``--fonts``) add other players and rooms. The same recordings and seed give the same weights on the same kind of
+processor. The record ``recogniser.json`` is written next to the weights, with the files, their sha256 and the figures.
 """
 
 import argparse
@@ -47,29 +47,29 @@ LICENCE = (
     "(CC0)."
 )
 _MELODY_SECONDS = 12.0
-_WIDEST_SHIFT = 4.0  # semitones in training melodies: few pitches were recorded, and instruments differ in size
-_TEST_MELODIES = 10  # of each instrument and room
-_CONTEXT = WINDOW // 2  # samples before a window, which a room prolongs into it
-_N_POINTS = 8  # of an equaliser's curve
+_WIDEST_SHIFT = 4.0  # semitones in training melodies: few pitches are recorded, and instruments differ in size
+_TEST_MELODIES = 10  # per instrument and room
+_CONTEXT = WINDOW // 2  # samples before a window, for the reverberation tail
+_N_POINTS = 8  # per equaliser curve
 _N_NOISES = 256
-_BATCH = 48  # windows made at once
-_EQUALISER = 3 / 60  # standard deviation of its points, in the unit of a log-mel spectrum, which is 60 dB
-_WIDEST_BAND, _LONGEST_GAP = 10, 10  # mel bands and frames that are masked
-_FONT_SHARE = 0.4  # of the windows
-_FONT_MELODIES = 20  # of each instrument and font
+_BATCH = 48  # windows per batch
+_EQUALISER = 3 / 60  # standard deviation of its points, in units of a log-mel spectrum (1 is 60 dB)
+_WIDEST_BAND, _LONGEST_GAP = 10, 10  # maximum mask size in mel bands and in frames
+_FONT_SHARE = 0.4  # share of the windows
+_FONT_MELODIES = 20  # per instrument and font
 log = logging.getLogger("train_recogniser")
 
 
 @dataclass(frozen=True)
 class Library:
-    """What windows of one instrument in one room are cut from, all at 16 kHz."""
+    """Audio of one instrument in one room, from which windows are cut, at 16 kHz."""
 
     melodies: list[np.ndarray]  # float32 [N]
-    takes: list[np.ndarray]  # the recordings, as they are and a little lower and higher
+    takes: list[np.ndarray]  # the recordings, unchanged and shifted slightly down and up
 
 
 def make_library(sounds: Sequence[Sound], n_melodies: int, rng: np.random.Generator) -> Library:
-    """String melodies and bring the recordings to the rate of the recogniser."""
+    """Make melodies and resample the recordings to the sample rate of the recogniser."""
     notes = [sound for sound in sounds if not sound.note.phrase]
     melodies = [_to_windows_rate(string_melody(notes, _MELODY_SECONDS, rng, _WIDEST_SHIFT)) for _ in range(n_melodies)]
     melodies = [_through_mp3(melody, rng) if rng.random() < 0.5 else melody for melody in melodies]
@@ -79,12 +79,12 @@ def make_library(sounds: Sequence[Sound], n_melodies: int, rng: np.random.Genera
 
 
 def _to_windows_rate(audio: np.ndarray, semitones: float = 0.0) -> np.ndarray:
-    """Bring a sound [N] to the rate of the recogniser, played so many semitones higher, and so much faster."""
+    """Resample a sound [N] to the rate of the recogniser, shifting pitch and speed by ``semitones``."""
     return soxr.resample(audio, LIBRARY_RATE * 2 ** (semitones / 12), SAMPLE_RATE).astype(np.float32)
 
 
 def _through_mp3(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a sound [N] after an MP3 of a random quality; the codec's delay does not matter here."""
+    """Encode and decode a sound [N] as MP3 of random quality; the codec's delay is not compensated."""
     file = io.BytesIO()
     scaled = 0.7 * audio / max(np.abs(audio).max(), 1e-6)
     soundfile.write(file, scaled, SAMPLE_RATE, format="MP3", compression_level=float(rng.uniform(0.2, 0.95)))
@@ -93,24 +93,24 @@ def _through_mp3(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_batch(libraries: Sequence[Sequence[Library]], size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Return sounds [size, _CONTEXT + WINDOW] and their classes [size], every class as often."""
+    """Return sounds [size, _CONTEXT + WINDOW] and their classes [size], with balanced classes."""
     labels = rng.permutation(np.arange(size) % len(libraries))
     sounds = np.stack([_draw_crop(_draw_library(libraries[label], rng), rng) for label in labels])
     return torch.from_numpy(sounds), torch.from_numpy(labels)
 
 
 def _draw_library(libraries: Sequence[Library], rng: np.random.Generator) -> Library:
-    """Return the recordings, which come first, or one of the fonts."""
+    """Return the first library (the recordings), or with probability _FONT_SHARE one of the fonts."""
     from_font = len(libraries) > 1 and rng.random() < _FONT_SHARE
     return libraries[rng.integers(1, len(libraries)) if from_font else 0]
 
 
 def _draw_crop(library: Library, rng: np.random.Generator) -> np.ndarray:
-    """Return [_CONTEXT + WINDOW]: of a melody, or of a recording, whose beginning may lie inside the window."""
+    """Return a random crop [_CONTEXT + WINDOW] of a melody or a recording; the start may lie inside the window."""
     kind = library.melodies if rng.random() < 0.6 else library.takes
     audio = kind[rng.integers(len(kind))]
     n_samples = _CONTEXT + WINDOW
-    shortest = min(len(audio), WINDOW // 4)  # that of a take must lie inside the window
+    shortest = min(len(audio), WINDOW // 4)  # minimum length of the sound inside the window
     last = rng.integers(shortest, max(shortest, min(len(audio), len(audio) + WINDOW // 2)) + 1)
     first = last - n_samples
     crop = np.zeros(n_samples, np.float32)
@@ -120,20 +120,20 @@ def _draw_crop(library: Library, rng: np.random.Generator) -> np.ndarray:
 
 
 def add_variety(sounds: Tensor, noises: Tensor, rng: np.random.Generator) -> Tensor:
-    """Give every sound another room, equaliser, bandwidth and noise.
+    """Apply a random room, equaliser, bandwidth and noise to every sound.
 
     Args:
         sounds: [B, _CONTEXT + WINDOW].
-        noises: [n, WINDOW] of RMS 1, to draw from.
-        rng: where chance comes from.
+        noises: [n, WINDOW], RMS 1, to draw from.
+        rng: random generator.
 
     Returns:
-        [B, WINDOW], the ends of the sounds.
+        [B, WINDOW], the last WINDOW samples of the sounds.
     """
     n_batch, n_samples = sounds.shape
     gains = np.stack([_draw_equaliser(n_samples, rng) for _ in range(n_batch)])
     rooms = np.stack([_draw_room(n_samples, rng) for _ in range(n_batch)])
-    # What wraps around falls into the context, which is longer than any room.
+    # Circular convolution wraps around into the context, which is at least as long as any room response.
     spectrum = torch.fft.rfft(sounds) * torch.fft.rfft(torch.from_numpy(rooms)) * torch.from_numpy(gains)
     ends = torch.fft.irfft(spectrum, n_samples)[:, -WINDOW:]
     ends = ends / (ends.square().mean(dim=1, keepdim=True).sqrt() + 1e-9)
@@ -142,13 +142,13 @@ def add_variety(sounds: Tensor, noises: Tensor, rng: np.random.Generator) -> Ten
 
 
 def _draw_equaliser(n_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Return gains [n_samples / 2 + 1]: a tilt, bumps, at times a limited band, as microphones and codecs give them."""
+    """Return gains [n_samples / 2 + 1] of a random tilt, bumps and band limits, as of microphones and codecs."""
     octaves = np.linspace(np.log2(30 / 800), np.log2(SAMPLE_RATE / 1600), 100)  # from 800 Hz
     points = np.linspace(octaves[0], octaves[-1], _N_POINTS)
     level = rng.normal(0, 2.5) * octaves + np.interp(octaves, points, rng.normal(0, 4, _N_POINTS))
     if rng.random() < 0.4:
         level -= rng.uniform(6, 80) * np.maximum(0, octaves - rng.uniform(-0.5, 3.3))
-    if rng.random() < 0.35:  # played softly: the higher, the weaker
+    if rng.random() < 0.35:  # soft playing: weaker highs
         level -= rng.uniform(0, 12) * np.maximum(0, octaves - rng.uniform(-2, 0))
     if rng.random() < 0.3:
         level -= 24 * np.maximum(0, np.log2(rng.uniform(50, 160) / 800) - octaves)
@@ -157,7 +157,7 @@ def _draw_equaliser(n_samples: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_room(n_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Return an impulse response [N]: the direct sound and, more often than not, a burst of decaying noise."""
+    """Return a room impulse response [N]: the direct sound and, in 65 % of cases, exponentially decaying noise."""
     response = np.zeros(n_samples, np.float32)
     if rng.random() < 0.65:
         decay = np.float32(-3 * np.log(10) / SAMPLE_RATE / rng.uniform(0.1, 1.0))
@@ -169,7 +169,7 @@ def _draw_room(n_samples: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_noises(number: int, rng: np.random.Generator) -> Tensor:
-    """Return noises [number, WINDOW] of random colours, RMS 1."""
+    """Return noises [number, WINDOW] of random colour, RMS 1."""
     spectrum = torch.from_numpy(rng.standard_normal((number, WINDOW + 2), dtype=np.float32)).view(torch.complex64)
     slopes = torch.from_numpy(rng.uniform(-1, 0.2, (number, 1)).astype(np.float32))
     noise = torch.fft.irfft(spectrum * torch.arange(1, WINDOW // 2 + 2).log().mul(slopes).exp(), WINDOW)
@@ -177,14 +177,14 @@ def make_noises(number: int, rng: np.random.Generator) -> Tensor:
 
 
 def make_examples(libraries: Sequence[Sequence[Library]], number: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return log-mel spectra [number, mels, frames] of windows in 16 bits, and their classes [number].
+    """Return log-mel spectra [number, mels, frames] of windows in float16, and their classes [number].
 
-    They are made once, for rooms and spectra cost more than a step of training.
+    They are computed once, because rooms and spectra take longer than a training step.
 
     Args:
-        libraries: of each instrument, see ``_draw_library``.
-        number: of windows.
-        seed: of what is drawn.
+        libraries: libraries of each instrument, see ``_draw_library``.
+        number: number of windows.
+        seed: random seed.
     """
     rng, log_mel = np.random.default_rng(seed), Recogniser().log_mel
     noises, spectra, labels = make_noises(_N_NOISES, rng), [], []
@@ -196,7 +196,7 @@ def make_examples(libraries: Sequence[Sequence[Library]], number: int, seed: int
 
 
 def vary_spectra(spectra: Tensor, generator: torch.Generator) -> Tensor:
-    """Give log-mel spectra [B, mels, frames] another equaliser, and mask a band and a stretch of time (SpecAugment)."""
+    """Apply a random equaliser to log-mel spectra [B, mels, frames], and mask a band and a time span (SpecAugment)."""
     n_batch, n_mels, n_frames = spectra.shape
     curves = torch.randn(n_batch, 1, _N_POINTS, generator=generator) * _EQUALISER
     spectra = spectra + nn.functional.interpolate(curves, n_mels, mode="linear").transpose(1, 2)
@@ -210,10 +210,10 @@ def vary_spectra(spectra: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(spectra: Tensor, labels: Tensor, n_steps: int, batch_size: int, seed: int) -> Recogniser:
-    """Return a recogniser trained on log-mel spectra [n, mels, frames] of classes [n]."""
+    """Train a recogniser on log-mel spectra [n, mels, frames] with labels [n]."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    recogniser = Recogniser().train().to(memory_format=torch.channels_last)  # a third faster on a CPU
+    recogniser = Recogniser().train().to(memory_format=torch.channels_last)  # a third faster on CPU
     optimizer = torch.optim.AdamW(recogniser.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, n_steps, pct_start=0.1)
     loss_function = nn.CrossEntropyLoss(label_smoothing=0.05)
@@ -232,15 +232,15 @@ def train(spectra: Tensor, labels: Tensor, n_steps: int, batch_size: int, seed: 
 
 @dataclass(frozen=True)
 class Test:
-    """Windows of recordings that the recogniser never saw."""
+    """Test set of windows from held-out recordings."""
 
-    name: str  # of the room, and notes or melodies
+    name: str  # room, and notes or melodies
     instrument: str
     windows: np.ndarray  # float32 [n, WINDOW]
 
 
 def make_tests(sounds: Sequence[Sound], seed: int) -> list[Test]:
-    """Return the windows of recordings, and of melodies strung from them, of each instrument and room."""
+    """Return test windows from the recordings and from melodies made of them, for each instrument and room."""
     rng, tests = np.random.default_rng(seed), []
     for room, instrument in sorted({(sound.note.room, sound.note.instrument) for sound in sounds}):
         chosen = [sound for sound in sounds if (sound.note.room, sound.note.instrument) == (room, instrument)]
@@ -254,7 +254,7 @@ def make_tests(sounds: Sequence[Sound], seed: int) -> list[Test]:
 
 
 def run_tests(recogniser: nn.Module, tests: Sequence[Test]) -> dict[str, Any]:
-    """Return the share of windows that are right in each test, and what the others are heard as."""
+    """Return the share of correctly recognised windows of each test, and the counts of all predictions."""
     figures: dict[str, Any] = {}
     for test in tests:
         heard = classify(recogniser, test.windows).argmax(axis=1)
@@ -268,13 +268,13 @@ def run_tests(recogniser: nn.Module, tests: Sequence[Test]) -> dict[str, Any]:
 
 
 def confusion_matrix(figures: dict[str, Any], names: Sequence[str]) -> list[list[int]]:
-    """Return how many windows of each instrument (rows) are heard as each (columns) in the tests of these names."""
+    """Return the confusion matrix in windows of the named tests: rows are true instruments, columns predictions."""
     heard = [[figures[name].get(row, {"heard_as": {}})["heard_as"] for name in names] for row in INSTRUMENTS]
     return [[sum(counts.get(column, 0) for counts in row) for column in INSTRUMENTS] for row in heard]
 
 
 def read_sounds(notes: Sequence[RecordedNote], role: str) -> list[Sound]:
-    """Read the notes of a role and of the instruments that are recognised."""
+    """Read the notes of a role whose instrument is in INSTRUMENTS."""
     chosen = [note for note in notes if note.role == role and note.instrument in INSTRUMENTS]
     sounds = [read_sound(note) for note in tqdm(chosen, desc=f"reading {role}", unit="file", leave=False)]
     return [sound for sound in sounds if sound is not None]
@@ -287,7 +287,7 @@ def write_record(
     tested: Sequence[Sound],
     figures: dict[str, Any],
 ) -> None:
-    """Write what the recogniser was made from and how good it is."""
+    """Write the record of the recogniser: training data, settings and test figures."""
     fonts = " ".join(font.name for font in args.fonts)
     record = {
         "licence": LICENCE,

@@ -1,4 +1,4 @@
-// The page's takes and its listening desk. Everything a visitor made is in this browser's own storage.
+// Takes and mixer of the page. Everything that a visitor records is stored in the browser.
 "use strict";
 const vox = (window.vox = {});
 {
@@ -13,7 +13,7 @@ const vox = (window.vox = {});
     const asked = indexedDB.open("vox2trumpet", 1);
     asked.onupgradeneeded = () => ["takes", "results"].forEach((name) => asked.result.createObjectStore(name, { keyPath: "id" }));
     asked.onsuccess = () => open(asked.result);
-    asked.onerror = () => open(null); // a private window keeps nothing
+    asked.onerror = () => open(null); // a private window has no storage
   });
   const stored = async (name, mode, act) => {
     const base = await database;
@@ -21,7 +21,7 @@ const vox = (window.vox = {});
     return new Promise((done) => {
       const asked = act(base.transaction(name, mode).objectStore(name));
       asked.onsuccess = () => done(asked.result);
-      asked.onerror = () => done(undefined); // the disk is full, say
+      asked.onerror = () => done(undefined); // for example, the disk is full
     });
   };
   const put = (name, value) => stored(name, "readwrite", (store) => store.put(value));
@@ -31,7 +31,7 @@ const vox = (window.vox = {});
   // --- takes -------------------------------------------------------------------------------------
 
   let takes = [], chosen = null, recorder = null, settings = {}, uploadFile = null;
-  const MOST_TAKES = 30, UPLOADED_FOR = 20 * 60e3; // ms, less than the server keeps a file
+  const MOST_TAKES = 30, UPLOADED_FOR = 20 * 60e3; // ms, shorter than the server keeps a file
   const refusals = {
     NotAllowedError: "The browser keeps the microphone from me. Allow it beside the address, or upload a recording.",
     NotFoundError: "I find no microphone. Plug one in, or upload a recording.",
@@ -109,7 +109,7 @@ const vox = (window.vox = {});
     clear();
   };
 
-  // Nothing between the microphone and the file: a swell stays a swell.
+  // No processing between microphone and file, which would change the dynamics.
   const WANTED = { audio: { autoGainControl: false, noiseSuppression: false, echoCancellation: false, channelCount: 1 } };
 
   const record = async () => {
@@ -159,7 +159,7 @@ const vox = (window.vox = {});
     return undefined;
   };
 
-  // The file of the chosen take, as the server knows it; what is being recorded ends here.
+  // Return the uploaded file of the selected take; stop a running recording.
   vox.recording = async () => {
     context().resume();
     if (recorder) { recorder.stop(); await vox.recorded; }
@@ -195,7 +195,7 @@ const vox = (window.vox = {});
     waiting = setTimeout(() => {
       const play = find("play");
       if (!play) return replay();
-      vox.quiet = true; // the focus stays where the hand is
+      vox.quiet = true; // keep the focus on the control in use
       play.click();
       return undefined;
     }, 200);
@@ -224,7 +224,7 @@ const vox = (window.vox = {});
     }
     return audio;
   };
-  // Decaying noise: a small bright room, the same for everybody.
+  // Reverb by decaying noise: a small bright room, identical for all users.
   const makeRoom = (audio) => {
     const length = Math.round(0.9 * audio.sampleRate), room = audio.createBuffer(2, length, audio.sampleRate);
     let seed = 1;
@@ -282,7 +282,7 @@ const vox = (window.vox = {});
   const pause = () => {
     if (!playing) return;
     at = position();
-    playing.sources.forEach((source) => { try { source.stop(); } catch { /* it never began */ } source.disconnect(); });
+    playing.sources.forEach((source) => { try { source.stop(); } catch { /* it never started */ } source.disconnect(); });
     playing = null;
     find("listen").textContent = "Listen";
   };
@@ -302,7 +302,7 @@ const vox = (window.vox = {});
   const decode = async (bytes) => context().decodeAudioData(bytes.slice(0));
   const silence = () => { for (const track of tracks) track.gain?.disconnect(); tracks.length = 0; };
 
-  // --- the desk: what it shows -------------------------------------------------------------------
+  // --- the desk: display -------------------------------------------------------------------------
 
   vox.desk = async (element, props, send, watch) => {
     trigger = send;
@@ -371,7 +371,7 @@ const vox = (window.vox = {});
   };
 
   const voiceOf = async (take) => {
-    try { return take ? await decode(await take.file.arrayBuffer()) : null; } catch { return null; } // a container that the browser cannot play, or MIDI
+    try { return take ? await decode(await take.file.arrayBuffer()) : null; } catch { return null; } // MIDI, or a format that the browser cannot decode
   };
 
   const present = (result, duration, keepsPhrase) => {
@@ -433,7 +433,7 @@ const vox = (window.vox = {});
     mix();
   };
 
-  // What is played now stays as a track of its own, and the next instrument joins it.
+  // Keep the current instrument as a separate track, to which the next instrument is added.
   const keepInstrument = () => {
     const stems = tracks.filter((track) => track.kind === "stem"), [first] = stems;
     const length = Math.max(...stems.map((track) => track.buffer.length));
@@ -466,13 +466,13 @@ const vox = (window.vox = {});
   const clear = () => { pause(); silence(); shown = null; find("result").hidden = true; find("idle").hidden = false; };
   vox.silence = pause;
 
-  // The mix as it is heard now, by the browser's own renderer: 24 bits.
+  // Render the current mix in the browser: 24 bits.
   const saveSound = async () => {
     const rate = shown.rate, decoder = new OfflineAudioContext(1, 1, rate), isSolo = tracks.some((track) => track.solo);
     const heard = tracks.filter((track) => track.kind !== "voice" && !track.mute && (!isSolo || track.solo));
     const buffers = await Promise.all(heard.map((track) => {
       const file = track.kind === "stem" && shown.files[track.name.toLowerCase()];
-      return file ? decoder.decodeAudioData(file.slice(0)) : track.buffer; // at the file's own rate, not the loudspeaker's
+      return file ? decoder.decodeAudioData(file.slice(0)) : track.buffer; // at the file's sample rate, not the audio device's
     }));
     const offline = new OfflineAudioContext(1, Math.max(1, ...buffers.map((buffer) => Math.round(buffer.duration * rate))), rate);
     heard.forEach((track, n) => {
@@ -508,7 +508,7 @@ const vox = (window.vox = {});
     if (playing) start(from);
   };
 
-  // From rest to rest around a moment; a rest is a third of a second.
+  // Return the phrase around a time, between rests of a third of a second.
   const phraseAround = (moment) => {
     const { played, rate } = shown.pitch ?? { played: [], rate: 1 }, rest = Math.round(rate / 3);
     const isRest = (n) => played.slice(Math.max(0, n), n + rest).every((note) => note === null);
@@ -575,9 +575,9 @@ const vox = (window.vox = {});
     }
   };
 
-  // --- what Gradio leaves to do for the keyboard and for screen readers --------------------------
+  // --- keyboard and screen reader support that Gradio lacks --------------------------------------
 
-  // One name for all its choices: one stop for the tabulator, arrows within.
+  // One name for all radio buttons of a group: one tab stop, arrow keys within.
   const nameGroup = (radio) => {
     const block = radio.closest("fieldset, .block"), title = block.querySelector("[data-testid=block-info]");
     radio.name = block.id;

@@ -1,7 +1,7 @@
-"""The web page for programs.
+"""API endpoints of the web page.
 
-``/transfer`` plays a recording, ``/melody`` tells what is sung in it, ``/render`` plays curves as they stand, and
-``/instruments`` lists what there is to play on.
+``/transfer`` plays a recording, ``/melody`` returns the melody sung in it, ``/render`` plays curves without fitting
+them, and ``/instruments`` lists the available instruments.
 """
 
 import contextlib
@@ -60,9 +60,9 @@ _WORDS = {bool: "true or false", str: "text", int: "a whole number", float: "a n
 
 
 def _parameter(name: str, default: Any, kind: type) -> gr.components.Component:
-    """Return the place of a value that a program sends.
+    """Return the input component of a parameter.
 
-    It passes any JSON on, so that a wrong type gets a sentence (``_check``) and not Gradio's "null".
+    It accepts any JSON value, so that a wrong type gets a clear message from ``_check`` instead of Gradio's "null".
     """
     place = {bool: gr.Checkbox, str: gr.Textbox}.get(kind, gr.Number)(default, visible=False, label=name)
     limits = OPTION_LIMITS.get(name)
@@ -73,7 +73,7 @@ def _parameter(name: str, default: Any, kind: type) -> gr.components.Component:
 
 
 def _file(label: str, example: str) -> gr.File:
-    """Return the place of a file that a program sends; the example lies in the repository."""
+    """Return the input component of a file; ``example`` is a path in the repository."""
     place = hidden_file(label)
     payload = {"path": example, "meta": {"_type": "gradio.FileData"}}
     place.example_inputs = lambda: payload
@@ -81,10 +81,10 @@ def _file(label: str, example: str) -> gr.File:
 
 
 def _check(name: str, value: Any, default: Any) -> Any:
-    """Return a value if it is of its kind, and the default for null.
+    """Return the value, or the default if the value is None.
 
     Raises:
-        ValueError: it is of another kind.
+        ValueError: the value has the wrong type.
     """
     kind = _kind(name, default)
     allowed = (int, float) if kind is float else kind
@@ -101,7 +101,7 @@ def _kind(name: str, default: Any) -> type:
 
 @contextlib.contextmanager
 def _answer(source: str | None) -> Iterator[Path]:
-    """Give a folder that goes when the answer is sent; an error becomes a sentence."""
+    """Yield a temporary folder, removed when the answer is sent; turn errors into messages for the user."""
     with tempfile.TemporaryDirectory(prefix="vox2trumpet-") as folder:
         try:
             yield Path(folder)
@@ -110,14 +110,14 @@ def _answer(source: str | None) -> Iterator[Path]:
 
 
 class AnsweringBlocks(gr.Blocks):
-    """Blocks that answer an error with a sentence; Gradio's answer ``null`` and print a traceback for any input."""
+    """Blocks that answer an error with a message; Gradio answers ``null`` and prints a traceback for invalid input."""
 
     async def preprocess_data(self, block_fn: Any, inputs: list, *args: Any, **options: Any) -> list:
         try:
             return await super().preprocess_data(block_fn, inputs, *args, **options)
         except gr.Error as error:
             raise gr.Error(error.message, print_exception=False) from error
-        except Exception as error:  # of any kind: it depends on what a stranger sent
+        except Exception as error:  # any kind: the input is untrusted
             raise gr.Error(_name_culprit(block_fn, inputs), print_exception=False) from error
 
     async def process_api(self, *args: Any, **options: Any) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class AnsweringBlocks(gr.Blocks):
             return await super().process_api(*args, **options)
         except gr.Error:
             raise
-        except Exception as error:  # ours, or Gradio's about what a stranger sent
+        except Exception as error:  # ours, or Gradio's for invalid input
             place = traceback.extract_tb(error.__traceback__)[-1]
             reason = hide_folders(f"{type(error).__name__}: {error}"[:200])
             log.error("app.py: %s (%s, line %d)", reason, Path(place.filename).name, place.lineno)
@@ -134,7 +134,7 @@ class AnsweringBlocks(gr.Blocks):
 
 
 def _name_culprit(block_fn: Any, inputs: list) -> str:
-    """Return which of the values that were sent cannot be what its component takes."""
+    """Return a message that names the invalid input value."""
     if len(inputs) != len(block_fn.inputs):
         return f"{len(block_fn.inputs)} values are expected, {len(inputs)} were sent."
     for component, value in zip(block_fn.inputs, inputs):
@@ -148,7 +148,7 @@ def _name_culprit(block_fn: Any, inputs: list) -> str:
 
 
 def add_endpoints(service: TransferService) -> None:
-    """Offer the page's work to programs."""
+    """Add the API endpoints to the page."""
     options = dataclasses.asdict(TransferOptions())
     others = {"instrument": "", "seed": 0, "normalize": True}
 
@@ -158,7 +158,7 @@ def add_endpoints(service: TransferService) -> None:
     def transfer(recording, instrument, *values) -> Iterator[tuple]:
         """Play a recording or a MIDI file; return the sound, its harmonic and noise parts, the report, MIDI and curves.
 
-        All sounds are 24-bit wav.
+        All sounds are 24-bit WAV files.
         """
         *values, seed, normalize = values
         with _answer(recording) as folder:
@@ -171,11 +171,11 @@ def add_endpoints(service: TransferService) -> None:
                 _check("normalize", normalize, True),
             )
             *_, outcome = answer_request(service, request)
-            # Gradio copies the files before it asks for more, and only then the folder goes.
+            # Gradio copies the files before it resumes this generator, which then removes the folder.
             yield (*map(str, write_sounds(outcome, request)), outcome.report, *map(str, write_notes(outcome, request)))
 
     def melody(recording, gate_offset) -> Iterator[tuple]:
-        """Find what is sung; return its notes (s, MIDI number, name, dB), curves as /render takes them, and MIDI."""
+        """Find the sung melody; return its notes (s, MIDI number, name, dB), curves for /render, and MIDI."""
         with _answer(recording) as folder:
             model = service.collection.load(service.collection.choose(""))
             sung, notes = find_sung_notes(service, recording, model, _check("gate_offset", gate_offset, 0.0))
@@ -195,9 +195,9 @@ def add_endpoints(service: TransferService) -> None:
             yield (listed, *map(str, written))
 
     def render(curves, instrument, noise_balance, output_rate, seed, normalize) -> Iterator[tuple]:
-        """Play curves as they stand; return the sound, its harmonic and noise parts, and the report.
+        """Play curves without fitting them; return the sound, its harmonic and noise parts, and the report.
 
-        The file is CSV with the columns time (s), f0 (Hz), loudness (dB), periodicity and voiced.
+        The file is a CSV with the columns time (s), f0 (Hz), loudness (dB), periodicity and voiced.
         """
         with _answer(curves) as folder:
             chosen = read_options({"noise_balance": noise_balance, "output_rate": output_rate})
@@ -213,7 +213,7 @@ def add_endpoints(service: TransferService) -> None:
             yield (*map(str, write_sounds(outcome, request)), outcome.report)
 
     def instruments() -> list[dict]:
-        """List what there is to play on."""
+        """List the available instruments."""
         return [{"name": one.name, "sound": one.sound, "label": one.label} for one in service.collection.find()]
 
     def place(*names: str) -> list[gr.components.Component]:
@@ -235,7 +235,7 @@ def add_endpoints(service: TransferService) -> None:
 
 
 def _offer(work: Callable, inputs: list[gr.components.Component], outputs: list[gr.components.Component]) -> None:
-    """Offer a function; its parameters are named after the components that they come from."""
+    """Add a function as an endpoint; its parameters are named after the input components."""
     source, *others = (inspect.Parameter(each.label, inspect.Parameter.POSITIONAL_OR_KEYWORD) for each in inputs)
     defaults = (each.replace(default=place.value) for each, place in zip(others, inputs[1:]))
     work.__signature__ = inspect.Signature([source, *defaults])

@@ -1,12 +1,12 @@
-"""The door of the web page's server: it serves its own page and files, to its own page, and fetches nothing.
+"""Request filter of the web server: allow only the routes of the page and its endpoints, and fetch no URLs.
 
-Gradio has some eighty routes, of which the page and its endpoints use the few below; the others run ``ffmpeg`` on what
-a stranger sends, read bodies into memory, or go around the queue. It also fetches any public address it is given, to
-hand it on (``file=https://...``) or as the recording to be played, of any size and into memory. A page that takes
-recordings from people needs none of it. On somebody's own machine, pages of other sites may not send it anything.
+Gradio has about eighty routes, of which the page and its endpoints use those below. The others run ``ffmpeg`` on
+untrusted input, read request bodies into memory, or bypass the queue. Gradio also fetches any public URL, of any size
+and into memory, to forward it (``file=https://...``) or to use it as the recording. The page needs none of this. When
+the page runs on a local machine, pages of other sites may not send requests to it.
 
-One visitor, known by the network address, cannot take the page from the others: there are limits on what a visitor
-uploads in an hour, on requests waiting in line, on connections open at once, and on the time that a body takes.
+To prevent one visitor, identified by network address, from blocking the others, there are limits on the bytes uploaded
+in a period, queued requests, simultaneous requests, and the time to receive a request body.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from config import PageConfig
 
-_MAX_JSON = 2**17  # bytes; recordings are uploaded, and only their names are sent as JSON
+_MAX_JSON = 2**17  # bytes; recordings are uploaded separately, and the JSON has only their names
 _MAX_JSON_SECONDS = 20.0
-_MAX_SESSION = 64  # characters of the name of a visit, which Gradio keeps
-_FORM_BYTES = 2**16  # of an upload, around the file; the least that one counts
-_MAX_PARTS = 8  # of an upload; the page and its client send one file each
+_MAX_SESSION = 64  # characters of a session hash, which Gradio stores
+_FORM_BYTES = 2**16  # bytes of an upload besides the file; also the minimum counted for an upload
+_MAX_PARTS = 8  # per upload; the page and the client send one file each
 _SLOWEST_UPLOAD = 2**15  # bytes/s, after the first _MAX_JSON_SECONDS
-_MAX_OPEN = 128  # requests of one visitor at once; a page in a browser has two or three
-_IPV6_PREFIX = 64  # bits, of what one visitor has
+_MAX_OPEN = 128  # simultaneous requests per visitor; a browser page has two or three
+_IPV6_PREFIX = 64  # bits of the network assigned to one visitor
 
 _ENDPOINTS = "call/(v2/)?(transfer|melody|render|instruments)"
 _READ = re.compile(  # GET and HEAD
@@ -43,25 +43,25 @@ _READ = re.compile(  # GET and HEAD
     r"|/live(/.*)?",
     re.DOTALL,
 )
-# POST; /run/predict is how the page calls what does not wait in the queue.
+# POST; the page calls functions outside the queue through /run/predict.
 _SEND = re.compile(rf"/gradio_api/(upload|queue/join|run/predict|cancel|reset|{_ENDPOINTS})/?")
 _JOIN = re.compile(r"/gradio_api/(queue/join|call/.+)")
 log = logging.getLogger("app")
 
 
 class UnwantedError(Exception):
-    """A request asks for what is not done, such as to fetch an address; the text says what to do instead."""
+    """Request for an unsupported action, such as fetching a URL; the message says what to do instead."""
 
 
 class OwnPageOnly:
-    """ASGI middleware that lets through what the page and its endpoints use, and no request to fetch an address.
+    """ASGI middleware that allows only the requests of the page and its endpoints, and none that fetch a URL.
 
     Args:
-        app: Gradio's.
-        is_local: the page listens on this machine alone: who asks for it by another name was misled (DNS rebinding).
-        limits: what a visitor may ask for.
-        hosts: names by which the page may be asked for nevertheless; those that begin with a dot are endings.
-        line: where requests wait, if there is one.
+        app: Gradio's app.
+        is_local: the page listens on this machine only, so other host names are refused (DNS rebinding).
+        limits: limits per visitor.
+        hosts: additional host names to accept; a name that starts with a dot is a suffix.
+        line: queue of waiting requests, if there is one.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class OwnPageOnly:
     ) -> None:
         self.app, self.is_local, self.limits, self.hosts, self.line = app, is_local, limits, hosts, line
         self.open: Counter[str] = Counter()  # requests by visitor
-        self.joining: Counter[str] = Counter()  # those of them that are about to wait in line
+        self.joining: Counter[str] = Counter()  # requests about to enter the queue, by visitor
         self.uploads = UploadQuota(limits.max_megabytes_per_visitor * 2**20, limits.keep_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
-        if scope["type"] != "http":  # the page uses no web socket
+        if scope["type"] != "http":  # the page uses no WebSocket
             return await send({"type": "websocket.close", "code": 1008})
         visitor = name_visitor(scope)
         refusal = self._refuse_request(scope, visitor)
@@ -93,7 +93,7 @@ class OwnPageOnly:
             _lower(self.open, visitor)
 
     def _refuse_request(self, scope: Scope, visitor: str) -> Response | None:
-        """Return why a request is not served, as far as that shows before its body; None if it is."""
+        """Return the refusal of a request that can be refused before reading its body, or None."""
         served = {"GET": _READ, "HEAD": _READ, "POST": _SEND}.get(scope["method"])
         if served is None or not served.fullmatch(scope["path"]):
             return _refuse("there is nothing here", 404)
@@ -136,11 +136,11 @@ class OwnPageOnly:
         await self._pass_on(scope, receive, send)
 
     async def _join(self, scope: Scope, receive: Receive, send: Send, visitor: str) -> None:
-        """Let a request wait in line, unless enough of the same visitor's do."""
+        """Queue a request, or refuse it if too many of the same visitor are waiting."""
         most, waiting = self.limits.max_waiting_per_visitor, self.line.count(visitor) if self.line else 0
         if waiting + self.joining[visitor] >= most:
             reason = f"{most} requests from your address are waiting already; send more when they are answered"
-            return await JSONResponse({"detail": reason}, 429)(scope, receive, send)  # as Gradio's pages read it
+            return await JSONResponse({"detail": reason}, 429)(scope, receive, send)  # as Gradio's pages expect
         self.joining[visitor] += 1
         try:
             await self._pass_on(scope, receive, send)
@@ -150,7 +150,7 @@ class OwnPageOnly:
                 self.line.take_turns()
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call Gradio; what it cannot make sense of gets a sentence and one line in the log, not a traceback."""
+        """Call Gradio; answer an exception with a message and log one line instead of a traceback."""
         has_begun = False
 
         async def send_on(message: Message) -> None:
@@ -160,8 +160,8 @@ class OwnPageOnly:
 
         try:
             await self.app(scope, receive, send_on)
-        except Exception as error:  # of any kind: it depends on what a stranger sent
-            path = scope["path"].partition("=")[0]  # what follows is a visitor's
+        except Exception as error:  # any kind: the input is untrusted
+            path = scope["path"].partition("=")[0]  # the rest is visitor data
             log.error("app.py: %s %s cannot be answered (%s)", scope["method"], path, type(error).__name__)
             if not has_begun:
                 refusal = JSONResponse({"detail": "this request cannot be understood; see docs/page.md"}, 400)
@@ -174,7 +174,7 @@ class OwnPageOnly:
             return False
         return all(
             origin.partition("://")[2] == asked[0] or self._is_listed(_host_name(origin)) for origin in origins
-        )  # programs send no origin
+        )  # API clients send no origin
 
     def _is_own(self, name: str) -> bool:
         return name == "localhost" or _is_ip(name) or self._is_listed(name)
@@ -184,22 +184,22 @@ class OwnPageOnly:
 
 
 class WaitingLine:
-    """The requests that wait in the line of Gradio's ``Blocks``, each with its visitor.
+    """Requests waiting in the queue of Gradio's ``Blocks``, by visitor.
 
     Args:
-        queue: of the blocks.
+        queue: queue of the blocks.
     """
 
     def __init__(self, queue: Any) -> None:
         self.queue = queue
 
     def count(self, visitor: str) -> int:
-        """Return how many of a visitor's requests wait or are being answered."""
+        """Return the number of a visitor's requests that are waiting or running."""
         waiting = [event for line in self.queue.event_queue_per_concurrency_id.values() for event in line.queue]
         return sum(name_visitor(event.request.scope) == visitor for event in waiting) + self._answered()[visitor]
 
     def take_turns(self) -> None:
-        """Put each visitor's first request before everyone's second: nobody waits for all that another has sent."""
+        """Sort the queue round-robin by visitor: each visitor's first request precedes everyone's second."""
         for line in self.queue.event_queue_per_concurrency_id.values():
             turns, ranks = self._answered(), {}
             for event in line.queue:
@@ -214,15 +214,15 @@ class WaitingLine:
 
 
 class UploadQuota:
-    """Counts what each visitor has sent in the last ``seconds``."""
+    """Quota of bytes uploaded per visitor in the last ``seconds``."""
 
     def __init__(self, most: int, seconds: float) -> None:
         self.most, self.seconds = most, seconds  # bytes, s
-        self._taken: deque[tuple[float, str, int]] = deque()  # when, by whom, bytes
+        self._taken: deque[tuple[float, str, int]] = deque()  # time, visitor, bytes
         self._sums: Counter[str] = Counter()
 
     def take(self, visitor: str, n_bytes: int) -> bool:
-        """Count an upload, or return False if it would be too much."""
+        """Count an upload and return True, or return False if it exceeds the quota."""
         now = time.monotonic()
         while self._taken and self._taken[0][0] < now - self.seconds:
             _, former, former_bytes = self._taken.popleft()
@@ -235,11 +235,11 @@ class UploadQuota:
 
 
 def name_visitor(scope: Scope) -> str:
-    """Return the address by which a visitor is known: an IPv6 network counts as one."""
+    """Return the address that identifies a visitor; an IPv6 /64 network counts as one visitor."""
     host = scope["client"][0] if scope.get("client") else ""
     try:
         address = ipaddress.IPv6Address(host)
-    except ValueError:  # IPv4, or what a proxy said
+    except ValueError:  # IPv4, or a value set by a proxy
         return host
     return str(address.ipv4_mapped or ipaddress.IPv6Network((int(address), _IPV6_PREFIX), strict=False))
 
@@ -251,9 +251,9 @@ def _lower(counts: Counter[str], name: str, by: int = 1) -> None:
 
 
 def _watch_upload(receive: Receive, seconds: float) -> Receive:
-    """Return a ``receive`` for an upload that ends it if it comes too slowly, breaks off or holds too many files.
+    """Return a ``receive`` that aborts an upload if it is too slow, incomplete or has too many files.
 
-    Gradio removes what it has stored of an upload for one kind of exception only, and keeps a note of each piece.
+    Gradio removes the stored part of an upload only for ``MultiPartException``, and keeps a record of each chunk.
     """
     deadline, n_parts, tail = time.monotonic() + seconds, 0, b""
 
@@ -308,7 +308,7 @@ def _content_length(scope: Scope) -> int | None:
 
 
 async def _read_body(receive: Receive) -> bytes | None:
-    """Return a body, or None if it is too large."""
+    """Return a request body, or None if it is too large."""
     body, more = b"", True
     while more and len(body) <= _MAX_JSON:
         message = await receive()
@@ -318,7 +318,7 @@ async def _read_body(receive: Receive) -> bytes | None:
 
 
 def _check_values(body: bytes) -> None:
-    """Raise UnwantedError if a body names an address to be fetched, or a visit by a long name."""
+    """Raise UnwantedError if a body has a URL to fetch or a session hash that is too long."""
 
     def check(values: dict) -> dict:
         if _is_address(values.get("path")):
@@ -327,12 +327,12 @@ def _check_values(body: bytes) -> None:
             raise UnwantedError(f"session_hash should have at most {_MAX_SESSION} characters")
         return values
 
-    with contextlib.suppress(ValueError, RecursionError):  # not JSON: Gradio says so
+    with contextlib.suppress(ValueError, RecursionError):  # not JSON: Gradio reports it
         json.loads(body or b"{}", object_hook=check)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a ``receive`` that gives a body that was read already, and then what comes after it."""
+    """Return a ``receive`` that returns a body already read, then calls the original ``receive``."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def give() -> Message:

@@ -1,7 +1,7 @@
-"""The live page on the server: its files, the instruments it offers, and their graphs, made when first asked for.
+"""Server side of the live page: its files, the list of instruments, and their graphs, exported on first request.
 
-The page itself (``web/live/``) runs in the browser alone. ``write_static_page`` makes a folder of it that any web
-server can serve.
+The page (``web/live/``) runs entirely in the browser. ``write_static_page`` writes it to a folder that any web server
+can serve.
 """
 
 import json
@@ -24,7 +24,7 @@ PAGE_DIR = Path(__file__).parent / "live"
 
 
 class LivePage:
-    """ASGI middleware that serves the live page under /live, and passes on everything else."""
+    """ASGI middleware that serves the live page under /live and forwards all other requests."""
 
     def __init__(self, app: ASGIApp, collection: ModelCollection) -> None:
         self.app, self.collection, self._exporting = app, collection, threading.Lock()
@@ -61,7 +61,7 @@ class LivePage:
 
 
 class _Files(StaticFiles):
-    """Static files that a browser asks for again: parts of two versions would not fit together."""
+    """Static files that the browser revalidates, so that files of two versions are never mixed."""
 
     def file_response(self, *args, **kwargs) -> Response:
         response = super().file_response(*args, **kwargs)
@@ -70,7 +70,7 @@ class _Files(StaticFiles):
 
 
 def write_static_page(folder: Path) -> None:
-    """Write the live page with the shipped instruments into a folder, for a web server without Python."""
+    """Write the live page with the shipped instruments to a folder, for a web server without Python."""
     shutil.copytree(PAGE_DIR, folder, dirs_exist_ok=True)
     page = (folder / "index.html").read_text(encoding="utf-8")
     (folder / "index.html").write_text(page.replace("<head>", '<head>\n    <meta name="static" />'), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""What a musician is told about a result: one sentence, and what went wrong with a change that would mend it.
+"""Text about a result for musicians: a summary sentence, and problems with suggested fixes.
 
-A fix sets controls of the page, by the names of ``TransferOptions``.
+A fix sets controls of the page, by the field names of ``TransferOptions``.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ _OCTAVES[-24] = "two octaves lower"
 
 
 def describe_result(outcome: TransferOutcome, options: TransferOptions) -> str:
-    """Return how high it was played, from which note to which, and whether the instrument has them all."""
+    """Return a sentence with the pitch shift, the range of notes, and whether the instrument can play them all."""
     semitones, sung = round(outcome.report["semitones"]), outcome.curves.f0[outcome.curves.voiced]
     way = "higher" if semitones > 0 else "lower"
     place = _OCTAVES.get(semitones, f"{abs(semitones)} semitones {way}")
@@ -43,7 +43,7 @@ def _describe_players(options: TransferOptions) -> str:
 
 
 def find_notices(outcome: TransferOutcome, options: TransferOptions) -> list[dict[str, Any]]:
-    """Return what a person should know before trusting the result: a ``text``, and ``fixes`` (``label``, ``set``)."""
+    """Return warnings about the result, each with a ``text`` and ``fixes`` (``label``, ``set``)."""
     notices = []
     if is_polyphonic(outcome.report):
         text = "I hear more than one note at a time: a band, or chords. I follow one line of it, often the wrong one. "
@@ -59,7 +59,7 @@ def find_notices(outcome: TransferOutcome, options: TransferOptions) -> list[dic
 
 
 def _find_fixes(outcome: TransferOutcome, options: TransferOptions) -> list[dict[str, Any]]:
-    """Return the changes that bring more notes into range."""
+    """Return the fixes that bring more notes into range."""
     fixes = [] if options.fold else [{"label": "Move those by an octave", "set": {"fold": True}}]
     sung, here = outcome.curves.f0[outcome.curves.voiced], outcome.report["share_out_of_range"]
     octave = outcome.report["semitones"] - options.transpose
@@ -71,7 +71,7 @@ def _find_fixes(outcome: TransferOutcome, options: TransferOptions) -> list[dict
 
 
 def draw_pitch(outcome: TransferOutcome) -> dict[str, Any]:
-    """Return the curves of the pitch picture, in MIDI numbers with a tenth of them, None where nothing sounds."""
+    """Return the curves of the pitch plot, in MIDI numbers rounded to 0.1; None where unvoiced."""
     config, curves = outcome.profile.config, outcome.curves
 
     def curve(f0: np.ndarray, sounds: np.ndarray) -> list[float | None]:

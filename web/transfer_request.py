@@ -1,10 +1,10 @@
-"""One request of the web page: the instruments there are, the limits, and the way from a recording to files.
+"""Requests of the web page: available instruments, limits, and the steps from a recording to output files.
 
-The page's button and the endpoint ``/transfer`` both call ``answer_request``. Nothing here knows of a page (no
-gradio), so that a request is tested without a server.
+The page's button and the endpoint ``/transfer`` both call ``answer_request``. This module does not import gradio, so
+that a request can be tested without a server.
 
-A request runs in a thread of its own and reports the step it is at. Whoever asks looks at it every moment: that is
-where a cancel and the time limit are noticed, and the work stops at its next step.
+A request runs in a separate thread and reports its current step. The caller polls it and checks for cancellation and
+the time limit; the thread then stops at its next step.
 """
 
 import contextvars
@@ -42,7 +42,7 @@ from voice.midi import read_midi, write_midi
 from voice.note_finder import SungNote, find_notes
 
 try:
-    from spaces import GPU as borrow_gpu  # a Hugging Face ZeroGPU Space lends its GPU a call at a time
+    from spaces import GPU as borrow_gpu  # a Hugging Face ZeroGPU Space allocates its GPU per call
 except ImportError:
 
     def borrow_gpu(function: Callable) -> Callable:
@@ -52,11 +52,11 @@ except ImportError:
 STEPS = ("Fetching the instrument", "Listening to your recording", "Playing your melody")
 FETCH, LISTEN, PLAY = range(len(STEPS))
 StepCallback = Callable[[int], None]  # called with each step before it begins
-_LISTENING_SHARE = 0.6  # share of a transfer after which the voice has been listened to
-_ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))  # then what a request does on the GPU happens in another process
-_MAX_MESSAGE = 300  # characters, of which some may be what a stranger sent
-_POLL_SECONDS = 0.1  # s, how soon a cancel is noticed
-_MIN_EPOCHS = 10  # that a training must have passed to be preselected
+_LISTENING_SHARE = 0.6  # share of a transfer after which the voice is measured
+_ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))  # GPU work then runs in another process
+_MAX_MESSAGE = 300  # characters; may include untrusted input
+_POLL_SECONDS = 0.1  # s, interval at which a cancel is checked
+_MIN_EPOCHS = 10  # minimum for a training to be preselected
 _FIRST_INSTRUMENT = "trumpet"  # of the shipped instruments
 log = logging.getLogger("app")
 
@@ -66,31 +66,31 @@ log = logging.getLogger("app")
 
 @dataclass(frozen=True)
 class PlayableModel:
-    """A model that can be chosen."""
+    """Model that can be selected."""
 
-    name: str  # what it is chosen by: as shipped, or a training's file under the folder of trainings: "trumpet/best"
+    name: str  # shipped name, or a training's file relative to the checkpoint folder, such as "trumpet/best"
     sound: str  # such as "trumpet"
-    label: str  # for people
+    label: str  # shown to users
     path: Path
-    is_trained: bool = True  # past its first epochs, and much better than after the first
+    is_trained: bool = True  # enough epochs, and a much lower loss than after the first
 
 
 @dataclass
 class ModelCollection:
-    """The instruments there are. A file is read once, and again when it has changed."""
+    """Available instruments. A file is cached, and read again when it changes."""
 
     checkpoint_dir: Path
     device: torch.device
-    checkpoint: Path | None = None  # to be offered first
+    checkpoint: Path | None = None  # listed first
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _models: dict[Path, tuple[int, NeuralGuitar]] = field(default_factory=dict)
     _described: dict[Path, tuple[int, PlayableModel]] = field(default_factory=dict)
 
     def find(self) -> list[PlayableModel]:
-        """Return what can be played, the one to be preselected first.
+        """Return the playable models; the first one is preselected.
 
-        The shipped models come first, unless the newest training is worth it; of trainings, the newest first, and in
-        each the best before the latest. A checkpoint that was asked for goes before all.
+        The shipped models come first, unless the newest training is trained well enough. Trainings are sorted by
+        date, newest first, with the best checkpoint before the latest. ``checkpoint`` comes before all others.
         """
         shipped = sorted(PRETRAINED_DIR.glob("*.pth"), key=lambda path: (path.stem != _FIRST_INSTRUMENT, path.stem))
         found = [PlayableModel(path.stem, path.stem, path.stem.capitalize(), path) for path in shipped]
@@ -109,10 +109,10 @@ class ModelCollection:
             return None
 
     def choose(self, name: str) -> PlayableModel:
-        """Return an instrument by name; the first for an empty name.
+        """Return an instrument by name; the first if the name is empty.
 
         Raises:
-            ValueError: there is none of that name.
+            ValueError: there is no instrument of that name.
         """
         found = self.find()
         chosen = next((instrument for instrument in found if name in ("", instrument.name)), None)
@@ -122,8 +122,8 @@ class ModelCollection:
         return chosen
 
     def load(self, instrument: PlayableModel) -> NeuralGuitar:
-        """Return an instrument's model; it raises what ``checkpoint.load_model`` raises."""
-        device = "cpu" if _ON_ZERO_GPU else self.device  # a lent GPU is there only while it plays
+        """Return an instrument's model; raises the errors of ``checkpoint.load_model``."""
+        device = "cpu" if _ON_ZERO_GPU else self.device  # a ZeroGPU device is available only during the transfer
         return self._read(self._models, instrument.path, lambda path: load_model(path, device))
 
     def _read(self, known: dict[Path, tuple[int, Any]], path: Path, read: Callable[[Path], Any]) -> Any:
@@ -135,7 +135,7 @@ class ModelCollection:
 
 
 def find_trainings(checkpoint_dir: Path) -> list[Path]:
-    """Return each best.pth and latest.pth in and under a folder: the training saved last first, its best before all."""
+    """Return all best.pth and latest.pth under a folder, the most recent training first, best before latest."""
     saved: dict[Path, int] = defaultdict(int)
     for path in (*checkpoint_dir.rglob(LATEST), *checkpoint_dir.rglob(BEST)):
         saved[path.parent] = max(saved[path.parent], path.stat().st_mtime_ns)
@@ -144,10 +144,10 @@ def find_trainings(checkpoint_dir: Path) -> list[Path]:
 
 
 def describe_training(path: Path, checkpoint_dir: Path) -> PlayableModel:
-    """Read what a training has reached; raises what ``checkpoint.read_checkpoint`` raises."""
+    """Describe the state of a training; raises the errors of ``checkpoint.read_checkpoint``."""
     content = read_checkpoint(path)
     complete = content["epoch"] or 0
-    epoch = complete + bool(content["position_in_epoch"])  # the one that the training is in
+    epoch = complete + bool(content["position_in_epoch"])  # the current epoch
     saved = time.strftime("%d %b %Y, %H:%M", time.localtime(path.stat().st_mtime))
     is_inside = path.is_relative_to(checkpoint_dir)
     name = (path.relative_to(checkpoint_dir) if is_inside else Path(path.name)).with_suffix("").as_posix()
@@ -159,7 +159,7 @@ def describe_training(path: Path, checkpoint_dir: Path) -> PlayableModel:
 
 
 def read_model_card(instrument: PlayableModel) -> str:
-    """Return the model card, which lies beside the checkpoint."""
+    """Return the model card from the checkpoint's folder."""
     card = instrument.path.with_suffix(".md")
     return card.read_text(encoding="utf-8") if card.is_file() else f"**{instrument.label}** has no model card."
 
@@ -168,7 +168,7 @@ def read_model_card(instrument: PlayableModel) -> str:
 
 
 class MeasuredTake(NamedTuple):
-    """What no option changes about a recording."""
+    """Measurements of a recording that do not depend on the options."""
 
     voice: MeasuredVoice
     loudness: float  # LUFS
@@ -176,9 +176,9 @@ class MeasuredTake(NamedTuple):
 
 @dataclass
 class TakeCache:
-    """What was measured in the recordings that were played last, so that another choice of options begins at once."""
+    """LRU cache of the measurements of recordings, so that a change of options needs no new measurement."""
 
-    limit: int = 32  # of half a megabyte for each five minutes
+    limit: int = 32  # takes, about 0.5 MB per 5 minutes each
     _takes: OrderedDict[tuple, MeasuredTake] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -196,7 +196,7 @@ class TakeCache:
 
 
 def identify_take(recording: str, model: NeuralGuitar) -> tuple:
-    """Return what a measurement depends on: the file's content, and how a model's features are measured."""
+    """Return the cache key of a measurement: the file's hash and the model's feature settings."""
     with open(recording, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").digest()
     settings = model.settings
@@ -205,7 +205,7 @@ def identify_take(recording: str, model: NeuralGuitar) -> tuple:
 
 @dataclass(frozen=True)
 class TransferService:
-    """What all requests share."""
+    """State shared by all requests."""
 
     collection: ModelCollection
     limits: PageConfig
@@ -214,14 +214,14 @@ class TransferService:
 
 @dataclass(frozen=True)
 class TransferRequest:
-    """What is to be played, how, and where the files go."""
+    """Input, options and output folder of a request."""
 
     recording: str | None
     instrument: str
     options: TransferOptions
     seed: int
     folder: Path
-    normalize: bool = True  # to the level at which people listen
+    normalize: bool = True  # to the usual listening level
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
@@ -229,12 +229,12 @@ class TransferRequest:
 
     @property
     def title(self) -> str:
-        """The recording's name, as a part of a file's name."""
+        """The recording's name, for use in file names."""
         return re.sub(r"[^\w-]+", "_", Path(self.recording).stem)[:40] or "recording"
 
 
 class TransferOutcome(NamedTuple):
-    """What was played, in plain arrays: it may come from another process."""
+    """Result of a transfer in plain arrays, because it may come from another process."""
 
     sound: str  # the instrument's
     stems: dict[str, np.ndarray]  # audio, harmonic and noise: [N] each
@@ -243,20 +243,20 @@ class TransferOutcome(NamedTuple):
     voice_f0: np.ndarray  # Hz [T], as sung
     notes: list[SungNote]  # as played
     profile: InstrumentProfile
-    voice_loudness: float  # LUFS; minus infinity where there is no voice
+    voice_loudness: float  # LUFS; minus infinity if there is no voice
     report: dict[str, Any]
 
 
 class RequestCancelled(Exception):
-    """Raised in a request's own thread, to end it."""
+    """Exception raised in a request's thread to end it."""
 
 
 def answer_request(service: TransferService, request: TransferRequest) -> Iterator[int | TransferOutcome]:
-    """Answer a request; yield the step in hand, again and again while it lasts, and in the end the outcome.
+    """Answer a request; yield the current step repeatedly while it runs, and finally the outcome.
 
     Raises:
         ValueError, OSError: the recording or the instrument cannot be used.
-        TimeoutError: it took longer than a request may.
+        TimeoutError: the request exceeded the time limit.
     """
     at, cancelled = [FETCH], threading.Event()
 
@@ -279,9 +279,9 @@ def answer_request(service: TransferService, request: TransferRequest) -> Iterat
 
 
 def _run_in_thread(function: Callable[[], TransferOutcome]) -> Future:
-    """Call a function in a thread that cannot keep the server from stopping."""
+    """Call a function in a daemon thread, which does not prevent the server from stopping."""
     future: Future = Future()
-    context = contextvars.copy_context()  # whose request it is: a lent GPU is counted to the visitor
+    context = contextvars.copy_context()  # identifies the visitor, whose quota a ZeroGPU call uses
 
     def run() -> None:
         try:
@@ -314,12 +314,12 @@ def _perform(service: TransferService, request: TransferRequest, enter: StepCall
 
 
 def is_written(recording: str) -> bool:
-    """Return True if a file holds notes or curves, not sound."""
+    """Return True if a file contains notes or curves instead of audio."""
     return Path(recording).suffix.lower() in (".mid", ".midi", ".csv")
 
 
 def _require_short(written: Path, model: NeuralGuitar, max_seconds: float) -> None:
-    """Raise ValueError if notes or curves last longer than a recording may, or cannot be read."""
+    """Raise ValueError if notes or curves exceed the maximum duration or cannot be read."""
     if written.suffix.lower() == ".csv":
         seconds = len(read_curves(written, model.settings).f0) / model.settings.audio.frame_rate
     else:
@@ -331,7 +331,7 @@ def _require_short(written: Path, model: NeuralGuitar, max_seconds: float) -> No
 def _find_take(
     service: TransferService, recording: str, model: NeuralGuitar
 ) -> tuple[MeasuredTake | np.ndarray, tuple]:
-    """Return what was measured in a recording, or the recording [N] if it was not yet, and the key to keep it by."""
+    """Return the cached measurements of a recording, or its audio [N] if not cached, and the cache key."""
     key = identify_take(recording, model)
     known = service.takes.find(key)
     return known or load_audio(recording, model.settings.audio.feature_rate, service.limits.max_seconds), key
@@ -340,10 +340,10 @@ def _find_take(
 def find_sung_notes(
     service: TransferService, recording: str | None, model: NeuralGuitar, gate_offset: float
 ) -> tuple[Curves, list[SungNote]]:
-    """Return the curves of what is sung in a recording, not fitted to any instrument, and its notes.
+    """Return the curves and notes sung in a recording, not fitted to an instrument.
 
     Raises:
-        ValueError, OSError: it cannot be read, or nothing is sung in it.
+        ValueError, OSError: the recording cannot be read, or has no melody.
     """
     if recording is None:
         raise ValueError("there is no recording yet; send one")
@@ -360,9 +360,9 @@ def find_sung_notes(
 def perform_transfer(
     take: np.ndarray | MeasuredTake | Path, model: NeuralGuitar, request: TransferRequest, enter: StepCallback | None
 ) -> tuple[TransferOutcome, MeasuredTake | None] | ValueError | OSError:
-    """Play a voice [N], one that was measured before, or a MIDI file; return what was played, and what was measured.
+    """Play a voice [N], a measured voice, a MIDI file or curves; return the outcome and the measurements.
 
-    Why it cannot be played is returned too: what goes in and out can be sent to where a lent GPU is, errors cannot.
+    Errors are returned, not raised, because a ZeroGPU process can send back return values but not exceptions.
     """
     progress = None if enter is None else lambda _, share: enter(LISTEN if share < _LISTENING_SHARE else PLAY)
     if _ON_ZERO_GPU and torch.cuda.is_available():
@@ -404,7 +404,7 @@ def _measure_take(voice: np.ndarray, model: NeuralGuitar, progress: ProgressCall
 
 
 def explain_failure(error: Exception, recording: str | None) -> str:
-    """Return one friendly sentence for what a person can do something about; no path of the server is in it."""
+    """Return a friendly message for an error, without paths of the server."""
     known = {
         "is silent": "I hear only silence. Is the right microphone chosen, and is it switched on?",
         "lasts longer": "This recording is too long to be played in one go. Cut it into parts, and play them in turn.",
@@ -428,7 +428,7 @@ def explain_failure(error: Exception, recording: str | None) -> str:
 
 
 def hide_folders(message: str) -> str:
-    """Return a message with only the file's name of each path: folders of the server are not for strangers."""
+    """Return a message with each path reduced to its file name, so that no server folder is shown."""
     return re.sub(r"(?<![^\s'\"])/\S*/", "", message)
 
 
@@ -438,7 +438,7 @@ def hide_folders(message: str) -> str:
 def write_sounds(
     outcome: TransferOutcome, request: TransferRequest, suffix: str = ".wav", bits: int = 24
 ) -> list[Path]:
-    """Write the sound, its harmonic and its noise part, named after the recording and the instrument."""
+    """Write the sound, its harmonic part and its noise part, named after the recording and the instrument."""
     paths = [request.folder / f"{request.title}_{outcome.sound}{part}{suffix}" for part in outcome.stems]
     for path, audio in zip(paths, outcome.stems.values()):
         write_audio(path, audio, outcome.sample_rate, bits)
@@ -446,7 +446,7 @@ def write_sounds(
 
 
 def write_notes(outcome: TransferOutcome, request: TransferRequest) -> list[Path]:
-    """Write what was played as MIDI and as curves (CSV)."""
+    """Write the played notes as MIDI and the curves as CSV."""
     config, name = outcome.profile.config, f"{request.title}_{outcome.sound}"
     midi, curves = request.folder / f"{name}.mid", request.folder / f"{name}_curves.csv"
     write_midi(midi, outcome.notes, outcome.curves, config)
@@ -455,7 +455,7 @@ def write_notes(outcome: TransferOutcome, request: TransferRequest) -> list[Path
 
 
 def write_package(outcome: TransferOutcome, request: TransferRequest) -> Path:
-    """Write everything there is of a result, and the voice, into one zip named after recording and instrument."""
+    """Write all files of a result and the voice to one zip, named after the recording and the instrument."""
     files = [*write_sounds(outcome, request), *write_notes(outcome, request), _draw(outcome, request)]
     report = request.folder / f"{request.title}_{outcome.sound}_report.json"
     write_text(report, json.dumps(outcome.report, indent=2) + "\n")
