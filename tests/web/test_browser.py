@@ -431,14 +431,16 @@ def test_a_midi_file_is_played(browser: Browser, tmp_path: Path) -> None:
 
 
 def test_cancel_brings_back_what_was_played_before(browser: Browser, tmp_path: Path, monkeypatch) -> None:
-    release, title = threading.Event(), browser.text("#title")
-    perform = transfer_request.perform_transfer
+    release, perform = threading.Event(), transfer_request.perform_transfer
 
     def slow_transfer(*arguments):
         release.wait(30)
         return perform(*arguments)
 
     browser.upload(sing(tmp_path / "other.wav", VOICE))
+    time.sleep(1.5)  # an option that an earlier test changed may be replayed now
+    browser.wait(lambda: browser.seen("#play") and "ready" in browser.text("#status"))
+    title = browser.text("#title")
     with monkeypatch.context() as patch:
         patch.setattr(transfer_request, "perform_transfer", slow_transfer)
         browser.click("#play")
