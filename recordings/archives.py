@@ -15,6 +15,7 @@ import re
 import shutil
 import stat
 import tarfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ from sound.atomic_files import write_text
 log = logging.getLogger(__name__)
 
 MAX_RATIO = 100  # unpacked bytes per packed byte: recordings reach 2, text 20, a zip bomb 1000
+MAX_MEMBERS = 20_000  # folders included; URMP has about 1,000
+MIN_SPEED = 1e6  # packed bytes per second, after the first minute; a slow disk unpacks 20 times as fast
 MIN_UNPACKED_BYTES = 64 << 20  # an archive of any size may unpack to this many bytes
 UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 
@@ -51,16 +54,20 @@ def read_members(archive: Path) -> Iterator[Member]:
     """Yield the files of a zip, tar, gzipped tar or folder; files of a tar must be opened in the order they come.
 
     Raises:
-        DataError: a member is not a regular file, its path leaves the folder, or the unpacked size is implausible.
+        DataError: a member is not a regular file, its path leaves the folder, or there are too many members, too many
+            unpacked bytes, or too much time is spent.
         DamagedDownloadError: the archive cannot be read.
     """
     left = max(MIN_UNPACKED_BYTES, MAX_RATIO * archive.stat().st_size) if archive.is_file() else float("inf")
+    deadline = time.monotonic() + 60 + archive.stat().st_size / MIN_SPEED
     read = read_folder if archive.is_dir() else read_zip if zipfile.is_zipfile(archive) else read_tar
     with naming_damage(archive):
         for name, size, open_member in tqdm(read(archive), "unpacking", unit=" files", disable=None):
             left -= size
             if left < 0:
                 refuse(name, f"the archive unpacks to over {MAX_RATIO} times its size")
+            if not archive.is_dir() and time.monotonic() > deadline:
+                refuse(name, "the archive takes too long to unpack")
             yield name, size, open_member
 
 
@@ -71,7 +78,8 @@ def read_folder(folder: Path) -> Iterator[Member]:
 
 def read_zip(file: Path | BinaryIO) -> Iterator[Member]:
     with zipfile.ZipFile(file) as source:
-        for member in source.infolist():
+        for number, member in enumerate(source.infolist()):
+            require_few_members(number, member.orig_filename)
             name, kind = member.orig_filename, stat.S_IFMT(member.external_attr >> 16)  # 0: not made on Unix
             if re.match(r"[/\\]|[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
                 refuse(name, "its path leaves the folder")
@@ -88,7 +96,8 @@ def read_tar(archive: Path) -> Iterator[Member]:
         # tarfile can read gzip, but does not check its CRC.
         with gzip.GzipFile(fileobj=file) if is_packed else nullcontext(file) as unpacked:
             with tarfile.open(fileobj=unpacked, mode="r|", bufsize=CHUNK) as tar:
-                for member in tar:
+                for number, member in enumerate(tar):
+                    require_few_members(number, member.name)
                     try:
                         tarfile.data_filter(member, "/folder")
                     except tarfile.FilterError as error:
@@ -97,6 +106,11 @@ def read_tar(archive: Path) -> Iterator[Member]:
                         yield member.name, member.size, partial(tar.extractfile, member)
             while unpacked.read(CHUNK):  # gzip checks the CRC at the end of the file
                 pass
+
+
+def require_few_members(number: int, name: str) -> None:
+    if number >= MAX_MEMBERS:
+        refuse(name, f"it has more than {MAX_MEMBERS} members")
 
 
 def refuse(name: str, reason: str) -> None:

@@ -227,6 +227,24 @@ def test_hostile_members_are_refused_by_name(tmp_path, caplog, monkeypatch, memb
     assert not installed(tmp_path) and not list(tmp_path.parent.glob("*.wav"))
 
 
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE])
+def test_200_000_empty_members(tmp_path, caplog, kind):
+    member, mine = tarfile.TarInfo("x"), tmp_path / "mine.tar.gz"
+    member.type = kind
+    mine.write_bytes(gzip.compress(member.tobuf() * 200_000, compresslevel=1))
+    assert run_local(mine, tmp_path / "out") == 1
+    assert str(archives.MAX_MEMBERS) in caplog.text
+
+
+def test_an_archive_that_takes_too_long(tmp_path, caplog, monkeypatch):
+    mine = tmp_path / "mine.tar.gz"
+    mine.write_bytes(tar_of(urmp_files()))
+    now = iter(range(0, 10**6, 50))
+    monkeypatch.setattr(archives.time, "monotonic", lambda: next(now))
+    assert run_local(mine, tmp_path / "out") == 1
+    assert "too long" in caplog.text and not installed(tmp_path / "out")
+
+
 @pytest.mark.parametrize("damage", ["cut", "bit", "crc", "code"])
 def test_a_damaged_archive_without_checksum_is_said_and_deleted(tmp_path, caplog, damage):
     content = bytearray(tar_of(urmp_files(100_000 if damage == "code" else 300)))
