@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 MAX_RATIO = 100  # unpacked bytes per packed byte: recordings reach 2, text 20, a zip bomb 1000
 MAX_MEMBERS = 20_000  # folders included; URMP has about 1,000
 MIN_SPEED = 1e6  # packed bytes per second, after the first minute; a slow disk unpacks 20 times as fast
+MAX_HEADER_BYTES = 1 << 20  # of a tar, between two files and after the last one
 MIN_UNPACKED_BYTES = 64 << 20  # an archive of any size may unpack to this many bytes
 UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 
@@ -89,22 +90,38 @@ def read_zip(file: Path | BinaryIO) -> Iterator[Member]:
                 yield member.filename, member.file_size, partial(source.open, member)
 
 
+class LimitedStream:
+    """Stream that raises DataError beyond ``limit`` bytes, since tarfile reads headers of any size into memory."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.position, self.limit = stream, 0, MAX_HEADER_BYTES
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.position += len(data)
+        if self.position > self.limit:
+            raise DataError(f"the archive is refused: over {MAX_HEADER_BYTES} bytes before {self.position} are no file")
+        return data
+
+
 def read_tar(archive: Path) -> Iterator[Member]:
     with archive.open("rb") as file:
         is_packed = file.read(2) == b"\x1f\x8b"  # some browsers save a .tar.gz as a .tar
         file.seek(0)
         # tarfile can read gzip, but does not check its CRC.
         with gzip.GzipFile(fileobj=file) if is_packed else nullcontext(file) as unpacked:
-            with tarfile.open(fileobj=unpacked, mode="r|", bufsize=CHUNK) as tar:
+            stream = LimitedStream(unpacked)
+            with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK) as tar:
                 for number, member in enumerate(tar):
                     require_few_members(number, member.name)
+                    stream.limit = member.offset_data + member.size + MAX_HEADER_BYTES
                     try:
                         tarfile.data_filter(member, "/folder")
                     except tarfile.FilterError as error:
                         refuse(member.name, str(error))
                     if member.isreg():
                         yield member.name, member.size, partial(tar.extractfile, member)
-            while unpacked.read(CHUNK):  # gzip checks the CRC at the end of the file
+            while stream.read(CHUNK):  # gzip checks the CRC at the end of the file
                 pass
 
 

@@ -236,6 +236,17 @@ def test_200_000_empty_members(tmp_path, caplog, kind):
     assert str(archives.MAX_MEMBERS) in caplog.text
 
 
+@pytest.mark.parametrize("place", ["header", "tail"])
+def test_a_bomb_that_is_no_member(tmp_path, caplog, monkeypatch, place):
+    monkeypatch.setattr(archives, "MAX_HEADER_BYTES", 10**5)
+    if place == "header":
+        content = tar_of(urmp_files(), plain("x" * 10**6, b""), format=tarfile.GNU_FORMAT)
+    else:
+        content = gzip.compress(gzip.decompress(tar_of(urmp_files())) + bytes(10**6))
+    assert serve(content, tmp_path) == 1
+    assert "refused" in caplog.text and not installed(tmp_path)
+
+
 def test_an_archive_that_takes_too_long(tmp_path, caplog, monkeypatch):
     mine = tmp_path / "mine.tar.gz"
     mine.write_bytes(tar_of(urmp_files()))
