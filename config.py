@@ -218,7 +218,7 @@ class TrainConfig(_Bounded):
         super().__post_init__()
 
     def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate; it depends on the step alone, so that training on is the same training."""
+        """Return the learning rate; it depends only on the step, so that a resumed training is identical."""
         return max(self.learning_rate * 0.5 ** (step / self.learning_rate_half_life), self.min_learning_rate)
 
 

@@ -11,7 +11,6 @@ training takes it from the files.
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
 from data import Recording, extractor_settings, list_recordings, load_recording, save_recording
 from features import extract_features
+from recordings.crops import read_ranks
 from sound.atomic_files import hash_file
 from sound.audio_files import SUFFIXES, find_sound_files, load_audio
 from sound.bandwidth import measure_bandwidth
@@ -190,18 +190,18 @@ def main(argv: list[str] | None = None) -> int:
     if args.instrument is not None:
         config.instrument(args.instrument)
     # Under torchrun, each process takes its share of the jobs.
-    rank, n_ranks = (int(os.environ.get(name) or default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    ranks = read_ranks()
     all_jobs = plan_all_jobs(args.input_dir, args.output_dir, args.instrument, config)
-    jobs = all_jobs[rank::n_ranks]
+    jobs = ranks.shard(all_jobs)
     counts = count_outcomes(run_jobs(jobs, config, min(args.num_workers, len(jobs))), len(jobs))
-    if rank == 0:
+    if ranks.is_first:
         for path in find_stale(all_jobs, args.output_dir):
             if args.prune:
                 path.unlink()
             advice = "deleted" if args.prune else "training will still use it; --prune deletes it"
             log.info("%s has no recording in %s: %s", path, ", ".join(map(str, args.input_dir)), advice)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
-    if rank == 0 and not counts["failed"]:
+    if ranks.is_first and not counts["failed"]:
         suggest(f"visualize_features.py --all --data_dir {args.output_dir}")
     return 1 if counts["failed"] else 0
 

@@ -39,7 +39,7 @@ class FramePlayer(nn.Module):
     def __init__(self, model: NeuralGuitar) -> None:
         super().__init__()
         if model.config.onset_inputs:
-            raise ValueError("a model with onset_inputs cannot be exported or played live: nothing tells it of plucks")
+            raise ValueError("a model with onset_inputs cannot be exported or played live: plucks are not known there")
         self.model = model
         hop_length, n_bands = model.audio.hop_length, model.config.n_noise_bands
         steps = torch.arange(1, hop_length + 1, dtype=torch.float64)

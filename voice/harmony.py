@@ -1,7 +1,7 @@
-"""Several players for one melody: harmonies in a key, and doubles that are a little out of tune and time.
+"""Several players for one melody: harmonies in a key, and slightly detuned and delayed doubles.
 
-A harmony moves each note by steps of the scale, so that a third is major or minor as the key asks; vibrato and slides
-stay. Where no key is given, the one whose notes the melody holds longest is taken (Krumhansl, 1990).
+A harmony moves each note by scale degrees, so that a third is major or minor depending on the key; vibrato and slides
+are kept. If no key is given, it is estimated from the note durations (Krumhansl, 1990).
 """
 
 import dataclasses
@@ -32,23 +32,23 @@ _TONICS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 
 
 class Part(NamedTuple):
-    """What one player plays."""
+    """The part of one player."""
 
     curves: Curves
     level: float  # dB
-    seed: int  # added to that of the noise
+    seed: int  # added to the seed of the noise
 
 
 def read_harmonies(text: str) -> tuple[str, ...]:
     """Return the names in "third,octave"; none for an empty text.
 
     Raises:
-        ValueError: one of them is no harmony.
+        ValueError: an unknown harmony.
     """
     names = tuple(name.strip().lower().replace(" ", "_") for name in text.split(",") if name.strip())
     for name in names:
         if name not in HARMONIES:
-            raise ValueError(f"there is no harmony '{name}'; give any of {', '.join(HARMONIES)}, with commas between")
+            raise ValueError(f"unknown harmony '{name}'; use any of {', '.join(HARMONIES)}, separated by commas")
     return names
 
 
@@ -64,9 +64,9 @@ def find_key(notes: np.ndarray) -> str:
 
 
 def move_by_steps(notes: np.ndarray, steps: int, scale: tuple[int, ...]) -> np.ndarray:
-    """Return by how many semitones each note [n] moves to be ``steps`` of a scale of pitch classes higher.
+    """Return the shift in semitones that moves each note [n] up by ``steps`` degrees of a scale of pitch classes.
 
-    A note outside the scale moves as the one below it does.
+    A note outside the scale is shifted like the next lower note of the scale.
     """
     classes = np.array(scale)
     degree = np.searchsorted(classes, notes % 12, side="right") - 1  # -1 is the last of the octave below
@@ -77,12 +77,12 @@ def move_by_steps(notes: np.ndarray, steps: int, scale: tuple[int, ...]) -> np.n
 def divide_parts(
     curves: Curves, notes: np.ndarray, harmonies: tuple[str, ...], ensemble: int, scale: tuple[int, ...], rate: float
 ) -> list[Part]:
-    """Return what each player plays.
+    """Return the parts of all players.
 
     Args:
         curves: the melody.
-        notes: whole MIDI numbers [T], the note that is meant in each frame.
-        harmonies: names of ``HARMONIES``, a part for each beside the melody.
+        notes: whole MIDI numbers [T], the intended note in each frame.
+        harmonies: names of ``HARMONIES``, each adds a part to the melody.
         ensemble: players for each part.
         scale: seven pitch classes.
         rate: frames a second.

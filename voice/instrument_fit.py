@@ -125,7 +125,7 @@ class TransferOptions:
     output_rate: int | None = None  # Hz of the result; None keeps the model's rate
     articulation: str | None = None  # "follow" the voice's loudness, or "pluck" each note; None: by instrument
     pluck_repeat: float | None = None  # s after which a held note is plucked again; None disables it
-    harmony: str = ""  # parts beside the melody, as "third,octave_below"; in ``key``, or in the one that is found
+    harmony: str = ""  # added parts, as "third,octave_below"; in ``key``, or in the estimated key
     ensemble: int = 1  # players for each part, a little out of tune and time
 
     def __post_init__(self) -> None:

@@ -39,7 +39,7 @@ _POLYPHONY_MAX_FREQUENCY = 1500.0  # Hz, up to which harmonics are resolved
 _POLYPHONY_SHARE = 0.1  # share of the power between the melody's harmonics that indicates another pitch
 _POLYPHONY_F0 = (110.0, 750.0)  # Hz: of lower notes harmonics are not resolved, of higher ones too few are in range
 _FLATNESS_N_FFT = 4096  # samples
-_BACKING_SECONDS = 4.0  # of a recording at least, for several notes to be told from a single one that rings on
+_BACKING_SECONDS = 4.0  # shortest recording in which a single ringing note is distinguished from several notes
 _MIN_RESTS = 8  # measured frames, a third of a second
 # dB re the melody: over -13.5 in 60 mixes with a voice at -6 to +6 dB, under -28 in solo singing
 _BACKING_LEVEL = -14.0
@@ -87,11 +87,11 @@ def measure_voice(
     """Measure a voice: the part that takes time, and that no option changes.
 
     Args:
-        audio: [N] at the features' rate, N a multiple of their hop; of any length, if it is a Scratch.
+        audio: [N] at the features' rate, N a multiple of their hop; of any length, if it is a SpooledAudio.
         report_progress: called with the share that is measured, now and then; it may raise to cancel.
 
     Raises:
-        SilentError: there is nothing to hear.
+        SilentError: the recording is silent.
     """
     audio, mains_hum = remove_mains_hum(audio, config)
     gain = _find_input_gain(audio, config.transfer.max_loudness_gain)
@@ -118,7 +118,7 @@ def find_melody(
 
     Args:
         measured: from ``measure_voice``.
-        gate_offset: dB on the level under which nothing is heard.
+        gate_offset: dB added to the gate's threshold.
 
     Returns:
         What was measured, what is sung, and entries of the report.
@@ -341,9 +341,9 @@ def measure_flatness(audio: np.ndarray | SpooledAudio, n_frames: int, config: Co
 
 
 def has_backing(loudness: np.ndarray, flatness: np.ndarray, strays: np.ndarray, voiced: np.ndarray) -> bool:
-    """Return True if a band seems to play along: between its notes something loud and tonal goes on.
+    """Return True if a band seems to play along: the pauses of the melody are loud and tonal.
 
-    Of a voice alone breath, room and noise are left there, which are softer, or flat.
+    Between the notes of an unaccompanied voice, only breath, room and noise remain, which are softer or noise-like.
 
     Args:
         loudness: dB [T].

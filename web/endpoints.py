@@ -142,7 +142,7 @@ def _name_culprit(block_fn: Any, inputs: list) -> str:
             continue
         try:
             component.preprocess(value)
-        except Exception:
+        except (gr.Error, ValueError, TypeError, LookupError, AttributeError):
             return f"{component.label} cannot be {short_repr(value)}."
     return "The recording is not one that was uploaded here; upload it first."
 

@@ -47,7 +47,7 @@ def find_notices(outcome: TransferOutcome, options: TransferOptions) -> list[dic
     notices = []
     if is_polyphonic(outcome.report):
         text = "I hear more than one note at a time: a band, or chords. I follow one line of it, often the wrong one. "
-        notices.append({"text": text + "Give me the singing alone.", "fixes": []})
+        notices.append({"text": text + "Please give me only the singing.", "fixes": []})
     if outcome.report["share_too_high"] > _WORTH_SAYING:
         notices.append({"text": "Some of it is too high for me to hear, and stays silent.", "fixes": []})
     if outcome.report["share_out_of_range"] >= _WORTH_SAYING:

@@ -38,9 +38,7 @@ def test_what_it_never_saw_is_recognised(record: dict, name: str) -> None:
     assert np.mean(right) >= 0.75
 
 
-@pytest.mark.xfail(
-    reason="few trumpet and guitar recordings train it; the figures are in recogniser.json", strict=False
-)
+@pytest.mark.xfail(reason="few trumpet and guitar recordings train it; the figures are in recogniser.json", strict=True)
 @pytest.mark.parametrize("name", ["vsco notes", "vsco melodies", "freepats melodies"])
 def test_other_rooms_are_recognised(record: dict, name: str) -> None:
     assert all(figures["right"] >= 0.75 for figures in record["figures"][name].values())
