@@ -496,7 +496,17 @@ def test_concatenated_files(tmp_path, suffix, subtype, rate, between):
 
 
 @pytest.mark.parametrize("suffix", ["wav", "aiff"])
-@pytest.mark.parametrize("after", [b"LIST%b" + bytes(40000), b"ID3\x04" + bytes(40004), b"TAG" + b"x" * 40005])
+@pytest.mark.parametrize(
+    "after",
+    [
+        b"LIST%b" + bytes(40000),
+        b"LIST%b" + bytes(30000),  # cut off
+        b"LIST\x7f\xff\xff\x7f" + bytes(40000),  # a wrong length
+        b"SAUR%b" + bytes(30000),
+        b"ID3\x04" + bytes(40004),
+        b"TAG" + b"x" * 40005,
+    ],
+)
 def test_what_follows_the_samples_is_no_sound(tmp_path, suffix, after):
     path = tmp_path / f"take.{suffix}"
     soundfile.write(path, sine(1.0, 15999), 15999, subtype="PCM_U8" if suffix == "wav" else "PCM_S8")
