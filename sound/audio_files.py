@@ -28,7 +28,7 @@ from sound import ffmpeg_decoder
 from sound.atomic_files import atomic_write
 
 _SOUNDS = {".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".voc", ".flac"}
-_STREAMS = {".ogg", ".oga", ".opus", ".mp2", ".mp3", ".mpga", ".aac", ".amr"}
+_STREAMS = {".ogg", ".oga", ".opus", ".mp2", ".mp3", ".mpga", ".aac", ".amr", ".wma"}
 _FILMS = {".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".webm", ".weba", ".mkv", ".mka", ".ogv"}
 SUFFIXES = frozenset(_SOUNDS | _STREAMS | _FILMS)
 _BLOCK_SAMPLES = 2**18  # maximum, all channels together
