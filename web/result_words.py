@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from playing.offline_transfer import is_polyphonic
-from sound.pitch_decoder import hz_to_midi, note_name
+from sound.crepe import hz_to_midi, note_name
 from voice.harmony import read_harmonies
 from voice.instrument_fit import TransferOptions, fraction_out_of_range
 from web.transfer_request import TransferOutcome
