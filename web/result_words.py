@@ -37,7 +37,7 @@ def describe_result(outcome: TransferOutcome, options: TransferOptions) -> str:
 
 
 def _describe_players(options: TransferOptions) -> str:
-    names = [name.replace("_", " ") for name in read_harmonies(options.harmony)]
+    names = [name.replace("_", " ") for name in read_harmonies(options.harmony)] if options.harmony else []
     harmony = f", with the {' and the '.join(names)}" if names else ""
     return harmony + (f", {options.ensemble} players for each" if options.ensemble > 1 else "")
 
