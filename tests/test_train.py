@@ -268,6 +268,20 @@ def test_changed_settings_are_said_and_applied(args, small_config, caplog):
     assert trainer.loss_function.mag_loss_weight == 0.5
 
 
+def test_an_epochs_loss_never_mixes_two_losses(args, small_config):
+    """The loss changes within an epoch, and the training stops twice: its mean is over the crops since the change."""
+    flags = args("out", "--epochs", 1)
+    stopped_after_a_step(flags)
+    change(small_config, "loss", mag_loss_weight=100.0)
+    stopped_after_a_step(flags)
+    trainer = build(flags)
+    summed, done = trainer.progress.loss_sum, trainer.progress.position_in_epoch
+    loss = trainer.train_epoch()
+    n_crops = len(trainer.training)
+    assert loss == pytest.approx((summed + trainer.last_loss * (n_crops - done)) / (n_crops - done / 2))
+    assert trainer.progress.loss_start == 0
+
+
 @pytest.mark.parametrize(("before", "now"), [(0.0, 0.9), (0.9, 0.0), (0.9, 0.9)])
 def test_losses_of_averaged_and_of_raw_weights_do_not_compare(args, small_config, before, now):
     flags = args("out", "--epochs", 1)
@@ -545,7 +559,7 @@ def test_with_nothing_held_out_the_best_is_that_of_the_lowest_training_loss(args
     assert train.main(args("out", "--epochs", 2, *none)) == 0
     metrics = read_checkpoint(tmp_path / "out" / "best.pth")["metrics"]
     assert np.isfinite(metrics["best_val_loss"]) and metrics["first_val_loss"] is None
-    assert "lowest training loss" in caplog.text
+    assert "lowest training loss" in caplog.text and "nan" not in caplog.text
 
 
 def test_the_end_names_the_best_and_the_line_that_plays_it(args, tmp_path, caplog):
@@ -577,3 +591,6 @@ def test_empty_variables_are_as_unset(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "")
     assert read_ranks() == SINGLE_PROCESS
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ValueError, match=r"WORLD_SIZE.*two"):
+        read_ranks()

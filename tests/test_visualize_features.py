@@ -215,6 +215,7 @@ def test_the_saved_figure_has_the_themes_colours(theme, tmp_path):
         {"f0": np.zeros(50)},
         {"title": r"$\frac{ _ ^ $", "subtitle": "$x", "second_f0": np.full(50, 220.0), "f0_labels": (r"$\bad{$", "b")},
         {"title": "long " * 100},
+        {"title": "caf\udce9.wav"},
     ],
 )
 def test_unusual_input_is_drawn(changes):
@@ -287,6 +288,21 @@ def test_all_keeps_subfolders_and_names_failed_files(tmp_path, counting_recordin
     assert pictures(tmp_path / "out") == ["a/take.wav.png", "b/take.wav.png", "take.flac.png"]
     assert run("--all", "--data_dir", data_dir / "a", "--output_dir", tmp_path / "out") == 0
     assert capsys.readouterr().out == f"1 written, 0 failed in {tmp_path / 'out'}\n"
+
+
+@pytest.mark.usefixtures("small_pictures")
+@pytest.mark.parametrize("error", [RuntimeError("out of luck"), MemoryError()])
+def test_no_error_in_a_file_ends_the_run(tmp_path, counting_recording, capsys, monkeypatch, error):
+    def fail_once(figure, path):
+        if path.stem == "a":
+            raise error
+
+    monkeypatch.setattr(visualize_features, "save_figure", fail_once)
+    for name in "ab":
+        save_recording(tmp_path / f"{name}.pt", counting_recording())
+    assert run("--all", "--data_dir", tmp_path, "--output_dir", tmp_path / "out") == 1
+    output = capsys.readouterr()
+    assert output.out.startswith("1 written, 1 failed") and str(tmp_path / "a.pt") in output.err
 
 
 def test_a_failed_write_keeps_the_old_picture(tmp_path, monkeypatch):

@@ -34,6 +34,7 @@ def record(path, tone, rate, codec, container=None):
     """Write mono or stereo float audio [C, N] as a phone or a browser does."""
     with av.open(str(path), "w", format=container) as file:
         stream = file.add_stream(codec, rate=rate, layout="stereo" if len(tone) == 2 else "mono")
+        stream.bit_rate = 64000 * len(tone)
         for start in range(0, tone.shape[1], 960):
             frame = av.AudioFrame.from_ndarray(
                 np.ascontiguousarray(tone[:, start : start + 960], np.float32), "fltp", stream.layout.name
@@ -215,7 +216,7 @@ def test_recordings_of_phones_and_browsers(tmp_path, suffix, n_channels):
 
 
 LESS_USUAL = {"wave": "WAV", "rf64": "RF64", "w64": "W64", "au": "AU", "snd": "AU", "aifc": "AIFF", "oga": "OGG"}
-CONTAINERS = {"mov": "aac", "mkv": "aac", "mka": "aac", "weba": "libopus", "m4b": "aac", "3g2": "aac"}
+CONTAINERS = {"mov": "aac", "mkv": "aac", "mka": "aac", "weba": "libopus", "m4b": "aac", "3g2": "aac", "wma": "wmav2"}
 
 
 @pytest.mark.parametrize("suffix", [*LESS_USUAL, *CONTAINERS])
@@ -224,7 +225,7 @@ def test_less_usual_suffixes(tmp_path, suffix):
     if suffix in LESS_USUAL:
         soundfile.write(path, sine(1.0), 48000, format=LESS_USUAL[suffix])
     else:
-        container = {"weba": "webm", "m4b": "mp4", "mka": "matroska"}.get(suffix)
+        container = {"weba": "webm", "m4b": "mp4", "mka": "matroska", "wma": "asf"}.get(suffix)
         record(path, sine(1.0)[None], 48000, CONTAINERS[suffix], container)
     assert path.suffix in SUFFIXES and abs(peak_hz(load_audio(path, 16000), 16000) - 440) <= 1
 
@@ -301,6 +302,20 @@ def test_a_rate_that_changes_midway(tmp_path):
     (tmp_path / "take.aac").write_bytes((tmp_path / "a.aac").read_bytes() + (tmp_path / "b.aac").read_bytes())
     with pytest.raises(ValueError, match=r"take\.aac.*sample rate"):
         load_audio(tmp_path / "take.aac", 16000)
+
+
+@pytest.mark.parametrize(
+    ("subtype", "rate", "n_channels"), [("OPUS", 48000, 2), ("VORBIS", 48000, 2), ("VORBIS", 24000, 1)]
+)
+def test_a_chained_ogg_that_changes_midway(tmp_path, subtype, rate, n_channels):
+    with (tmp_path / "take.ogg").open("wb") as file:
+        soundfile.write(file, sine(2.0), 48000, format="OGG", subtype=subtype)
+        soundfile.write(
+            tmp_path / "b", np.stack([sine(2.0, rate)] * n_channels, 1), rate, format="OGG", subtype=subtype
+        )
+        file.write((tmp_path / "b").read_bytes())
+    with pytest.raises(ValueError, match=r"take\.ogg.*channels"):
+        load_audio(tmp_path / "take.ogg", 16000)
 
 
 # --- length ---------------------------------------------------------------------------------------
@@ -496,7 +511,17 @@ def test_concatenated_files(tmp_path, suffix, subtype, rate, between):
 
 
 @pytest.mark.parametrize("suffix", ["wav", "aiff"])
-@pytest.mark.parametrize("after", [b"LIST%b" + bytes(40000), b"ID3\x04" + bytes(40004), b"TAG" + b"x" * 40005])
+@pytest.mark.parametrize(
+    "after",
+    [
+        b"LIST%b" + bytes(40000),
+        b"LIST%b" + bytes(30000),  # cut off
+        b"LIST\x7f\xff\xff\x7f" + bytes(40000),  # a wrong length
+        b"SAUR%b" + bytes(30000),
+        b"ID3\x04" + bytes(40004),
+        b"TAG" + b"x" * 40005,
+    ],
+)
 def test_what_follows_the_samples_is_no_sound(tmp_path, suffix, after):
     path = tmp_path / f"take.{suffix}"
     soundfile.write(path, sine(1.0, 15999), 15999, subtype="PCM_U8" if suffix == "wav" else "PCM_S8")
