@@ -193,9 +193,9 @@ class PromptProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self.opened = self.loop.time()
-        same = [other for other in self.connections if isinstance(other, PromptProtocol) and other.cycle is None]
-        same = [other for other in same if other.client and self.client and other.client[0] == self.client[0]]
+        self.opened, self.client_host = self.loop.time(), self.client and self.client[0]
+        silent = [other for other in self.connections if isinstance(other, PromptProtocol) and other.cycle is None]
+        same = [each for each in silent if each.client_host == self.client_host and not each.transport.is_closing()]
         if len(same) > _MAX_SILENT:  # the client may be a proxy: its newest connection should be answered
             min(same, key=lambda other: other.opened).transport.abort()
         self.loop.call_later(_MAX_JSON_SECONDS, self._close_if_silent, None)
