@@ -18,7 +18,7 @@ from config import Config, require_name
 from sound.atomic_files import load_tensors, save_tensors
 
 FORMAT_VERSION = 1
-_EXTRACTION_VERSION = 2  # increase it whenever the results of features.py or sound/pitch_decoder.py change
+_EXTRACTION_VERSION = 2  # increase it whenever the results of features.py or sound/crepe.py change
 _FRAME_KEYS = ("f0", "loudness", "periodicity")
 _KEYS = ("format_version", "instrument", *_FRAME_KEYS, "audio", "source", "extractor", "bandwidth")
 # Hz, dB, a share, of full scale

@@ -32,7 +32,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vox2
 _MOST_CACHED = 20
 _OPSET = 20
 _PROOF_BLOCKS = 200
-_MAKES_GRAPHS = ("model.py", "synth.py", "playing/*.py", "voice/*.py", "sound/crepe.py", "sound/pitch_decoder.py")
+_MAKES_GRAPHS = ("model.py", "synth.py", "playing/*.py", "voice/*.py", "sound/crepe.py")
 log = logging.getLogger(__name__)
 Run = Callable[..., Sequence[Tensor]]  # (*inputs, state, state64) -> (*outputs, state, state64)
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sound.pitch_decoder import hz_to_midi
+from sound.crepe import hz_to_midi
 
 KNOTS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0)  # s; decays are linear between
 _PITCH_STEP = 3.0  # semitones between two entries of a table

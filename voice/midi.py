@@ -16,7 +16,7 @@ from mido.midifiles.meta import KeySignatureError
 
 from config import Config
 from sound.atomic_files import atomic_write
-from sound.pitch_decoder import hz_to_midi, midi_to_hz
+from sound.crepe import hz_to_midi, midi_to_hz
 from voice.curves import MAX_SECONDS, Curves, Melody
 from voice.note_finder import SungNote
 
