@@ -18,7 +18,7 @@ from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
 
 from sound.atomic_files import atomic_write
-from sound.pitch_decoder import hz_to_midi, midi_to_hz, note_name
+from sound.crepe import hz_to_midi, midi_to_hz, note_name
 
 SMALL, NORMAL = 8.5, 9.5  # points
 _WAVE_COLUMNS = 1600  # about one per pixel

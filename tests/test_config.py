@@ -288,7 +288,7 @@ def test_options_that_were_cut_are_no_hindrance(config):
 def test_a_saved_setting_that_nobody_knows(config):
     saved = config_to_dict(config)
     saved["model"]["n_reverb_taps"] = 7
-    with pytest.raises(ValueError, match="section 'model' has unknown key n_reverb_taps"):
+    with pytest.raises(ValueError, match="section 'model' has unknown key 'n_reverb_taps'"):
         adopt_settings(saved, config)
 
 

@@ -15,7 +15,7 @@ import train
 from checkpoint import read_checkpoint
 from config import load_config
 from model import Vox2Trumpet
-from playing.block_player import BlockPlayer
+from playing.offline_transfer import BlockPlayer
 from recordings.crops import SINGLE_PROCESS, ProcessRanks
 from sound.crepe import load_crepe
 from speed import TextbookBank, build_textbook_loss

@@ -16,8 +16,8 @@ from data import save_recording
 from evaluation.judging import read_takes, resynthesize_take
 from model import build_model, scale_since_onset
 from playing.block_model import BlockModel
-from playing.block_player import play_curves
 from playing.causal_transfer import StreamingTransfer
+from playing.offline_transfer import play_curves
 from recordings.crops import CropDataset, Span
 from sound.plucks import LONGEST_RING, trace_plucks
 from transfer import transfer

@@ -17,8 +17,8 @@ import visualize_features
 from config import DEFAULT_CONFIG_PATH, load_config
 from data import save_recording
 from sound import feature_plots
+from sound.crepe import note_name
 from sound.feature_plots import DPI, THEMES, draw_spectrogram, plot_features, save_figure
-from sound.pitch_decoder import note_name
 from visualize_features import plot_recording
 
 RATE, FRAME_RATE = 16000, 100

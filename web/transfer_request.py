@@ -152,8 +152,8 @@ def describe_training(path: Path, checkpoint_dir: Path) -> PlayableModel:
     is_inside = path.is_relative_to(checkpoint_dir)
     name = (path.relative_to(checkpoint_dir) if is_inside else Path(path.name)).with_suffix("").as_posix()
     metrics = content["metrics"] or {}
-    first = metrics.get("first_val_loss") or 0.0
-    is_trained = complete > _MIN_EPOCHS and metrics.get("best_val_loss", float("inf")) <= first / 2
+    first, best = metrics.get("first_val_loss"), metrics.get("best_val_loss")
+    is_trained = complete > _MIN_EPOCHS and None not in (first, best) and best <= first / 2
     label = f"{content['instrument'].capitalize()}, {name} (epoch {epoch}, {saved})"
     return PlayableModel(name, content["instrument"], label, path, is_trained)
 

@@ -31,10 +31,10 @@ def test_only_files_whose_functions_run_are_counted(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import subprocess, sys\nimport data, model\nfrom config import load_config\nload_config()\n"
-        "call = 'from sound.pitch_decoder import note_name; note_name(440)'\n"
+        "call = 'from sound.crepe import note_name; note_name(440)'\n"
         "subprocess.run([sys.executable, '-c', call], check=True)\n"
     )
-    assert run("trace_files.py", str(script)).splitlines()[1:] == ["  config.py sound/pitch_decoder.py"]
+    assert run("trace_files.py", str(script)).splitlines()[1:] == ["  config.py sound/crepe.py"]
 
 
 def run(script: str, *arguments: str) -> str:

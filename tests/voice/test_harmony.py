@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sound.pitch_decoder import hz_to_midi, midi_to_hz
+from sound.crepe import hz_to_midi, midi_to_hz
 from voice.curves import Curves
 from voice.harmony import find_key, move_by_steps, read_harmonies
 from voice.instrument_fit import TransferOptions, assign_parts, key_pitch_classes

@@ -1,4 +1,4 @@
-"""sound/pitch_decoder.py: CREPE's activation equals torchcrepe's, and decoding finds the best path between the bins."""
+"""sound/crepe.py: CREPE's activation equals torchcrepe's, and decoding finds the best path between the bins."""
 
 import sys
 import types
@@ -10,9 +10,8 @@ import torch
 from checkpoint import load_model, pretrained_path
 from conftest import harmonic_tone
 from features import load_audio
-from sound import crepe, pitch_decoder
-from sound.crepe import FrameCrepe, load_crepe
-from sound.pitch_decoder import crepe_activation, decode_blocks, find_peak
+from sound import crepe
+from sound.crepe import FrameCrepe, crepe_activation, decode_blocks, find_peak, load_crepe
 
 HOP = 160
 
@@ -155,7 +154,7 @@ def test_activation_does_not_depend_on_the_batch(monkeypatch):
     audio = harmonic_tone(330, 0.4)
     whole = crepe_activation(audio, HOP)
     assert np.array_equal(crepe_activation(audio, HOP), whole)
-    monkeypatch.setattr(pitch_decoder, "_BATCH", 7)
+    monkeypatch.setattr(crepe, "_BATCH", 7)
     assert np.abs(crepe_activation(audio, HOP) - whole).max() <= 1e-5  # rounding of other matrix sizes, as above
 
 
@@ -215,7 +214,7 @@ def test_path_is_that_of_a_dense_viterbi_search(sharpness):
     distance = np.abs(np.arange(360)[:, None] - np.arange(360))
     with np.errstate(divide="ignore"):
         log_transition = np.log(np.maximum(12.0 - distance, 0))
-    assert np.array_equal(pitch_decoder._best_path(activation), viterbi(activation, log_transition))
+    assert np.array_equal(crepe._best_path(activation), viterbi(activation, log_transition))
 
 
 def bump(pitch_in_bins, height=0.9):
@@ -256,7 +255,7 @@ def phrases(rng, lengths):
 
 @pytest.mark.parametrize("size", [1, 4, 5, 6, 11, 97, 400])
 def test_decoding_does_not_depend_on_the_blocks(size, monkeypatch):
-    monkeypatch.setattr(pitch_decoder, "_LONGEST", 40)
+    monkeypatch.setattr(crepe, "_LONGEST", 40)
     activation = phrases(np.random.default_rng(0), [0, 30, 3, 20, 10, 20, 11, 95, 130, 41, 12, 1, 5, 5, 30])
     whole, cut = decode(activation), decode(activation, size=size)
     assert len(whole[0]) == len(activation)
@@ -265,18 +264,16 @@ def test_decoding_does_not_depend_on_the_blocks(size, monkeypatch):
 
 @pytest.mark.parametrize(("gap", "n_searches"), [(10, 1), (11, 3)])
 def test_the_search_restarts_after_a_gap_of_more_than_100_ms(gap, n_searches, monkeypatch):
-    searches, search = [], pitch_decoder._best_path
-    monkeypatch.setattr(pitch_decoder, "_best_path", lambda part: (searches.append(len(part)), search(part))[1])
+    searches, search = [], crepe._best_path
+    monkeypatch.setattr(crepe, "_best_path", lambda part: (searches.append(len(part)), search(part))[1])
     f0, _ = decode(phrases(np.random.default_rng(1), [0, 50, gap, 50]))
     assert len(searches) == n_searches and sum(searches) == len(f0) == 100 + gap
 
 
 def test_a_drone_is_decoded_in_pieces(monkeypatch):
-    monkeypatch.setattr(pitch_decoder, "_LONGEST", 40)
-    seen, search = [], pitch_decoder._best_path
-    monkeypatch.setattr(
-        pitch_decoder, "_best_path", lambda activation: (seen.append(len(activation)), search(activation))[1]
-    )
+    monkeypatch.setattr(crepe, "_LONGEST", 40)
+    seen, search = [], crepe._best_path
+    monkeypatch.setattr(crepe, "_best_path", lambda activation: (seen.append(len(activation)), search(activation))[1])
     f0, _ = decode(bump(np.full(1000, 100.0)).astype(np.float32), size=10)
     assert max(seen) == 40 and np.abs(cents(f0, f0[0])).max() < 1e-3
 
@@ -284,7 +281,7 @@ def test_a_drone_is_decoded_in_pieces(monkeypatch):
 def test_margins_are_context():
     audio = harmonic_tone(330, 0.5)
     whole = crepe_activation(audio, HOP)
-    for margin in (pitch_decoder.MARGIN, 2000):
+    for margin in (crepe.MARGIN, 2000):
         middle = crepe_activation(audio[20 * HOP - margin : 30 * HOP + margin], HOP, margin=margin)
         assert middle.shape == (10, 360)
         assert np.abs(middle - whole[20:30]).max() <= 1e-5  # another batch: rounding, as above
