@@ -88,8 +88,7 @@ def test_no_preset_name_is_needed(write_checkpoint, preset):
 
 
 @pytest.mark.parametrize(
-    ("now", "changes"),
-    [((0, 10), {}), ((1, 10), {"seed": "0 -> 1"}), ((0, 12), {"crops an epoch": "10 -> 12"})],
+    ("now", "changes"), [((0, 10), {}), ((1, 10), {"seed": "0 -> 1"}), ((0, 12), {"crops an epoch": "10 -> 12"})]
 )
 def test_what_the_order_of_crops_depends_on(now, changes):
     assert crop_order_changes({"rng": {"seed": 0}, "schedule": {"n_crops": 10}}, *now) == changes

@@ -146,11 +146,7 @@ def test_what_a_recording_cannot_be_is_refused(spoilt, config, changes):
 
 @pytest.mark.parametrize(
     ("section", "changes"),
-    [
-        ("features", {"crepe_model": "full"}),
-        ("features", {"loudness_window": 512}),
-        ("audio", {"hop_length": 80}),
-    ],
+    [("features", {"crepe_model": "full"}), ("features", {"loudness_window": 512}), ("audio", {"hop_length": 80})],
 )
 def test_stale_file_is_refused(processed_file, config, section, changes):
     newer = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})

@@ -154,8 +154,7 @@ def test_a_part_that_is_there_already(tmp_path, part, tag, n_requests):
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [*(Fault(status=status) for status in (401, 403, 404, 418)), Fault(headers={"Content-Type": "text/html"})],
+    "fault", [*(Fault(status=status) for status in (401, 403, 404, 418)), Fault(headers={"Content-Type": "text/html"})]
 )
 def test_a_refusal_ends_at_once_and_keeps_the_part(tmp_path, fault):
     with FaultyServer(CONTENT, [Fault(cut=7_000), fault]) as server, pytest.raises(DataError) as caught:

@@ -139,12 +139,7 @@ def test_the_spectrogram_has_the_time_and_frequency_of_the_tone(theme):
 
 
 @pytest.mark.parametrize(
-    ("rate", "highest", "top"),
-    [
-        (48000, 2000, 8000),
-        (48000, 15000, 15000),
-        (11025, 2000, 5512.5),
-    ],
+    ("rate", "highest", "top"), [(48000, 2000, 8000), (48000, 15000, 15000), (11025, 2000, 5512.5)]
 )
 def test_the_spectrogram_ends_at_the_highest_component(rate, highest, top):
     tone = sum(np.sin(2 * np.pi * f * np.arange(rate) / rate) for f in (500, highest)) * np.hanning(rate)

@@ -139,16 +139,8 @@ def test_a_whole_set_is_left_alone(measured, config):
     [
         ({"seconds_each": 15}, False, "8.2 min"),
         ({"seconds_each": 2}, True, "1.1 min"),
-        (
-            {"low": 69, "seconds_each": 40},
-            False,
-            "A4",
-        ),
-        (
-            {"low": 60, "high": 75, "seconds_each": 40},
-            False,
-            "below C4 and above D♯5",
-        ),
+        ({"low": 69, "seconds_each": 40}, False, "A4"),
+        ({"low": 60, "high": 75, "seconds_each": 40}, False, "below C4 and above D♯5"),
         ({"low": 50, "seconds_each": 20}, False, "6%"),
         ({"low": 36, "seconds_each": 20}, True, "33%"),
         ({"spread": 8}, False, "7 dB"),

@@ -162,8 +162,7 @@ def test_words_of_ones_own_in_the_card_and_its_licence_stay(hub, folder, countin
 
 
 @pytest.mark.parametrize(
-    ("flags", "licence", "name"),
-    [([], "unknown", None), (["--licence", "Anna's own"], "other", "Anna's own")],
+    ("flags", "licence", "name"), [([], "unknown", None), (["--licence", "Anna's own"], "other", "Anna's own")]
 )
 def test_licence_is_the_users_word(hub, folder, flags, licence, name):
     assert upload(folder, *flags) == 0

@@ -6,14 +6,7 @@ import pytest
 
 from config import load_config
 from voice.curves import Melody, shape_notes
-from voice.midi import (
-    MidiNote,
-    chord_fraction,
-    make_monophonic,
-    melody_from_notes,
-    read_midi,
-    write_midi,
-)
+from voice.midi import MidiNote, chord_fraction, make_monophonic, melody_from_notes, read_midi, write_midi
 from voice.note_finder import find_notes
 
 CONFIG = load_config()

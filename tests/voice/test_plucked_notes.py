@@ -5,15 +5,7 @@ import pytest
 
 from conftest import harmonic_tone
 from features import extract_loudness
-from sound.plucks import (
-    KNOTS,
-    PluckTable,
-    curves_from_onsets,
-    find_onsets,
-    measure_plucks,
-    melody_plucks,
-    window_share,
-)
+from sound.plucks import KNOTS, PluckTable, curves_from_onsets, find_onsets, measure_plucks, melody_plucks, window_share
 from voice.note_finder import SungNote, find_notes
 from voice.plucked_notes import fit_levels_to_plucks, hold_pitch, pluck_notes
 
