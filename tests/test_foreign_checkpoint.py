@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import pickle
+import time
 
 import pytest
 import torch
@@ -142,6 +143,43 @@ def test_invalid_settings_are_refused_in_a_short_message(rewrite, section, key, 
     assert len(str(caught.value)) < 600 + len(str(path))
 
 
+def test_a_hundred_thousand_unknown_entries_are_refused_quickly_and_in_a_short_message(rewrite):
+    unknown = {"\x1b[2J" * 10**5: 1} | {f"key_{number}": 1 for number in range(10**5)}
+    start = time.process_time()
+    for change in (
+        lambda content: content["config"]["model"].update(unknown),
+        lambda content: content["model"].update(dict.fromkeys(map(str, range(10**5)))),
+    ):
+        with pytest.raises(ValueError, match=r"model\.pth") as caught:
+            load_model(rewrite(change))
+        assert len(str(caught.value)) < 1500 and "\x1b" not in str(caught.value)
+    assert time.process_time() - start < 4
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        (None, "epoch", "x"),
+        (None, "step", nested(60)),
+        (None, "position_in_epoch", -1),
+        (None, "epoch", 10**18),
+        (None, "run_name", ["x"]),
+        (None, "metrics", nested(60)),
+        (None, "rng", "x"),
+        ("metrics", "first_val_loss", nested(60)),
+        ("metrics", "best_val_loss", "x"),
+        ("rng", "seed", torch.ones(3)),
+        ("schedule", "boundary", 5),
+        ("schedule", "phrases", [["x"]]),
+        ("schedule", "n_crops", float("nan")),
+    ],
+)
+def test_entries_of_the_wrong_type_are_refused(rewrite, part, key, value):
+    path = rewrite(lambda content: content.update({part: {key: value}} if part else {key: value}))
+    with pytest.raises(ValueError, match=rf"model\.pth: {key} is .{{,200}}$"):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize("section", ["audio", "features", "model"])
 @pytest.mark.parametrize("value", [None, 5, [], ...])
 def test_invalid_sections_are_refused(rewrite, section, value):
@@ -195,8 +233,15 @@ def test_invalid_instruments_are_refused(rewrite, name):
         }
         content["instrument"] = name
 
-    with pytest.raises(ValueError, match=r"model\.pth .{,250}$"):
+    with pytest.raises(ValueError, match=r"model\.pth.{,250}$"):
         load_model(rewrite(rename))
+
+
+@pytest.mark.parametrize("crepe", [nested(60), 5])
+def test_an_invalid_crepe_model_is_refused(rewrite, crepe):
+    path = rewrite(lambda content: content["config"]["instruments"]["trumpet"].update(crepe_model=crepe))
+    with pytest.raises(ValueError, match=r"model\.pth .*crepe_model is .{,200}$"):
+        load_model(path)
 
 
 def test_entries_of_other_versions(rewrite, config):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import tracemalloc
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_a_custom_configuration_is_used(raw, tmp_path, caplog):
     (tmp_path / "own.json").write_text(json.dumps(content))
     flags = ["--output_dir", tmp_path / "out", "--config", tmp_path / "own.json"]
     assert run("--input_dir", raw, *flags) == 0
-    (path,) = (tmp_path / "out").iterdir()
+    (path,) = (tmp_path / "out").glob("*.pt")
     assert load_recording(path, load_config(tmp_path / "own.json")).extractor["features"]["f0_min"] == 100.0
     assert check_dataset_nans.main(["--data_dir", str(path.parent)]) == 1
     assert check_dataset_nans.main(["--data_dir", str(path.parent), "--config", str(tmp_path / "own.json")]) == 0
@@ -112,11 +113,11 @@ def test_failed_files_are_named_and_the_others_processed(raw, tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out.strip() == "4 written, 0 skipped, 3 failed"
     assert all(f"rendered_trumpet_{number}.wav" in captured.err for number in (1, 2, 3))
-    assert len(list((tmp_path / "out").iterdir())) == 4  # names that differ only in the suffix are kept apart
+    assert len(list((tmp_path / "out").glob("*.pt"))) == 4  # names that differ only in the suffix are kept apart
     silent = load_recording(tmp_path / "out" / "silent.wav.pt")
     assert silent.periodicity.max() == 0 and silent.loudness.max() == -80 and (silent.f0 > 0).all()
     assert load_recording(tmp_path / "out" / "short.wav.pt").n_frames == 1
-    for path in (tmp_path / "out").iterdir():
+    for path in (tmp_path / "out").glob("*.pt"):
         one_worker = preprocess.Job(raw / path.stem, tmp_path / path.name, "tuba")
         assert preprocess.process_recording(one_worker, load_config()).status == "written"
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
@@ -140,7 +141,7 @@ def test_unusual_names_and_runtime_errors_do_not_end_the_run(tmp_path, capsys, m
     assert run("--input_dir", raw, "--output_dir", tmp_path / "out", "--instrument", "tuba") == 1
     assert "3 written, 0 skipped, 1 failed" in (said := capsys.readouterr()).out
     assert "sick.wav" in said.err and "no kernel" in said.err
-    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert len(list((tmp_path / "out").glob("*.pt"))) == 3
     assert load_recording(next((tmp_path / "out").glob("caf*"))).source["file"] == os.fsdecode(names[0])
 
 
@@ -185,9 +186,34 @@ def test_several_folders_are_pruned_together(raw, tmp_path, caplog):
     soundfile.write(other / "rendered_trumpet_1.wav", tone(f0=300.0), 16000)
     for _ in range(2):
         assert run("--input_dir", raw, other, "--output_dir", out, "--prune") == 0
-        assert sorted(path.name for path in out.iterdir()) == [f"rendered_trumpet_{n}.wav.pt" for n in range(2)]
+        assert sorted(path.name for path in out.glob("*.pt")) == [f"rendered_trumpet_{n}.wav.pt" for n in range(2)]
     soundfile.write(other / "rendered_trumpet_0.wav", tone(f0=200.0), 16000)
     assert run("--input_dir", raw, other, "--output_dir", out) == 1
+    assert all(str(folder / "rendered_trumpet_0.wav") in caplog.messages[-1] for folder in (raw, other))
+
+
+def test_pruning_for_one_folder_keeps_the_files_of_another(raw, tmp_path, caplog):
+    other, out = tmp_path / "other", tmp_path / "out"
+    other.mkdir()
+    for number in (1, 2):
+        soundfile.write(other / f"rendered_trumpet_{number}.wav", tone(f0=300.0), 16000)
+    assert run("--input_dir", raw, "--output_dir", out) == run("--input_dir", other, "--output_dir", out) == 0
+    (out / "copied.wav.pt").write_bytes((out / "rendered_trumpet_0.wav.pt").read_bytes())
+    (other / "rendered_trumpet_2.wav").unlink()
+    caplog.set_level("INFO")
+    assert run("--input_dir", raw, "--output_dir", out, "--prune") == 0
+    assert len(list(out.glob("*.pt"))) == 4 and len(caplog.messages) == 1 and "copied.wav.pt" in caplog.text
+    assert run("--input_dir", other, "--output_dir", out, "--prune") == 0
+    assert sorted(path.name[:-7] for path in out.glob("*.pt")) == ["copied", "rendered_trumpet_0", "rendered_trumpet_1"]
+
+
+def test_a_recording_of_another_folder_is_not_replaced(raw, tmp_path, caplog):
+    other, out = tmp_path / "other", tmp_path / "out"
+    assert run("--input_dir", raw, "--output_dir", out) == 0
+    shutil.copytree(raw, other)
+    assert run("--input_dir", other, "--output_dir", out) == 0  # a copy
+    soundfile.write(other / "rendered_trumpet_0.wav", tone(f0=300.0), 16000)
+    assert run("--input_dir", raw, "--output_dir", out) == 1
     assert all(str(folder / "rendered_trumpet_0.wav") in caplog.messages[-1] for folder in (raw, other))
 
 
@@ -207,9 +233,9 @@ def test_torchrun_shares_the_recordings(raw, tmp_path, capsys, monkeypatch):
     for rank in range(4):
         for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 4}.items():
             monkeypatch.setenv(name, str(value))
-        before = set((tmp_path / "out").glob("*"))
+        before = set((tmp_path / "out").glob("*.pt"))
         assert run("--input_dir", raw, "--output_dir", tmp_path / "out") == 0
-        written.append(sorted(path.name for path in set((tmp_path / "out").glob("*")) - before))
+        written.append(sorted(path.name for path in set((tmp_path / "out").glob("*.pt")) - before))
     assert written == [[f"rendered_trumpet_{number}.wav.pt"] for number in range(3)] + [[]]
     assert capsys.readouterr().out.splitlines() == ["1 written, 0 skipped, 0 failed"] * 3 + [
         "0 written, 0 skipped, 0 failed"

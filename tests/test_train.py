@@ -299,6 +299,19 @@ def test_changed_settings_are_reported_and_applied(args, folder, caplog):
     assert trainer.loss_function.mag_loss_weight == 0.5
 
 
+def test_the_loss_of_an_epoch_does_not_mix_two_losses(args, folder):
+    """After a change of the loss within an epoch, the mean is over the crops since the change."""
+    flags = args("out", "--epochs", 1)
+    stop_after_one_step(flags)
+    change(folder / "config.json", "loss", mag_loss_weight=100.0)
+    stop_after_one_step(flags)
+    trainer = build(flags)
+    total, done = trainer.progress.loss_sum, trainer.progress.position_in_epoch
+    loss, n_crops = trainer.train_epoch(), len(trainer.training)
+    assert loss == pytest.approx((total + trainer.last_loss * (n_crops - done)) / (n_crops - done / 2))
+    assert trainer.progress.loss_start == 0
+
+
 def test_the_rest_of_an_epoch_after_a_change_of_batch_size_or_seed(args, caplog):
     caplog.set_level("INFO")
 
@@ -457,10 +470,13 @@ def test_the_last_message_names_the_best_checkpoint_and_a_command_that_plays_it(
         assert (program, script) == ("./venv/bin/python", "transfer.py")
         assert transfer.parse_args(words).checkpoint == best
     metrics = read_checkpoint(best)["metrics"]
-    assert np.isfinite(metrics["best_val_loss"]) and metrics["first_val_loss"] is None
+    assert np.isfinite(metrics["best_val_loss"]) and metrics["first_val_loss"] is None and "nan" not in caplog.text
 
 
-def test_empty_rank_variables_count_as_unset(monkeypatch):
+def test_empty_rank_variables_count_as_unset_and_invalid_ones_are_named(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "")
     assert read_ranks() == SINGLE_PROCESS
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ValueError, match=r"WORLD_SIZE.*two"):
+        read_ranks()

@@ -185,6 +185,7 @@ def test_saved_figures_have_the_colours_of_the_theme(theme, tmp_path):
         {"f0": np.zeros(50)},
         {"title": r"$\frac{ _ ^ $", "subtitle": "$x", "second_f0": np.full(50, 220.0), "f0_labels": (r"$\bad{$", "b")},
         {"title": "long " * 100},
+        {"title": "caf\udce9.wav"},
     ],
 )
 def test_unusual_input_is_drawn_without_warnings(changes):
@@ -224,6 +225,21 @@ def test_all_draws_subfolders_and_names_failed_files(tmp_path, counting_recordin
     assert pictures(tmp_path / "out") == ["a/take.wav.png", "b/take.wav.png", "take.flac.png"]
     assert run("--all", "--data_dir", data_dir / "a", "--output_dir", tmp_path / "out") == 0
     assert capsys.readouterr().out == f"1 written, 0 failed in {tmp_path / 'out'}\n"
+
+
+@pytest.mark.usefixtures("small_pictures")
+@pytest.mark.parametrize("error", [RuntimeError("out of luck"), MemoryError()])
+def test_an_error_in_one_file_does_not_end_the_run(tmp_path, counting_recording, capsys, monkeypatch, error):
+    def fail_once(figure, path):
+        if path.stem == "a":
+            raise error
+
+    monkeypatch.setattr(visualize_features, "save_figure", fail_once)
+    for name in "ab":
+        save_recording(tmp_path / f"{name}.pt", counting_recording())
+    assert run("--all", "--data_dir", tmp_path, "--output_dir", tmp_path / "out") == 1
+    output = capsys.readouterr()
+    assert output.out.startswith("1 written, 1 failed") and str(tmp_path / "a.pt") in output.err
 
 
 @pytest.mark.parametrize(("changes", "culprit"), [({"theme": "blue"}, "blue"), ({"loudness": np.zeros(49)}, "49")])

@@ -198,7 +198,7 @@ const vox = (window.vox = {});
       vox.quiet = true; // keep the focus on the control in use
       play.click();
       return undefined;
-    }, 200);
+    }, document.activeElement?.type === "range" ? 200 : 0); // a slider may be on its way
   };
   vox.replay = replay;
   vox.focus = (id) => { if (!vox.quiet) find(id)?.focus({ preventScroll: true }); };
@@ -206,7 +206,7 @@ const vox = (window.vox = {});
   // --- the desk: sound ---------------------------------------------------------------------------
 
   let audio = null, graph = null, shown = null, previous = null;
-  let playing = null, at = 0, phrase = null, trigger = () => {}, seconds = 0;
+  let playing = null, at = 0, phrase = null, trigger = () => {}, seconds = 0, received = Promise.resolve();
   const tracks = []; // {name, buffer, level, mute, solo, gain, kind: "voice", "stem" or "kept"}
 
   const context = () => {
@@ -324,7 +324,7 @@ const vox = (window.vox = {});
     pointAt(find("pitch"));
     new ResizeObserver(draw).observe(find("pitch"));
     new MutationObserver(draw).observe(document.body, { attributes: true, attributeFilter: ["class"] });
-    watch("value", () => receive(props.value));
+    watch("value", () => { const value = props.value, next = () => receive(value); received = received.then(next, next); });
     const [kept] = ((await all("results")) ?? []).filter((one) => one.id === "last");
     if (kept) await show(kept, false);
   };
@@ -337,12 +337,16 @@ const vox = (window.vox = {});
       return hand(value.package.url, value.package.orig_name);
     }
     if (!value?.stems) return undefined;
-    const [tone, breath, midi, curves] = await Promise.all([value.stems.tone, value.stems.breath, value.midi, value.curves].map(fetched));
-    const result = { ...value, id: "last", take: chosen?.id, files: { tone, breath, midi, curves } };
-    put("results", result);
-    await show(result, true);
-    vox.quiet = false;
-    return undefined;
+    if (shown?.made !== value.id) {
+      const [tone, breath] = await Promise.all([value.stems.tone, value.stems.breath].map(fetched));
+      await show({ ...value, id: "last", made: value.id, take: chosen?.id, files: { tone, breath } }, true);
+      vox.quiet = false;
+    }
+    if (!value.midi) return undefined; // the notes follow the sound
+    const [midi, curves] = await Promise.all([value.midi, value.curves].map(fetched));
+    shown = { ...shown, midi: value.midi, curves: value.curves, files: { ...shown.files, midi, curves } };
+    put("results", shown);
+    return offerNotes();
   };
 
   const hand = (url, name) => Object.assign(document.createElement("a"), { href: url, download: name }).click();
@@ -394,19 +398,23 @@ const vox = (window.vox = {});
       }
       return card;
     }));
-    for (const [id, name, type] of [["save-midi", "midi", "audio/midi"], ["save-curves", "curves", "text/csv"]]) {
-      find(id).hidden = !result.files[name];
-      if (result.files[name]) {
-        find(id).href = URL.createObjectURL(new Blob([result.files[name]], { type }));
-        find(id).download = result[name].orig_name;
-      }
-    }
+    offerNotes();
     find("saves").hidden = Boolean(result.example);
     find("save").textContent = "Save everything (zip)";
     setPhrase(phrase);
     listTracks();
     draw();
     follow();
+  };
+
+  const offerNotes = () => {
+    for (const [id, name, type] of [["save-midi", "midi", "audio/midi"], ["save-curves", "curves", "text/csv"]]) {
+      find(id).hidden = !shown.files[name];
+      if (shown.files[name]) {
+        find(id).href = URL.createObjectURL(new Blob([shown.files[name]], { type }));
+        find(id).download = shown[name].orig_name;
+      }
+    }
   };
 
   const listTracks = () => {

@@ -34,6 +34,7 @@ def record(path, tone, rate=48000, codec="aac", container=None):
     tone = np.atleast_2d(tone)
     with av.open(str(path), "w", format=container) as file:
         stream = file.add_stream(codec, rate=rate, layout="stereo" if len(tone) == 2 else "mono")
+        stream.bit_rate = 64000 * len(tone)
         for start in range(0, tone.shape[1], 960):
             samples = np.ascontiguousarray(tone[:, start : start + 960], np.float32)
             frame = av.AudioFrame.from_ndarray(samples, "fltp", stream.layout.name)
@@ -65,7 +66,7 @@ def rms(audio):
 FORMATS = {"wav": "WAV", "flac": "FLAC", "ogg": "OGG", "mp3": "MP3", "wave": "WAV", "rf64": "RF64", "w64": "W64"}
 FORMATS |= {"au": "AU", "snd": "AU", "aifc": "AIFF", "oga": "OGG"}
 CODECS = dict.fromkeys(("m4a", "mp4", "aac", "3gp", "mov", "mkv", "mka", "m4b", "3g2"), "aac")
-CODECS |= {"webm": "libopus", "weba": "libopus"}
+CODECS |= {"webm": "libopus", "weba": "libopus", "wma": "wmav2"}
 
 
 @pytest.mark.parametrize("suffix", [*FORMATS, *CODECS])
@@ -74,7 +75,7 @@ def test_formats(tmp_path, suffix):
     if suffix in FORMATS:
         soundfile.write(path, tone.T, 48000, format=FORMATS[suffix])
     else:
-        container = {"weba": "webm", "m4b": "mp4", "mka": "matroska"}.get(suffix)
+        container = {"weba": "webm", "m4b": "mp4", "mka": "matroska", "wma": "asf"}.get(suffix)
         record(path, tone, codec=CODECS[suffix], container=container)
     audio = load_audio(path, 16000)
     assert path.suffix in SUFFIXES and audio.dtype == np.float32 and audio.ndim == 1
@@ -179,6 +180,14 @@ def write_two_rates(path):
     path.write_bytes(first + path.read_bytes())
 
 
+def write_chained_ogg(path, subtype="VORBIS", rate=48000, n_channels=2):
+    parts = []
+    for each_rate, n in ((48000, 1), (rate, n_channels)):
+        soundfile.write(path, np.stack([sine(2.0, each_rate)] * n, 1), each_rate, subtype=subtype)
+        parts.append(path.read_bytes())
+    path.write_bytes(b"".join(parts))
+
+
 def write_not_finite(path):
     soundfile.write(path, np.r_[np.zeros(500), np.nan], 44100, format="WAV", subtype="FLOAT")
 
@@ -196,6 +205,9 @@ def write_not_finite(path):
         ("half.m4a", write_half_m4a),
         ("damaged.aac", write_damaged_aac),
         ("two_rates.aac", write_two_rates),
+        ("two_layouts.ogg", write_chained_ogg),
+        ("two_layouts_opus.ogg", lambda path: write_chained_ogg(path, "OPUS")),
+        ("two_rates.ogg", lambda path: write_chained_ogg(path, rate=24000, n_channels=1)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -394,7 +406,17 @@ def test_joined_compressed_files_are_read(tmp_path, suffix, subtype, rate, betwe
 
 
 @pytest.mark.parametrize("suffix", ["wav", "aiff"])
-@pytest.mark.parametrize("after", [b"LIST%b" + bytes(40000), b"ID3\x04" + bytes(40004), b"TAG" + b"x" * 40005])
+@pytest.mark.parametrize(
+    "after",
+    [
+        b"LIST%b" + bytes(40000),
+        b"LIST%b" + bytes(30000),  # cut off
+        b"LIST\x7f\xff\xff\x7f" + bytes(40000),  # a wrong length
+        b"SAUR%b" + bytes(30000),
+        b"ID3\x04" + bytes(40004),
+        b"TAG" + b"x" * 40005,
+    ],
+)
 def test_metadata_after_the_samples_is_not_read_as_sound(tmp_path, suffix, after):
     path = tmp_path / f"take.{suffix}"
     soundfile.write(path, sine(1.0, 15999), 15999, subtype="PCM_U8" if suffix == "wav" else "PCM_S8")

@@ -115,6 +115,23 @@ def test_an_invalid_table_is_refused(change, culprit):
         PluckTable.from_dict({**typical_plucks(-12.0).to_dict(), **change})
 
 
+def nested(depth):
+    """Return a list that takes a few bytes of a file for each level, and whose size doubles with each."""
+    value = [0.0]
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "change", [None, {"soft": nested(60)}, {"loud_decay": nested(60)}, {"pitches": [0.0] * 10**6}, {"soft": [1e308]}]
+)
+def test_a_table_beyond_all_measure_is_refused_in_a_short_sentence(change):
+    values = nested(60) if change is None else {**typical_plucks(-12.0).to_dict(), **change}
+    with pytest.raises(ValueError, match=r"^.{,300}$"):
+        PluckTable.from_dict(values)
+
+
 def test_an_incomplete_table_is_refused():
     values = typical_plucks(-12.0).to_dict()
     del values["soft"]

@@ -72,6 +72,7 @@ def test_rows_may_be_sparse_and_columns_in_any_order(tmp_path) -> None:
     [
         (",", "", ".", "utf-8", "\n"),
         (",", '"', ".", "utf-8-sig", "\r\n"),
+        (", ", '"', ".", "utf-8", "\n"),
         (",", '"', ",", "latin-1", "\n"),
         (";", "", ",", "latin-1", "\r\n"),
         (";", '"', ",", "utf-8-sig", "\n"),
@@ -85,7 +86,8 @@ def test_spreadsheet_formats_are_read(tmp_path, delimiter, quote, decimal, encod
     rows = [line.split(",") for line in (tmp_path / "curves.csv").read_text(encoding="utf-8").splitlines()]
     rows = [[*row, "note" if number == 0 else "größer"] for number, row in enumerate(rows)]
     lines = [delimiter.join(f"{quote}{value.replace('.', decimal)}{quote}" for value in row) for row in rows]
-    (tmp_path / "curves.csv").write_bytes((ending.join(["sep=" + delimiter, *lines]) + ending).encode(encoding))
+    lines = ["sep=" + delimiter, *lines, delimiter * len(rows[0])]  # the last row was cleared in a spreadsheet
+    (tmp_path / "curves.csv").write_bytes((ending.join(lines) + ending).encode(encoding))
     assert same(shape_notes(read_curves(tmp_path / "curves.csv", CONFIG), CONFIG), curves)
 
 

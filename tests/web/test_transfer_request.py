@@ -171,7 +171,7 @@ def test_the_files_are_named_after_the_recording_and_add_up(service: TransferSer
 
 @pytest.mark.parametrize("name", ["../../evil", "-rf", "a\nb", "'; rm -rf ~", "é" * 100, "…", "x" * 200, "%2e%2e"])
 def test_no_name_of_a_recording_leads_out_of_the_folder(service: TransferService, tmp_path: Path, name: str) -> None:
-    outcome = TransferOutcome("guitar", {"": np.zeros(160)}, RATE, None, np.zeros(1), [], None, 0.0, {})
+    outcome = TransferOutcome("guitar", {"": np.zeros(160)}, RATE, None, np.zeros(1), np.zeros(1), [], None, 0.0, {})
     (path,) = write_sounds(outcome, request(Path(f"/somewhere/{name}.wav"), tmp_path))
     assert path.parent == tmp_path and path.is_file()
     assert not set(path.name) & set("/\\ ;'\n%…") and len(path.name.encode()) < 200
