@@ -18,8 +18,7 @@ from config import Config
 from features import a_weighting_sos
 from model import NeuralGuitar, Sound
 from playing.block_model import FramePlayer, PlayState, StatePacker, require_exportable
-from sound.crepe import WINDOW, FrameCrepe, load_crepe
-from sound.pitch_decoder import find_peak
+from sound.crepe import WINDOW, FrameCrepe, find_peak, load_crepe
 from voice.causal_plucks import CausalPlucker, PluckerState
 from voice.curves import GATE_FADE_SECONDS
 from voice.instrument_fit import LOUDNESS_ANCHOR, InstrumentProfile, TransferOptions
@@ -151,6 +150,8 @@ class LiveGraph(nn.Module):
         sound, played = self.player(
             *curves, noise[None], state.played, gate.view(1, 1, 1), 10 ** (noise_balance.view(1, 1, 1) / 20)
         )
+        # In silence the phase starts anew, so that rounding adds up over a phrase at most.
+        played = played._replace(phase=torch.where(gate > 0, played.phase, 0.0))
         gains, limits, limiter_gain = self.limiter(sound.audio[0], state.limits, state.limiter_gain)
         sound = Sound(sound.harmonic * gains, sound.noise * gains)
         shown = [f0, periodicity, loudness, note.voiced, gate, note.f0, played_loudness, gains.min().view(1)]

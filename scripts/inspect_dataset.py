@@ -34,7 +34,7 @@ from recordings.inspection import (
 from recordings.inspection_report import write_inspection_page
 from recordings.pitch_annotations import count_octave_errors, find_annotations, read_annotation
 from sound.console import as_command, command_parser, suggest
-from sound.pitch_decoder import note_name
+from sound.crepe import note_name
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         write_inspection_page(args.html, found, summarise(found, config), marks, config)
     print(format_text(found, config))
     if found.is_fit:
-        suggest(f"train.py --data_dir {args.data_dir} --checkpoint_dir checkpoints/{args.data_dir.name}")
+        suggest("train.py --data_dir {} --checkpoint_dir {}", args.data_dir, f"checkpoints/{args.data_dir.name}")
     return 0 if found.is_fit else 1
 
 
