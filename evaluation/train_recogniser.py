@@ -33,7 +33,6 @@ from evaluation.recogniser import (
     CLASSES,
     INSTRUMENTS,
     MEL_FREQUENCIES,
-    OTHER,
     RANGE,
     SAMPLE_RATE,
     WEIGHTS,
@@ -55,7 +54,7 @@ from evaluation.recorded_notes import (
 )
 from sound.atomic_files import hash_file, save_tensors, write_text
 from sound.console import as_command, command_parser
-from sound.pitch_decoder import midi_to_hz
+from sound.crepe import midi_to_hz
 
 LICENCE = (
     "Learned from recordings under CC BY-SA 3.0 (Philharmonia Orchestra's sound samples) and CC0 (Karoryfer's "
