@@ -31,16 +31,24 @@ def test_it_was_trained_on_no_file_of_a_model_or_of_its_test(record: dict) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["philharmonia notes", "philharmonia melodies", "shiny notes", "shiny melodies", "freepats notes"]
+    "name",
+    [
+        "philharmonia notes",
+        "philharmonia melodies",
+        "shiny notes",
+        "shiny melodies",
+        "freepats notes",
+        "freepats melodies",
+    ],
 )
 def test_what_it_never_saw_is_recognised(record: dict, name: str) -> None:
     right = [figures["right"] for figures in record["figures"][name].values()]
     assert np.mean(right) >= 0.75
 
 
-@pytest.mark.xfail(reason="few trumpet and guitar recordings train it; the figures are in recogniser.json", strict=True)
-@pytest.mark.parametrize("name", ["vsco notes", "vsco melodies", "freepats melodies"])
-def test_other_rooms_are_recognised(record: dict, name: str) -> None:
+@pytest.mark.xfail(reason="few recordings of soft trumpets train it; the figures are in recogniser.json", strict=True)
+@pytest.mark.parametrize("name", ["vsco notes", "vsco melodies"])
+def test_a_trumpet_in_another_room_is_recognised(record: dict, name: str) -> None:
     assert all(figures["right"] >= 0.75 for figures in record["figures"][name].values())
 
 
@@ -52,8 +60,8 @@ def test_tones_without_a_timbre_are_no_instrument() -> None:
 @pytest.mark.parametrize("instrument", ["trumpet", "guitar", "saxophone", "violin", "flute"])
 def test_untrained_models_are_not_recognised(instrument: str) -> None:
     results = json.loads((WEIGHTS.parents[1] / "docs" / "results" / f"{instrument}.json").read_text())
-    rows = [row for row in results["transfer"] if row["sound"] == "untrained model"]
-    assert len(rows) >= 3 and np.mean([row["recognised"] for row in rows]) <= 25
+    recognised = {row["sound"]: row["recognised"] for row in results["resynthesis"]}
+    assert recognised["untrained model"] <= 25
 
 
 def test_weights_are_small_and_the_confusion_adds_up(record: dict) -> None:
