@@ -23,7 +23,6 @@ from sound.plucks import (
 from voice.note_finder import SungNote
 
 MIDDLE_HARDNESS = 0.6  # 0..1, hardness of the pluck for a note of median level
-HARDNESS_SPREAD = 0.7  # 0..1, difference of hardness between the 10 and 90 % quantiles of the levels
 _MAX_STRETCH = 1.5  # largest factor by which a voice's dynamics are expanded or compressed
 
 
@@ -118,6 +117,6 @@ def fit_levels_to_plucks(notes: Sequence[SungNote], table: PluckTable, offset: f
     level, pitch = (np.array([getattr(note, name) for note in notes]) for name in ("level", "pitch"))
     soft, loud = table.levels(pitch)
     spread = np.quantile(level, 0.9) - np.quantile(level, 0.1)
-    slope = np.clip(HARDNESS_SPREAD * np.median(loud - soft) / max(spread, 1e-6), 1 / _MAX_STRETCH, _MAX_STRETCH)
+    slope = np.clip(0.7 * np.median(loud - soft) / max(spread, 1e-6), 1 / _MAX_STRETCH, _MAX_STRETCH)
     hardness = MIDDLE_HARDNESS + (slope * (level - np.median(level)) + offset) / np.maximum(loud - soft, 1e-6)
     return [note._replace(level=float(value)) for note, value in zip(notes, table.level(pitch, hardness))]
