@@ -79,9 +79,6 @@ def test_a_preset_changes_only_its_own_settings():
     assert dataclasses.replace(standard, preset="tiny", model=tiny.model) == tiny
 
 
-# --- mistakes in config.json --------------------------------------------------------------------
-
-
 def put(*place, value):
     """Return a function that sets a value in a configuration; ... removes it."""
 
@@ -151,9 +148,6 @@ def test_invalid_json_unknown_presets_and_missing_files_are_named(tmp_path, load
         load_config(tmp_path / "nowhere.json")
 
 
-# --- time ---------------------------------------------------------------------------------------
-
-
 def test_time_conversions():
     assert TIME.frame_rate == 100
     assert TIME.feature_hop_length == 160
@@ -181,9 +175,6 @@ def test_impossible_rates_are_refused(changes):
         dataclasses.replace(TIME, **changes)
 
 
-# --- instruments --------------------------------------------------------------------------------
-
-
 def test_instrument_ranges_are_within_that_of_the_pitch_tracker(config):
     for instrument in config.instruments.values():
         assert config.features.f0_min <= instrument.f0_min < instrument.f0_max <= config.features.f0_max
@@ -206,9 +197,6 @@ def test_instrument_ranges_are_within_that_of_the_pitch_tracker(config):
 )
 def test_instruments_are_recognised_from_file_names_of_data_sets(config, file_name, instrument):
     assert config.guess_instrument(file_name) == instrument
-
-
-# --- settings of a checkpoint -------------------------------------------------------------------
 
 
 def test_adopted_settings_are_the_saved_ones_where_weights_depend_on_them(config, small_config):
@@ -254,9 +242,6 @@ def test_missing_and_removed_settings_are_accepted_and_unknown_model_settings_re
     saved["model"]["n_reverb_taps"] = 7
     with pytest.raises(ValueError, match=r"'model'.*n_reverb_taps"):
         adopt_settings(saved, config)
-
-
-# --- device -------------------------------------------------------------------------------------
 
 
 def test_auto_selects_a_gpu_if_there_is_one(monkeypatch):

@@ -45,9 +45,6 @@ def write_changed(tmp_path, counting_recording):
     return write
 
 
-# --- files --------------------------------------------------------------------------------------
-
-
 def test_a_recording_survives_saving_and_loading(tmp_path, config, counting_recording):
     recording = counting_recording(30)
     save_recording(tmp_path / "take.pt", recording)
@@ -177,9 +174,6 @@ def test_find_recordings_skips_hidden_and_other_files(tmp_path):
     for name in ("b.pt", "inside/a.pt", "c.pt.part", "d.wav", "._b.pt", ".incoming/unchecked.pt"):
         (tmp_path / name).touch()
     assert find_recordings(tmp_path) == [tmp_path / "b.pt", tmp_path / "inside" / "a.pt"]
-
-
-# --- crops --------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -69,9 +69,6 @@ def installed(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.wav")}
 
 
-# --- one file over HTTP ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "faults",
     [
@@ -190,9 +187,6 @@ def test_unusable_proxies_are_reported(tmp_path, monkeypatch, proxy):
         fetch(tmp_path, "http://archive.invalid/x")
 
 
-# --- archives -------------------------------------------------------------------------------------
-
-
 def special(name, mode):
     member = zipfile.ZipInfo(name)
     member.create_system, member.external_attr = 3, mode << 16
@@ -234,9 +228,6 @@ def test_random_damage_to_an_archive_is_reported(tmp_path, caplog):
         caplog.clear()
         assert download_data.main(flags) == 0 or "mine.zip" in caplog.text, f"seed {seed}"
         assert all(data == SOLO[name] for name, data in installed(folder).items()), f"seed {seed}"
-
-
-# --- GuitarSet ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("takes", ["solo", "comp", "all"])

@@ -38,16 +38,10 @@ def with_features(config, **changes):
     return dataclasses.replace(config, features=dataclasses.replace(config.features, **changes))
 
 
-# --- frames ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("n_samples", "n_padded"), [(0, 0), (1, 160), (160, 160), (161, 320)])
 def test_padding_to_whole_frames(n_samples, n_padded):
     padded = pad_to_frames(np.ones(n_samples, np.float32), HOP)
     assert len(padded) == n_padded and padded.sum() == n_samples
-
-
-# --- loudness -----------------------------------------------------------------------------------
 
 
 def a_weighting_by_the_standard(frequency):
@@ -103,9 +97,6 @@ def test_loudness_does_not_depend_on_earlier_sound(config):
     audio = np.zeros(16000, np.float32)
     audio[:8000] = np.sin(2 * np.pi * 100 * np.arange(8000) / 16000)
     assert (extract_loudness(audio, config)[-30:] == -80).all()  # 0.2 s after the end, far beyond the 20 Hz poles
-
-
-# --- pitch ----------------------------------------------------------------------------------------
 
 
 def test_f0_is_interpolated_in_log_frequency_where_unvoiced():
@@ -190,9 +181,6 @@ def test_features_do_not_depend_on_random_state(config, tmp_path):
         np.random.seed(seed)
         measured.append(extract_features(load_audio(tmp_path / "voice.wav", 16000), config))
     assert all(map(torch.equal, *measured))
-
-
-# --- blocks -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -88,9 +88,6 @@ def test_the_loss_against_silence_is_finite_and_of_order_one():
     assert torch.isfinite(result.total)
 
 
-# --- bandwidth of the target ---------------------------------------------------------------------
-
-
 def masked_textbook(prediction, target, shares, resolutions, weight, eps):
     """Return the total loss of [B, N] in float64, of each item over the bins up to its share of Nyquist."""
     totals = []

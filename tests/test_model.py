@@ -38,9 +38,6 @@ def count_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-# --- shapes and sizes ---------------------------------------------------------------------------
-
-
 @PRESETS
 def test_every_preset_runs_forward_and_backward(preset):
     model = build(preset)
@@ -113,9 +110,6 @@ def test_scaling_is_linear_in_pitch_and_decibels():
     f0 = 32.7 * 2 ** torch.arange(7.0)  # C1 to C7
     assert torch.allclose(scale_f0(f0), torch.arange(7) / 6, atol=1e-6)  # float32 logarithm
     assert scale_loudness(torch.tensor([-80.0, -40.0, 0.0])).tolist() == [0, 0.5, 1]
-
-
-# --- controls -----------------------------------------------------------------------------------
 
 
 @PRESETS
@@ -226,9 +220,6 @@ def test_output_has_the_requested_pitch():
     assert abs(int(power[200:660].argmax()) + 200 - 440) <= 1
 
 
-# --- determinism, batches -----------------------------------------------------------------------
-
-
 @PRESETS
 def test_output_depends_only_on_the_seeds(preset):
     f0, loudness = curves(1, 20)
@@ -249,9 +240,6 @@ def test_items_of_a_batch_are_independent(preset):
         apart = torch.cat([getattr(controls, name) for controls in single])
         # Values up to 3 (the gain); matrix products of another size round differently, by about 1e-6.
         assert (getattr(together, name) - apart).abs().max() <= 1e-5
-
-
-# --- causality ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", ["tiny", "solo", "transformer"])
@@ -315,9 +303,6 @@ def test_attention_reaches_back_at_least_its_window():
             assert not torch.equal(one, two)
 
 
-# --- learning -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("decoder", ["gru", "transformer"])
 def test_one_batch_can_be_overfitted(decoder):
     model = build("tiny", decoder=decoder, hidden_size=64, n_harmonics=30).train()
@@ -342,9 +327,6 @@ def test_one_batch_can_be_overfitted(decoder):
     # Two random noises of equal level differ by about 0.7 in log magnitude: that much of the loss cannot be learned.
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
     assert np.mean(losses[-5:]) < 1.2
-
-
-# --- optional inputs and reverb -----------------------------------------------------------------
 
 
 def test_attack_input_is_the_rise_of_loudness():

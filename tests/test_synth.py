@@ -13,9 +13,6 @@ from synth import FilteredNoiseSynthesizer
 SAMPLE_RATE, HOP, K = 16000, 160, 65
 
 
-# --- filtered noise -----------------------------------------------------------------------------
-
-
 def make_noise(magnitudes, seed=0):
     return FilteredNoiseSynthesizer(magnitudes.shape[-1], HOP)(magnitudes, torch.Generator().manual_seed(seed))
 
@@ -94,9 +91,6 @@ def test_the_gradient_of_filtered_noise_is_exact():
     assert torch.autograd.gradcheck(lambda values: synthesizer.filter(noise, values), (magnitudes,))
 
 
-# --- A-weighting --------------------------------------------------------------------------------
-
-
 def test_a_weighting_equals_the_standard():
     # IEC 61672-1, table of A-weightings in dB, rounded there to 0.1.
     table = {31.5: -39.4, 63: -26.2, 125: -16.1, 250: -8.6, 500: -3.2, 1000: 0.0, 2000: 1.2, 4000: 1.0, 8000: -1.1}
@@ -153,9 +147,6 @@ def test_noise_depends_only_on_the_generator_of_the_item():
     assert not torch.equal(together[:1], synthesizer(magnitudes[:1], sources(8)))
     with pytest.raises(AssertionError, match="1 generators for 3 items"):
         synthesizer(magnitudes, sources(5))
-
-
-# --- reverb -------------------------------------------------------------------------------------
 
 
 def room(n_taps=500):

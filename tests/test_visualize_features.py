@@ -48,9 +48,6 @@ def hertz_of(name):
     return 440 * 2 ** ((SEMITONES[letter] + len(sharp) + 12 * (int(octave) + 1) - 69) / 12)
 
 
-# --- the figure -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("f0", "name"), [(440, "A4"), (261.63, "C4"), (246.9, "B3"), (277.2, "C♯4"), (16.35, "C0"), (452, "A4")]
 )
@@ -193,9 +190,6 @@ def test_unusual_input_is_drawn_without_warnings(changes):
     figure.canvas.draw()
     right = figure.bbox.x1
     assert all(text.get_window_extent().x1 < right for text in figure.texts)
-
-
-# --- files and the command line -------------------------------------------------------------------
 
 
 @pytest.fixture

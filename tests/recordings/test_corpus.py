@@ -9,8 +9,6 @@ from recordings.corpus import RECORDING_ENDS, measure_statistics, read_corpus
 from recordings.crops import Span
 from test_data import with_train
 
-# --- split --------------------------------------------------------------------------------------
-
 
 def frames_of(spans):
     return {(span.path, frame) for span in spans for frame in range(span.first_frame, span.first_frame + span.n_frames)}
@@ -129,9 +127,6 @@ def test_digest_of_held_out_spans_depends_on_names_and_frames(tmp_path):
     assert identity(one, two) == identity(two, one) == identity(one, two, folder=tmp_path / "moved")
     others = [(one,), (two,), (one, ("b.pt", 0, 11)), (one, ("b.pt", 1, 10)), (one, ("in/b.pt", 0, 10))]
     assert len({identity(*spans) for spans in [(one, two), *others]}) == 6
-
-
-# --- statistics ---------------------------------------------------------------------------------
 
 
 def test_statistics_are_the_quantiles_of_voiced_frames(tmp_path, config, counting_recording):

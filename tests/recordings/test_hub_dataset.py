@@ -105,9 +105,6 @@ def weights(folder):
     return read_checkpoint(Path(folder) / "latest.pth")["model"]
 
 
-# --- download -----------------------------------------------------------------------------------
-
-
 def test_training_needs_only_the_name_of_the_data_set(hub, repo):
     assert run("--hf_repo_id", NAME, "--epochs", 2) == 0
     checkpoint = read_checkpoint(Path("checkpoints/latest.pth"))
@@ -145,9 +142,6 @@ def test_training_offline_equals_training_on_a_local_folder(hub, repo, folder, s
     assert run("--data_dir", folder, "--epochs", 2, "--checkpoint_dir", "local") == 0
     streamed, local = weights("streamed"), weights("local")
     assert all(torch.equal(streamed[name], local[name]) for name in local)
-
-
-# --- faults --------------------------------------------------------------------------------------
 
 
 def test_training_starts_before_the_download_ends_and_survives_an_outage(hub, repo, folder, config, caplog):
@@ -266,9 +260,6 @@ def test_two_processes_share_one_download_also_through_an_outage(hub, stream):
     assert len(hub.find_requests("GET /cdn")) == N_FILES - 4
 
 
-# --- several machines ---------------------------------------------------------------------------
-
-
 class Machine(ProcessRanks):
     """One of two machines of a training; here they are threads."""
 
@@ -316,9 +307,6 @@ def test_machines_without_common_recordings_raise_an_error(hub, stream):
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(run, *zip(*machines)))
-
-
-# --- errors -------------------------------------------------------------------------------------
 
 
 def test_without_network_and_data_the_error_names_address_and_attempt(hub, stream):

@@ -86,9 +86,6 @@ def test_copies_are_found(clean, inspect_audio):
     assert inspection.judge_duplicates([one, another]) == []
 
 
-# --- the set --------------------------------------------------------------------------------------
-
-
 def scale(measured, low, high, seconds_each, spread=30.0, instrument="trumpet"):
     """Return a take that plays every semitone from low to high (MIDI), as long and as differently loud as is said."""
     notes = np.arange(low, high + 1).repeat(round(100 * seconds_each))
@@ -140,9 +137,6 @@ def test_few_faulty_takes_are_advice_and_many_a_problem(measured, config):
     assert advice[0].recordings == ("strummed",) and "1 of 2 recordings" in advice[0].text
 
 
-# --- annotations ----------------------------------------------------------------------------------
-
-
 def write_annotation(folder, name, hertz, n_rows=600):
     rows = [(0.01 * i, hertz) for i in range(n_rows)]
     if name.startswith("AuSep"):
@@ -184,9 +178,6 @@ def test_damaged_annotations_are_refused(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=re.escape(name)):
         pitch_annotations.read_annotation(tmp_path / name, 100, 0.01)
-
-
-# --- command line ---------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -61,9 +61,6 @@ def level_db(audio):
     return 20 * np.log10(np.sqrt(np.mean(audio.astype(np.float64) ** 2)) + 1e-10)
 
 
-# --- from a score to MIDI -------------------------------------------------------------------------
-
-
 @both
 def test_midi_is_monophonic_and_muted_before_each_note(name):
     for index in range(2):
@@ -112,9 +109,6 @@ def test_curves_of_a_known_tone():
     assert max(expression) == 127 and 40 * np.log10(expression[0] / 127) == pytest.approx(-20, abs=0.3)
 
 
-# --- brightness -----------------------------------------------------------------------------------
-
-
 @both
 def test_a_crescendo_becomes_brighter_but_not_louder(name):
     audio, brightness = make_string(RAMP), font.VOICES[name].brightness
@@ -125,9 +119,6 @@ def test_a_crescendo_becomes_brighter_but_not_louder(name):
     assert (np.diff(shares) > 0).all() and shares == pytest.approx(expected, abs=1.5)
     steps = [a_weighted_db(cut(shaped, *span)) - a_weighted_db(cut(audio, *span)) for span in spans]
     assert steps == pytest.approx([0] * len(spans), abs=0.5)
-
-
-# --- what FluidSynth plays ------------------------------------------------------------------------
 
 
 @needs_fluidsynth
@@ -182,9 +173,6 @@ def test_the_command_skips_existing_files_and_is_deterministic(tmp_path, capsys)
     assert run("a").startswith("0 written, 1 skipped") and before == sound.stat().st_mtime_ns
     run("b")
     assert sound.read_bytes() == (tmp_path / "b" / sound.name).read_bytes()
-
-
-# --- errors ---------------------------------------------------------------------------------------
 
 
 def run(folder, *flags):

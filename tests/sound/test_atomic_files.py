@@ -75,9 +75,6 @@ def test_tensors_are_loaded_and_code_is_not_executed(tmp_path, mmap, bomb):
     assert not exploded.exists()
 
 
-# --- small files that would take much memory or time ----------------------------------------------
-
-
 def repack(path, compression=zipfile.ZIP_STORED, **replaced):
     """Rewrite a torch file's archive with some members replaced."""
     with zipfile.ZipFile(path) as archive:

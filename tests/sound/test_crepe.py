@@ -20,9 +20,6 @@ def cents(f0, reference):
     return 1200 * np.log2(np.asarray(f0) / reference)
 
 
-# --- the network --------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def torchcrepe():
     """Import torchcrepe with a stub for torchaudio, which cannot be imported with a CPU build of torch."""
@@ -157,9 +154,6 @@ def test_a_missing_torchcrepe_is_named(monkeypatch):
         crepe_activation(np.ones(HOP, np.float32), HOP)
 
 
-# --- decoding -----------------------------------------------------------------------------------
-
-
 def decode(activation, f0_min=0.0, f0_max=np.inf, threshold=0.5, size=None):
     """Decode at once, or in blocks of ``size`` frames."""
     size = size or len(activation)
@@ -212,9 +206,6 @@ def test_a_single_frame_of_another_pitch_is_bridged():
     f0, periodicity = decode(activation.astype(np.float32))
     assert np.abs(cents(f0, f0[0])).max() < 1  # the path stays on the melody
     assert periodicity[15] == pytest.approx(0.36, abs=1e-3)
-
-
-# --- decoding in blocks ---------------------------------------------------------------------------
 
 
 def phrases(rng, lengths):

@@ -78,9 +78,6 @@ def log_epochs(tracker, epochs, first_step=1):
         tracker.log_epoch(epoch, step, 2.0 / epoch, StftLoss(3.0 / epoch, 1.0, 0.5))
 
 
-# --- W&B ----------------------------------------------------------------------------------------
-
-
 def test_offline_parts_of_a_resumed_training_are_one_run(tmp_path, corpus, model, small_config, no_account, caplog):
     caplog.set_level("INFO")
     folder = tmp_path / "runs" / "quiet-echo"
@@ -144,9 +141,6 @@ def test_the_key_of_wandb_login_is_found(tmp_path, no_account, monkeypatch):
     assert not wandb_run.has_key()
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     assert wandb_run.has_key()
-
-
-# --- the folder ---------------------------------------------------------------------------------
 
 
 def test_repeated_steps_are_recorded_once(tmp_path, corpus, small_config):
@@ -217,9 +211,6 @@ def test_run_names_are_new(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine-2").mkdir()
     assert choose_run_name(tmp_path, "mine") == "mine-3"
-
-
-# --- the page -----------------------------------------------------------------------------------
 
 
 def browse(path):

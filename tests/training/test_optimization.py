@@ -53,9 +53,6 @@ def test_the_average_equals_the_recursion_in_float64():
         assert average.model.weight.item() == pytest.approx(expected, rel=1e-5)  # up to fifty float32 roundings
 
 
-# --- in a training ------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def flags(tmp_path):
     """Return a function that gives train.py's flags for a folder, on a corpus of two takes with a small model."""

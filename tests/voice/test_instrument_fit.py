@@ -43,9 +43,6 @@ def play(tune: Melody, profile, **options) -> tuple[np.ndarray, np.ndarray, dict
     return pitch[curves.voiced], curves.loudness[curves.voiced], report
 
 
-# --- the profile ----------------------------------------------------------------------------------
-
-
 def test_a_profile_comes_from_the_checkpoint(write_checkpoint) -> None:
     model = load_model(write_checkpoint())
     profile = InstrumentProfile.of(model)
@@ -63,9 +60,6 @@ def test_untrained_models_and_unknown_instruments_have_no_profile(config, write_
         InstrumentProfile.of(build_model(config, "trumpet"))
     with pytest.raises(ValueError, match="kazoo"):
         InstrumentProfile.from_statistics("kazoo", load_config(), load_model(write_checkpoint()).statistics)
-
-
-# --- options --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -99,9 +93,6 @@ def test_names_of_keys() -> None:
     assert key_pitch_classes("F# minor") == key_pitch_classes("A major") == key_pitch_classes("G♭ minor")
     assert key_pitch_classes("Bb major") == (0, 2, 3, 5, 7, 9, 10)
     assert key_pitch_classes("chromatic") == tuple(range(12))
-
-
-# --- register, tuning, folding --------------------------------------------------------------------
 
 
 def test_transpose_is_added_to_the_register(profile) -> None:
@@ -167,9 +158,6 @@ def test_fold_moves_whole_notes_by_octaves(profile) -> None:
     assert np.allclose(pitch - sung[20:280], moved[20:280], atol=1e-4)
     assert report["share_out_of_range"] == 0
     assert play(melody(sung), profile)[2]["share_out_of_range"] == pytest.approx(160 / 260, abs=0.01)
-
-
-# --- smoothing and loudness -----------------------------------------------------------------------
 
 
 def test_smoothing_keeps_notes_apart() -> None:

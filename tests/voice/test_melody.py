@@ -85,9 +85,6 @@ def test_noise_is_subtracted_from_the_loudness() -> None:
     assert _subtract_noise(np.array([-50.0, -60.0]), -50.0).tolist() == [-60.0, -70.0]
 
 
-# --- whistling ------------------------------------------------------------------------------------
-
-
 def whistle(f0: np.ndarray, breath: float = 20.0) -> np.ndarray:
     """Return a tone of pitch f0 [N] Hz over white noise, ``breath`` dB below it, with faded ends."""
     fade = np.clip(np.minimum(np.arange(len(f0)), np.arange(len(f0))[::-1]) / (0.02 * RATE), 0, 1)
@@ -146,9 +143,6 @@ def test_a_voice_is_not_a_whistle() -> None:
     assert not f0.any() and not too_high.any()
 
 
-# --- the pitch ------------------------------------------------------------------------------------
-
-
 def repair(f0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return repair_f0(f0.astype(np.float32), np.ones(len(f0), bool), CONFIG)
 
@@ -184,9 +178,6 @@ def test_a_sung_pitch_is_unchanged() -> None:
     for f0 in (octave, fourth, wide, glide):
         repaired, usable = repair(f0)
         assert usable.all() and np.allclose(repaired, f0, rtol=1e-5)
-
-
-# --- several pitches ------------------------------------------------------------------------------
 
 
 def polyphony(audio: np.ndarray, f0: float) -> float:

@@ -137,9 +137,6 @@ def test_invalid_files_are_refused(tmp_path) -> None:
         read_midi(save(tmp_path / "pieces.mid", [on(), off(time=500)], type=2))
 
 
-# --- events of General MIDI -------------------------------------------------------------------------
-
-
 def on(note: int = 60, time: int = 0, **values) -> mido.Message:
     return mido.Message("note_on", note=note, time=time, velocity=100, **values)
 
