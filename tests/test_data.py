@@ -254,13 +254,6 @@ def test_ranks_share_the_rest_of_an_epoch(spans, config, rank):
         assert all(torch.equal(batch[name][0], values) for name, values in crops[order[position]].items())
 
 
-def test_a_dataset_can_be_pickled(spans, config):
-    dataset = CropDataset(spans, config, seed=4)
-    dataset.set_epoch(2)
-    before = dataset[3]  # a file is open
-    assert torch.equal(pickle.loads(pickle.dumps(dataset))[3]["audio"], before["audio"])
-
-
 @pytest.mark.parametrize("kind", [NeuralGuitarDataset, Vox2TrumpetDataset])
 def test_a_dataset_of_a_folder(kind, tmp_path, counting_recording):
     with pytest.raises(ValueError, match=tmp_path.name):

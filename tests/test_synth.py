@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import synth
-from sound.audio_files import prepare_audio
 from synth import FilteredNoiseSynthesizer
 
 SAMPLE_RATE, HOP, K = 16000, 160, 65
@@ -36,11 +35,6 @@ def test_filters_of_ones_leave_the_noise_unchanged():
     # The filter is then a unit impulse, so that only the transform's rounding remains. Measured 4e-7.
     assert (opened - noise).abs().max() <= 1e-5
     assert opened.std() == pytest.approx(1 / math.sqrt(3), rel=0.05)  # uniform in -1..1; 6400 samples scatter by 1 %
-
-
-def test_items_of_a_batch_have_independent_noise():
-    first, second = make_noise(torch.ones(2, 50, K)).numpy()
-    assert abs(np.corrcoef(first, second)[0, 1]) < 0.05  # 8000 samples of independent noise: 0.011 of scatter
 
 
 def filter_directly(noise, magnitudes, hop_length):
@@ -118,21 +112,6 @@ def test_sound_above_the_band_of_the_features_is_ignored():
     assert synth.weighted_level(f0, amplitudes, silence, 16000, 16000).equal(
         synth.weighted_level(f0, amplitudes, silence, 16000)
     )
-
-
-@pytest.mark.parametrize("frequency", [1000.0, 7000.0, 7500.0, 7700.0, 12000.0])
-def test_the_weighting_ends_like_the_resampling_filter(frequency):
-    sine = np.sin(2 * np.pi * frequency * np.arange(48000) / 48000).astype(np.float32)
-    resampled = prepare_audio(sine, 48000, 16000)[4000:12000]
-    gain = math.sqrt(2) * np.sqrt(np.mean(np.square(resampled)))
-    f = torch.tensor(frequency)
-    # Linear, where it falls from 1 to 0 within 400 Hz; measured 0.07 at most.
-    assert (synth.measured_weighting(f, 16000) / synth.a_weighting(f)).item() == pytest.approx(gain, abs=0.08)
-
-
-@pytest.mark.parametrize(("frequency", "n_bands"), [(24000, 128), (16000, 85), (187.4, 0)])
-def test_number_of_noise_bands_below_a_frequency(frequency, n_bands):
-    assert synth.count_noise_bands_within(frequency, 129, 48000) == n_bands  # 187.5 Hz each
 
 
 def test_noise_depends_only_on_the_generator_of_the_item():

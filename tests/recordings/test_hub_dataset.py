@@ -233,23 +233,6 @@ def test_unusable_files_are_left_out_and_named(hub, repo, stream, caplog, change
     assert change is not spoil or hub.faults[0].times == 96
 
 
-def test_withdrawn_access_ends_the_download_but_not_the_training(hub, stream, caplog):
-    hub.faults = [Fault("HEAD .*[3-7].wav.pt", times=99, status=403)]
-    recordings = finish(stream())
-    recordings.wait_for_first(SINGLE_PROCESS, CPU)
-    assert "HF_TOKEN" in caplog.text and 1 <= len(recordings.ready) < N_FILES and len(recordings.failed) == 1
-
-
-@pytest.mark.parametrize("place", ["cache/.cache", "cache/.lock/x"])
-def test_an_unwritable_folder_is_named(stream, caplog, place):
-    Path(place).parent.mkdir(parents=True)
-    Path(place).touch()  # a file where a folder has to be, or the other way round
-    recordings = stream()
-    with pytest.raises(HubError, match=NAME):
-        recordings.wait_for_first(SINGLE_PROCESS, CPU)
-    assert str(Path(place).parent) in caplog.text
-
-
 def test_two_processes_share_one_download_also_through_an_outage(hub, stream):
     hub.files_left = 4
     both = stream(), stream()
@@ -295,18 +278,6 @@ def test_machines_train_on_recordings_that_both_have(hub, stream, folder, config
         one, other = pool.map(run, *zip(*machines))
     names = [[span.path.relative_to(each.folder) for span in each.training] for each in (one, other)]
     assert names[0] == names[1] and names[0]
-
-
-def test_machines_without_common_recordings_raise_an_error(hub, stream):
-    hub.faults = [Fault("HEAD .*pt", times=10**6, status=404)]
-    machines = [(stream(f"cache {number}"), Machine(number, 0, 2)) for number in (0, 1)]
-
-    def run(recordings, machine):
-        with pytest.raises(HubError, match="404"):
-            recordings.wait_for_first(machine, CPU)
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(run, *zip(*machines)))
 
 
 def test_without_network_and_data_the_error_names_address_and_attempt(hub, stream):

@@ -169,12 +169,6 @@ def test_smoothing_keeps_notes_apart() -> None:
     assert smooth_within_notes(rough, voiced, 0.0) is rough
 
 
-def test_smoothing_removes_vibrato(profile) -> None:
-    tremolo = melody(64 + VIBRATO, -30 + VIBRATO)
-    for plain, smoothed in zip(play(tremolo, profile)[:2], play(tremolo, profile, smoothing=0.3)[:2]):
-        assert np.std(smoothed[30:-30]) < 0.1 * np.std(plain[30:-30])
-
-
 def test_loudness_offset_is_in_decibels(profile) -> None:
     swell = melody(64.0, -35 + 10 * np.sin(np.pi * FRAMES / 300))
     softer, plain = play(swell, profile, loudness_offset=-6.0), play(swell, profile)
@@ -198,8 +192,3 @@ def test_the_slope_of_the_loudness_fit_is_limited(profile, spread: float, slope:
     inside = (fitted > profile.config.features.loudness_floor) & (fitted < -15)
     assert np.polyfit(loudness[inside], fitted[inside], 1)[0] == pytest.approx(slope, rel=1e-3)
     assert inside.sum() > 700 and fitted.max() <= -15  # the loudest of the training data
-
-
-def test_the_gain_of_the_loudness_fit_is_limited(profile) -> None:
-    fitted = fit_loudness(np.full(100, -110.0), np.ones(100, bool), profile)
-    assert np.allclose(fitted, -110 + profile.config.transfer.max_loudness_gain)
