@@ -558,9 +558,10 @@ const vox = (window.vox = {});
     pen.scale(scale, scale);
     pen.font = `11px ${style.fontFamily}`;
     pen.fillStyle = style.getPropertyValue("--body-text-color-subdued");
+    const gap = height / (high - low), named = gap > 14 ? [0, 2, 4, 5, 7, 9, 11] : 3 * gap > 14 ? [0, 4, 7] : [0]; // px
     for (let note = Math.ceil(low); note <= high; note++) {
       const isTonic = note % 12 === 0;
-      if (!isTonic && (high - low > 20 || ![2, 4, 5, 7, 9, 11].includes(note % 12))) continue;
+      if (!named.includes(note % 12)) continue;
       pen.strokeStyle = style.getPropertyValue("--border-color-primary");
       pen.lineWidth = isTonic ? 1.5 : 0.5;
       pen.beginPath();
@@ -594,13 +595,24 @@ const vox = (window.vox = {});
     choice.id = `${block.id}-${radio.value}`;
     radio.setAttribute("aria-labelledby", `${title.id} ${choice.id}`);
   };
+  // Gradio's place in line and its estimate ("queue: 2/3 | 1.2/9.7s", from the mean of all requests) as a sentence.
+  const tellPlace = () => {
+    const place = find("status")?.querySelector(".progress-text")?.textContent.match(/queue: (\d+)\/\d+ \|\s*([\d.]+)?\/?([\d.]+)?/);
+    const card = find("status")?.querySelector(".say:not(.error, .ready)");
+    if (!place || !card) return;
+    const left = 5 * Math.ceil((place[3] - place[2]) / 5);
+    const time = !place[3] ? "" : left > 0 ? `, about ${left} s` : ", and it takes longer than usual";
+    const sentence = `Waiting for my turn: ${place[1]} before me${time}.`;
+    if (card.textContent !== sentence) card.textContent = sentence;
+  };
   const mend = () => {
     for (const part of document.querySelectorAll(".gradio-container input")) {
       if (part.type === "radio" && part.name.startsWith("radio-")) nameGroup(part);
       if (part.type === "checkbox" && part.name === "test") part.removeAttribute("name");
       if (part.hasAttribute("aria-controls") && !find(part.getAttribute("aria-controls"))) part.removeAttribute("aria-controls");
     }
+    tellPlace();
     for (const image of document.querySelectorAll("footer img[alt]:not([alt=''])")) image.alt = "";
   };
-  new MutationObserver(mend).observe(document, { childList: true, subtree: true });
+  new MutationObserver(mend).observe(document, { childList: true, characterData: true, subtree: true });
 }

@@ -95,7 +95,8 @@ class ModelCollection:
         shipped = sorted(PRETRAINED_DIR.glob("*.pth"), key=lambda path: (path.stem != _FIRST_INSTRUMENT, path.stem))
         found = [PlayableModel(path.stem, path.stem, path.stem.capitalize(), path) for path in shipped]
         trained = [one for path in find_trainings(self.checkpoint_dir) if (one := self._describe(path))]
-        found = trained + found if trained and trained[0].is_trained else found + trained
+        newest = [one for one in trained if one.path.parent == trained[0].path.parent]  # its best may be an early epoch
+        found = trained + found if any(one.is_trained for one in newest) else found + trained
         if self.checkpoint and (asked := self._describe(self.checkpoint)):
             others = [one for one in found if one.path.resolve() != self.checkpoint.resolve()]
             return [dataclasses.replace(asked, name="checkpoint"), *others]

@@ -121,20 +121,26 @@ def test_offline_parts_of_a_resumed_training_are_one_run(tmp_path, corpus, model
 
 def test_without_a_network_the_run_is_kept_offline(tmp_path, corpus, small_config, no_account, monkeypatch, caplog):
     caplog.set_level("INFO")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40 + "\n")
+    monkeypatch.setenv("WANDB_MODE", "")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no server
     monkeypatch.setattr(wandb_run, "_INIT_SECONDS", 2)
     tracker = make_log(tmp_path / "run", small_config, corpus)
     tracker.start_wandb(None, "p", "abcd1234")
     log_epochs(tracker, [1])
     tracker.finish(0)
-    assert "W&B" in caplog.text and "offline" in caplog.text
+    assert "W&B" in caplog.text and "offline" in caplog.text and "login" not in caplog.text
     assert len(list(tmp_path.glob("run/wandb/offline-run-*/*.wandb"))) == 1
 
 
 def test_the_key_of_wandb_login_is_found(tmp_path, no_account, monkeypatch):
+    import wandb  # slow to import
+    from wandb.sdk.lib.wbauth import wbnetrc
+
     assert not wandb_run.has_key() and wandb_run.choose_mode("disabled") == "disabled"
     assert wandb_run.choose_mode(None) == "offline"
+    wbnetrc.write_netrc_auth(host=wandb.Settings().base_url, api_key="0" * 40)  # as ``wandb login`` does
+    assert wandb_run.has_key() and wandb_run.choose_mode(None) == "online"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40 + "\n")
     assert wandb_run.has_key()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
