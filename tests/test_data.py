@@ -10,14 +10,7 @@ import torch
 from conftest import damaged_pickles, zipped
 from data import find_recordings, load_recording, save_recording
 from recordings.corpus import read_corpus
-from recordings.crops import (
-    CropDataset,
-    NeuralGuitarDataset,
-    ProcessRanks,
-    Span,
-    Vox2TrumpetDataset,
-    load_batches,
-)
+from recordings.crops import CropDataset, NeuralGuitarDataset, ProcessRanks, Span, Vox2TrumpetDataset, load_batches
 
 HOP = 160
 FRAME_CURVES = ("f0", "loudness", "periodicity")

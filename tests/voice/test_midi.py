@@ -241,9 +241,7 @@ PEDAL, UP, NOTES_OFF, SOUND_OFF = (64, 127), (64, 0), (123, 0), (120, 0)
     ("events", "expected"),
     [
         pytest.param(
-            [PEDAL, on(), off(time=50), (*UP, 950), on(64), off(64, 500)],
-            [(60, 0.0, 1.0), (64, 1.0, 1.5)],
-            id="pedal",
+            [PEDAL, on(), off(time=50), (*UP, 950), on(64), off(64, 500)], [(60, 0.0, 1.0), (64, 1.0, 1.5)], id="pedal"
         ),
         pytest.param(
             [on(), PEDAL, off(time=50), on(time=450), off(time=50), (64, 63, 450)],
