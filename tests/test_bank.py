@@ -124,7 +124,7 @@ def test_harmonics_above_nyquist_do_not_alias():
     for f0, is_silent in ((7999.0, False), (8000.0, True), (12345.0, True)):
         assert (bank(torch.full((1, 20, 1), f0), torch.ones(1, 20, 3)) == 0).all() == is_silent
     audible = synth.harmonics_below_nyquist(torch.tensor([[[1000.0], [3999.0], [4000.0]]]), 9, SAMPLE_RATE)
-    assert audible.sum(-1).tolist() == [[7, 2, 1]]  # the eighth of 1 kHz lies at Nyquist itself
+    assert audible.sum(-1).tolist() == [[7, 2, 1]]  # the eighth of 1 kHz is at Nyquist
 
 
 def test_phase_is_the_inclusive_sum_of_f0():

@@ -97,7 +97,7 @@ def test_f0_is_interpolated_in_log_frequency_where_unvoiced():
 @pytest.mark.parametrize("hertz", [55.0, 110.0, 220.0, 440.0, 880.0, 1568.0])
 def test_f0_of_a_harmonic_tone(config, hertz):
     f0, periodicity = extract_f0(harmonic_tone(hertz, 0.3), config)
-    inside = slice(5, -5)  # windows of 64 ms that lie within the tone
+    inside = slice(5, -5)  # windows of 64 ms within the tone
     # The tiny network's own error: up to 4 cents in the median, 9 in a frame (measured at 15 pitches).
     assert abs(np.median(cents(f0[inside], hertz))) <= 5
     assert np.abs(cents(f0[inside], hertz)).max() <= 10

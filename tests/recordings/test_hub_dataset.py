@@ -206,7 +206,7 @@ def change_index(repo, change):
     repo.commit(repo.files | {"index.json": Blob(json.dumps(values).encode(), False)}, "change")
 
 
-def spoil(hub, repo):
+def damage(hub, repo):
     hub.faults = [Fault(f"GET /cdn/{repo.files['1.wav.pt'].sha256}", times=99, flip=True)]
 
 
@@ -224,13 +224,13 @@ def misdescribe(hub, repo):
     change_index(repo, lambda entries: entries["1.wav.pt"].update(n_frames=7))
 
 
-@pytest.mark.parametrize("change", [spoil, lose, replace, misdescribe])
+@pytest.mark.parametrize("change", [damage, lose, replace, misdescribe])
 def test_unusable_files_are_left_out_and_named(hub, repo, stream, caplog, change):
     change(hub, repo)
     recordings = finish(stream())
     assert list(recordings.failed) == [Path("cache/1.wav.pt")] and f"datasets/{NAME}" in caplog.text
     assert "1.wav.pt" in caplog.text and len(names_in("cache")) == len(recordings.ready) == N_FILES - 1
-    assert change is not spoil or hub.faults[0].times == 96
+    assert change is not damage or hub.faults[0].times == 96
 
 
 def test_two_processes_share_one_download_also_through_an_outage(hub, stream):

@@ -146,7 +146,7 @@ def test_a_failed_export_replaces_nothing(trained, exported, monkeypatch, caplog
     before, card = exported.read_bytes(), exported.with_suffix(".md").read_bytes()
     strip = ex.strip
 
-    def spoil(source, path, half):
+    def change_weight(source, path, half):
         content = strip(source, path, half)
         content["model"]["harmonic_head.bias"][3] += 1e-3
         return content
@@ -154,7 +154,7 @@ def test_a_failed_export_replaces_nothing(trained, exported, monkeypatch, caplog
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         assert export(trained, exported) == 1
-    monkeypatch.setattr(ex, "strip", spoil)
+    monkeypatch.setattr(ex, "strip", change_weight)
     assert export(trained, exported) == 1
     assert "No space left" in caplog.messages[0] and str(trained) in caplog.messages[1]
     assert exported.read_bytes() == before and exported.with_suffix(".md").read_bytes() == card

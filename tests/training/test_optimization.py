@@ -122,6 +122,6 @@ def test_averaging_can_be_switched_on_and_off(run, flags, caplog):
 
 def test_an_invalid_average_is_refused(run, tmp_path):
     content = read_checkpoint(run("out", 1))
-    torch.save({**content, "average": {"x": torch.zeros(1)}}, tmp_path / "spoilt.pth")
-    with pytest.raises(ValueError, match=r"spoilt\.pth holds weights of another architecture"):
-        load_model(tmp_path / "spoilt.pth")
+    torch.save({**content, "average": {"x": torch.zeros(1)}}, tmp_path / "invalid.pth")
+    with pytest.raises(ValueError, match=r"invalid\.pth holds weights of another architecture"):
+        load_model(tmp_path / "invalid.pth")

@@ -24,7 +24,7 @@ VIBRATO = 0.4 * np.sin(2 * np.pi * 5.5 * FRAMES / 100)  # semitones
 
 @pytest.fixture
 def profile(write_checkpoint):
-    """A small trumpet whose training data lie between 200 and 800 Hz, and -45 and -15 dB."""
+    """A small trumpet with training data between 200 and 800 Hz, and -45 and -15 dB."""
     return InstrumentProfile.of(load_model(write_checkpoint()))
 
 
