@@ -92,6 +92,9 @@ def put(*place, value):
     return change
 
 
+SECTIONS = ("base", "presets", "instruments", "base model", "presets tiny", "instruments trumpet")
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -106,28 +109,17 @@ def put(*place, value):
         (put("instruments", "trumpet", "licens", value="CC0"), "licens.*licence"),
         (put("base", "model", "hidden_size", value="512"), "hidden_size"),
         (put("base", "audio", "hop_length", value=None), "hop_length"),
-        (put("base", "loss", "fft_sizes", value=512), "fft_sizes"),
-        (put("base", "loss", "fft_sizes", value=["512"]), "fft_sizes"),
-        (put("base", "train", "batch_size", value=0), "batch_size is 0"),
-        (put("base", "train", "phrases_every_epochs", value=0), "phrases_every_epochs is 0"),
-        (put("base", "train", "crop_seconds", value=float("nan")), "crop_seconds is nan"),
-        (put("base", "train", "val_fraction", value=1.0), "val_fraction is 1.0"),
-        (put("base", "train", "ema_decay", value=1.0), "ema_decay is 1.0"),
-        (put("base", "train", "ema_decay", value=-0.1), "ema_decay is -0.1"),
-        (put("base", "model", "attack_frames", value=-1), "attack_frames is -1"),
-        (put("base", "model", "reverb_seconds", value=-1.0), "reverb_seconds is -1.0"),
+        *((put("base", "loss", "fft_sizes", value=value), "fft_sizes") for value in (512, ["512"])),
         *(
-            (put(*place, value=value), None)
-            for place in (
-                ("base",),
-                ("presets",),
-                ("instruments",),
-                ("base", "model"),
-                ("presets", "tiny"),
-                ("instruments", "trumpet"),
+            (put("base", section, name, value=value), f"{name} is {value}")
+            for section, name, value in (
+                *(("train", name, 0) for name in ("batch_size", "phrases_every_epochs")),
+                *(("train", "ema_decay", value) for value in (1.0, -0.1)),
+                *(("train", name, value) for name, value in (("crop_seconds", float("nan")), ("val_fraction", 1.0))),
+                *(("model", name, value) for name, value in (("attack_frames", -1), ("reverb_seconds", -1.0))),
             )
-            for value in (None, 5, [])
         ),
+        *((put(*place.split(), value=value), None) for place in SECTIONS for value in (None, 5, [])),
     ],
 )
 def test_mistakes_are_named_with_the_valid_names(load_content, content, change, named):

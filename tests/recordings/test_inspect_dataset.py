@@ -87,7 +87,7 @@ def test_copies_are_found(clean, inspect_audio):
 
 
 def scale(measured, low, high, seconds_each, spread=30.0, instrument="trumpet"):
-    """Return a take that plays every semitone from low to high (MIDI), each for ``seconds_each``, over ``spread`` dB."""
+    """Return a take of every semitone from low to high (MIDI), each for ``seconds_each``, over ``spread`` dB."""
     notes = np.arange(low, high + 1).repeat(round(100 * seconds_each))
     voiced = len(notes) / 100
     return dataclasses.replace(
