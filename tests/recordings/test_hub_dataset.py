@@ -101,17 +101,6 @@ def run(*flags):
     return train.main(["--config", "config.json", "--device", "cpu", *map(str, flags)])
 
 
-def weights(folder):
-    return read_checkpoint(Path(folder) / "latest.pth")["model"]
-
-
-def test_training_needs_only_the_name_of_the_data_set(hub, repo):
-    assert run("--hf_repo_id", NAME, "--epochs", 2) == 0
-    checkpoint = read_checkpoint(Path("checkpoints/latest.pth"))
-    assert checkpoint["epoch"] == 2 and checkpoint["instrument"] == "trumpet"
-    assert names_in("data/hub/user--trumpet") and all(thread.name != "hub" for thread in threading.enumerate())
-
-
 def test_each_file_is_downloaded_once(hub, repo, folder, stream, config):
     recordings = finish(stream())
     assert names_in("cache") == names_in(folder) and len(recordings.ready) == N_FILES
@@ -140,7 +129,7 @@ def test_training_offline_equals_training_on_a_local_folder(hub, repo, folder, s
     hub.down = True
     assert run("--hf_repo_id", NAME, "--data_dir", "cache", "--epochs", 2, "--checkpoint_dir", "streamed") == 0
     assert run("--data_dir", folder, "--epochs", 2, "--checkpoint_dir", "local") == 0
-    streamed, local = weights("streamed"), weights("local")
+    streamed, local = (read_checkpoint(Path(name) / "latest.pth")["model"] for name in ("streamed", "local"))
     assert all(torch.equal(streamed[name], local[name]) for name in local)
 
 
@@ -149,6 +138,7 @@ def test_training_starts_before_the_download_ends_and_survives_an_outage(hub, re
     hub.files_left = 3
     assert run("--hf_repo_id", NAME, "--epochs", 2) == 0
     assert f"{hub.url}/datasets/{NAME}" in caplog.text and hub.down
+    assert all(thread.name != "hub" for thread in threading.enumerate())
     assert 1 <= len(names_in("data/hub/user--trumpet")) <= 3
     chosen = list(choose_phrases(read_corpus(folder, config)))  # of all recordings, also those to come
     assert read_checkpoint(Path("checkpoints/latest.pth"))["schedule"]["phrases"] == chosen
