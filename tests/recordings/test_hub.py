@@ -113,6 +113,8 @@ def test_tricky_names_are_refused_and_named(values, name):
     [
         lambda values: values.update(format_version=2),
         lambda values: values.pop("instrument"),
+        lambda values: values.update(instrument="/../../x"),
+        lambda values: values.update(instrument=["trumpet"]),
         lambda values: values.update(extractor=3),
         lambda values: values.update(recordings=[]),
         lambda values: values["recordings"][0].update(file=3),
