@@ -214,6 +214,7 @@ def test_hundred_thousand_unknown_weights_are_refused_at_once(rewrite):
 @pytest.mark.parametrize(
     ("part", "key", "value"),
     [
+        (None, "the preset", "../../x"),
         (None, "epoch", "x"),
         (None, "step", nested(60)),
         (None, "position_in_epoch", -1),
@@ -230,7 +231,7 @@ def test_hundred_thousand_unknown_weights_are_refused_at_once(rewrite):
     ],
 )
 def test_description_of_the_wrong_kind(rewrite, part, key, value):
-    path = rewrite(lambda content: content.update({part: {key: value}} if part else {key: value}))
+    path = rewrite(lambda content: content.update({part: {key: value}} if part else {key.split()[-1]: value}))
     with pytest.raises(ValueError, match=rf"model\.pth: {key} is .{{,200}}$"):
         read_checkpoint(path)
 
