@@ -33,6 +33,7 @@ FILES = {
     "checkpoints/pretrained/trumpet.pth": "weights",
     "checkpoints/pretrained/trumpet.md": "card",
     "examples/hum.wav": "RIFF",
+    "examples/hum_trumpet.ogg": "Ogg",
 }
 SECRETS = {
     ".env": "HF_TOKEN=hf_secret",
@@ -51,6 +52,7 @@ SECRETS = {
     "examples/notes.txt": "mine",
     "examples/.voice.wav": "mine",
     "examples/take.wav": "mine",
+    "examples/hum_anna.ogg": "mine",
     "examples/take.mid": "mine",
     "runs/a/metrics.jsonl": "mine",
     "wandb/settings": "mine",
