@@ -145,10 +145,11 @@ def test_every_option_has_a_place_in_the_endpoint_and_a_control() -> None:
 
 
 def test_the_button_plays_and_tells_a_musician_what_it_did(run, tmp_path: Path, scratch: Path) -> None:
-    *steps, last = run(sing(tmp_path / "a.wav", 220.0), "guitar", -12, transpose=2)
+    *steps, early, last = run(sing(tmp_path / "a.wav", 220.0), "guitar", -12, transpose=2)
     first = changes(steps[0])
     assert "Fetching the instrument" in first["status"] and 'class="now"' in first["status"]
-    desk = next(value for part, value in last.items() if part.elem_id == "desk")
+    sound, desk = (next(value for part, value in step.items() if part.elem_id == "desk") for step in (early, last))
+    assert sound == {name: value for name, value in desk.items() if name not in ("midi", "curves")}  # the sound first
     assert desk["sentence"] == "Played 10 semitones lower, B2 to B2; 100 % of it lies outside the guitar's range." or (
         "every note fits the guitar" in desk["sentence"]
     )

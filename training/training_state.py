@@ -61,7 +61,8 @@ class TrainingProgress:
     epoch: int = 0  # complete epochs
     step: int = 0  # optimizer steps in total
     position_in_epoch: int = 0  # crops done in the unfinished epoch
-    loss_sum: float = 0.0  # over those crops
+    loss_sum: float = 0.0  # over those crops, from ``loss_start`` on
+    loss_start: int = 0  # crops of the unfinished epoch that were done when the loss changed, else 0
     best_val_loss: float = float("inf")  # training loss if nothing is held out
     epochs_since_best: int = 0
     first_val_loss: float | None = None  # the first one comparable with the best
@@ -137,6 +138,8 @@ class TrainingState:
         self.changes = changes | reordered
         if changed := ", ".join(f"{name} {change}" for name, change in self.changes.items()):
             log.info("settings changed since the last save, applied from now on: %s", changed)
+        if position < len(self.training) and any(name.startswith("loss.") for name in changes):
+            self.progress.loss_sum, self.progress.loss_start = 0.0, position  # never the mean of two losses
         if reordered and position:
             log.info("the unfinished epoch continues in another order: some of its crops repeat, others are skipped")
         held_out = self.corpus.validation_digest()

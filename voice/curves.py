@@ -120,7 +120,7 @@ def _read_columns(path: Path) -> np.ndarray:
     try:
         # Text in other columns may be in any encoding; digits are the same in all of them.
         lines = content.decode("utf-16" if is_utf16 else "utf-8-sig", "replace").splitlines()
-        lines = [line for line in lines if line.strip()]
+        lines = [line for line in lines if line.strip(" ,;\t")]  # spreadsheets save cleared rows as delimiters
         if lines and lines[0].lower().startswith("sep="):  # Excel's line that names the delimiter
             del lines[0]
         header, *lines = lines
@@ -134,7 +134,7 @@ def _read_columns(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is not a curve file: {problem}; expected the columns {', '.join(COLUMNS)}")
     places, values, row = [names.index(name) for name in COLUMNS], array("d"), []
     try:
-        for row in csv.reader(lines, delimiter=delimiter):
+        for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True):
             values.extend([float(row[place].replace(",", ".")) for place in places])
     except csv.Error as error:
         raise ValueError(f"{path} is not a curve file ({error}); write one with --export_controls") from error
@@ -147,7 +147,7 @@ def _read_columns(path: Path) -> np.ndarray:
 
 
 def _split_names(header: str, delimiter: str) -> list[str]:
-    return [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter))]
+    return [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter, skipinitialspace=True))]
 
 
 def _check_values(path: Path, values: np.ndarray, config: Config) -> None:
