@@ -125,7 +125,7 @@ def _check_description(checkpoint: dict[str, Any], path: Path) -> None:
         parts = (checkpoint, *(checkpoint[part] or {} for part in ("metrics", "rng", "schedule")))
         for value in (part[name] for part in parts if name in part):
             is_fit = value is None or (isinstance(value, kind) and (kind is not int or 0 <= value <= _MAX_COUNT))
-            if not is_fit or (kind is list and not all(isinstance(entry, str) for entry in value)):
+            if not is_fit or (kind is list and not all(isinstance(entry, str) for entry in value or ())):
                 raise ValueError(f"{path}: {name} is {short_repr(value)}, which no training writes")
 
 

@@ -115,9 +115,9 @@ TIME = {"hop_length": 160, "sample_rate": 16000}
     ],
     ids=str,
 )
-def test_settings_that_no_recording_has_are_refused(spoilt, extractor):
-    with pytest.raises(ValueError, match=r"spoilt\.pt has no valid"):
-        load_recording(spoilt(extractor=extractor))
+def test_invalid_settings_are_refused(write_changed, extractor):
+    with pytest.raises(ValueError, match=r"write_changed\.pt has no valid"):
+        load_recording(write_changed(extractor=extractor))
 
 
 @pytest.mark.parametrize(

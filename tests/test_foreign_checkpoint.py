@@ -172,6 +172,7 @@ def test_a_hundred_thousand_unknown_entries_are_refused_quickly_and_in_a_short_m
         ("rng", "seed", torch.ones(3)),
         ("schedule", "boundary", 5),
         ("schedule", "phrases", [["x"]]),
+        ("schedule", "phrases", [None]),
         ("schedule", "n_crops", float("nan")),
     ],
 )
