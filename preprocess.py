@@ -243,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
         _report_stale(all_jobs, args)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
     if ranks.is_first and not counts["failed"]:
-        suggest(f"visualize_features.py --all --data_dir {args.output_dir}")
+        suggest("visualize_features.py --all --data_dir {}", args.output_dir)
     return 1 if counts["failed"] else 0
 
 
