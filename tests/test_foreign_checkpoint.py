@@ -106,9 +106,6 @@ def test_weights_of_another_architecture_are_refused(write_checkpoint, rewrite, 
         load_weights(build_model(small_config, "trumpet"), content["model"], checkpoint_module.PRETRAINED_DIR / "x.pth")
 
 
-# --- invalid values, and small files that need much memory or time ---------------------------------
-
-
 def nested(depth):
     """Return a list whose text doubles with each level, although the file holds only a few bytes for it."""
     value = []

@@ -150,8 +150,8 @@ def test_unusual_names_and_runtime_errors_do_not_end_the_run(tmp_path, capsys, m
 
     monkeypatch.setattr(preprocess, "extract_recording", fail)
     assert run("--input_dir", raw, "--output_dir", tmp_path / "out", "--instrument", "tuba") == 1
-    assert "3 written, 0 skipped, 1 failed" in (said := capsys.readouterr()).out
-    assert "sick.wav" in said.err and "no kernel" in said.err
+    assert "3 written, 0 skipped, 1 failed" in (captured := capsys.readouterr()).out
+    assert "sick.wav" in captured.err and "no kernel" in captured.err
     assert len(list((tmp_path / "out").glob("*.pt"))) == 3
     assert load_recording(next((tmp_path / "out").glob("caf*"))).source["file"] == os.fsdecode(names[0])
 
@@ -254,7 +254,7 @@ def test_torchrun_shares_the_recordings(raw, tmp_path, capsys, monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_length(tmp_path, config):
-    """Beyond the samples themselves, which must be in memory to be saved; activation alone would be 1.4 kB a frame."""
+    """Beyond the samples themselves, which must be in memory to be saved; the activation would be 1.4 kB a frame."""
     peaks = []
     for minutes in (4, 7):  # from 2.2 min on, the blocks that are measured at once are full
         soundfile.write(tmp_path / "take.flac", np.zeros(minutes * 60 * 16000, np.int16), 16000)

@@ -266,9 +266,6 @@ def test_errors_name_what_is_missing(tmp_path, caplog):
         assert train.main(flags) == 1 and named in caplog.messages[-1]
 
 
-# --- changes between two runs -------------------------------------------------------------------
-
-
 def hold_out_a_copy(folder):
     held_out = read_corpus(folder / "data", load_config(folder / "config.json")).validation[0].path
     shutil.copy(held_out, held_out.with_name(f"copy_{held_out.name}"))
@@ -426,9 +423,6 @@ def test_a_run_keeps_the_name_that_its_user_gave(args, folder, flags):
     if not flags:
         shutil.rmtree(folder / "runs")
         assert train.main(args("out", "--epochs", 3)) == 1 and not (folder / "runs").exists()
-
-
-# --- saving and stopping ------------------------------------------------------------------------
 
 
 def test_checkpoints_are_saved_at_intervals(args, folder, monkeypatch):

@@ -60,9 +60,6 @@ def test_an_unusable_proxy_is_named(monkeypatch):
         ask_hub(lambda: close_session() or HfApi().dataset_info(NAME), NAME)
 
 
-# --- the index ----------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def values():
     """An index as JSON values."""
