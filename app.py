@@ -45,7 +45,7 @@ from sound.console import as_command, command_parser
 from voice.instrument_fit import TransferOptions
 from web import page_layout
 from web.endpoints import AnsweringBlocks, add_endpoints
-from web.file_guard import OwnPageOnly, WaitingLine
+from web.file_guard import OwnPageOnly, PromptProtocol, WaitingLine
 from web.live_page import LivePage
 from web.page_style import launch_options
 from web.result_words import describe_result, draw_pitch, find_notices
@@ -319,6 +319,7 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
     except OSError as error:
         message = f"port {port} is in use; stop what runs there, or choose another with --port"
         raise OSError(message if host is None else f"{message} (or {host} is no address of this machine)") from error
+    page.server.config.http_protocol_class = PromptProtocol
     return address
 
 

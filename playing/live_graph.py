@@ -150,6 +150,8 @@ class LiveGraph(nn.Module):
         sound, played = self.player(
             *curves, noise[None], state.played, gate.view(1, 1, 1), 10 ** (noise_balance.view(1, 1, 1) / 20)
         )
+        # In silence the phase starts anew, so that rounding adds up over a phrase at most.
+        played = played._replace(phase=torch.where(gate > 0, played.phase, 0.0))
         gains, limits, limiter_gain = self.limiter(sound.audio[0], state.limits, state.limiter_gain)
         sound = Sound(sound.harmonic * gains, sound.noise * gains)
         shown = [f0, periodicity, loudness, note.voiced, gate, note.f0, played_loudness, gains.min().view(1)]

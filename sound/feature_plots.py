@@ -417,6 +417,7 @@ def make_panels(heights: dict[str, float], colours: Theme, head: float = _HEAD) 
 
 
 def _write_header(figure: Figure, title: str, subtitle: str, colours: Theme) -> None:
+    title = title.encode("utf-8", "backslashreplace").decode()  # the name of a file may not be valid UTF-8
     title = title if len(title) <= 80 else f"{title[:50]} … {title[-25:]}"
     style = {"ha": "left", "va": "baseline", "parse_math": False}
     height = figure.get_figheight()

@@ -95,7 +95,8 @@ class ModelCollection:
         shipped = sorted(PRETRAINED_DIR.glob("*.pth"), key=lambda path: (path.stem != _FIRST_INSTRUMENT, path.stem))
         found = [PlayableModel(path.stem, path.stem, path.stem.capitalize(), path) for path in shipped]
         trained = [one for path in find_trainings(self.checkpoint_dir) if (one := self._describe(path))]
-        found = trained + found if trained and trained[0].is_trained else found + trained
+        newest = [one for one in trained if one.path.parent == trained[0].path.parent]  # its best may be an early epoch
+        found = trained + found if any(one.is_trained for one in newest) else found + trained
         if self.checkpoint and (asked := self._describe(self.checkpoint)):
             others = [one for one in found if one.path.resolve() != self.checkpoint.resolve()]
             return [dataclasses.replace(asked, name="checkpoint"), *others]
@@ -152,8 +153,8 @@ def describe_training(path: Path, checkpoint_dir: Path) -> PlayableModel:
     is_inside = path.is_relative_to(checkpoint_dir)
     name = (path.relative_to(checkpoint_dir) if is_inside else Path(path.name)).with_suffix("").as_posix()
     metrics = content["metrics"] or {}
-    first = metrics.get("first_val_loss") or 0.0
-    is_trained = complete > _MIN_EPOCHS and metrics.get("best_val_loss", float("inf")) <= first / 2
+    first, best = metrics.get("first_val_loss"), metrics.get("best_val_loss")
+    is_trained = complete > _MIN_EPOCHS and None not in (first, best) and best <= first / 2
     label = f"{content['instrument'].capitalize()}, {name} (epoch {epoch}, {saved})"
     return PlayableModel(name, content["instrument"], label, path, is_trained)
 

@@ -28,6 +28,7 @@ const SENTENCES = {
 
 const $ = (id) => document.getElementById(id);
 const trace = new Trace();
+const traceStyle = getComputedStyle($("trace"));
 const midi = new MidiOut($("midi"), $("midi-place"));
 const known = JSON.parse(localStorage.getItem("live-voice") ?? "null"); // { f0, loudness } of the calibration
 const live = { state: "idle", instruments: [], frames: 0, voice: known, shown: null, report: null, latency: null };
@@ -43,6 +44,12 @@ function say(text, isError = false) {
 }
 
 const complain = (kind) => say(SENTENCES[kind] ?? kind, true);
+
+// Change the text of an element without a new node: sixty a second are collected only after a hundred megabytes.
+function write(id, text) {
+  const { firstChild } = $(id);
+  if (firstChild.data !== text) firstChild.data = text;
+}
 
 function setState(state) {
   live.state = state;
@@ -213,7 +220,7 @@ function connect() {
   context.onstatechange = () => {
     if (live.context === context && live.state === "playing" && context.state !== "running") fail(new Trouble("slept"));
   };
-  live.underruns = 0;
+  live.reports = 0;
   setGain();
 }
 
@@ -230,7 +237,7 @@ function stop() {
   say("");
   showNote("sung", null);
   showNote("played", null);
-  $("latency").textContent = "\u00a0";
+  write("latency", "\u00a0");
   for (const id of ["voice-level", "sound-level"]) $(id).value = -60;
 }
 
@@ -247,7 +254,7 @@ function noteName(f0) {
 }
 
 function showNote(id, f0) {
-  $(id).textContent = f0 === null ? "–" : noteName(f0);
+  write(id, f0 === null ? "–" : noteName(f0));
   $(id).classList.toggle("idle", f0 === null);
 }
 
@@ -267,15 +274,16 @@ const decibels = (peak) => 20 * Math.log10(Math.max(peak, 1e-6));
 function report(data) {
   if (live.state !== "playing") return;
   live.report = data;
-  $("voice-level").value = decibels(data.voicePeak);
-  $("sound-level").value = decibels(data.soundPeak);
+  $("voice-level").value = Math.round(decibels(data.voicePeak));
+  $("sound-level").value = Math.round(decibels(data.soundPeak));
   if (data.queue === null) return;
   const here = 1000 * (data.queue + live.about.latency_samples / live.about.sample_rate);
   const device = 1000 * (live.context.baseLatency + (live.context.outputLatency || 0));
   live.latency = here;
+  if (live.reports++ % 10) return; // twice a second can be read
   const gaps = data.underruns ? `, ${data.underruns} ${data.underruns === 1 ? "gap" : "gaps"} in the sound` : "";
   const about = `about ${Math.round(device)} ms of your sound device`;
-  $("latency").textContent = `${Math.round(here)} ms behind you, and ${about}${gaps}`;
+  write("latency", `${Math.round(here)} ms behind you, and ${about}${gaps}`);
 }
 
 // Feedback detection: the microphone may pick up the instrument from the speakers. This is suspected if a note is held
@@ -381,7 +389,7 @@ function makeWav(parts, rate) {
 // --- the page ------------------------------------------------------------------------------------
 
 function draw() {
-  drawTrace($("trace"), trace);
+  drawTrace($("trace"), traceStyle, trace);
   const { shown } = live;
   if (live.state === "playing" && shown) {
     showNote("sung", shown.voiced ? shown.f0 : null);

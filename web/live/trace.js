@@ -21,23 +21,31 @@ export class Trace {
 
   // Range of notes to draw; it slowly adapts to the notes in the plot.
   range() {
-    const notes = [...this.sung, ...this.played].filter((note) => !Number.isNaN(note));
-    const wanted = notes.length ? [Math.min(...notes) - 3, Math.max(...notes) + 3] : [46, 86];
+    let [least, most] = [Infinity, -Infinity];
+    for (const notes of [this.sung, this.played]) for (const note of notes) {
+      if (note < least) least = note;
+      if (note > most) most = note;
+    }
+    const wanted = least <= most ? [least - 3, most + 3] : [46, 86];
     this.low += 0.1 * (Math.min(wanted[0], wanted[1] - 18) - this.low);
     this.high += 0.1 * (Math.max(wanted[1], wanted[0] + 18) - this.high);
     return [this.low, this.high];
   }
 }
 
-export function drawTrace(canvas, trace) {
-  const { width, height } = canvas.getBoundingClientRect();
+// Draw a trace if it, the size or the colours have changed; style is getComputedStyle(canvas).
+export function drawTrace(canvas, style, trace) {
+  const { clientWidth: width, clientHeight: height } = canvas;
   const scale = window.devicePixelRatio || 1;
+  const colour = (name) => style.getPropertyValue(`--${name}`);
+  const view = [width, height, scale, colour("line"), trace.next].join();
+  if (view === trace.drawn) return;
+  trace.drawn = view;
   if (canvas.width !== Math.round(width * scale) || canvas.height !== Math.round(height * scale)) {
     canvas.width = Math.round(width * scale);
     canvas.height = Math.round(height * scale);
   }
   const pen = canvas.getContext("2d");
-  const colour = (name) => getComputedStyle(canvas).getPropertyValue(`--${name}`);
   pen.setTransform(scale, 0, 0, scale, 0, 0);
   pen.clearRect(0, 0, width, height);
   const [low, high] = trace.range();
@@ -57,7 +65,7 @@ export function drawTrace(canvas, trace) {
     pen.lineJoin = pen.lineCap = "round";
     pen.beginPath();
     let before = NaN;
-    for (let i = 0; i < FRAMES; i++) {
+    for (let i = trace.next % 2; i < FRAMES; i += 2) { // each second frame, always the same ones
       const note = values[(trace.next + i) % FRAMES];
       const x = left + ((width - left) * i) / FRAMES;
       if (!Number.isNaN(note)) pen[Math.abs(note - before) < 3 ? "lineTo" : "moveTo"](x, y(note));

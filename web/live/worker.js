@@ -10,7 +10,6 @@ const FILES = {
   "ort-wasm-simd-threaded.wasm": "sha256-M5jBDQfSKb2Rs2RUjhMODlGo5XBLiMfAg+u+t4hC3uI=",
 };
 const PLACES = ["vendor/", `https://cdn.jsdelivr.net/npm/onnxruntime-web@${VERSION}/dist/`];
-const MOST_WAITING = 10; // blocks in the queue; older blocks are dropped
 
 let ort, instrument, controls;
 let ready = Promise.resolve();
@@ -78,12 +77,18 @@ function firstState(about) {
   return { state: zeros("state", "float32", Float32Array), state64: zeros("state64", "float64", Float64Array) };
 }
 
+function makeNoise(length) {
+  const noise = new Float32Array(length);
+  for (let i = 0; i < length; i++) noise[i] = 2 * Math.random() - 1;
+  return noise;
+}
+
 async function step(player, voice, noise) {
   const { session, about } = player;
   const vector = (values) => new ort.Tensor("float32", values, [values.length]);
   const results = await session.run({
     voice: vector(voice),
-    noise: vector(noise ?? Float32Array.from({ length: about.hop_length }, () => 2 * Math.random() - 1)),
+    noise: vector(noise ?? makeNoise(about.hop_length)),
     controls: vector(controls ?? new Float32Array(about.controls.length)),
     ...player.state,
   });
@@ -97,7 +102,6 @@ async function work(port) {
   try {
     await ready;
     while (waiting.length) {
-      if (waiting.length > MOST_WAITING) waiting.splice(0, waiting.length - 2);
       const { voice, noise, at } = waiting.shift();
       const block = await step(instrument, voice, noise);
       shown.push(block.shown);

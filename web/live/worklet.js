@@ -9,6 +9,7 @@ const WINDOW = 0.5; // s over which the lowest level of the queue is measured
 const LEAST_SPARE = 0.004; // s, smallest target for the lowest level of the queue
 const MOST_SPARE = 0.1;
 const STEP = 0.005; // s by which the spare grows after a gap
+const MOST_WAITING = 10; // blocks that the Worker has not answered; then the voice is dropped until it has
 const MOST_CUT = 0.01; // s skipped per cut
 const WARM = 100; // blocks; earlier gaps are ignored
 const FADE = 0.003; // s, length of the fade at a gap or a cut
@@ -72,7 +73,7 @@ class Live extends AudioWorkletProcessor {
     this.lowest = Infinity;
     this.nWindow = 0;
     this.gain = this.wantedGain = 1;
-    this.underruns = this.blocks = 0;
+    this.underruns = this.sent = this.blocks = 0;
     this.voicePeak = this.soundPeak = 0;
     this.nReport = 0;
     this.recording = null;
@@ -80,9 +81,11 @@ class Live extends AudioWorkletProcessor {
     this.emitVoice = (sample) => {
       this.voice[this.nVoice++] = sample;
       if (this.nVoice < this.hop) return;
-      const voice = this.voice.slice();
       this.nVoice = 0;
-      this.worker?.postMessage({ voice, at: currentFrame }, [voice.buffer]);
+      if (!this.worker || this.sent - this.blocks >= MOST_WAITING) return;
+      this.sent++;
+      const voice = this.voice.slice();
+      this.worker.postMessage({ voice, at: currentFrame }, [voice.buffer]);
     };
     this.emitSound = (sample) => {
       this.queue[this.written++ & (this.queue.length - 1)] = sample;
