@@ -156,6 +156,7 @@ def test_a_hundred_thousand_unknown_entries_are_refused_quickly_and_in_a_short_m
 @pytest.mark.parametrize(
     ("part", "key", "value"),
     [
+        (None, "the preset", "../../x"),
         (None, "epoch", "x"),
         (None, "step", nested(60)),
         (None, "position_in_epoch", -1),
@@ -168,11 +169,12 @@ def test_a_hundred_thousand_unknown_entries_are_refused_quickly_and_in_a_short_m
         ("rng", "seed", torch.ones(3)),
         ("schedule", "boundary", 5),
         ("schedule", "phrases", [["x"]]),
+        ("schedule", "phrases", [None]),
         ("schedule", "n_crops", float("nan")),
     ],
 )
 def test_entries_of_the_wrong_type_are_refused(rewrite, part, key, value):
-    path = rewrite(lambda content: content.update({part: {key: value}} if part else {key: value}))
+    path = rewrite(lambda content: content.update({part: {key: value}} if part else {key.split()[-1]: value}))
     with pytest.raises(ValueError, match=rf"model\.pth: {key} is .{{,200}}$"):
         read_checkpoint(path)
 

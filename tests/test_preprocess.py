@@ -124,6 +124,17 @@ def test_failed_files_are_named_and_the_others_processed(raw, tmp_path, capsys):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize(("preset", "seconds", "code"), [("tiny", 0.9, 0), ("tiny", 1.1, 1), ("wide", 0.5, 1)])
+def test_a_recording_of_many_hours_fails(tmp_path, monkeypatch, capsys, preset, seconds, code):
+    assert preprocess._MAX_SAMPLES * 4 * 9 / 8 < 6e8  # bytes; the packages take 300 MB
+    monkeypatch.setattr(preprocess, "_MAX_SAMPLES", 16_000)
+    (tmp_path / "raw").mkdir()
+    soundfile.write(tmp_path / "raw" / "hours.flac", np.zeros(round(16_000 * seconds)), 16_000)
+    flags = ("--input_dir", tmp_path / "raw", "--output_dir", tmp_path / "out", "--instrument", "tuba")
+    assert run(*flags, "--config_name", preset) == code
+    assert code == 0 or "hours.flac lasts longer" in capsys.readouterr().err
+
+
 def test_unusual_names_and_runtime_errors_do_not_end_the_run(tmp_path, capsys, monkeypatch):
     """Names that are not UTF-8 or very long; dot names are no recordings; an error of torch is one file's failure."""
     raw = tmp_path / "raw"

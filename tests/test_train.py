@@ -1,6 +1,7 @@
 """train.py on a small synthetic corpus: training, exact resume, changed settings, stopping, and errors."""
 
 import argparse
+import io
 import json
 import shlex
 import shutil
@@ -360,6 +361,43 @@ def test_the_ends_of_few_recordings_stay_held_out_when_more_are_added(args, fold
     later = build(args("out")).corpus
     assert len(later.training) == 37 and {span.path for span in later.training} == set((folder / "data").glob("*.pt"))
     assert {(span.first_frame, span.n_frames) for span in later.validation} == {(180, 20), (45, 5)}
+
+
+def nested(depth):
+    """Return a list whose text doubles with each level, and takes a few bytes of a file for it."""
+    value = []
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+def test_a_foreign_checkpoint_is_resumed_or_refused_in_a_sentence(args, folder, caplog):
+    latest = folder / "trained" / "latest.pth"
+    whole = latest.read_bytes()
+
+    def spoil_moments(content):
+        content["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+
+    refused = (
+        spoil_moments,
+        lambda content: content.update(optimizer=nested(60)),
+        lambda content: content["optimizer"].update(state={0: nested(60)}),
+        lambda content: content["config"]["train"].update(val_fraction=nested(60)),
+        lambda content: content["config"]["train"].update(val_fraction=float("nan")),
+        lambda content: content["config"].update(loss=None),
+    )
+    resumed = (
+        lambda content: content["config"]["train"].update(patience=nested(60)),
+        lambda content: content["optimizer"]["param_groups"][0].update(betas=nested(60), eps=-1.0),
+        lambda content: content.update(rng=None, schedule={"phrases": None}, metrics=None, position_in_epoch=None),
+    )
+    for code, changes in ((1, refused), (0, resumed)):
+        for change in changes:
+            content = torch.load(io.BytesIO(whole), weights_only=True)
+            change(content)
+            torch.save(content, latest)
+            assert train.main(args("trained", "--epochs", 2)) == code
+            assert code == 0 or (str(latest) in caplog.messages[-1] and len(caplog.messages[-1]) < 500)
 
 
 @pytest.mark.parametrize("before", [0.1, 0.0])

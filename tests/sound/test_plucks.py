@@ -113,7 +113,14 @@ def nested(depth):
 
 
 @pytest.mark.parametrize(
-    "change", [None, {"soft": nested(60)}, {"loud_decay": nested(60)}, {"pitches": [0.0] * 10**6}, {"soft": [1e308]}]
+    "change",
+    [
+        None,
+        {"soft": nested(60)},
+        {"loud_decay": nested(60)},
+        {"pitches": [0.0] * 10**6},
+        {"soft": [1e308] * len(typical_plucks(-12.0).soft)},
+    ],
 )
 def test_huge_tables_are_refused_in_a_short_message(change):
     values = nested(60) if change is None else {**typical_plucks(-12.0).to_dict(), **change}

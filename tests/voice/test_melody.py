@@ -15,6 +15,7 @@ from voice.melody import (
     _subtract_noise,
     estimate_polyphony,
     extract_melody,
+    has_backing,
     measure_strays,
     repair_f0,
     trace_whistling,
@@ -222,3 +223,15 @@ def test_a_band_in_the_background_is_detected() -> None:
     assert all(backing(band_audio, level) for level in (-6.0, 0.0, 6.0))
     assert not any(backing(noise, level) for level in (-60.0, -20.0, -10.0))
     assert not extract_melody(band_audio[: 3 * RATE], CONFIG)[2]["has_backing"]  # too short
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "n_steady", "flagged"), [(69, 79, 99, True), (69, 207, 99, False), (69, 79, 40, False)]
+)
+def test_one_note_and_notes_that_never_hold_still_are_no_band(first, other, n_steady, flagged) -> None:
+    """Two notes with a loud rest between; then one whose third harmonic was tracked, and too few steady frames."""
+    voiced = np.arange(600) % 300 < 200
+    f0 = np.where(np.arange(600) < 300, first, other).astype(np.float32)
+    strays, flatness = (np.where(np.arange(600) % 4 == 0, value, np.nan) for value in (0.05, 0.001))
+    strays[n_steady:] = np.nan
+    assert has_backing(f0, np.full(600, -20.0), flatness, strays, voiced) == flagged

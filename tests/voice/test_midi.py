@@ -1,12 +1,14 @@
 """voice/midi.py: notes written and read, files of other programs, chords, bends, and invalid files."""
 
+import time
+
 import mido
 import numpy as np
 import pytest
 
 from config import load_config
 from voice.curves import Melody, shape_notes
-from voice.midi import MidiNote, chord_fraction, make_monophonic, melody_from_notes, read_midi, write_midi
+from voice.midi import MidiNote, _Receiver, chord_fraction, make_monophonic, melody_from_notes, read_midi, write_midi
 from voice.note_finder import find_notes
 
 CONFIG = load_config()
@@ -272,3 +274,14 @@ def test_files_that_are_too_large_or_too_long_are_refused(tmp_path) -> None:
         read_midi(tmp_path / "million.mid")
     with pytest.raises(ValueError, match=r"long\.mid"):
         read_midi(save(tmp_path / "long.mid", [on(), off(time=10**9)]))
+
+
+def test_many_stacked_notes_take_little_time() -> None:
+    receiver, messages = _Receiver(), [on(), off()]
+    start = time.process_time()
+    for now, message in enumerate(messages):
+        for _ in range(200_000):
+            receiver.receive(float(now), message)
+    assert len(receiver.finish()) == 200_000
+    assert chord_fraction([MidiNote(0.0, 14_000.0, key, 64) for key in (60, 61)] * 10_000, 100.0) == 1
+    assert time.process_time() - start < 4
