@@ -11,6 +11,7 @@ most, and are removed when the page ends (``web/stored_files.py``).
 import argparse
 import dataclasses
 import html
+import json
 import logging
 import math
 import os
@@ -44,7 +45,7 @@ from sound.console import as_command, command_parser
 from voice.instrument_fit import TransferOptions
 from web import page_layout
 from web.endpoints import AnsweringBlocks, add_endpoints
-from web.file_guard import OwnPageOnly, WaitingLine
+from web.file_guard import OwnPageOnly, PromptProtocol, WaitingLine
 from web.live_page import LivePage
 from web.page_style import launch_options
 from web.result_words import describe_result, draw_pitch, find_notices
@@ -60,7 +61,7 @@ from web.transfer_request import (
     read_model_card,
     write_notes,
     write_package,
-    write_sounds,
+    write_sound,
 )
 
 _MAX_VISITS = 200  # sessions stored by Gradio with their controls, at up to 1 MB each
@@ -138,20 +139,20 @@ def _connect_play(
                 for step in answer_request(service, request):
                     if isinstance(step, TransferOutcome):
                         said = page_layout.message_card(f"The {step.sound} is ready.", "ready")
-                        yield {results.status: said, results.desk: describe_for_desk(step, request), **ready}
+                        result = describe_for_desk(step, request)
+                        yield {results.status: said, results.desk: result}  # sounds while the notes are written
+                        midi, curves = map(page_layout.file_data, write_notes(step, request))
+                        yield {results.desk: {**result, "midi": midi, "curves": curves}, **ready}
                     else:
                         yield {results.status: gr.skip() if step == shown_step else page_layout.step_list(step)}
                         shown_step = step
             except (ValueError, OSError) as error:
                 yield {results.status: page_layout.message_card(explain_failure(error, recording), "error"), **ready}
 
-    def wait_in_line() -> dict:
-        status = page_layout.message_card("Waiting for my turn.")
-        return {play: gr.update(visible=False), cancel: gr.update(visible=True), results.status: status}
-
     asked = [controls.recording, controls.instrument, controls.seed, controls.as_played, *controls.options.values()]
     shown = [play, cancel, *results]
-    clicked = play.click(wait_in_line, outputs=shown, queue=False, api_visibility="private", show_progress="hidden")
+    waiting = [gr.update(visible=False), gr.update(visible=True), page_layout.message_card("Waiting for my turn.")]
+    clicked = play.click(None, None, [play, cancel, results.status], js=f"() => {json.dumps(waiting)}")
     clicked.then(None, js=_FOCUS_SCRIPT)
     started = clicked.then(
         run,
@@ -185,8 +186,7 @@ def _connect_cancel(started: gr.events.Dependency, play: gr.Button, cancel: gr.B
 
 def describe_for_desk(outcome: TransferOutcome, request: TransferRequest) -> dict:
     """Return the data of a result that ``web/desk.js`` shows and plays."""
-    _, tone, breath = write_sounds(outcome, request, ".flac", 16)
-    midi, curves = write_notes(outcome, request)
+    tone, breath = (write_sound(outcome, request, part, ".flac", 16) for part in ("_harmonic", "_noise"))
     report = describe_transfer(outcome.report)
     options = dataclasses.asdict(request.options)
     voice_gain = outcome.report.get("integrated_loudness", outcome.voice_loudness) - outcome.voice_loudness
@@ -198,8 +198,6 @@ def describe_for_desk(outcome: TransferOutcome, request: TransferRequest) -> dic
         "notices": find_notices(outcome, request.options),
         "details": f"{report[:1].upper()}{report[1:]}.",
         "stems": {"tone": page_layout.file_data(tone), "breath": page_layout.file_data(breath)},
-        "midi": page_layout.file_data(midi),
-        "curves": page_layout.file_data(curves),
         "rate": outcome.sample_rate,
         "voiceGain": voice_gain if math.isfinite(voice_gain) else 0.0,
         "pitch": draw_pitch(outcome),
@@ -321,6 +319,7 @@ def launch(page: gr.Blocks, limits: PageConfig, host: str | None, port: int, sha
     except OSError as error:
         message = f"port {port} is in use; stop what runs there, or choose another with --port"
         raise OSError(message if host is None else f"{message} (or {host} is no address of this machine)") from error
+    page.server.config.http_protocol_class = PromptProtocol
     return address
 
 

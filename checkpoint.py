@@ -15,7 +15,16 @@ from typing import Any
 
 import torch
 
-from config import Config, adopt_instrument, adopt_settings, config_to_dict, load_config, short_repr
+from config import (
+    Config,
+    adopt_instrument,
+    adopt_settings,
+    config_to_dict,
+    load_config,
+    require_name,
+    short_list,
+    short_repr,
+)
 from model import NeuralGuitar, build_model
 from sound.atomic_files import load_tensors, save_tensors
 from sound.plucks import PluckTable
@@ -26,6 +35,15 @@ BEST = "best.pth"
 PRETRAINED_DIR = Path(__file__).parent / "checkpoints" / "pretrained"
 
 _LOSS_SETTINGS = ("loss.", "train.crop_seconds", "train.ema_decay")  # settings on which a validation loss depends
+_COUNTS = ("epoch", "step", "position_in_epoch", "epochs_since_best", "n_crops", "seed")
+_KINDS = {  # of the values that describe a training, in the checkpoint or in its parts; each may be None
+    **dict.fromkeys(("metrics", "rng", "schedule"), dict),
+    **dict.fromkeys(_COUNTS, int),
+    **dict.fromkeys(("best_val_loss", "first_val_loss"), (int, float)),
+    **dict.fromkeys(("preset", "run_name", "wandb_id", "boundary", "validation"), str),
+    "phrases": list,
+}
+_MAX_COUNT = 10**12
 _KEYS = (
     "format_version",
     "config",
@@ -88,9 +106,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     version = checkpoint["format_version"]
     if not isinstance(version, int) or version != FORMAT_VERSION:
         raise ValueError(f"{path} has format {short_repr(version)}, this version reads {FORMAT_VERSION}")
-    if differing := sorted(set(_KEYS) ^ set(checkpoint), key=short_repr):
-        raise ValueError(f"{path} lacks or adds {', '.join(map(short_repr, differing[:9]))}; it is not whole")
+    if differing := _differing_keys(checkpoint, _KEYS):
+        raise ValueError(f"{path} lacks or adds {short_list(differing)}; it is not whole")
+    _check_description(checkpoint, path)
     return checkpoint
+
+
+def _differing_keys(given: dict[Any, Any], expected: Iterable[str]) -> list[Any]:
+    expected = dict.fromkeys(expected)
+    return [key for key in expected if key not in given] + [key for key in given if key not in expected]
+
+
+def _check_description(checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise ValueError if a value that says what was trained, and how far, is of the wrong kind or too large."""
+    require_name(f"{path}: the instrument", checkpoint["instrument"])
+    for name, kind in _KINDS.items():
+        parts = (checkpoint, *(checkpoint[part] or {} for part in ("metrics", "rng", "schedule")))
+        for value in (part[name] for part in parts if name in part):
+            is_fit = value is None or (isinstance(value, kind) and (kind is not int or 0 <= value <= _MAX_COUNT))
+            if not is_fit or (kind is list and not all(isinstance(entry, str) for entry in value)):
+                raise ValueError(f"{path}: {name} is {short_repr(value)}, which no training writes")
 
 
 def checkpoint_config(checkpoint: dict[str, Any], path: Path, current: Config | None = None) -> Config:
@@ -115,7 +150,8 @@ def checkpoint_config(checkpoint: dict[str, Any], path: Path, current: Config | 
 def crop_order_changes(checkpoint: dict[str, Any], seed: int, n_crops: int) -> dict[str, str]:
     """Return changes since a checkpoint that alter the order of crops: name to "old -> new"."""
     now = {"seed": seed, "crops an epoch": n_crops}
-    before = {"seed": checkpoint["rng"].get("seed"), "crops an epoch": checkpoint["schedule"].get("n_crops")}
+    rng, schedule = (checkpoint[name] or {} for name in ("rng", "schedule"))
+    before = {"seed": rng.get("seed"), "crops an epoch": schedule.get("n_crops")}
     return {name: f"{before[name]} -> {now[name]}" for name in now if before[name] not in (None, now[name])}
 
 
@@ -143,6 +179,8 @@ def load_weights(model: NeuralGuitar, weights: dict[str, Any], path: Path) -> No
 
 
 def _copy_weights(model: NeuralGuitar, weights: dict[str, Any], path: Path) -> None:
+    if isinstance(weights, dict) and (differing := _differing_keys(weights, model.state_dict())):
+        raise ValueError(f"{path} holds weights of another architecture: it lacks or adds {short_list(differing)}")
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # a copy to the meta device copies nothing
             model.load_state_dict(weights)

@@ -6,10 +6,12 @@ preset is an error that lists the known ones, so that a typing mistake cannot tr
 """
 
 import dataclasses
+import itertools
 import json
 import re
 import reprlib
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,6 +22,7 @@ import torch
 _NAME = re.compile(r"[a-z0-9_-]{1,40}")
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict, _SHORT.maxstring = 2, 4, 4, 4, 60
+_MAX_NAMED = 9  # keys from a file that an error names
 
 
 def short_repr(value: Any) -> str:
@@ -28,6 +31,12 @@ def short_repr(value: Any) -> str:
         return _SHORT.repr(value)
     except ValueError:  # a whole number of thousands of digits
         return f"a {type(value).__name__} too long to show"
+
+
+def short_list(names: Iterable[Any]) -> str:
+    """Return names from a file, separated by commas, shortened and with control characters escaped."""
+    first = list(itertools.islice(names, _MAX_NAMED + 1))
+    return ", ".join(map(short_repr, first[:_MAX_NAMED])) + ", ..." * (len(first) > _MAX_NAMED)
 
 
 def require_name(what: str, name: Any) -> str:
@@ -413,8 +422,9 @@ def adopt_instrument(saved: dict[str, Any], name: str, current: Config) -> Confi
         current.instrument(name)
         return current
     entry = {"crepe_model": None, "articulation": "sustained", **entries[name]}  # earlier versions had neither
-    known = current.instruments.get(name) or _build(InstrumentConfig, f"instruments.{name}", entry)
-    known = dataclasses.replace(known, crepe_model=entry["crepe_model"] or saved["features"]["crepe_model"])
+    entry["crepe_model"] = entry["crepe_model"] or saved["features"]["crepe_model"]
+    described = _build(InstrumentConfig, f"instruments.{name}", entry)
+    known = dataclasses.replace(current.instruments.get(name, described), crepe_model=described.crepe_model)
     return dataclasses.replace(current, instruments={**current.instruments, name: known})
 
 
@@ -434,7 +444,7 @@ def training_changes(saved: dict[str, Any], config: Config) -> dict[str, str]:
     """
     now = config_to_dict(config)
     return {
-        f"{section}.{key}": f"{saved[section][key]} -> {value}"
+        f"{section}.{key}": f"{short_repr(saved[section][key])} -> {value}"
         for section in ("loss", "train")
         for key, value in now[section].items()
         if key != "epochs" and key in saved[section] and saved[section][key] != value
@@ -463,7 +473,7 @@ def _overlay(base: dict, changes: dict, origin: str) -> dict:
         _require_object(f"section '{name}' of {origin}", values)
     unknown = [name for name in changes if name not in base]
     if unknown:
-        raise ValueError(f"{origin} has unknown section {_listed(unknown)}; known are {_listed(base)}")
+        raise ValueError(f"{origin} has unknown section {short_list(unknown)}; known are {_listed(base)}")
     merged = {name: {**values, **changes.get(name, {})} for name, values in base.items()}
     for name in changes:
         _require_keys(f"section '{name}' of {origin}", merged[name], tuple(base[name]))
@@ -499,7 +509,7 @@ def _require_keys(where: str, values: Any, allowed: tuple[str, ...]) -> None:
     unknown = [key for key in values if key not in allowed]
     missing = [key for key in allowed if key not in values]
     if unknown:
-        raise ValueError(f"{where} has unknown key {_listed(unknown)}; known are {_listed(allowed)}")
+        raise ValueError(f"{where} has unknown key {short_list(unknown)}; known are {_listed(allowed)}")
     if missing:
         raise ValueError(f"{where} lacks {_listed(missing)}")
 

@@ -18,7 +18,7 @@ from config import Config, require_name
 from sound.atomic_files import load_tensors, save_tensors
 
 FORMAT_VERSION = 1
-_EXTRACTION_VERSION = 2  # increase it whenever the results of features.py or sound/pitch_decoder.py change
+_EXTRACTION_VERSION = 2  # increase it whenever the results of features.py or sound/crepe.py change
 _FRAME_KEYS = ("f0", "loudness", "periodicity")
 _KEYS = ("format_version", "instrument", *_FRAME_KEYS, "audio", "source", "extractor", "bandwidth")
 # Hz, dB, a share, of full scale
@@ -87,7 +87,8 @@ def load_recording(path: Path, config: Config | None = None) -> Recording:
         raise ValueError(f"{path} is not a readable processed file; run preprocess.py again") from error
     if not isinstance(content, dict) or set(content) != set(_KEYS):
         raise ValueError(f"{path} is not a processed file, or is from an earlier version; run preprocess.py")
-    if content.pop("format_version") != FORMAT_VERSION:
+    version = content.pop("format_version")
+    if not isinstance(version, int) or version != FORMAT_VERSION:
         raise ValueError(f"{path} does not have format version {FORMAT_VERSION}; run preprocess.py again")
     recording = Recording(**content)
     _check_description(path, recording)
@@ -119,7 +120,8 @@ def _check_description(path: Path, recording: Recording) -> None:
         and all(isinstance(value, str) and len(value) < 1000 for item in source.items() for value in item)
         and "sha256" in source
         and isinstance(extractor, dict)
-        and isinstance(extractor.get("audio"), dict)
+        and all(isinstance(extractor.get(section), dict) for section in ("audio", "features"))
+        and _is_plain(extractor)
         and _is_within(extractor["audio"].get("hop_length"), _MAX_HOP)
         and _is_within(extractor["audio"].get("sample_rate"), _MAX_RATE)
         and (recording.bandwidth is None or (isinstance(recording.bandwidth, float) and 0 < recording.bandwidth < 1e6))
@@ -127,6 +129,14 @@ def _check_description(path: Path, recording: Recording) -> None:
     if not described:
         raise ValueError(f"{path} has no valid source, extractor or bandwidth; run preprocess.py again")
     require_name(f"the instrument of {path}", recording.instrument)
+
+
+def _is_plain(settings: dict[str, Any]) -> bool:
+    """Return True if settings, and the sections in them, hold nothing but numbers and text."""
+    values = [
+        entry for value in settings.values() for entry in (value.values() if isinstance(value, dict) else [value])
+    ]
+    return all(isinstance(value, int | float | str) for value in values)
 
 
 def _is_within(value: Any, limit: int) -> bool:

@@ -1,4 +1,4 @@
-"""Measure a sound: pitch (CREPE, see ``sound/pitch_decoder.py``) and A-weighted loudness, 100 frames a second.
+"""Measure a sound: pitch (CREPE, see ``sound/crepe.py``) and A-weighted loudness, 100 frames a second.
 
 ``load_audio`` of ``sound/audio_files.py`` can be imported from here too.
 
@@ -16,7 +16,7 @@ from scipy import signal
 from torch import Tensor
 
 from config import Config
-from sound import pitch_decoder as pitch
+from sound import crepe
 from sound.audio_files import load_audio  # noqa: F401  re-exported
 
 _SMALLEST = np.finfo(np.float32).tiny
@@ -73,8 +73,8 @@ def extract_feature_blocks(
         ValueError: as ``extract_features``.
     """
     settings = config.features
-    if config.audio.feature_rate != pitch.SAMPLE_RATE:
-        raise ValueError(f"CREPE needs {pitch.SAMPLE_RATE} Hz, but feature_rate is {config.audio.feature_rate} Hz")
+    if config.audio.feature_rate != crepe.SAMPLE_RATE:
+        raise ValueError(f"CREPE needs {crepe.SAMPLE_RATE} Hz, but feature_rate is {config.audio.feature_rate} Hz")
     if settings.crepe_model == "swift-f0":  # small enough for a whole recording
         yield _measure_with_swift_f0(np.concatenate([*blocks]), config)
         return
@@ -84,11 +84,11 @@ def extract_feature_blocks(
         nonlocal loudness
         for sound, power in _frame_blocks(blocks, config):
             loudness = np.concatenate([loudness, _frame_levels(power, config, _margin(config))])
-            yield pitch.crepe_activation(
+            yield crepe.crepe_activation(
                 sound, config.audio.feature_hop_length, settings.crepe_model, device, margin=_margin(config)
             )
 
-    decoded = pitch.decode_blocks(activations(), settings.f0_min, settings.f0_max, settings.periodicity_threshold)
+    decoded = crepe.decode_blocks(activations(), settings.f0_min, settings.f0_max, settings.periodicity_threshold)
     for f0, periodicity in _bridge_blocks(decoded, settings.periodicity_threshold):
         here, loudness = loudness[: len(f0)], loudness[len(f0) :]
         yield Features(*map(torch.from_numpy, (f0, here, periodicity)))
@@ -127,7 +127,7 @@ def _frame_blocks(blocks: Iterable[np.ndarray], config: Config) -> Iterator[tupl
 
 
 def _margin(config: Config) -> int:
-    return max(pitch.MARGIN, config.features.loudness_window)
+    return max(crepe.MARGIN, config.features.loudness_window)
 
 
 def _split(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,10 @@ training takes it from the files.
 """
 
 import argparse
+import filecmp
+import json
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,11 +29,12 @@ from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
 from data import Recording, extractor_settings, list_recordings, load_recording, save_recording
 from features import extract_features
 from recordings.crops import read_ranks
-from sound.atomic_files import hash_file
+from sound.atomic_files import hash_file, write_text
 from sound.audio_files import SUFFIXES, find_sound_files, load_audio
 from sound.bandwidth import measure_bandwidth
 from sound.console import as_command, command_parser, suggest
 
+_SOURCES = ".sources.json"  # in a folder of processed files: the recording of each, relative to the folder
 log = logging.getLogger("preprocess")
 
 
@@ -50,16 +54,20 @@ def plan_all_jobs(input_dirs: list[Path], output_dir: Path, instrument: str | No
     """Return the jobs for the recordings in several folders.
 
     Raises:
-        ValueError: as in ``plan_jobs``, or two recordings would be written to the same file.
+        ValueError: as in ``plan_jobs``, or two recordings, of these folders or of one that was processed before,
+            would be written to the same file.
     """
     jobs = [job for input_dir in input_dirs for job in plan_jobs(input_dir, output_dir, instrument, config)]
-    sources: dict[Path, Path] = {}
+    planned, before = {}, read_sources(output_dir)
     for job in jobs:
-        if sources.setdefault(job.target, job.source).resolve() != job.source.resolve():
-            raise ValueError(
-                f"{sources[job.target]} and {job.source} would both be written to {job.target}; rename one, or give "
-                "their common parent folder as --input_dir"
-            )
+        others = [planned.setdefault(job.target, job.source), before.get(job.target, job.source)]
+        for other, is_planned in zip(others, (True, False)):
+            is_same = other.resolve() == job.source.resolve() or not other.is_file()
+            if not is_same and (is_planned or not filecmp.cmp(other, job.source, shallow=False)):
+                raise ValueError(
+                    f"{other} and {job.source} would both be written to {job.target}; rename one, give their common "
+                    "parent folder as --input_dir, or give another --output_dir"
+                )
     return jobs
 
 
@@ -85,10 +93,30 @@ def plan_jobs(input_dir: Path, output_dir: Path, instrument: str | None, config:
     return jobs
 
 
-def find_stale(jobs: list[Job], output_dir: Path) -> list[Path]:
-    """Return the processed files in a folder that no job writes."""
-    targets = {job.target for job in jobs}
-    return [path for path in list_recordings(output_dir) if path not in targets]
+def read_sources(output_dir: Path) -> dict[Path, Path]:
+    """Return the processed files in a folder and the recording of each, as far as ``write_sources`` has noted it."""
+    try:
+        noted = json.loads((output_dir / _SOURCES).read_bytes())
+        return {output_dir / name: Path(os.path.abspath(output_dir / source)) for name, source in noted.items()}
+    except (FileNotFoundError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def write_sources(jobs: list[Job], output_dir: Path) -> None:
+    """Note the recordings of the jobs beside those of the other files in ``output_dir``."""
+    sources = {target: source for target, source in read_sources(output_dir).items() if target.exists()}
+    sources |= {job.target: job.source for job in jobs}
+    noted = {str(path.relative_to(output_dir)): os.path.relpath(source, output_dir) for path, source in sources.items()}
+    write_text(output_dir / _SOURCES, json.dumps(noted, indent=0) + "\n")
+
+
+def find_stale(jobs: list[Job], input_dirs: list[Path], output_dir: Path) -> tuple[list[Path], list[Path]]:
+    """Return the processed files that no job writes: of recordings from the folders, and of unknown origin."""
+    targets, sources = {job.target for job in jobs}, read_sources(output_dir)
+    others = [path for path in list_recordings(output_dir) if path not in targets]
+    folders = [os.path.abspath(folder) for folder in input_dirs]
+    stale = [path for path in others if path in sources and any(map(sources[path].is_relative_to, folders))]
+    return stale, [path for path in others if path not in sources]
 
 
 def process_recording(job: Job, config: Config) -> JobOutcome:
@@ -163,6 +191,18 @@ def count_outcomes(outcomes: Iterable[JobOutcome], total: int) -> dict[str, int]
     return counts
 
 
+def _report_stale(jobs: list[Job], args: argparse.Namespace) -> None:
+    """Name the processed files whose recordings are missing; delete those from the input folders with --prune."""
+    stale, unknown = find_stale(jobs, args.input_dir, args.output_dir)
+    for path in stale:
+        if args.prune:
+            path.unlink()
+        advice = "deleted" if args.prune else "training will still use it; --prune deletes it"
+        log.info("%s has no recording in %s: %s", path, ", ".join(map(str, args.input_dir)), advice)
+    for path in unknown:
+        log.info("%s is from an unknown folder, and training will use it; if it is not wanted, delete it", path)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("Measure a folder of recordings for training.")
     parser.add_argument(
@@ -193,13 +233,11 @@ def main(argv: list[str] | None = None) -> int:
     ranks = read_ranks()
     all_jobs = plan_all_jobs(args.input_dir, args.output_dir, args.instrument, config)
     jobs = ranks.shard(all_jobs)
+    if ranks.is_first:
+        write_sources(all_jobs, args.output_dir)
     counts = count_outcomes(run_jobs(jobs, config, min(args.num_workers, len(jobs))), len(jobs))
     if ranks.is_first:
-        for path in find_stale(all_jobs, args.output_dir):
-            if args.prune:
-                path.unlink()
-            advice = "deleted" if args.prune else "training will still use it; --prune deletes it"
-            log.info("%s has no recording in %s: %s", path, ", ".join(map(str, args.input_dir)), advice)
+        _report_stale(all_jobs, args)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
     if ranks.is_first and not counts["failed"]:
         suggest(f"visualize_features.py --all --data_dir {args.output_dir}")

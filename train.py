@@ -170,7 +170,7 @@ def build_trainer(
     checkpoint = read_checkpoint(latest) if latest.exists() and not args.no_resume else None
     if checkpoint:
         _require_same_training(checkpoint, latest, config)
-        config = _keep_val_fraction(checkpoint, config)
+        config = _keep_val_fraction(checkpoint, latest, config)
     device = get_device(ranks.device_name(args.device))
     boundary = split_boundary(checkpoint) if checkpoint else None
     whole, next_corpus = open_corpus(args, config, boundary, ranks, device, at_exit or ExitStack())
@@ -188,7 +188,7 @@ def build_trainer(
         )
     trainer = Trainer(config, corpus, args.checkpoint_dir, device, args.seed, ranks, args.num_workers)
     trainer.next_corpus = next_corpus
-    trainer.phrases = choose_phrases(whole, checkpoint["schedule"].get("phrases", ()) if checkpoint else ())
+    trainer.phrases = choose_phrases(whole, (checkpoint["schedule"] or {}).get("phrases") or () if checkpoint else ())
     trainer.precision = PRECISIONS[args.precision]
     if args.compile:
         _compile(trainer.model)
@@ -260,9 +260,12 @@ def _require_same_training(checkpoint: dict[str, Any], path: Path, config: Confi
         raise _wrong_training_error(path, differences, checkpoint["instrument"])
 
 
-def _keep_val_fraction(checkpoint: dict[str, Any], config: Config) -> Config:
+def _keep_val_fraction(checkpoint: dict[str, Any], path: Path, config: Config) -> Config:
     """Return the configuration with the checkpoint's val_fraction: a new one could hold out recordings trained on."""
-    before = checkpoint["config"]["train"]["val_fraction"]
+    loss, saved = (checkpoint["config"].get(section) for section in ("loss", "train"))
+    before = saved.get("val_fraction") if isinstance(loss, dict) and isinstance(saved, dict) else None
+    if not (isinstance(before, int | float) and 0 <= before < 1):
+        raise ValueError(f"{path} lacks the settings of its training; --no_resume starts a new one")
     if before == config.train.val_fraction:
         return config
     log.info("val_fraction stays %g: a resumed training keeps its split; --no_resume starts a new one", before)

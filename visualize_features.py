@@ -54,9 +54,9 @@ def visualize_all(jobs: Iterable[tuple[Path, Path]], periodicity_threshold: floa
         try:
             visualize_file(source, target, periodicity_threshold, theme)
             counts["written"] += 1
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
             counts["failed"] += 1
-            tqdm.write(f"failed: {source}: {error}", file=sys.stderr)
+            tqdm.write(f"failed: {source}: {str(error) or 'not enough memory'}", file=sys.stderr)
     return counts
 
 

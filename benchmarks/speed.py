@@ -38,7 +38,7 @@ from measuring import (
     time_in_turns,
 )
 from model import NeuralGuitar, scale_f0, scale_loudness
-from sound import pitch_decoder
+from sound import crepe
 from sound.atomic_files import write_text
 from sound.audio_files import load_audio
 from sound.console import as_command, command_parser
@@ -209,7 +209,7 @@ def build_crepe(model: str, device: torch.device = _CPU) -> Callable[[Workload],
             return torch.cat([torchcrepe.infer(batch, model, device=device).cpu() for batch in frames])
 
         def ours() -> Tensor:
-            return torch.from_numpy(pitch_decoder.crepe_activation(audio, _FEATURE_HOP, model, device))
+            return torch.from_numpy(crepe.crepe_activation(audio, _FEATURE_HOP, model, device))
 
         return {"ours": ours, "torchcrepe": torch.inference_mode()(theirs)}
 
@@ -219,10 +219,10 @@ def build_crepe(model: str, device: torch.device = _CPU) -> Callable[[Workload],
 def build_viterbi(load: Workload) -> dict[str, Work]:
     """Viterbi search for the path through the activations of ``render_seconds`` of a voice."""
     torchcrepe = import_torchcrepe()
-    activation = pitch_decoder.crepe_activation(read_voice(load.render_seconds), _FEATURE_HOP)
+    activation = crepe.crepe_activation(read_voice(load.render_seconds), _FEATURE_HOP)
     batched = torch.from_numpy(activation.T[None].copy())
     return {
-        "ours": lambda: torch.from_numpy(pitch_decoder._best_path(activation)),
+        "ours": lambda: torch.from_numpy(crepe._best_path(activation)),
         "torchcrepe": lambda: torchcrepe.decode.viterbi(batched)[0][0],
     }
 

@@ -32,7 +32,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vox2
 _MOST_CACHED = 20
 _OPSET = 20
 _PROOF_BLOCKS = 200
-_MAKES_GRAPHS = ("model.py", "synth.py", "playing/*.py", "voice/*.py", "sound/crepe.py", "sound/pitch_decoder.py")
+_MAKES_GRAPHS = ("model.py", "synth.py", "playing/*.py", "voice/*.py", "sound/crepe.py")
 log = logging.getLogger(__name__)
 Run = Callable[..., Sequence[Tensor]]  # (*inputs, state, state64) -> (*outputs, state, state64)
 
@@ -231,15 +231,25 @@ def cached_live_graph(checkpoint: Path, folder: Path = CACHE) -> Path:
     Raises:
         ValueError, OSError: see ``export_model`` and ``checkpoint.load_model``.
     """
-    digest = hashlib.sha256(checkpoint.read_bytes())
-    root = Path(__file__).parents[1]
-    for source in sorted(path for name in _MAKES_GRAPHS for path in root.glob(name)):
-        digest.update(source.read_bytes())
-    target = folder / f"{digest.hexdigest()[:32]}.onnx"
-    if not (target.exists() and target.with_suffix(".json").exists()):
+    target = _live_graph_path(checkpoint, folder)
+    if find_live_graph(checkpoint, folder) is None:
         log.info("preparing %s to be played live; that takes half a minute, once", checkpoint.stem)
         export_model(load_model(checkpoint), "onnx", target, live=True)
         for old in sorted(folder.glob("*.onnx"), key=lambda path: path.stat().st_mtime)[:-_MOST_CACHED]:
             old.unlink()
             old.with_suffix(".json").unlink(missing_ok=True)
     return target
+
+
+def find_live_graph(checkpoint: Path, folder: Path = CACHE) -> Path | None:
+    """Return the path of a checkpoint's live graph if it is in the cache folder, else None."""
+    target = _live_graph_path(checkpoint, folder)
+    return target if target.exists() and target.with_suffix(".json").exists() else None
+
+
+def _live_graph_path(checkpoint: Path, folder: Path) -> Path:
+    digest = hashlib.sha256(checkpoint.read_bytes())
+    root = Path(__file__).parents[1]
+    for source in sorted(path for name in _MAKES_GRAPHS for path in root.glob(name)):
+        digest.update(source.read_bytes())
+    return folder / f"{digest.hexdigest()[:32]}.onnx"

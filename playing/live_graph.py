@@ -18,8 +18,7 @@ from config import Config
 from features import a_weighting_sos
 from model import NeuralGuitar, Sound
 from playing.block_model import FramePlayer, PlayState, StatePacker, require_exportable
-from sound.crepe import WINDOW, FrameCrepe, load_crepe
-from sound.pitch_decoder import find_peak
+from sound.crepe import WINDOW, FrameCrepe, find_peak, load_crepe
 from voice.causal_plucks import CausalPlucker, PluckerState
 from voice.curves import GATE_FADE_SECONDS
 from voice.instrument_fit import LOUDNESS_ANCHOR, InstrumentProfile, TransferOptions

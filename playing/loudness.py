@@ -20,7 +20,7 @@ MAX_LIMITING = 3.0  # dB
 _MARGIN = 0.1  # dB below the limit, for inter-sample peaks caused by a varying gain
 _OVERSAMPLING = 4
 _LOOK_AHEAD_SECONDS = 0.005  # half the length of the limiter's gain smoothing
-_BLOCK_SAMPLES = 2**18
+_BLOCK_SAMPLES = 2**15
 _CONTEXT = 64  # samples on each side of a block, to avoid edge effects of oversampling
 _SHORTEST_SECONDS = 0.5  # shortest input of the meter; shorter audio is padded
 
@@ -66,7 +66,8 @@ def _peak_envelope(audio: np.ndarray, floor: float) -> np.ndarray:
         if peaks[part].max() > floor:
             first = max(0, part.start - _CONTEXT)
             dense = signal.resample_poly(audio[first : part.stop + _CONTEXT].astype(np.float32), _OVERSAMPLING, 1)
-            around = ndimage.maximum_filter1d(np.abs(dense), 2 * _OVERSAMPLING - 1)[::_OVERSAMPLING]
+            after = np.maximum.reduce([np.abs(dense[n::_OVERSAMPLING]) for n in range(_OVERSAMPLING)])
+            around = np.maximum(after, np.append(0, after[:-1]))  # from the sample before to the one after
             peaks[part] = around[part.start - first :][: part.stop - part.start]
     return peaks
 

@@ -214,9 +214,16 @@ SINGLE_PROCESS = ProcessRanks(0, 0, 1)
 
 
 def read_ranks() -> ProcessRanks:
-    """Return the ranks that torchrun sets in the environment."""
-    defaults = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
-    return ProcessRanks(*(int(os.environ.get(name) or value) for name, value in defaults.items()))
+    """Return the ranks that torchrun sets in the environment; empty variables are as unset.
+
+    Raises:
+        ValueError: a variable is not a number.
+    """
+    given = {name: os.environ.get(name) or value for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))}
+    for name, value in given.items():
+        if not str(value).isdecimal():
+            raise ValueError(f"{name} is {value!r}, but should be a number, as torchrun sets it; unset it")
+    return ProcessRanks(*map(int, given.values()))
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from scipy import ndimage, signal
 
 from config import Config, InstrumentConfig
 from data import Recording
+from sound.crepe import hz_to_midi, midi_to_hz, note_name
 from sound.mains_hum import find_mains_lines
-from sound.pitch_decoder import hz_to_midi, midi_to_hz, note_name
 
 PITCHES = range(21, 109)  # MIDI, rows of the heat map
 LEVELS = range(-80, 4, 4)  # dB, lower edges of its columns

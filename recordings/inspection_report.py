@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from config import Config
 from recordings.inspection import LEVELS, PITCHES, RecordingMeasurement, count_notes
 from sound.atomic_files import write_text
+from sound.crepe import hz_to_midi, midi_to_hz, note_name
 from sound.feature_plots import THEMES, Theme, style_axis
-from sound.pitch_decoder import hz_to_midi, midi_to_hz, note_name
 from sound.report_page import Tile, draw_picture, render_page
 
 _DPI = 160

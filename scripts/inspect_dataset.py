@@ -34,7 +34,7 @@ from recordings.inspection import (
 from recordings.inspection_report import write_inspection_page
 from recordings.pitch_annotations import count_octave_errors, find_annotations, read_annotation
 from sound.console import as_command, command_parser, suggest
-from sound.pitch_decoder import note_name
+from sound.crepe import note_name
 
 
 @dataclass(frozen=True)

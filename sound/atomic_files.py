@@ -145,8 +145,9 @@ def _require_plain_tensors(content: Any, size: int) -> None:
             continue
         if isinstance(value, torch.Tensor):
             is_dense = value.layout == torch.strided and not value.is_nested and not value.is_quantized
+            is_dense = is_dense and not (value.requires_grad or value.is_neg() or value.is_conj())
             if not is_dense or value.device.type != "cpu" or not value.is_contiguous():
-                raise ValueError("it has a tensor that is sparse, expanded or without values")
+                raise ValueError("it has a tensor that is sparse, expanded, without values or otherwise not plain")
             n_bytes += value.nbytes
         elif isinstance(value, dict | list | tuple | set):
             waiting += value.values() if isinstance(value, dict) else value

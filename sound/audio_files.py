@@ -28,7 +28,7 @@ from sound import ffmpeg_decoder
 from sound.atomic_files import atomic_write
 
 _SOUNDS = {".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".voc", ".flac"}
-_STREAMS = {".ogg", ".oga", ".opus", ".mp2", ".mp3", ".mpga", ".aac", ".amr"}
+_STREAMS = {".ogg", ".oga", ".opus", ".mp2", ".mp3", ".mpga", ".aac", ".amr", ".wma"}
 _FILMS = {".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".webm", ".weba", ".mkv", ".mka", ".ogv"}
 SUFFIXES = frozenset(_SOUNDS | _STREAMS | _FILMS)
 _BLOCK_SAMPLES = 2**18  # maximum, all channels together
@@ -44,6 +44,8 @@ _MAX_NAMED = 6  # skipped kinds of files that are logged
 _PLAIN = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}  # uncompressed samples
 _PLAIN_FORMATS = {"WAV": "LITTLE", "WAVEX": "LITTLE", "RF64": "LITTLE", "AU": "BIG", "AIFF": "BIG"}
 _MIN_REST = 1024  # bytes; a shorter rest of an uncompressed file is ignored
+_CHUNKS = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"JUNK", b"FLLR", b"_PMX", b"PEAK", b"smpl", b"cue ")
+_MAX_CHUNK = 2**24  # bytes; only a known chunk may state more than the file has
 _MAX_CHUNKS = 1000  # in concatenated WAV files
 _LOUDEST = 1e4  # 80 dB above full scale; larger values are not sound, and their square may overflow
 log = logging.getLogger("audio_files")
@@ -353,13 +355,11 @@ def _read_with_libsndfile(path: Path, file: BinaryIO, sound: soundfile.SoundFile
 
 
 def _is_no_sound(head: bytes, endian: Literal["LITTLE", "BIG"], size: int) -> bool:
-    """Return True if the rest of an uncompressed file is a chunk, a tag or very short."""
-    is_chunk = head[:4].isascii() and int.from_bytes(head[4:], endian.lower()) <= size - 8
-    return (
-        size < _MIN_REST
-        or head.startswith((b"ID3", b"TAG", b"APETAGEX"))
-        or (is_chunk and head[:4].decode().isprintable())
-    )
+    """Return True if the rest of an uncompressed file is a chunk, even one that is cut off, a tag or very short."""
+    name, length = head[:4], int.from_bytes(head[4:], endian.lower())
+    is_name = name.isascii() and name.decode().isprintable()
+    is_chunk = is_name and (length <= size - 8 or (length < _MAX_CHUNK and name.strip(b" _").isalnum()))
+    return size < _MIN_REST or is_chunk or head.startswith((b"ID3", b"TAG", b"APETAGEX", *_CHUNKS))
 
 
 def _read_rest(path: Path, rate: int, n_read: int, least: int) -> Iterator[np.ndarray]:

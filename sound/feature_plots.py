@@ -18,7 +18,7 @@ from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
 
 from sound.atomic_files import atomic_write
-from sound.pitch_decoder import hz_to_midi, midi_to_hz, note_name
+from sound.crepe import hz_to_midi, midi_to_hz, note_name
 
 SMALL, NORMAL = 8.5, 9.5  # points
 _WAVE_COLUMNS = 1600  # about one per pixel
@@ -417,6 +417,7 @@ def make_panels(heights: dict[str, float], colours: Theme, head: float = _HEAD) 
 
 
 def _write_header(figure: Figure, title: str, subtitle: str, colours: Theme) -> None:
+    title = title.encode("utf-8", "backslashreplace").decode()  # the name of a file may not be valid UTF-8
     title = title if len(title) <= 80 else f"{title[:50]} … {title[-25:]}"
     style = {"ha": "left", "va": "baseline", "parse_math": False}
     height = figure.get_figheight()

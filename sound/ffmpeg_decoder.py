@@ -21,7 +21,7 @@ import av
 
 HEADER = struct.Struct("=II")
 DAMAGED, CHANGES = 3, 4  # exit codes: not decodable; sample rate or channels change midway
-_CONTAINERS = "mov,matroska,aac,ogg,mp3,wav,flac,aiff,caf,amr"  # others may refer to other files and URLs
+_CONTAINERS = "mov,matroska,asf,aac,ogg,mp3,wav,flac,aiff,caf,amr"  # others may refer to other files and URLs
 _MAX_MEMORY = 2**29  # bytes of address space; the libraries take 2**27
 _MAX_SECONDS = 5  # of CPU time between two frames of audio
 
@@ -75,6 +75,8 @@ def main() -> int:
     _limit_time()
     try:
         return decode(sys.stdin.buffer, int(sys.argv[1]) or None, sys.stdout.buffer)
+    except av.PatchWelcomeError:  # raised for a chained Ogg stream with other parameters
+        return CHANGES
     except (av.FFmpegError, MemoryError) as error:
         print(getattr(error, "strerror", None) or "it takes too much memory", file=sys.stderr)
         return DAMAGED

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sound.pitch_decoder import hz_to_midi
+from config import short_repr
+from sound.crepe import hz_to_midi
 
 KNOTS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0)  # s; decays are linear between
 _PITCH_STEP = 3.0  # semitones between two entries of a table
@@ -31,7 +32,24 @@ DAMPING_SECONDS = 0.06  # in which a damped string falls silent
 LEVEL_SECONDS = 0.12  # from the onset, within which a pluck reaches its level
 CLOSEST = 0.08  # s between two plucks
 SILENT_POWER = 1e-12  # added before a logarithm
+_MAX_NUMBERS, _MAX_NUMBER = 128, 300  # entries of a table's row, and their largest magnitude, in a file
 LONGEST_RING = 4.0  # s, upper limit of the time since the onset, and its value before the first note
+
+
+def _read_numbers(values: Any) -> tuple[float, ...]:
+    """Return a list of numbers from a file, MIDI numbers or dB, as floats.
+
+    Raises:
+        ValueError: it is anything else, too long, or has numbers that are not finite or far too large.
+    """
+    if not (
+        isinstance(values, list)
+        and len(values) <= _MAX_NUMBERS
+        and all(isinstance(value, int | float) and abs(value) <= _MAX_NUMBER for value in values)
+    ):
+        expected = f"lists of up to {_MAX_NUMBERS} numbers between -{_MAX_NUMBER} and {_MAX_NUMBER}"
+        raise ValueError(f"a pluck table should have {expected}, not {short_repr(values)}")
+    return tuple(map(float, values))
 
 
 class Pluck(NamedTuple):
@@ -54,7 +72,7 @@ class PluckTable:
     def __post_init__(self) -> None:
         shape = (len(self.pitches), len(KNOTS))
         if not self.pitches or list(self.pitches) != sorted(set(self.pitches)):
-            raise ValueError(f"a pluck table needs one or more increasing pitches, not {self.pitches}")
+            raise ValueError(f"a pluck table needs one or more increasing pitches, not {short_repr(self.pitches)}")
         for name in ("soft", "loud"):
             if (n_levels := len(getattr(self, name))) != len(self.pitches):
                 raise ValueError(f"'{name}' of a pluck table should have {len(self.pitches)} levels, not {n_levels}")
@@ -79,13 +97,13 @@ class PluckTable:
         """
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(values, dict) or set(values) != set(names):
-            raise ValueError(f"a pluck table should have {', '.join(names)}, not {', '.join(map(str, values))}")
-        try:
-            arrays = {name: np.asarray(values[name], dtype=np.float64).tolist() for name in names}
-            rows = {name: tuple(tuple(row) if isinstance(row, list) else row for row in arrays[name]) for name in names}
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"a pluck table should have lists of numbers ({error})") from error
-        return cls(**rows)
+            raise ValueError(f"a pluck table should have {', '.join(names)}, not {short_repr(values)}")
+        rows = {name: _read_numbers(values[name]) for name in ("pitches", "soft", "loud")}
+        tables = {name: values[name] for name in ("soft_decay", "loud_decay")}
+        for name, table in tables.items():
+            if not isinstance(table, list) or len(table) != len(rows["pitches"]):
+                raise ValueError(f"'{name}' of a pluck table should be a list for each pitch, not {short_repr(table)}")
+        return cls(**rows, **{name: tuple(map(_read_numbers, table)) for name, table in tables.items()})
 
     def levels(self, pitch: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """Return the levels in dB of the softest and the loudest pluck at a pitch (MIDI number)."""

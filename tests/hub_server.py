@@ -1,8 +1,7 @@
-"""A small Hugging Face Hub on loopback, for the real client: repositories, commits, LFS, and faults on demand.
+"""A local Hugging Face Hub for the real client: repositories, commits, LFS, and faults on demand.
 
-It speaks what ``huggingface_hub`` 2.4 asks of the Hub without Xet: create a repository, preupload, LFS batch, PUT,
-commit, and resolve with ETag and ranges. Large files come from another host name, as from the real one, so that a
-token sent too far is seen.
+It implements what ``huggingface_hub`` 2.4 uses without Xet: create a repository, preupload, LFS batch, PUT, commit, and
+resolve with ETag and ranges. Large files have another host name, as on the real Hub, to which no token may be sent.
 """
 
 import base64
@@ -144,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    # ---- what is asked ----
+    # ---- routes ----
 
     def _route(self, body: bytes) -> tuple:
         path = unquote(self.url.path)
@@ -180,15 +179,15 @@ class Handler(BaseHTTPRequestHandler):
         return repo
 
     def _create(self, body: bytes) -> tuple:
-        asked = json.loads(body)
-        name = f"{asked['organization']}/{asked['name']}"
+        request = json.loads(body)
+        name = f"{request['organization']}/{request['name']}"
         if self._role() != "write":
             raise Refused(403, message="You don't have the rights to create this")
-        if (asked["type"], name) in self.server.repos:
+        if (request["type"], name) in self.server.repos:
             return 409, {"url": f"{self.server.url}/{name}"}
-        repo = Repo(asked.get("visibility") == "private", asked.get("sdk"))
+        repo = Repo(request.get("visibility") == "private", request.get("sdk"))
         repo.commit({".gitattributes": Blob(b"*.pt filter=lfs\n*.pth filter=lfs\n*.wav filter=lfs\n", False)}, "new")
-        self.server.repos[asked["type"], name] = repo
+        self.server.repos[request["type"], name] = repo
         return 200, {"url": f"{self.server.url}/{name}"}
 
     def _validate(self, body: bytes) -> tuple:
@@ -208,25 +207,25 @@ class Handler(BaseHTTPRequestHandler):
     def _preupload(self, body: bytes, kind: str, name: str) -> tuple:
         repo = self._repo(kind, name, write=True)
         files = []
-        for asked in json.loads(body)["files"]:
-            lfs = asked["path"].endswith((".pt", ".pth", ".wav"))
-            known = repo.files.get(asked["path"])
+        for file in json.loads(body)["files"]:
+            lfs = file["path"].endswith((".pt", ".pth", ".wav"))
+            known = repo.files.get(file["path"])
             oid = None if known is None else known.sha256 if lfs else known.git_sha
             mode = "lfs" if lfs else "regular"
-            files.append({"path": asked["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+            files.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         return 200, {"files": files}
 
     def _lfs_batch(self, body: bytes, kind: str | None, name: str) -> tuple:
         self._repo(kind, name, write=True)
         answers = []
-        for asked in json.loads(body)["objects"]:
-            upload = {"upload": {"href": f"{self.server.url}/lfs/{asked['oid']}"}}
-            answers.append(asked if asked["oid"] in self.server.stored else asked | {"actions": upload})
+        for item in json.loads(body)["objects"]:
+            upload = {"upload": {"href": f"{self.server.url}/lfs/{item['oid']}"}}
+            answers.append(item if item["oid"] in self.server.stored else item | {"actions": upload})
         return 200, {"transfer": "basic", "objects": answers}
 
     def _store(self, body: bytes, oid: str) -> tuple:
         if hashlib.sha256(body).hexdigest() != oid:
-            raise Refused(400, message="the content is not what its name says")
+            raise Refused(400, message="the content does not match its name")
         self.server.stored[oid] = body
         self.server.uploads.append(oid)
         return 200, b""
@@ -270,14 +269,14 @@ class Handler(BaseHTTPRequestHandler):
             content = content[:-1] + bytes([content[-1] ^ 1])
         if self.fault.short:
             content = content[:-1]
-        if asked := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
-            start = int(asked[1])
+        if part := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start = int(part[1])
             return 206, content[start:], {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
         return 200, content
 
 
 class HubServer(ThreadingHTTPServer):
-    """A Hub; ``tokens`` maps a token to its role, ``requests`` is what was asked with which authorization."""
+    """A Hub; ``tokens`` maps a token to its role, ``requests`` lists (METHOD /path, authorization)."""
 
     daemon_threads = True
 
@@ -311,14 +310,14 @@ class HubServer(ThreadingHTTPServer):
         return repo
 
     def count_down(self) -> bool:
-        """Say whether one more large file may be sent."""
+        """Return True if one more large file may be sent."""
         with self._choosing:
             if self.files_left is not None:
                 self.files_left -= 1
                 self.down = self.files_left < 0
             return not self.down
 
-    def asked(self, pattern: str) -> list[str]:
+    def find_requests(self, pattern: str) -> list[str]:
         """Return the requests ("METHOD /path") in which the pattern is found."""
         return [line for line, _ in self.requests if re.search(pattern, line)]
 

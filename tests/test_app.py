@@ -1,5 +1,7 @@
 """app.py on a running server: the endpoints, what the page shows, hostile requests, and the command line."""
 
+import asyncio
+import contextlib
 import dataclasses
 import http.client
 import importlib.util
@@ -23,6 +25,7 @@ from pathlib import Path
 
 import av
 import gradio as gr
+import httpx
 import numpy as np
 import pytest
 import requests
@@ -37,7 +40,7 @@ import app
 from config import load_config
 from page import ROOT, cents, free_port, hear, save_untrained, sing
 from voice.instrument_fit import TransferOptions
-from web import file_guard, transfer_request
+from web import file_guard, live_page, transfer_request
 from web.file_guard import OwnPageOnly
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")
@@ -142,10 +145,11 @@ def test_every_option_has_a_place_in_the_endpoint_and_a_control() -> None:
 
 
 def test_the_button_plays_and_tells_a_musician_what_it_did(run, tmp_path: Path, scratch: Path) -> None:
-    *steps, last = run(sing(tmp_path / "a.wav", 220.0), "guitar", -12, transpose=2)
+    *steps, early, last = run(sing(tmp_path / "a.wav", 220.0), "guitar", -12, transpose=2)
     first = changes(steps[0])
     assert "Fetching the instrument" in first["status"] and 'class="now"' in first["status"]
-    desk = next(value for part, value in last.items() if part.elem_id == "desk")
+    sound, desk = (next(value for part, value in step.items() if part.elem_id == "desk") for step in (early, last))
+    assert sound == {name: value for name, value in desk.items() if name not in ("midi", "curves")}  # the sound first
     assert desk["sentence"] == "Played 10 semitones lower, B2 to B2; 100 % of it lies outside the guitar's range." or (
         "every note fits the guitar" in desk["sentence"]
     )
@@ -582,6 +586,74 @@ def test_visits_without_end_take_little_memory(running: gr.Blocks, server: str) 
         f"{server}gradio_api/run/predict", json={"data": [], "fn_index": 1, "session_hash": "x" * 65}, timeout=10
     )
     assert answer.status_code == 403 and "session_hash" in answer.text
+
+
+def connect(server: str, beginning: bytes = b"") -> socket.socket:
+    at = urllib.parse.urlsplit(server)
+    connection = socket.create_connection((at.hostname, at.port), timeout=5)
+    connection.sendall(beginning)
+    return connection
+
+
+@pytest.mark.parametrize("beginning", [b"", b"GET / HTTP/1.1\r\nHost: 127", b"GET /x HTTP/1.1\r\nHost: x\r\n\r\nGET /"])
+def test_a_connection_without_a_request_is_closed(server: str, monkeypatch, beginning: bytes) -> None:
+    monkeypatch.setattr(file_guard, "_MAX_JSON_SECONDS", 0.5)
+    with connect(server, beginning) as connection:
+        while connection.recv(1000):  # an answer, if there was a request, and then the end
+            pass
+
+
+def test_a_long_answer_keeps_its_connection(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_guard, "_MAX_JSON_SECONDS", 0.1)
+    with connect(server, b"GET /gradio_api/heartbeat/h HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n") as connection:
+        assert b"200 OK" in connection.recv(1000)
+        connection.settimeout(1)
+        with pytest.raises(TimeoutError):
+            while connection.recv(1000):
+                pass
+
+
+def test_a_client_may_have_only_so_many_connections_without_a_request(server: str, monkeypatch) -> None:
+    monkeypatch.setattr(file_guard, "_MAX_SILENT", 3)
+    silent = [connect(server) for _ in range(8)]
+    silent[-1].sendall(b"GET /x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    assert b"404" in silent[-1].recv(1000)  # the newest is answered, the oldest are closed
+    for connection in silent[:3]:
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(1) == b""
+    for connection in silent:
+        connection.close()
+
+
+@pytest.mark.parametrize("patience", [60.0, 0.2])
+def test_instruments_are_prepared_for_live_playing_one_at_a_time_without_keeping_others_waiting(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    release, exporting = threading.Event(), []
+    (tmp_path / "graph.onnx").write_bytes(b"graph")
+
+    def export(checkpoint: Path, folder: Path) -> Path:
+        exporting.append(checkpoint)
+        release.wait(20)
+        return tmp_path / "graph.onnx"
+
+    monkeypatch.setattr(live_page, "_MAX_WAIT", patience)
+    monkeypatch.setattr(live_page, "find_live_graph", lambda *_: None)
+    monkeypatch.setattr(live_page, "cached_live_graph", export)
+    collection = transfer_request.ModelCollection(tmp_path, torch.device("cpu"))
+    app_ = live_page.LivePage(PlainTextResponse("elsewhere"), collection)
+
+    async def visit() -> tuple[int, list[int]]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app_), base_url="http://127.0.0.1") as visitor:
+            waiting = [asyncio.create_task(visitor.get("/live/graphs/guitar.onnx", timeout=20)) for _ in range(60)]
+            await asyncio.sleep(0.5)
+            page = await asyncio.wait_for(visitor.get("/live/"), 5)
+            assert len(exporting) == 1
+            release.set()
+            return page.status_code, [(await answer).status_code for answer in waiting]
+
+    page, answers = asyncio.run(visit())
+    assert page == 200 and answers == [200] * 60 if patience > 1 else sorted(answers) == [200] + [503] * 59
 
 
 def begin_upload(server: str, length: int) -> http.client.HTTPConnection:

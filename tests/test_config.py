@@ -1,4 +1,4 @@
-"""The configuration is complete and self-consistent; whatever is mistyped is an error that lists what exists."""
+"""config.py: presets, mistakes in config.json, time conversions, instruments, and the settings of a checkpoint."""
 
 import dataclasses
 import json
@@ -26,12 +26,12 @@ TIME = AudioConfig(sample_rate=16000, hop_length=160, feature_rate=16000)
 
 @pytest.fixture
 def content():
-    """The shipped config.json, to be spoilt."""
+    """The content of the shipped config.json."""
     return json.loads(DEFAULT_CONFIG_PATH.read_text())
 
 
 @pytest.fixture
-def load_spoilt(tmp_path):
+def load_content(tmp_path):
     def load(content, preset="tiny"):
         path = tmp_path / "config.json"
         path.write_text(content if isinstance(content, str) else json.dumps(content))
@@ -41,13 +41,13 @@ def load_spoilt(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
-def test_what_other_editors_save_is_read(tmp_path, encoding):
+def test_encodings_of_other_editors_are_read(tmp_path, encoding):
     (tmp_path / "config.json").write_text(DEFAULT_CONFIG_PATH.read_text(encoding="utf-8"), encoding)
     assert load_config(tmp_path / "config.json") == load_config()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_loads_with_the_four_resolutions(preset):
+def test_presets_have_four_resolutions_and_100_frames_per_second(preset):
     config = load_config(preset=preset)
     assert config.preset == preset
     scale = config.audio.sample_rate // 16000
@@ -55,10 +55,12 @@ def test_every_preset_loads_with_the_four_resolutions(preset):
     assert config.loss.hop_sizes == tuple(size // 4 for size in config.loss.fft_sizes)
     assert config.loss.win_lengths == config.loss.fft_sizes
     assert config.audio.frame_rate == 100 and config.audio.feature_rate == 16000
-    assert len(config.loss.fft_sizes) == len(config.loss.hop_sizes) == len(config.loss.win_lengths)
+    assert config.train.ema_decay == (0.999 if preset == "wide" else 0) and config.model.reverb_seconds == 0
+    assert config.model.attack_frames == (3 if preset in ("solo", "wide") else 0)
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
 
 
-def test_presets_are_what_they_are_named_for(content):
+def test_architectures_of_the_presets(content):
     assert set(content["presets"]) == set(PRESETS)
     models = {name: load_config(preset=name).model for name in PRESETS}
     shapes = {name: (m.decoder, m.hidden_size, m.num_layers, m.dropout) for name, m in models.items()}
@@ -70,29 +72,18 @@ def test_presets_are_what_they_are_named_for(content):
     assert [models[name].amplitude for name in PRESETS] == ["gain", "weighted", "weighted", "gain", "gain", "gain"]
 
 
-def test_a_preset_changes_only_what_it_names():
+def test_a_preset_changes_only_its_own_settings():
     tiny, standard = load_config(preset="tiny"), load_config(preset="standard")
     differences = ["model.hidden_size 512 -> 1024", "model.n_noise_bands 65 -> 129"]
-    assert architecture_differences(tiny, standard) == differences
-    assert (tiny.audio, tiny.features, tiny.loss, tiny.train) == (
-        standard.audio,
-        standard.features,
-        standard.loss,
-        standard.train,
-    )
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_dict_round_trip_through_json(preset):
-    config = load_config(preset=preset)
-    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+    assert architecture_differences(tiny, standard) == differences and architecture_differences(tiny, tiny) == []
+    assert dataclasses.replace(standard, preset="tiny", model=tiny.model) == tiny
 
 
 # --- mistakes in config.json --------------------------------------------------------------------
 
 
 def put(*place, value):
-    """Return a change of a configuration: what stands in a place; ... takes it out."""
+    """Return a function that sets a value in a configuration; ... removes it."""
 
     def change(content):
         for name in place[:-1]:
@@ -142,35 +133,22 @@ def put(*place, value):
         ),
     ],
 )
-def test_mistakes_are_named_with_what_exists(load_spoilt, content, change, named):
+def test_mistakes_are_named_with_the_valid_names(load_content, content, change, named):
     change(content)
     with pytest.raises(ValueError, match=named):
-        load_spoilt(content)
+        load_content(content)
 
 
-@pytest.mark.parametrize("text", ["", "{", "{'single': 'quotes'}"])
-def test_invalid_json_is_named(load_spoilt, text):
-    with pytest.raises(ValueError, match=r"config\.json"):
-        load_spoilt(text)
-
-
-def test_unknown_preset_and_missing_file_are_named(tmp_path):
+def test_invalid_json_unknown_presets_and_missing_files_are_named(tmp_path, load_content, content):
+    for text in ("", "{", "{'single': 'quotes'}"):
+        with pytest.raises(ValueError, match=r"config\.json"):
+            load_content(text)
+    content["base"]["model"]["noise_bias"] = -8
+    assert load_content(content).model.noise_bias == -8  # an integer may stand for a float
     with pytest.raises(ValueError, match=r"'huge'.*tiny, solo, wide, standard, deep, transformer"):
         load_config(preset="huge")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
         load_config(tmp_path / "nowhere.json")
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_options_are_off(preset):
-    config = load_config(preset=preset)
-    assert config.train.ema_decay == (0.999 if preset == "wide" else 0) and config.model.reverb_seconds == 0
-    assert config.model.attack_frames == (3 if preset in ("solo", "wide") else 0)
-
-
-def test_a_whole_number_may_stand_for_a_fraction(load_spoilt, content):
-    content["base"]["model"]["noise_bias"] = -8
-    assert load_spoilt(content).model.noise_bias == -8
 
 
 # --- time ---------------------------------------------------------------------------------------
@@ -190,7 +168,7 @@ def test_frames_cover_all_samples(n_samples, n_frames):
     assert 0 <= TIME.frames_to_samples(n_frames) - n_samples < TIME.hop_length
 
 
-def test_the_sound_may_have_another_rate_than_the_features():
+def test_audio_and_features_may_have_different_rates():
     time = AudioConfig(44100, 441, feature_rate=16000)
     assert time.frame_rate == 100 and time.feature_hop_length == 160
 
@@ -198,7 +176,7 @@ def test_the_sound_may_have_another_rate_than_the_features():
 @pytest.mark.parametrize(
     "changes", [{"sample_rate": 0}, {"hop_length": -1}, {"feature_rate": 0}, {"hop_length": 100, "sample_rate": 44100}]
 )
-def test_impossible_rates_are_named(changes):
+def test_impossible_rates_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         dataclasses.replace(TIME, **changes)
 
@@ -206,7 +184,7 @@ def test_impossible_rates_are_named(changes):
 # --- instruments --------------------------------------------------------------------------------
 
 
-def test_every_instrument_lies_in_the_range_of_the_pitch_tracker(config):
+def test_instrument_ranges_are_within_that_of_the_pitch_tracker(config):
     for instrument in config.instruments.values():
         assert config.features.f0_min <= instrument.f0_min < instrument.f0_max <= config.features.f0_max
         assert instrument.model in ("NeuralGuitar", "Vox2Trumpet")
@@ -226,11 +204,11 @@ def test_every_instrument_lies_in_the_range_of_the_pitch_tracker(config):
         ("my_trumpet.wav", None),
     ],
 )
-def test_instrument_guessed_from_the_data_sets_own_names(config, file_name, instrument):
+def test_instruments_are_recognised_from_file_names_of_data_sets(config, file_name, instrument):
     assert config.guess_instrument(file_name) == instrument
 
 
-# --- what a checkpoint brings -------------------------------------------------------------------
+# --- settings of a checkpoint -------------------------------------------------------------------
 
 
 def test_adopted_settings_are_the_saved_ones_where_weights_depend_on_them(config, small_config):
@@ -243,28 +221,23 @@ def test_adopted_settings_are_the_saved_ones_where_weights_depend_on_them(config
     assert adopted.train == config.train != small_config.train
 
 
-def test_a_voice_is_heard_by_todays_crepe_whoever_heard_the_recordings(config):
-    saved = config_to_dict(config)
-    saved["features"]["crepe_model"] = "full"
-    assert adopt_settings(saved, config).features.crepe_model == "tiny"
-
-
 @pytest.mark.parametrize(
-    ("base", "own", "heard_by"),
+    ("base", "own", "expected"),
     [("full", None, "full"), ("tiny", "full", "full"), ("full", "tiny", "tiny"), ("full", ..., "full")],
 )
-def test_recordings_of_a_trained_instrument_are_heard_by_the_crepe_that_heard_them(config, base, own, heard_by):
+def test_recordings_keep_the_crepe_model_of_the_training_and_voices_do_not(config, base, own, expected):
     saved = config_to_dict(config)
     saved["features"]["crepe_model"], saved["instruments"]["trumpet"]["crepe_model"] = base, own
     if own is ...:  # of an earlier version
         del saved["instruments"]["trumpet"]["crepe_model"]
     adopted = adopt_instrument(saved, "trumpet", config)
-    assert adopted.for_recordings_of("trumpet").features.crepe_model == heard_by
+    assert adopted.for_recordings_of("trumpet").features.crepe_model == expected
+    assert adopt_settings(saved, config).features.crepe_model == "tiny"
     assert adopted.for_recordings_of("oboe") == dataclasses.replace(config, instruments=adopted.instruments)
     assert adopted.instrument("trumpet").f0_max == config.instrument("trumpet").f0_max
 
 
-def test_an_instrument_that_only_the_saved_configuration_knows(config):
+def test_instruments_of_the_saved_configuration_are_adopted(config):
     saved = config_to_dict(config)
     saved["instruments"]["erhu"] = {**saved["instruments"]["trumpet"], "f0_min": 293.0}
     assert adopt_instrument(saved, "erhu", config).instrument("erhu").f0_min == 293.0
@@ -272,35 +245,21 @@ def test_an_instrument_that_only_the_saved_configuration_knows(config):
         adopt_instrument(saved, "kazoo", config)
 
 
-def test_a_setting_newer_than_the_saved_ones_keeps_its_current_value(config):
+def test_missing_and_removed_settings_are_accepted_and_unknown_model_settings_refused(config):
     saved = config_to_dict(config)
-    del saved["model"]["initial_gain"]
-    assert adopt_settings(saved, config) == config
-
-
-def test_options_that_were_cut_are_no_hindrance(config):
-    saved = config_to_dict(config)
+    del saved["model"]["initial_gain"]  # keeps the current value
     for section, key in (("loss", "mel_bands"), ("train", "f0_jitter"), ("transfer", "max_glide"), ("inspect", "x")):
         saved[section][key] = 1.0
     assert adopt_settings(saved, config) == config and training_changes(saved, config) == {}
-
-
-def test_a_saved_setting_that_nobody_knows(config):
-    saved = config_to_dict(config)
     saved["model"]["n_reverb_taps"] = 7
-    with pytest.raises(ValueError, match="section 'model' has unknown key n_reverb_taps"):
+    with pytest.raises(ValueError, match=r"'model'.*n_reverb_taps"):
         adopt_settings(saved, config)
-
-
-def test_differences_name_both_values(config, small_config):
-    assert architecture_differences(config, config) == []
-    assert architecture_differences(config, small_config)[0] == "model.hidden_size 512 -> 32"
 
 
 # --- device -------------------------------------------------------------------------------------
 
 
-def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):
+def test_auto_selects_a_gpu_if_there_is_one(monkeypatch):
     for is_there, name in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(config_module.torch.cuda, "is_available", lambda is_there=is_there: is_there)
         assert get_device("auto") == torch.device(name)
@@ -308,7 +267,7 @@ def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "cpu:x"])
-def test_a_device_that_is_not_here_is_one_short_sentence(name):
+def test_unavailable_devices_are_refused_in_one_short_sentence(name):
     with pytest.raises(ValueError, match=f"'{name}'") as caught:
         get_device(name)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400  # torch lists 50 backends

@@ -1,4 +1,4 @@
-"""Processed files survive a round trip and nothing else gets in; crops are aligned and repeatable."""
+"""data.py and recordings/crops.py: processed files, refused files, aligned and repeatable crops."""
 
 import dataclasses
 import pickle
@@ -6,7 +6,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from conftest import damaged_pickles, zipped
 from data import find_recordings, load_recording, save_recording
@@ -17,7 +16,6 @@ from recordings.crops import (
     ProcessRanks,
     Span,
     Vox2TrumpetDataset,
-    build_dataset,
     load_batches,
 )
 
@@ -35,11 +33,11 @@ def as_dict(recording):
 
 
 @pytest.fixture
-def spoilt(tmp_path, counting_recording):
-    """Return a function that writes a processed file in which some entries are replaced, and returns its path."""
+def write_changed(tmp_path, counting_recording):
+    """Return a function that writes a processed file with changed entries (...: removed) and returns its path."""
 
     def write(**changes):
-        path = tmp_path / "spoilt.pt"
+        path = tmp_path / "write_changed.pt"
         content = {**as_dict(counting_recording(10)), **changes}
         torch.save({key: value for key, value in content.items() if value is not ...}, path)
         return path
@@ -50,7 +48,7 @@ def spoilt(tmp_path, counting_recording):
 # --- files --------------------------------------------------------------------------------------
 
 
-def test_round_trip(tmp_path, config, counting_recording):
+def test_a_recording_survives_saving_and_loading(tmp_path, config, counting_recording):
     recording = counting_recording(30)
     save_recording(tmp_path / "take.pt", recording)
     loaded = load_recording(tmp_path / "take.pt", config)
@@ -63,16 +61,16 @@ def test_round_trip(tmp_path, config, counting_recording):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_hostile_pickle_does_not_run(tmp_path, bomb, spoilt, legacy):
+def test_code_in_a_file_is_not_executed(tmp_path, bomb, write_changed, legacy):
     trap, target = bomb
-    path = spoilt(source=trap)
+    path = write_changed(source=trap)
     if legacy:
         path.write_bytes(pickle.dumps({"source": trap}, protocol=2))
     with pytest.raises(ValueError, match=path.name):
         load_recording(path)
     assert not target.exists()
-    torch.load(spoilt(source=trap), weights_only=False)
-    assert target.exists()  # the trap is live: it was the reader that refused
+    torch.load(write_changed(source=trap), weights_only=False)
+    assert target.exists()  # an unsafe reader does execute it
 
 
 @pytest.mark.parametrize(
@@ -88,7 +86,7 @@ def test_hostile_pickle_does_not_run(tmp_path, bomb, spoilt, legacy):
     ],
     ids=lambda content: repr(content)[:12],
 )
-def test_what_is_no_processed_file_is_refused(processed_file, content):
+def test_other_and_damaged_files_are_refused(processed_file, content):
     """Bytes, an object that torch saved, or the first share of a file."""
     whole = processed_file.read_bytes()
     if isinstance(content, bytes | float):
@@ -106,6 +104,11 @@ FRAMES = torch.ones(1, 10, 1)
     "changes",
     [
         {"format_version": 2},
+        {"format_version": torch.ones(2)},
+        {"f0": FRAMES.clone().requires_grad_()},
+        {"audio": torch._neg_view(torch.ones(1, 1600))},
+        {"extractor": {"audio": {"hop_length": 160, "sample_rate": 16000}, "features": {"f0_min": torch.ones(2)}}},
+        {"extractor": {"audio": {"hop_length": 160, "sample_rate": 16000}, "features": [], "version": 2}},
         {"periodicity": ...},
         {"extra": 1},
         {"f0": None},
@@ -120,9 +123,9 @@ FRAMES = torch.ones(1, 10, 1)
         {**dict.fromkeys(FRAME_CURVES, torch.zeros(1, 0, 1)), "audio": torch.zeros(1, 0)},
         {"extractor": None},
         {"extractor": {"audio": {}}},
-        {"extractor": {"audio": {"hop_length": 0, "sample_rate": 16000}}},
-        {"extractor": {"audio": {"hop_length": 10**9, "sample_rate": 16000}}},
-        {"extractor": {"audio": {"hop_length": 160, "sample_rate": 0}}},
+        {"extractor": {"audio": {"hop_length": 0, "sample_rate": 16000}, "features": {}}},
+        {"extractor": {"audio": {"hop_length": 10**9, "sample_rate": 16000}, "features": {}}},
+        {"extractor": {"audio": {"hop_length": 160, "sample_rate": 0}, "features": {}}},
         {"f0": FRAMES[:, :1].expand(1, 10, 1)},
         {"f0": float("nan") * FRAMES},
         {"f0": -FRAMES},
@@ -138,28 +141,24 @@ FRAMES = torch.ones(1, 10, 1)
     ],
     ids=lambda changes: "-".join(changes),
 )
-def test_what_a_recording_cannot_be_is_refused(spoilt, config, changes):
-    path = spoilt(**changes)
-    with pytest.raises(ValueError, match=r"spoilt\.pt"):
+def test_invalid_recordings_are_refused(write_changed, config, changes):
+    path = write_changed(**changes)
+    with pytest.raises(ValueError, match=r"write_changed\.pt"):
         read_corpus(path.parent, config)
 
 
 @pytest.mark.parametrize(
     ("section", "changes"),
-    [
-        ("features", {"crepe_model": "full"}),
-        ("features", {"loudness_window": 512}),
-        ("audio", {"hop_length": 80}),
-    ],
+    [("features", {"crepe_model": "full"}), ("features", {"loudness_window": 512}), ("audio", {"hop_length": 80})],
 )
-def test_stale_file_is_refused(processed_file, config, section, changes):
+def test_files_made_with_other_settings_are_refused(processed_file, config, section, changes):
     newer = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
     with pytest.raises(ValueError, match=processed_file.name):
         load_recording(processed_file, newer)
     assert load_recording(processed_file).n_frames > 0  # without a configuration any will do
 
 
-def test_a_file_of_an_earlier_extraction_is_refused(processed_file, config):
+def test_files_of_an_earlier_extractor_are_refused(processed_file, config):
     content = torch.load(processed_file, weights_only=True)
     for version in ({}, {"version": content["extractor"]["version"] - 1}):
         content["extractor"] = {"audio": content["extractor"]["audio"], "features": content["extractor"]["features"]}
@@ -168,7 +167,7 @@ def test_a_file_of_an_earlier_extraction_is_refused(processed_file, config):
             load_recording(processed_file, config)
 
 
-def test_find_recordings(tmp_path):
+def test_find_recordings_skips_hidden_and_other_files(tmp_path):
     with pytest.raises(ValueError, match=str(tmp_path)):
         find_recordings(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
@@ -189,10 +188,6 @@ def spans(write_takes):
     return [Span(folder / "take_00.pt", 0, 560), Span(folder / "take_01.pt", 100, 350)]
 
 
-def crops_of(dataset):
-    return [dataset[i] for i in range(len(dataset))]
-
-
 def first_frame(crop):
     return int(crop["f0"][0, 0]) - 100
 
@@ -206,55 +201,36 @@ def assert_aligned(crop, n_frames):
 
 
 @pytest.mark.parametrize("seed", [None, 0, 1])
-def test_curves_and_sound_of_a_crop_belong_together(spans, config, seed):
-    for crop, path in zip(crops_of(CropDataset(spans, config, seed)), [0] * 5 + [1] * 3):
+def test_curves_and_audio_of_a_crop_are_aligned(spans, config, seed):
+    dataset = CropDataset(spans, config, seed)
+    crops = [dataset[index] for index in range(len(dataset))]
+    assert [dataset.path_of(index).name for index in range(8)] == ["take_00.pt"] * 5 + ["take_01.pt"] * 3
+    if seed is None:  # validation: one after the other
+        assert [first_frame(crop) for crop in crops] == [0, 100, 200, 300, 400, 100, 200, 300]
+    for crop, path in zip(crops, [0] * 5 + [1] * 3):
         assert (crop["f0"].shape, crop["loudness"].shape, crop["audio"].shape) == ((100, 1), (100, 1), (16000,))
         assert_aligned(crop, 100)
         assert spans[path].first_frame <= first_frame(crop) <= spans[path].first_frame + spans[path].n_frames - 100
 
 
-def test_as_many_crops_as_the_recording_has_seconds(spans, config):
+def test_number_of_crops(spans, config):
     assert len(CropDataset(spans, config, seed=0)) == 5 + 3
     assert len(CropDataset(spans, with_train(config, crop_seconds=2.0), seed=0)) == 2 + 1
     assert len(CropDataset(spans, with_train(config, crops_per_recording=1), seed=0)) == 2
-    assert len(CropDataset(spans, with_train(config, crops_per_recording=1))) == 5 + 3  # validation hears everything
+    assert len(CropDataset(spans, with_train(config, crops_per_recording=1))) == 5 + 3  # validation uses everything
     assert len(CropDataset([], config, seed=0)) == 0
 
 
-def test_random_crops_are_a_function_of_seed_epoch_and_index(spans, config):
-    def starts(seed, epoch, order=range(8)):
+def test_random_crops_depend_only_on_seed_epoch_and_index(spans, config):
+    def crops(seed, epoch, order=range(8)):
         dataset = CropDataset(spans, config, seed)
         dataset.set_epoch(epoch)
-        return {i: first_frame(dataset[i]) for i in order}
+        return {i: first_frame(dataset[i]) for i in order}, dataset.order().tolist()
 
-    assert starts(0, 0) == starts(0, 0, reversed(range(8)))  # what was read before does not matter
-    assert starts(0, 0) != starts(0, 1)
-    assert starts(0, 0) != starts(1, 0)
-    assert len(set(starts(0, 0).values())) > 5  # and each index has its own
-
-
-def test_random_crops_reach_the_last_frame(write_takes, config):
-    dataset = CropDataset([Span(write_takes(["a"], n_frames=101) / "take_00.pt", 0, 101)], config, seed=0)
-    starts = []
-    for epoch in range(40):
-        dataset.set_epoch(epoch)
-        starts.append(first_frame(dataset[0]))
-    assert set(starts) == {0, 1}  # 40 draws miss one of two places with probability 2e-12
-
-
-def test_order_is_a_permutation_for_each_epoch(spans, config):
-    dataset = CropDataset(spans, config, seed=3)
-    first = dataset.order().tolist()
-    assert first == dataset.order().tolist() and sorted(first) == list(range(8))
-    dataset.set_epoch(1)
-    assert dataset.order().tolist() != first and sorted(dataset.order()) == list(range(8))
-
-
-def test_validation_crops_lie_one_after_another(spans, config):
-    dataset = CropDataset(spans, config)
-    assert [first_frame(crop) for crop in crops_of(dataset)] == [0, 100, 200, 300, 400, 100, 200, 300]
-    dataset.set_epoch(5)
-    assert first_frame(dataset[1]) == 100
+    assert crops(0, 0) == crops(0, 0, reversed(range(8)))  # earlier reads do not matter
+    starts, order = zip(*(crops(seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))))
+    assert starts[0] not in starts[1:] and order[0] not in order[1:]
+    assert len(set(starts[0].values())) > 5 and all(sorted(each) == list(range(8)) for each in order)
 
 
 @pytest.mark.parametrize("seed", [None, 0])
@@ -268,33 +244,8 @@ def test_short_recordings_are_padded(write_takes, config, seed):
     assert (crop["loudness"][30:] == config.features.loudness_floor).all()
     assert (crop["audio"][30 * HOP :] == 0).all()
     assert crop["audio"].shape == (16000,)
-
-
-@pytest.mark.parametrize("seed", [None, 0])
-def test_padding_does_not_reach_into_the_other_side_of_the_split(write_takes, config, seed):
-    folder = write_takes(["a"], n_frames=300)
-    crop = CropDataset([Span(folder / "take_00.pt", 0, 40)], config, seed)[0]
-    assert crop["audio"].max() < 40
-
-
-@pytest.mark.parametrize("index", [8, -9])
-@pytest.mark.parametrize("seed", [None, 0])
-def test_index_beyond_the_end(spans, config, seed, index):
-    with pytest.raises(IndexError):
-        CropDataset(spans, config, seed)[index]
-
-
-def test_crop_is_a_copy(spans, config):
-    dataset = CropDataset(spans, config)
-    dataset[0]["audio"].zero_()
-    dataset[0]["f0"].zero_()
-    assert_aligned(dataset[0], 100)
-
-
-def test_loads_in_batches(spans, config):
-    batches = list(DataLoader(CropDataset(spans, config, seed=0), batch_size=3))
-    assert [len(batch["audio"]) for batch in batches] == [3, 3, 2]
-    assert batches[0]["f0"].shape == (3, 100, 1)
+    whole = write_takes(["a"], n_frames=300) / "take_00.pt"
+    assert CropDataset([Span(whole, 0, 40)], config, seed)[0]["audio"].max() < 40  # not beyond the span
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -309,29 +260,15 @@ def test_ranks_share_the_rest_of_an_epoch(spans, config, rank):
         assert all(torch.equal(batch[name][0], values) for name, values in crops[order[position]].items())
 
 
-@pytest.mark.parametrize(
-    ("instrument", "kind"),
-    [("guitar", NeuralGuitarDataset), ("trumpet", Vox2TrumpetDataset), ("tuba", Vox2TrumpetDataset)],
-)
-def test_instrument_chooses_the_name(spans, config, instrument, kind):
-    dataset = build_dataset(spans, instrument, config, seed=4)
-    assert type(dataset) is kind and dataset.seed == 4
-
-
-def test_dataset_goes_to_another_process(spans, config):
+def test_a_dataset_can_be_pickled(spans, config):
     dataset = CropDataset(spans, config, seed=4)
     dataset.set_epoch(2)
     before = dataset[3]  # a file is open
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[3]["audio"], before["audio"])
 
 
-def test_crop_knows_its_file(spans, config):
-    dataset = CropDataset(spans, config, seed=4)
-    assert [dataset.path_of(index).name for index in range(8)] == ["take_00.pt"] * 5 + ["take_01.pt"] * 3
-
-
 @pytest.mark.parametrize("kind", [NeuralGuitarDataset, Vox2TrumpetDataset])
-def test_a_dataset_takes_a_folder(kind, tmp_path, counting_recording):
+def test_a_dataset_of_a_folder(kind, tmp_path, counting_recording):
     with pytest.raises(ValueError, match=tmp_path.name):
         kind(tmp_path)
     for number, n_frames in enumerate((250, 130)):

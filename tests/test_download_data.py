@@ -1,4 +1,4 @@
-"""download_data.py and what it stands on: downloads that break, archives that lie, the takes of GuitarSet."""
+"""download_data.py: interrupted downloads, hostile and damaged archives, and the takes of GuitarSet."""
 
 import hashlib
 import io
@@ -43,12 +43,8 @@ def fetch(folder, url, content=CONTENT, checksum=None):
 
 
 def stop_after(n_bytes, **headers):
-    """Faults that end a run with the first bytes on the disk."""
+    """Return faults that end a run with the first bytes on the disk."""
     return [Fault(cut=n_bytes, headers=headers)] + [Fault(status=500)] * (1 + resumable_download.RETRIES)
-
-
-def set_free_space(monkeypatch, n_bytes):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 0, n_bytes))
 
 
 def zip_of(files):
@@ -91,47 +87,40 @@ def installed(folder):
         [Fault(cut=5_000), Fault(status=416)],
         [Fault(cut=5_000), Fault(status=416, headers={"Content-Range": "bytes */123"})],
         [Fault(cut=5_000), Fault(cap=3_000), Fault(cap=3_000)],
-        [Fault(headers={"Content-Encoding": "gzip"})] * 9,  # said of a .tar.gz by many servers, and not to be undone
+        [Fault(headers={"Content-Encoding": "gzip"})] * 9,  # many servers send this with a .tar.gz
         [Fault(cut=1_000)] * 15,  # more than RETRIES, but each brings bytes
     ],
 )
-def test_right_bytes_in_spite_of(faults, tmp_path):
+def test_a_download_is_complete_despite_faults(faults, tmp_path):
     with FaultyServer(CONTENT, faults) as server:
         assert fetch(tmp_path, server.url) == CONTENT
     assert [path.name for path in tmp_path.iterdir()] == ["archive"]  # neither .part nor .part.tag stays
 
 
-def test_a_later_run_resumes_where_the_connection_broke(tmp_path):
-    with FaultyServer(CONTENT, stop_after(7_000)) as server:
+@pytest.mark.parametrize("etag", ['"first"', None])
+def test_a_later_run_resumes_or_starts_over(tmp_path, monkeypatch, etag):
+    """It resumes if an ETag identifies the file; bytes that are already stored count towards the free space."""
+    with FaultyServer(CONTENT, stop_after(7_000), etag=etag) as server:
         with pytest.raises(DataError, match="500"):
             fetch(tmp_path, server.url)
         assert (tmp_path / "archive.part").read_bytes() == CONTENT[:7_000]
+        for n_free in (32_000, 33_000) if etag else (10**9,):
+            monkeypatch.setattr(shutil, "disk_usage", lambda path, n=n_free: shutil._ntuple_diskusage(10**9, 0, n))
+            if n_free == 32_000:
+                with pytest.raises(DataError, match=r"33\.0kB.*1\.00kB"):
+                    fetch(tmp_path, server.url)
         assert fetch(tmp_path, server.url) == CONTENT
     assert "Range" not in server.requests[0]
-    assert all(asked["Range"] == "bytes=7000-" and asked["If-Range"] == '"first"' for asked in server.requests[1:])
+    last = server.requests[-1]
+    assert (last.get("Range"), last.get("If-Range")) == (("bytes=7000-", etag) if etag else (None, None))
 
 
 @pytest.mark.parametrize("honest", [True, False])
 @pytest.mark.parametrize("length", [20_000, 23_000])
-def test_a_file_that_changed_on_the_server_starts_over(tmp_path, honest, length):
+def test_a_file_changed_on_the_server_is_downloaded_from_the_start(tmp_path, honest, length):
     other = random.Random(9).randbytes(length)
     with FaultyServer(CONTENT, [Fault(cut=7_000), Fault(replace=other, honest=honest)]) as server:
         assert fetch(tmp_path, server.url, other) == other
-
-
-def test_weak_etags_are_not_used_but_the_date_is(tmp_path):
-    date = {"ETag": 'W/"1"', "Last-Modified": "Mon, 26 Aug 2019 10:00:00 GMT"}
-    with FaultyServer(CONTENT, [Fault(cut=7_000, headers=date), Fault(headers=date, honest=False)]) as server:
-        assert fetch(tmp_path, server.url) == CONTENT
-    assert [asked.get("If-Range") for asked in server.requests] == [None, date["Last-Modified"]]
-
-
-def test_without_etag_and_date_a_later_run_starts_over(tmp_path):
-    with FaultyServer(CONTENT, stop_after(7_000), etag=None) as server:
-        with pytest.raises(DataError):
-            fetch(tmp_path, server.url)
-        assert fetch(tmp_path, server.url) == CONTENT
-    assert "Range" in server.requests[1] and "Range" not in server.requests[-1]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +133,7 @@ def test_without_etag_and_date_a_later_run_starts_over(tmp_path):
         (b"something else", "of another file", 1),
     ],
 )
-def test_a_part_that_is_there_already(tmp_path, part, tag, n_requests):
+def test_an_existing_part_is_used_only_if_it_belongs_to_the_file(tmp_path, part, tag, n_requests):
     (tmp_path / "archive.part").write_bytes(part)
     if tag is not None:
         (tmp_path / "archive.part.tag").write_text(tag)
@@ -154,10 +143,9 @@ def test_a_part_that_is_there_already(tmp_path, part, tag, n_requests):
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [*(Fault(status=status) for status in (401, 403, 404, 418)), Fault(headers={"Content-Type": "text/html"})],
+    "fault", [*(Fault(status=status) for status in (401, 403, 404, 418)), Fault(headers={"Content-Type": "text/html"})]
 )
-def test_a_refusal_ends_at_once_and_keeps_the_part(tmp_path, fault):
+def test_a_refused_download_ends_at_once_and_keeps_the_part(tmp_path, fault):
     with FaultyServer(CONTENT, [Fault(cut=7_000), fault]) as server, pytest.raises(DataError) as caught:
         fetch(tmp_path, server.url)
     assert len(server.requests) == 2 and (tmp_path / "archive.part").stat().st_size == 7_000
@@ -165,7 +153,7 @@ def test_a_refusal_ends_at_once_and_keeps_the_part(tmp_path, fault):
 
 
 @pytest.mark.parametrize("value, pause", [("7", 7), ("soon", 0), ("7200", None), ("9" * 5_000, None)])
-def test_retry_after_is_obeyed_unless_it_is_hours(tmp_path, monkeypatch, value, pause):
+def test_retry_after_is_followed_up_to_a_limit(tmp_path, monkeypatch, value, pause):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     with FaultyServer(CONTENT, [Fault(status=503, headers={"Retry-After": value})]) as server:
@@ -174,21 +162,11 @@ def test_retry_after_is_obeyed_unless_it_is_hours(tmp_path, monkeypatch, value, 
                 fetch(tmp_path, server.url)
         else:
             assert fetch(tmp_path, server.url) == CONTENT
-    assert pauses == ([] if pause is None else [pause])
-
-
-def test_patience_doubles_and_ends(tmp_path, monkeypatch):
-    slept = []
-    monkeypatch.setattr(time, "sleep", slept.append)
-    monkeypatch.setattr(resumable_download, "BACKOFF", 1.0)
-    faults = [Fault(cut=1_000)] + [Fault(cap=0)] * 9
-    with FaultyServer(CONTENT, faults) as server, pytest.raises(DataError, match="5 times"):
-        fetch(tmp_path, server.url)
-    assert slept in ([1.0, 1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 4.0, 8.0])  # the first attempt brought bytes
+    assert [each for each in pauses if each] == ([pause] if pause else [])
 
 
 @pytest.mark.parametrize("kind", ["md5", "sha256"])
-def test_a_wrong_checksum_is_said_and_the_file_deleted(tmp_path, kind):
+def test_a_file_with_a_wrong_checksum_is_deleted(tmp_path, kind):
     expected = digest(CONTENT, kind)
     with FaultyServer(CONTENT, [Fault(replace=CONTENT[:-1] + b"?")]) as server:
         with pytest.raises(DataError, match=expected):
@@ -199,26 +177,14 @@ def test_a_wrong_checksum_is_said_and_the_file_deleted(tmp_path, kind):
 
 
 @pytest.mark.parametrize("url", [NOWHERE, "nonsense", "ftp://127.0.0.1/x", "http://[/", "http://127.0.0.1:99999/"])
-def test_what_cannot_be_reached_is_named(tmp_path, url):
+def test_unreachable_addresses_are_named(tmp_path, url):
     with pytest.raises(DataError) as caught:
         fetch(tmp_path, url)
     assert url in str(caught.value) and "--local_archive" in str(caught.value)
 
 
-def test_free_space_is_asked_for_before_a_byte_is_stored_and_counts_what_is_there(tmp_path, monkeypatch):
-    with FaultyServer(CONTENT, stop_after(7_000)) as server:
-        with pytest.raises(DataError):
-            fetch(tmp_path, server.url)
-        set_free_space(monkeypatch, 32_000)
-        with pytest.raises(DataError, match=r"33\.0kB.*1\.00kB"):
-            fetch(tmp_path, server.url)
-        assert (tmp_path / "archive.part").stat().st_size == 7_000
-        set_free_space(monkeypatch, 33_000)
-        assert fetch(tmp_path, server.url) == CONTENT
-
-
 @pytest.mark.parametrize("proxy", ["socks://127.0.0.1:1", "http://127.0.0.1:1"])
-def test_a_proxy_that_does_not_do_is_one_sentence(tmp_path, monkeypatch, proxy):
+def test_unusable_proxies_are_reported(tmp_path, monkeypatch, proxy):
     monkeypatch.setenv("all_proxy", proxy)
     with pytest.raises(DataError, match=r"archive\.invalid.*(proxy|Proxy)"):
         fetch(tmp_path, "http://archive.invalid/x")
@@ -244,26 +210,22 @@ def special(name, mode):
         (special("unwanted", stat.S_IFCHR), "device"),
         (special("unwanted/", stat.S_IFIFO), "device"),
         ("unwanted.bin", "times its size"),
+        ("a/03_Jazz2-187-F#_solo_mic.wav", ""),  # twice the same take
     ],
 )
-def test_hostile_members_are_refused_by_name(tmp_path, monkeypatch, caplog, name, reason):
+def test_hostile_archive_members_are_refused(tmp_path, monkeypatch, caplog, name, reason):
     monkeypatch.setattr(archives, "MIN_UNPACKED_BYTES", 10**5)
     data = bytes(10**6) if name == "unwanted.bin" else b"/etc/passwd"
     content = zip_of({"03_Jazz2-187-F#_solo_mic.wav": b"notes", name: data})
     assert serve(content, tmp_path / "out") == 1
-    assert repr(getattr(name, "filename", name)) in caplog.text and reason in caplog.text
+    file_name = Path(getattr(name, "filename", name).replace("\\", "/")).name
+    assert file_name in caplog.text and reason in caplog.text
     assert not list(tmp_path.rglob("*.wav"))
 
 
-def test_two_folders_with_the_same_take_are_refused(tmp_path, caplog):
-    content = zip_of({"a/00_BN1-129-Eb_solo_mic.wav": b"1", "b/00_BN1-129-Eb_solo_mic.wav": b"2"})
-    assert serve(content, tmp_path) == 1
-    assert "00_BN1-129-Eb_solo_mic.wav" in caplog.text and not installed(tmp_path)
-
-
-def test_random_damage_to_an_archive_is_one_sentence(tmp_path, caplog):
+def test_random_damage_to_an_archive_is_reported(tmp_path, caplog):
     intact = zip_of(SOLO)
-    for seed in range(60):
+    for seed in range(20):
         rng, content, folder = random.Random(seed), bytearray(intact), tmp_path / str(seed)
         for _ in range(3):
             content[rng.randrange(len(content))] = rng.randrange(256)
@@ -278,14 +240,14 @@ def test_random_damage_to_an_archive_is_one_sentence(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("takes", ["solo", "comp", "all"])
-def test_takes(tmp_path, takes):
+def test_selected_takes_are_installed(tmp_path, takes):
     content = zip_of({f"a_folder/{name}": data for name, data in AUDIO.items()})
     assert serve(content, tmp_path, "--takes", takes) == 0
     assert installed(tmp_path) == {name: data for name, data in AUDIO.items() if takes in (name.split("_")[2], "all")}
     assert not (tmp_path / "audio_mono-mic.zip").exists()
 
 
-def test_annotations(tmp_path):
+def test_annotations_are_installed(tmp_path):
     audio, jams = zip_of(AUDIO), zip_of({f"{take}.jams": b"{}" for take in TAKES})
     with FaultyServer(audio) as server, FaultyServer(jams) as other:
         flags = ("--annotations", "--annotations_url", other.url, "--annotations_md5", digest(jams))
@@ -295,7 +257,7 @@ def test_annotations(tmp_path):
 
 
 @pytest.mark.parametrize("shortened", [b"", b"shortened", None, "marker"])
-def test_a_second_call_returns_at_once_unless_a_file_is_lost(tmp_path, shortened):
+def test_a_second_call_downloads_only_if_a_file_is_missing_or_changed(tmp_path, shortened):
     content, take = zip_of(AUDIO), tmp_path / "00_BN1-129-Eb_solo_mic.wav"
     with FaultyServer(content) as server:
         assert run(server, content, tmp_path) == 0
@@ -308,33 +270,29 @@ def test_a_second_call_returns_at_once_unless_a_file_is_lost(tmp_path, shortened
     assert len(server.requests) == 2 and installed(tmp_path) == SOLO
 
 
-def test_keep_archive_serves_the_next_call(tmp_path):
+def test_a_kept_archive_is_used_by_the_next_call(tmp_path):
     content = zip_of(AUDIO)
     assert serve(content, tmp_path, "--keep_archive") == 0
     assert run(NOWHERE, content, tmp_path, "--takes", "all", "--keep_archive") == 0
     assert installed(tmp_path) == AUDIO
 
 
-def test_local_archive_is_checked_used_and_left_alone(tmp_path, caplog):
+def test_a_local_archive_is_checked_and_kept(tmp_path, caplog):
     mine = tmp_path / "mine.zip"
     mine.write_bytes(zip_of(AUDIO))
     flags = ["--local_archive", str(mine), "--output_dir", str(tmp_path / "out")]
     assert download_data.main(flags) == 1  # not the md5 of GuitarSet
     assert "mine.zip" in caplog.text and not installed(tmp_path / "out")
+    assert download_data.main([*flags[2:], "--local_archive", str(tmp_path / "none.zip")]) == 1
+    assert "none.zip" in caplog.messages[-1]
+    empty = zip_of({"README.txt": b"hello"})
+    assert serve(empty, tmp_path / "out") == 1 and "audio_mono-mic.zip" in caplog.messages[-1]
     assert download_data.main([*flags, "--md5", digest(mine.read_bytes(), "sha256").upper()]) == 0
     assert installed(tmp_path / "out") == SOLO and mine.exists()
 
 
-def test_an_archive_without_takes_or_a_missing_one(tmp_path, caplog):
-    content = zip_of({"README.txt": b"hello"})
-    assert serve(content, tmp_path) == 1
-    assert "audio_mono-mic.zip holds no solo" in caplog.text
-    assert download_data.main(["--local_archive", str(tmp_path / "none.zip"), "--output_dir", str(tmp_path)]) == 1
-    assert "none.zip" in caplog.text
-
-
 @pytest.mark.parametrize("function", ["write_member", "write_text"])  # while unpacking; when the files are in place
-def test_a_crash_while_installing_leaves_no_half_file(tmp_path, monkeypatch, function):
+def test_an_interrupted_installation_leaves_no_incomplete_file(tmp_path, monkeypatch, function):
     content = zip_of(AUDIO)
     (tmp_path / "audio_mono-mic.zip").write_bytes(content)  # downloaded already
     (tmp_path / ".unpacking" / "solo").mkdir(parents=True)
@@ -359,32 +317,32 @@ def test_ctrl_c_keeps_the_part_and_the_next_run_resumes(tmp_path):
     content = zip_of({"00_BN1-129-Eb_solo_mic.wav": CONTENT})
     command = [sys.executable, ROOT / "download_data.py", "--md5", digest(content), "--output_dir", tmp_path, "--url"]
     with FaultyServer(content, [Fault(stall=9_000)]) as server:
-        # A shell's background jobs, and so their children, ignore Ctrl-C.
-        hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
-        child = subprocess.Popen([*command, server.url], stderr=subprocess.PIPE, text=True, **hears)
+        # The children of a shell's background jobs ignore Ctrl-C.
+        restore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+        child = subprocess.Popen([*command, server.url], stderr=subprocess.PIPE, text=True, **restore)
         part = tmp_path / "audio_mono-mic.zip.part"
         for _ in range(1200):
             if (part.exists() and part.stat().st_size) or child.poll() is not None:
                 break
             time.sleep(0.05)
         child.send_signal(signal.SIGINT)
-        _, words = child.communicate(timeout=60)
-        assert child.returncode == 130 and "Traceback" not in words
+        _, message = child.communicate(timeout=60)
+        assert child.returncode == 130 and "Traceback" not in message
         assert part.stat().st_size == 9_000
         assert run(server, content, tmp_path) == 0
     assert server.requests[-1]["Range"] == "bytes=9000-"
     assert installed(tmp_path) == {"00_BN1-129-Eb_solo_mic.wav": CONTENT}
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_random_faults(tmp_path, monkeypatch, seed):
-    """Right bytes or a clear error, never anything between; and whatever happened, the next clean run finishes."""
+@pytest.mark.parametrize("seed", range(20))
+def test_random_faults_end_in_the_right_files_or_an_error(tmp_path, monkeypatch, seed):
+    """After any faults, the next run without faults completes the installation."""
     solo = {"00_BN1-129-Eb_solo_mic.wav": CONTENT[:6_000]}
     content, rng = zip_of(solo | {"00_BN1-129-Eb_comp_mic.wav": b"chords"}), random.Random(seed)
     faults = [random_fault(rng, len(content)) for _ in range(rng.randrange(1, 8))]
     with FaultyServer(content, faults) as server:
         with monkeypatch.context() as patch:
-            shorten_patience(patch, silence=0.08)  # here it does not matter if a busy machine is taken for a fault
+            shorten_patience(patch, silence=0.08)  # it does not matter if a busy machine causes a timeout
             code = run(server, content, tmp_path)
         assert code in (0, 1) and installed(tmp_path) == ({} if code else solo)
         server.faults.clear()

@@ -1,4 +1,4 @@
-"""download_trumpet_data.py: one pass over a small URMP, hostile and damaged tars, Dryad's refusals."""
+"""download_trumpet_data.py on a small URMP: selected files, checksums, hostile and damaged tar archives."""
 
 import errno
 import gzip
@@ -8,8 +8,6 @@ import json
 import logging
 import random
 import shutil
-import subprocess
-import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -102,13 +100,13 @@ def expected_files(*names, size=300):
     return {name: by_name[name] for name in (*names, *pitches)}
 
 
-def test_trumpet_is_the_default_and_the_misnamed_trombone_stays_out(tmp_path):
+def test_trumpet_tracks_are_installed_without_the_misnamed_trombone(tmp_path):
     assert serve(tar_of(urmp_files()), tmp_path) == 0
     assert installed(tmp_path) == expected_files(*TRUMPETS)
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["trumpet_only"]
 
 
-def test_instruments_and_only_their_members_are_written(tmp_path, monkeypatch):
+def test_only_files_of_the_selected_instruments_are_unpacked(tmp_path, monkeypatch):
     written, write = [], archives.write_member
     monkeypatch.setattr(archives, "write_member", lambda *a: (written.append(a[1].name), write(*a)))
     assert serve(tar_of(urmp_files()), tmp_path, "--instruments", "sax, oboe") == 0
@@ -121,84 +119,69 @@ def test_instruments_and_only_their_members_are_written(tmp_path, monkeypatch):
     "flags, named",
     [(["--instruments", "trumpet,kazoo"], "kazoo"), (["--local_archive", "a/none"], "a/none"), (["--md5", "1"], "1")],
 )
-def test_flags_that_are_wrong_are_named(flags, named, capsys):
+def test_invalid_flags_are_refused(flags, named, capsys):
     with pytest.raises(SystemExit, match="2"):
         download_trumpet_data.parse_args(flags)
     assert named in capsys.readouterr().err
 
 
-def test_a_second_call_returns_at_once_without_network(tmp_path, monkeypatch):
-    with FaultyServer(tar_of(urmp_files())) as server:
-        assert run(server, tmp_path) == 0
-        monkeypatch.setattr(download_trumpet_data, "FACTS_URL", server.url)
-        assert download_trumpet_data.main(["--output_dir", str(tmp_path)]) == 0
-        assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize("mode", ["w:gz", "w"])
-def test_local_archive(tmp_path, mode):
-    mine = tmp_path / "Dataset.tar"
-    mine.write_bytes(tar_of(urmp_files(), mode=mode))
-    assert run_local(mine, tmp_path / "out") == 0
+@pytest.mark.parametrize("mode", ["w:gz", "w", "folder"])
+def test_local_archives_and_folders_are_used_and_kept(tmp_path, mode):
+    mine, flag = tmp_path / "Dataset", "--source_dir" if mode == "folder" else "--local_archive"
+    if mode == "folder":
+        for name, content in urmp_files().items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(content)
+    else:
+        mine.write_bytes(tar_of(urmp_files(), mode=mode))
+    assert download_trumpet_data.main([flag, str(mine), "--output_dir", str(tmp_path / "out")]) == 0
     assert installed(tmp_path / "out") == expected_files(*TRUMPETS)
     assert mine.exists() and not (tmp_path / "out" / "Dataset.tar.gz").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8bhello", gzip.compress(b"hello", mtime=0)])
-def test_a_local_file_that_is_no_archive(tmp_path, caplog, content):
+def test_a_local_file_that_is_no_archive_is_refused(tmp_path, caplog, content):
     mine = tmp_path / "mine"
     mine.write_bytes(content)
     assert run_local(mine, tmp_path / "out") == 1
     assert str(mine) in caplog.text and mine.exists()
 
 
-def test_source_dir(tmp_path):
-    for name, content in urmp_files().items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    flags = ["--source_dir", str(tmp_path / "Dataset"), "--output_dir", str(tmp_path / "out")]
-    assert download_trumpet_data.main(flags) == 0
-    assert installed(tmp_path / "out") == expected_files(*TRUMPETS)
-    assert (tmp_path / "Dataset" / PIECES[0] / TRUMPETS[0]).exists()
-
-
-def test_dryads_refusal_says_how_to_go_on_by_browser(tmp_path, caplog):
+def test_a_refused_download_explains_how_to_download_by_browser(tmp_path, caplog):
     with FaultyServer(tar_of(urmp_files()), [Fault(status=403)]) as server:
         assert run(server, tmp_path) == 1
     for words in (server.url, "browser", "doi:10.5061/dryad.ng3r749", "--local_archive", "--url"):
         assert words in caplog.text
 
 
-def facts(content, kind="md5", **changes):
-    stated = {"path": "Dataset.tar.gz", "digestType": kind, "digest": digest(content, kind.replace("-", ""))}
-    return json.dumps(stated | changes).encode()
-
-
 def digest(content, kind):
-    return hashlib.new(kind, content).hexdigest()
-
-
-@pytest.mark.parametrize("kind, right", [("md5", True), ("md5", False), ("sha-256", False)])
-def test_the_checksum_that_dryad_states_is_used(tmp_path, monkeypatch, caplog, right, kind):
-    content = tar_of(urmp_files())
-    with FaultyServer(content) as server, FaultyServer(facts(content if right else b"other", kind)) as api:
-        monkeypatch.setattr(download_trumpet_data, "URL", server.url)
-        monkeypatch.setattr(download_trumpet_data, "FACTS_URL", api.url)
-        assert download_trumpet_data.main(["--output_dir", str(tmp_path)]) == (0 if right else 1)
-    assert right or digest(b"other", kind.replace("-", "")) in caplog.text
-    assert not (tmp_path / "Dataset.tar.gz").exists()
+    return hashlib.new(kind.replace("-", ""), content).hexdigest()
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"[]", facts(b"", digestType="crc32"), facts(b"", path="README"), facts(b"", digest="1")]
+    ("changes", "kind", "code"),
+    [
+        ({}, "md5", 0),
+        ({"digest": digest(b"other", "md5")}, "md5", 1),
+        ({"digest": digest(b"other", "sha256")}, "sha-256", 1),
+        *(({name: value}, "md5", None) for name, value in {"digestType": "crc32", "path": "x", "digest": "1"}.items()),
+        (b"", "", None),
+        (b"[]", "", None),
+    ],
 )
-def test_an_unknown_checksum_is_said(tmp_path, monkeypatch, caplog, answer):
+def test_the_published_checksum_is_used_if_it_is_known(tmp_path, monkeypatch, caplog, changes, kind, code):
     caplog.set_level(logging.INFO)
-    with FaultyServer(tar_of(urmp_files())) as server, FaultyServer(answer) as api:
+    content, facts = tar_of(urmp_files()), changes
+    if isinstance(changes, dict):
+        stated = {"path": "Dataset.tar.gz", "digestType": kind, "digest": digest(content, kind)}
+        facts = json.dumps(stated | changes).encode()
+    with FaultyServer(content) as server, FaultyServer(facts) as api:
         monkeypatch.setattr(download_trumpet_data, "URL", server.url)
         monkeypatch.setattr(download_trumpet_data, "FACTS_URL", api.url)
-        assert download_trumpet_data.main(["--output_dir", str(tmp_path)]) == 0
-    assert "--md5" in caplog.text
+        assert download_trumpet_data.main(["--output_dir", str(tmp_path)]) == (code or 0)
+    assert code != 1 or changes["digest"] in caplog.text
+    assert code == 1 or ("--md5" in caplog.text) == (code is None)
+    assert not (tmp_path / "Dataset.tar.gz").exists()
 
 
 def special(name, kind, link=""):
@@ -219,7 +202,7 @@ def special(name, kind, link=""):
         (plain("Dataset/unwanted.bin", bytes(10**6)), "times its size"),
     ],
 )
-def test_hostile_members_are_refused_by_name(tmp_path, caplog, monkeypatch, member, reason):
+def test_hostile_archive_members_are_refused(tmp_path, caplog, monkeypatch, member, reason):
     monkeypatch.setattr(archives, "MIN_UNPACKED_BYTES", 10**5)
     monkeypatch.setattr(archives, "MAX_RATIO", 10)
     assert serve(tar_of(urmp_files(), member), tmp_path) == 1
@@ -228,16 +211,16 @@ def test_hostile_members_are_refused_by_name(tmp_path, caplog, monkeypatch, memb
 
 
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE])
-def test_200_000_empty_members(tmp_path, caplog, kind):
+def test_an_archive_of_too_many_empty_members_is_refused(tmp_path, caplog, kind):
     member, mine = tarfile.TarInfo("x"), tmp_path / "mine.tar.gz"
     member.type = kind
-    mine.write_bytes(gzip.compress(member.tobuf() * 200_000, compresslevel=1))
+    mine.write_bytes(gzip.compress(member.tobuf() * (archives.MAX_MEMBERS + 1), compresslevel=1))
     assert run_local(mine, tmp_path / "out") == 1
     assert str(archives.MAX_MEMBERS) in caplog.text
 
 
 @pytest.mark.parametrize("place", ["header", "tail"])
-def test_a_bomb_that_is_no_member(tmp_path, caplog, monkeypatch, place):
+def test_an_archive_bomb_outside_the_members_is_refused(tmp_path, caplog, monkeypatch, place):
     monkeypatch.setattr(archives, "MAX_HEADER_BYTES", 10**5)
     if place == "header":
         content = tar_of(urmp_files(), plain("x" * 10**6, b""), format=tarfile.GNU_FORMAT)
@@ -247,7 +230,7 @@ def test_a_bomb_that_is_no_member(tmp_path, caplog, monkeypatch, place):
     assert "refused" in caplog.text and not installed(tmp_path)
 
 
-def test_an_archive_that_takes_too_long(tmp_path, caplog, monkeypatch):
+def test_unpacking_that_takes_too_long_is_stopped(tmp_path, caplog, monkeypatch):
     mine = tmp_path / "mine.tar.gz"
     mine.write_bytes(tar_of(urmp_files()))
     now = iter(range(0, 10**6, 50))
@@ -257,7 +240,7 @@ def test_an_archive_that_takes_too_long(tmp_path, caplog, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "crc", "code"])
-def test_a_damaged_archive_without_checksum_is_said_and_deleted(tmp_path, caplog, damage):
+def test_a_damaged_archive_is_deleted(tmp_path, caplog, damage):
     content = bytearray(tar_of(urmp_files(100_000 if damage == "code" else 300)))
     if damage == "cut":
         del content[-3000:]
@@ -272,7 +255,7 @@ def test_a_damaged_archive_without_checksum_is_said_and_deleted(tmp_path, caplog
     assert not installed(tmp_path) and not (tmp_path / "Dataset.tar.gz").exists()
 
 
-def test_space_is_asked_for_before_a_local_archive_is_opened(tmp_path, monkeypatch, caplog):
+def test_free_space_is_checked_before_an_archive_is_opened(tmp_path, monkeypatch, caplog):
     mine = tmp_path / "mine.tar.gz"
     mine.write_bytes(tar_of(urmp_files()))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 100))
@@ -282,7 +265,7 @@ def test_space_is_asked_for_before_a_local_archive_is_opened(tmp_path, monkeypat
     assert str(tmp_path / "out") in caplog.text
 
 
-def test_a_disk_that_fills_up_while_unpacking(tmp_path, monkeypatch, caplog):
+def test_a_full_disk_does_not_delete_the_archive(tmp_path, monkeypatch, caplog):
     def fill(stream, target):
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
@@ -292,18 +275,13 @@ def test_a_disk_that_fills_up_while_unpacking(tmp_path, monkeypatch, caplog):
     assert (tmp_path / "Dataset.tar.gz").exists()  # the disk's fault, not the archive's
 
 
-def test_neither_script_needs_torch():
-    code = "import sys, download_trumpet_data; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=30).returncode == 0
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_random_faults_without_a_checksum(tmp_path, monkeypatch, seed):
+@pytest.mark.parametrize("seed", range(10))
+def test_random_faults_without_a_checksum_end_in_the_right_files_or_an_error(tmp_path, monkeypatch, seed):
     content, rng, expected = tar_of(urmp_files(60)), random.Random(1000 + seed), expected_files(*TRUMPETS, size=60)
     faults = [random_fault(rng, len(content)) for _ in range(rng.randrange(1, 8))]
     with FaultyServer(content, faults) as server:
         with monkeypatch.context() as patch:
-            shorten_patience(patch, silence=0.08)  # here it does not matter if a busy machine is taken for a fault
+            shorten_patience(patch, silence=0.08)  # it does not matter if a busy machine causes a timeout
             code = run(server, tmp_path)
         assert code in (0, 1) and installed(tmp_path) == ({} if code else expected)
         server.faults.clear()

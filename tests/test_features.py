@@ -1,4 +1,4 @@
-"""Loudness is the standard's A-weighting, and pitch is right where it is played."""
+"""features.py: A-weighted loudness and f0 against analytic values, and extraction in blocks."""
 
 import dataclasses
 
@@ -22,33 +22,7 @@ from features import (
 from sound import crepe
 
 HOP = 160
-# The nominal third-octave frequencies of IEC 61672-1 from 31.5 Hz to 6.3 kHz.
-THIRD_OCTAVES = [
-    31.5,
-    40,
-    50,
-    63,
-    80,
-    100,
-    125,
-    160,
-    200,
-    250,
-    315,
-    400,
-    500,
-    630,
-    800,
-    1000,
-    1250,
-    1600,
-    2000,
-    2500,
-    3150,
-    4000,
-    5000,
-    6300,
-]
+THIRD_OCTAVES = 1000 * 10 ** (np.arange(-15, 9) / 10)  # Hz, of IEC 61672-1, from 31.5 Hz to 6.3 kHz
 
 
 def cents(f0, reference):
@@ -81,37 +55,25 @@ def a_weighting_by_the_standard(frequency):
 
     def response(f):
         square = np.square(f)
-        return (
-            12194.217**2
-            * square**2
-            / (
-                (square + 20.598997**2)
-                * np.sqrt((square + 107.65265**2) * (square + 737.86223**2))
-                * (square + 12194.217**2)
-            )
-        )
+        roots = np.sqrt((square + 107.65265**2) * (square + 737.86223**2))
+        return 12194.217**2 * square**2 / ((square + 20.598997**2) * roots * (square + 12194.217**2))
 
     return 20 * np.log10(response(np.asarray(frequency, dtype=np.float64)) / response(1000.0))
 
 
-def test_the_formula_is_the_standards_table():
+def test_the_formula_equals_the_table_of_the_standard():
     table = {31.5: -39.4, 63: -26.2, 100: -19.1, 250: -8.6, 500: -3.2, 2000: 1.2, 4000: 1.0, 6300: -0.1}
     exact = [10 ** (round(10 * np.log10(nominal)) / 10) for nominal in table]  # 31.5 Hz stands for 10 ** 1.5
     assert np.abs(a_weighting_by_the_standard(exact) - list(table.values())).max() <= 0.05  # it has one decimal
 
 
-@pytest.mark.parametrize("sample_rate", [16000, 22050, 44100, 48000])
-def test_a_weighting_is_the_standards(sample_rate):
+@pytest.mark.parametrize("sample_rate", [16000, 48000])
+def test_a_weighting_equals_the_standard(sample_rate):
     _, response = signal.freqz_sos(a_weighting_sos(sample_rate), worN=THIRD_OCTAVES, fs=sample_rate)
+    assert np.abs(signal.sos2zpk(a_weighting_sos(sample_rate))[1]).max() < 1  # stable
     error = 20 * np.log10(np.abs(response)) - a_weighting_by_the_standard(THIRD_OCTAVES)
     # Required 0.5 dB; measured 0.07. A plain bilinear design at 16 kHz is 5.7 dB off.
     assert np.abs(error).max() <= 0.1
-
-
-@pytest.mark.parametrize("sample_rate", [8000, 16000, 48000, 96000])
-def test_a_weighting_is_stable(sample_rate):
-    _, poles, _ = signal.sos2zpk(a_weighting_sos(sample_rate))
-    assert np.abs(poles).max() < 1
 
 
 @pytest.mark.parametrize("frequency", [100.0, 1000.0, 4000.0])
@@ -120,18 +82,6 @@ def test_loudness_of_a_sine(config, frequency):
     loudness = extract_loudness(tone.astype(np.float32), config)
     expected = -10 * np.log10(2) + a_weighting_by_the_standard(frequency)  # full scale: RMS is -3.01 dB
     assert np.abs(loudness[20:-5] - expected).max() <= 0.1  # the filter, as above; and 0.003 dB of ripple
-
-
-def test_a_full_scale_sine_of_1_khz(config):
-    tone = np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000)
-    # 0 dB of weighting by definition: no more than the ripple of a Hann window over a sine remains.
-    assert np.abs(extract_loudness(tone.astype(np.float32), config)[20:-5] + 3.0103).max() <= 0.01
-
-
-def test_half_the_amplitude_is_6_db_less(config):
-    noise = np.random.default_rng(0).uniform(-1, 1, 8000).astype(np.float32)
-    difference = extract_loudness(noise, config) - extract_loudness(noise / 2, config)
-    assert np.abs(difference - 20 * np.log10(2)).max() <= 1e-4  # float32 of a number near 10
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-6])
@@ -144,12 +94,12 @@ def test_loudness_frame_is_centred_on_its_sample(config):
     click[20 * HOP] = 1
     loudness = extract_loudness(click, config)
     assert loudness.argmax() == 20
-    # The filter answers late by about a sample: 0.25 dB on the steep edge of the window. Half a frame would be 8 dB.
+    # The filter delays by about a sample: 0.25 dB on the steep edge of the window. Half a frame would be 8 dB.
     assert loudness[17:20][::-1] == pytest.approx(loudness[21:24], abs=0.3)
     assert (loudness[:16] == -80).all() and (loudness[25:] == -80).all()  # outside the window of 1024
 
 
-def test_loudness_has_no_memory_of_a_loud_past(config):
+def test_loudness_does_not_depend_on_earlier_sound(config):
     audio = np.zeros(16000, np.float32)
     audio[:8000] = np.sin(2 * np.pi * 100 * np.arange(8000) / 16000)
     assert (extract_loudness(audio, config)[-30:] == -80).all()  # 0.2 s after the end, far beyond the 20 Hz poles
@@ -158,31 +108,14 @@ def test_loudness_has_no_memory_of_a_loud_past(config):
 # --- pitch ----------------------------------------------------------------------------------------
 
 
-def test_another_feature_rate_is_refused(config):
-    audio = dataclasses.replace(config.audio, sample_rate=48000, hop_length=480, feature_rate=48000)
-    with pytest.raises(ValueError, match="16000 Hz, but feature_rate is 48000 Hz"):
-        extract_f0(np.ones(480, np.float32), dataclasses.replace(config, audio=audio))
-
-
-def test_bridge_is_straight_in_log_frequency():
+def test_f0_is_interpolated_in_log_frequency_where_unvoiced():
     f0 = np.array([100, 100, 7, 7, 7, 1600, 9], np.float32)
     voiced = np.array([False, True, False, False, False, True, False])
     assert bridge_f0(f0, voiced) == pytest.approx([100, 100, 200, 400, 800, 1600, 1600], rel=1e-5)  # float32
 
 
-def test_bridge_leaves_what_has_no_pitch_at_all():
-    f0 = np.array([50, 60], np.float32)
-    assert np.array_equal(bridge_f0(f0, np.zeros(2, bool)), f0)
-
-
-def test_voiced_frames_are_not_touched_by_the_bridge():
-    f0 = np.random.default_rng(0).uniform(50, 1000, 100).astype(np.float32)
-    voiced = np.arange(100) % 3 > 0
-    assert np.array_equal(bridge_f0(f0, voiced)[voiced], f0[voiced])
-
-
-@pytest.mark.parametrize("hertz", [55.0, 82.4, 110.0, 164.8, 220.0, 440.0, 659.3, 880.0, 1318.5, 1568.0])
-def test_pitch_of_a_harmonic_tone(config, hertz):
+@pytest.mark.parametrize("hertz", [55.0, 110.0, 220.0, 440.0, 880.0, 1568.0])
+def test_f0_of_a_harmonic_tone(config, hertz):
     f0, periodicity = extract_f0(harmonic_tone(hertz, 0.3), config)
     inside = slice(5, -5)  # windows of 64 ms that lie within the tone
     # The tiny network's own error: up to 4 cents in the median, 9 in a frame (measured at 15 pitches).
@@ -191,7 +124,7 @@ def test_pitch_of_a_harmonic_tone(config, hertz):
     assert periodicity[inside].min() > config.features.periodicity_threshold
 
 
-def test_pitch_is_measured_where_it_is_played(config):
+def test_f0_is_aligned_with_the_audio(config):
     seconds = np.arange(16000) / 16000
     curve = 330 * 2 ** (0.5 / 12 * np.sin(2 * np.pi * 5.5 * seconds))  # half a semitone either way
     f0, _ = extract_f0(harmonic_tone(curve, 1.0), config)
@@ -200,29 +133,24 @@ def test_pitch_is_measured_where_it_is_played(config):
     assert abs(np.median(error)) <= 3
 
 
-def test_range_that_is_looked_in(config):
-    tone = harmonic_tone(220, 0.3)
-    f0, _ = extract_f0(tone, with_features(config, f0_min=300.0, f0_max=900.0))
-    assert (f0 > 280).all() and (f0 < 960).all()  # a bell of 4 bins either side of the limits
-
-
-def test_a_limit_near_by_does_not_bend_the_pitch(config):
+def test_limits_of_the_f0_range(config):
     tone = harmonic_tone(220, 0.3)
     free, _ = extract_f0(tone, config)
     for limits in ({"f0_min": 218.0}, {"f0_max": 222.0}):
         limited, _ = extract_f0(tone, with_features(config, **limits))
-        # The limit chooses between peaks; where a chosen peak lies, its whole neighbourhood says. A peak that is
-        # cut in half is 10 cents off.
+        # The limits select a peak; its whole neighbourhood gives its position. Half a peak would be 10 cents off.
         assert np.abs(cents(limited[5:-5], free[5:-5])).max() <= 0.5
+    above, _ = extract_f0(tone, with_features(config, f0_min=300.0, f0_max=900.0))
+    assert (above > 280).all() and (above < 960).all()  # a peak is 4 bins wide on either side
 
 
-def test_noise_has_no_pitch(config):
+def test_noise_is_unvoiced(config):
     noise = 0.1 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
     _, periodicity = extract_f0(noise, config)
     assert np.mean(periodicity > config.features.periodicity_threshold) < 0.05  # measured: none of 100, at most 0.35
 
 
-def test_silence_has_no_pitch_and_needs_no_network(config, monkeypatch):
+def test_silence_is_unvoiced_and_skips_the_network(config, monkeypatch):
     monkeypatch.setattr(crepe.Crepe, "forward", None)
     measured = extract_features(np.zeros(1600, np.float32), config)
     assert (measured.periodicity == 0).all()
@@ -230,15 +158,15 @@ def test_silence_has_no_pitch_and_needs_no_network(config, monkeypatch):
     assert torch.isfinite(measured.f0).all() and (measured.f0 > 0).all()
 
 
-def test_pitch_is_bridged_over_silence(config):
+def test_f0_is_interpolated_over_silence(config):
     note, rest = harmonic_tone(220, 0.3), np.zeros(4800, np.float32)
     f0, periodicity = extract_f0(np.concatenate([rest, note, rest, note, rest]), config)
     assert (periodicity[[5, 75, 145]] == 0).all()
     assert np.abs(cents(f0, 220)).max() < 60  # onsets are less sure; without the bridge: octaves
 
 
-@pytest.mark.parametrize("n_samples", [1, 159, 160, 161, 4001])
-def test_frames_cover_the_sound(config, n_samples):
+@pytest.mark.parametrize("n_samples", [1, 160, 161, 4001])
+def test_number_and_range_of_frames(config, n_samples):
     measured = extract_features(harmonic_tone(300, 1.0)[:n_samples], config)
     for curve in measured:
         assert curve.shape == (-(-n_samples // HOP),)
@@ -246,22 +174,19 @@ def test_frames_cover_the_sound(config, n_samples):
     assert (measured.f0 > 0).all() and (measured.periodicity >= 0).all() and (measured.periodicity <= 1).all()
 
 
-def test_takes_a_tensor_or_an_array(config):
-    tone = harmonic_tone(300, 0.1)
-    assert all(map(torch.equal, extract_features(tone, config), extract_features(torch.from_numpy(tone), config)))
-
-
-def test_no_samples_are_refused(config):
+def test_empty_audio_is_refused(config):
     with pytest.raises(ValueError, match="no samples"):
         extract_features(np.zeros(0, np.float32), config)
+    with pytest.raises(ValueError, match="no samples"):
+        list(extract_feature_blocks([], config))
 
 
-def test_same_file_same_bits(config, tmp_path):
+def test_features_do_not_depend_on_random_state(config, tmp_path):
     noise = 0.02 * np.random.default_rng(0).standard_normal(8820)
     soundfile.write(tmp_path / "voice.wav", harmonic_tone(220, 0.2, 44100) + noise, 44100)
     measured = []
     for seed in (0, 1):
-        torch.manual_seed(seed)  # no dither: nobody's random state matters
+        torch.manual_seed(seed)
         np.random.seed(seed)
         measured.append(extract_features(load_audio(tmp_path / "voice.wav", 16000), config))
     assert all(map(torch.equal, *measured))
@@ -298,7 +223,7 @@ def whole_loudness(audio, config):
     return np.maximum(level, -80).astype(np.float32)
 
 
-@pytest.mark.parametrize("sizes", [[20], [160], [12345], [20000, 0, 1, 70000]])
+@pytest.mark.parametrize("sizes", [[160], [12345], [20000, 0, 1, 70000]])
 def test_features_do_not_depend_on_the_blocks(config, long_sound, sizes, monkeypatch):
     whole = extract_features(long_sound, config)
     monkeypatch.setattr(features, "_BLOCK_FRAMES", 128)  # CREPE's batches of 64 stay where they are
@@ -309,7 +234,7 @@ def test_features_do_not_depend_on_the_blocks(config, long_sound, sizes, monkeyp
     assert np.array_equal(whole.loudness, whole_loudness(long_sound, config))
 
 
-def test_features_come_while_the_sound_does(config, long_sound, monkeypatch):
+def test_features_are_yielded_while_the_audio_is_read(config, long_sound, monkeypatch):
     monkeypatch.setattr(features, "_BLOCK_FRAMES", 64)
     n_given, n_measured, behind = 0, 0, []
 
@@ -324,15 +249,3 @@ def test_features_come_while_the_sound_does(config, long_sound, monkeypatch):
         n_measured += len(part.f0)
     # A note of 2.5 s with its rest, the longest here, and a block.
     assert n_measured == -(-len(long_sound) // HOP) and max(behind) < 400
-
-
-def test_bridge_of_a_sound_without_any_pitch(config):
-    noise = 0.01 * np.random.default_rng(0).standard_normal(4000).astype(np.float32)
-    measured = extract_features(noise, config)
-    assert (measured.periodicity < 0.5).all() and len(measured.f0) == 25
-
-
-def test_blocks_without_samples_are_refused(config):
-    for blocks in ([], [np.zeros(0, np.float32)]):
-        with pytest.raises(ValueError, match="no samples"):
-            list(extract_feature_blocks(blocks, config))

@@ -1,4 +1,4 @@
-"""A decoder that hears plucks: from whole recordings in training, from what is played in a transfer."""
+"""Onset inputs of the decoder: time since the pluck and its velocity, in training and in a transfer."""
 
 import dataclasses
 import json
@@ -10,14 +10,14 @@ import torch
 
 import train
 from checkpoint import load_model
-from config import DEFAULT_CONFIG_PATH, load_config
+from config import DEFAULT_CONFIG_PATH
 from conftest import melody
 from data import save_recording
 from evaluation.judging import read_takes, resynthesize_take
 from model import build_model, scale_since_onset
 from playing.block_model import BlockModel
-from playing.block_player import play_curves
 from playing.causal_transfer import StreamingTransfer
+from playing.offline_transfer import play_curves
 from recordings.crops import CropDataset, Span
 from sound.plucks import LONGEST_RING, trace_plucks
 from transfer import transfer
@@ -53,28 +53,23 @@ def test_time_since_onset_is_scaled_to_one():
     assert scale_since_onset(seconds).tolist() == pytest.approx(expected, rel=1e-6)
 
 
-def test_two_inputs_more_and_only_where_asked_for(small_config):
-    plain, hearing = (build_model(config, "guitar") for config in (small_config, with_onsets(small_config)))
-    assert hearing.decoder.gru.input_size == plain.decoder.gru.input_size + 2
+def test_onset_inputs_are_optional(small_config):
+    plain, with_inputs = (build_model(config, "guitar") for config in (small_config, with_onsets(small_config)))
+    assert with_inputs.decoder.gru.input_size == plain.decoder.gru.input_size + 2
     f0, loudness = torch.full((1, 10, 1), 220.0), torch.full((1, 10, 1), -20.0)
     soft, hard = (torch.tensor([0.1, level]).expand(1, 10, 2) for level in (-60.0, -10.0))
-    one, other = (hearing.controls(f0, loudness, plucks=plucks).harmonic_amplitudes for plucks in (soft, hard))
+    one, other = (with_inputs.controls(f0, loudness, plucks=plucks).harmonic_amplitudes for plucks in (soft, hard))
     assert not torch.allclose(one, other)
     assert torch.equal(plain.controls(f0, loudness, plucks=soft)[0], plain.controls(f0, loudness)[0])
     with pytest.raises(ValueError, match="needs plucks"):
-        hearing(f0, loudness)
-
-
-def test_presets_do_not_hear_plucks():
-    for preset in json.loads(DEFAULT_CONFIG_PATH.read_text())["presets"]:
-        assert load_config(preset=preset).model.onset_inputs is False
+        with_inputs(f0, loudness)
 
 
 # --- crops --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [None, 3])
-def test_a_crop_knows_what_was_plucked_before_it(pluck_file: Path, small_config, seed: int | None):
+def test_crops_contain_the_plucks_of_the_whole_recording(pluck_file: Path, small_config, seed: int | None):
     crops = CropDataset([Span(pluck_file, 0, 300)], with_onsets(small_config), seed)
     whole = torch.from_numpy(trace_plucks(*plucked(), 100.0))
     for index in range(len(crops)):
@@ -83,22 +78,6 @@ def test_a_crop_knows_what_was_plucked_before_it(pluck_file: Path, small_config,
         first = int(crop["audio"][0])
         assert crop["plucks"].equal(whole[first : first + 25])
     assert len(crops) == 12 and crops[7]["plucks"][0, 0] > 0.4  # from frame 175 on, 45 after the second pluck
-
-
-def test_plucks_are_found_once_a_recording(pluck_file: Path, small_config, monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        "recordings.crops.trace_plucks", lambda *args: calls.append(1) or np.zeros((300, 2), np.float32)
-    )
-    crops = CropDataset([Span(pluck_file, 0, 300)], with_onsets(small_config))
-    assert all("plucks" in crops[index] for index in range(4)) and len(calls) == 1
-    assert "plucks" not in CropDataset([Span(pluck_file, 0, 300)], small_config)[0]
-
-
-def test_a_crop_beyond_the_end_holds_the_last_pluck(pluck_file: Path, small_config):
-    crops = CropDataset([Span(pluck_file, 290, 10)], with_onsets(small_config))
-    plucks = crops[0]["plucks"]
-    assert plucks.shape == (25, 2) and plucks[10:].equal(plucks[9:10].expand(15, 2))
 
 
 # --- training and playing -----------------------------------------------------------------------
@@ -119,12 +98,12 @@ def trained(tmp_path_factory, make_recording) -> Path:
     return folder / "latest.pth"
 
 
-def test_trained_model_plays_a_voice(trained: Path):
+def test_a_trained_model_plays_a_voice(trained: Path):
     result = transfer(melody(), 16000, load_model(trained))
     assert np.abs(result.audio).max() > 1e-3
 
 
-def test_blocks_do_not_change_what_is_heard(trained: Path):
+def test_output_does_not_depend_on_the_blocks(trained: Path):
     f0, loudness = plucked()
     ones = np.ones(300, np.float32)
     curves, model = Curves(f0, loudness, ones, ones > 0, ones), load_model(trained)
@@ -142,13 +121,13 @@ def test_blocks_do_not_change_what_is_heard(trained: Path):
     assert torch.allclose(controls.harmonic_amplitudes, played, atol=1e-6)
 
 
-def test_a_take_is_copied_with_its_plucks(trained: Path):
+def test_resynthesis_uses_the_plucks_of_the_recording(trained: Path):
     model = load_model(trained)
     take = read_takes(trained.parent / "data", model)[0]
     assert np.isfinite(resynthesize_take(take, model, 0)).all()
 
 
-def test_hosts_and_live_refuse_it(trained: Path):
+def test_live_playing_and_hosts_refuse_onset_inputs(trained: Path):
     model = load_model(trained)
     for host in (StreamingTransfer, BlockModel):
         with pytest.raises(ValueError, match="onset_inputs"):

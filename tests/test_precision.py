@@ -1,4 +1,4 @@
-"""The decoder's products in bfloat16: about the same gradients; sound and loss stay in float32."""
+"""bfloat16 in the decoder: nearly the same gradients; synthesis, loss and GRU stay in float32."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def gradients(preset, **flags):
 
 
 @pytest.mark.parametrize("preset", ["tiny", "solo", "transformer"])
-def test_gradients_are_close_in_bfloat16_and_the_same_in_float32(preset):
+def test_gradients_in_bfloat16_are_close_to_those_in_float32(preset):
     plain = gradients(preset)
     assert torch.equal(gradients(preset, precision=torch.float32), plain)
     coarse = gradients(preset, precision=torch.bfloat16)
@@ -31,7 +31,7 @@ def test_gradients_are_close_in_bfloat16_and_the_same_in_float32(preset):
     assert torch.cosine_similarity(plain, coarse, dim=0) > 0.999  # eight bits a factor
 
 
-def test_sound_is_made_in_float32_whatever_the_precision():
+def test_synthesis_and_the_gru_stay_in_float32():
     model = build_model(load_config(preset="solo"), "trumpet")
     exact = model.controls(F0, LOUDNESS)
     plain = model.synthesize(F0, exact, torch.Generator().manual_seed(0))
@@ -41,12 +41,7 @@ def test_sound_is_made_in_float32_whatever_the_precision():
     assert not torch.equal(controls.noise_magnitudes, exact.noise_magnitudes)  # bfloat16 was in use
     assert {controls.harmonic_amplitudes.dtype, controls.noise_magnitudes.dtype} == {torch.float32}
     assert torch.equal(sound.harmonic, plain.harmonic) and torch.equal(sound.noise, plain.noise)
-
-
-def test_the_gru_stays_in_float32():
-    """Alone and without gradients it goes the way of a GPU, through nn.GRU."""
-    decoder = GruDecoder(load_config().model)
-    inputs = torch.cat([F0, LOUDNESS], dim=-1)[:1]
+    decoder, inputs = GruDecoder(load_config().model), torch.cat([F0, LOUDNESS], dim=-1)[:1]
     with torch.no_grad():
         exact = decoder(inputs)
         with torch.autocast("cpu", torch.bfloat16):

@@ -59,13 +59,15 @@ def test_a_file_as_live_plays_it(checkpoint_path: Path, song: np.ndarray, tmp_pa
 
 
 def test_causal_says_that_it_cannot_follow_high_whistling(
-    checkpoint_path: Path, song: np.ndarray, tmp_path: Path, capsys
+    checkpoint_path: Path, song: np.ndarray, tmp_path: Path, capsys, caplog
 ) -> None:
     whistle = 0.2 * np.sin(2 * np.pi * 2600 * np.arange(RATE) / RATE)
     soundfile.write(tmp_path / "in.wav", np.concatenate([song[: 2 * RATE], whistle]), RATE)
     flags = ("--input", tmp_path / "in.wav", "--checkpoint", checkpoint_path, "--output", tmp_path / "out.wav")
     assert run(*flags, "--causal") == 0 and "% too high for --causal" in capsys.readouterr().out
     assert run(*flags) == 0 and "too high" not in capsys.readouterr().out
+    soundfile.write(tmp_path / "in.wav", whistle, RATE)
+    assert run(*flags, "--causal") == 1 and "1,975 Hz" in caplog.messages[-1]
 
 
 def test_a_folder_does_them_all_and_names_what_failed(

@@ -105,7 +105,7 @@ class ExperimentLog:
         if self._wandb is None:
             log.info("W&B is not available for this run; all data is in %s", self.folder)
         if self._wandb is not None and chosen == "offline":
-            hint = "" if mode else " (after `./venv/bin/python -m wandb login`, runs are online)"
+            hint = "" if mode or wandb_run.has_key() else " (after `./venv/bin/python -m wandb login`, runs are online)"
             log.info("W&B is offline%s; to upload this run%s", hint, wandb_run.describe_upload(self.folder, run_id))
 
     def log_step(self, epoch: int, step: int, values: dict[str, float]) -> None:

@@ -159,8 +159,9 @@ class Trainer(TrainingState):
                 if progress.position_in_epoch < n_crops:
                     self._stop_or_save()
         self._read_pending(0)
-        mean = progress.loss_sum / n_crops
-        progress.epoch, progress.position_in_epoch, progress.loss_sum = progress.epoch + 1, 0, 0.0
+        mean = progress.loss_sum / (n_crops - progress.loss_start)
+        progress.epoch, progress.position_in_epoch = progress.epoch + 1, 0
+        progress.loss_sum, progress.loss_start = 0.0, 0
         return mean
 
     def _progress_bar(self, n_crops: int) -> tqdm:
@@ -309,11 +310,11 @@ class Trainer(TrainingState):
         if self.ranks.is_first:
             delete_old_epochs(self.checkpoint_dir, self.config.train.keep_checkpoints)
         log.info(
-            "epoch %d step %d train_loss %.4f val_loss %.4f%s",
+            "epoch %d step %d train_loss %.4f%s%s",
             progress.epoch,
             progress.step,
             train_loss,
-            val_loss,
+            f" val_loss {val_loss:.4f}" if len(self.validation) else "",
             " (best)" if is_best else "",
         )
         if self.experiment_log and progress.epoch % self.config.train.phrases_every_epochs == 0:

@@ -61,7 +61,8 @@ class TrainingProgress:
     epoch: int = 0  # complete epochs
     step: int = 0  # optimizer steps in total
     position_in_epoch: int = 0  # crops done in the unfinished epoch
-    loss_sum: float = 0.0  # over those crops
+    loss_sum: float = 0.0  # over those crops, from ``loss_start`` on
+    loss_start: int = 0  # crops of the unfinished epoch that were done when the loss changed, else 0
     best_val_loss: float = float("inf")  # training loss if nothing is held out
     epochs_since_best: int = 0
     first_val_loss: float | None = None  # the first one comparable with the best
@@ -124,22 +125,39 @@ class TrainingState:
         load_weights(self.model, checkpoint["model"], path)
         if self.average:
             load_weights(self.average.model, inference_weights(checkpoint), path)
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        position = min(checkpoint["position_in_epoch"], len(self.training))
-        self.progress = TrainingProgress(checkpoint["epoch"], checkpoint["step"], position, **checkpoint["metrics"])
+        self._load_optimizer(checkpoint["optimizer"], path)
+        metrics, schedule = (checkpoint[name] or {} for name in ("metrics", "schedule"))
+        reached = {name: checkpoint[name] for name in ("epoch", "step", "position_in_epoch")} | metrics
+        names = {field.name for field in dataclasses.fields(TrainingProgress)}
+        known = {name: value for name, value in reached.items() if name in names and value is not None}
+        self.progress = TrainingProgress(**known)
+        position = self.progress.position_in_epoch = min(self.progress.position_in_epoch, len(self.training))
         self.run_name, self.wandb_id = checkpoint["run_name"], checkpoint["wandb_id"]
         changes = training_changes(checkpoint["config"], self.config)
         reordered = crop_order_changes(checkpoint, self.seed, len(self.training))
         self.changes = changes | reordered
         if changed := ", ".join(f"{name} {change}" for name, change in self.changes.items()):
             log.info("settings changed since the last save, applied from now on: %s", changed)
+        if position < len(self.training) and any(name.startswith("loss.") for name in changes):
+            self.progress.loss_sum, self.progress.loss_start = 0.0, position  # never the mean of two losses
         if reordered and position:
             log.info("the unfinished epoch continues in another order: some of its crops repeat, others are skipped")
         held_out = self.corpus.validation_digest()
-        regrouped = checkpoint["schedule"].get("validation", held_out) != held_out
+        regrouped = schedule.get("validation", held_out) != held_out
         if regrouped or makes_losses_incomparable(checkpoint, changes, self.average is not None):
             log.info("validation losses are no longer comparable with earlier ones: the best loss is reset")
             self.progress.reset_best()
+
+    def _load_optimizer(self, saved: Any, path: Path) -> None:
+        """Adopt the moments of a saved optimizer; its settings are those of the configuration."""
+        moments = saved.get("state") if isinstance(saved, dict) else None
+        if isinstance(moments, dict) and all(isinstance(entry, dict) for entry in moments.values()):
+            found = {n: {name: getattr(x, "shape", None) for name, x in entry.items()} for n, entry in moments.items()}
+            shapes = {number: weight.shape for number, weight in enumerate(self.model.parameters())}
+            wanted = {n: {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape} for n, shape in shapes.items()}
+            if found.items() <= wanted.items():
+                return self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        raise ValueError(f"{path} holds no optimizer state of this model; --no_resume starts a new training")
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Return the state, for ``checkpoint.save_checkpoint``."""

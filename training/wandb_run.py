@@ -15,6 +15,7 @@ from typing import Any
 from config import Config, config_to_dict
 from training.held_out_phrases import SOUNDS
 
+_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")  # of W&B, now and before its move
 MODES = ("online", "offline", "disabled")
 _INIT_SECONDS = 30  # timeout to reach W&B
 _START_SECONDS = 120  # timeout for its service process to start
@@ -28,26 +29,29 @@ def new_run_id() -> str:
 
 def choose_mode(wanted: str | None) -> str:
     """Return ``wanted``, else ``WANDB_MODE``, else online if a key is configured, else offline."""
-    return wanted or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+    return wanted or os.environ.get("WANDB_MODE", "").strip() or ("online" if has_key() else "offline")
 
 
 def has_key() -> bool:
     """Return True if a W&B key is in ``WANDB_API_KEY`` or in the netrc file, where ``wandb login`` writes it."""
     if os.environ.get("WANDB_API_KEY", "").strip():
         return True
-    host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    own_server = os.environ.get("WANDB_BASE_URL", "").strip()
+    hosts = [urllib.parse.urlsplit(own_server).netloc] if own_server else _HOSTS
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+        known = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").hosts
+    except (OSError, ValueError, netrc.NetrcParseError):
         return False
+    return any(host in known for host in hosts)
 
 
 def start_run(mode: str, project: str, run_id: str, folder: Path, config: Config) -> Any:
     """Start the W&B run with this id, or resume it if it exists; its files are in ``folder / "wandb"``."""
     import wandb  # slow to import, and not needed to train
 
-    if key := os.environ.pop("WANDB_API_KEY", "").strip():  # W&B rejects a trailing newline
-        os.environ["WANDB_API_KEY"] = key
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        if value := os.environ.pop(name).strip():  # W&B rejects a key with a trailing newline, and an empty mode
+            os.environ[name] = value
     (folder / "wandb").mkdir(parents=True, exist_ok=True)  # otherwise wandb uses a temporary folder
     settings = wandb.Settings(
         silent=True,

@@ -116,12 +116,13 @@ def _read_columns(path: Path) -> np.ndarray:
     try:
         # Text in other columns may be in any encoding; digits are the same in all of them.
         lines = content.decode("utf-16" if is_utf16 else "utf-8-sig", "replace").splitlines()
-        lines = [line for line in lines if line.strip()]
+        lines = [line for line in lines if line.strip(" ,;\t")]  # spreadsheets save cleared rows as delimiters
         if lines and lines[0].lower().startswith("sep="):  # Excel's line that names the delimiter
             del lines[0]
         header, *lines = lines
         delimiter = max(",;\t", key=lambda each: len(set(COLUMNS) & set(_split_names(header, each))))
-        names, rows = _split_names(header, delimiter), list(csv.reader(lines, delimiter=delimiter))
+        names = _split_names(header, delimiter)
+        rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
     except (ValueError, csv.Error) as error:  # empty, or not text
         raise ValueError(f"{path} is not a curve file; write one with --export_controls") from error
     missing = [name for name in COLUMNS if name not in names]
@@ -140,7 +141,7 @@ def _read_columns(path: Path) -> np.ndarray:
 
 
 def _split_names(header: str, delimiter: str) -> list[str]:
-    return [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter))]
+    return [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter, skipinitialspace=True))]
 
 
 def _check_values(path: Path, values: np.ndarray, config: Config) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from sound.pitch_decoder import hz_to_midi, midi_to_hz
+from sound.crepe import hz_to_midi, midi_to_hz
 from voice.curves import Curves
 
 HARMONIES = {  # steps of a scale of seven notes

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from config import Config
-from sound.pitch_decoder import hz_to_midi, midi_to_hz
+from sound.crepe import hz_to_midi, midi_to_hz
 from sound.plucks import CLOSEST, PluckTable, typical_plucks, window_reach
 from voice.curves import Curves, Melody, shape_notes
 from voice.harmony import MAX_ENSEMBLE, Part, divide_parts, find_key, read_harmonies

@@ -4,6 +4,7 @@ Pitch bends in the written file follow the f0 of the voice. A file that is read 
 synthesizer would, but monophonically: a new note ends the previous one, and of a chord only the highest note is kept.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from operator import itemgetter
@@ -16,7 +17,7 @@ from mido.midifiles.meta import KeySignatureError
 
 from config import Config
 from sound.atomic_files import atomic_write
-from sound.pitch_decoder import hz_to_midi, midi_to_hz
+from sound.crepe import hz_to_midi, midi_to_hz
 from voice.curves import MAX_SECONDS, Curves, Melody
 from voice.note_finder import SungNote
 
@@ -30,7 +31,7 @@ _TEMPO = 500_000  # microseconds per beat, the default
 _MAX_BYTES = 3_000_000  # a million events: two hours with a bend in every frame
 _UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, ZeroDivisionError, KeySignatureError)  # of mido
 _CHORD_SECONDS = 0.03  # notes that begin within this are one chord
-_Keys = dict[int, list[tuple[float, int]]]  # key: start in s and velocity, the oldest first
+_Keys = dict[int, deque[tuple[float, int]]]  # key: start in s and velocity, the oldest first
 _ATTACK_SECONDS, _ATTACK_DEPTH = 0.03, 9.0  # s and dB: duration and rise of the attack of a MIDI note
 _GAP_SECONDS = 0.03  # between two notes of the same pitch
 
@@ -156,7 +157,7 @@ class _Receiver:
             return
         if message.type == "note_on" and message.velocity:
             self._end(self._ringing, channel, message.note)
-            self._held[channel].setdefault(message.note, []).append((now, message.velocity))
+            self._held[channel].setdefault(message.note, deque()).append((now, message.velocity))
         elif message.type in ("note_on", "note_off"):
             self._release(channel, message.note)
         elif message.type == "pitchwheel":
@@ -186,7 +187,7 @@ class _Receiver:
     def _release(self, channel: int, key: int) -> None:
         self._released[channel, key] = self._now
         if begun := self._held[channel].get(key):
-            self._ringing[channel].setdefault(key, []).append(begun.pop(0))
+            self._ringing[channel].setdefault(key, deque()).append(begun.popleft())
             if not begun:
                 del self._held[channel][key]
         if channel not in self._pedals:
@@ -261,9 +262,8 @@ def make_monophonic(notes: list[MidiNote], gap: float = _GAP_SECONDS) -> list[Mi
 
 def chord_fraction(notes: list[MidiNote], frame_rate: float) -> float:
     """Return the fraction of the sounding frames in which more than one note is held."""
-    held = np.zeros(round(max(note.end for note in notes) * frame_rate) + 1, dtype=int)
-    for note in notes:
-        held[round(note.start * frame_rate) : round(note.end * frame_rate)] += 1
+    starts, ends = (np.round(np.array([note[side] for note in notes]) * frame_rate).astype(int) for side in (0, 1))
+    held = np.cumsum(np.bincount(starts, minlength=ends.max() + 1) - np.bincount(ends, minlength=ends.max() + 1))
     return float((held > 1).sum() / max((held > 0).sum(), 1))
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from sound.pitch_decoder import hz_to_midi
+from sound.crepe import hz_to_midi
 
 _STEPS_PER_SEMITONE = 4  # resolution of a note's pitch
 _MIN_STEP = 0.75  # semitones between successive notes; drift and most vibrato are smaller

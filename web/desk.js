@@ -198,7 +198,7 @@ const vox = (window.vox = {});
       vox.quiet = true; // keep the focus on the control in use
       play.click();
       return undefined;
-    }, 200);
+    }, document.activeElement?.type === "range" ? 200 : 0); // a slider may be on its way
   };
   vox.replay = replay;
   vox.focus = (id) => { if (!vox.quiet) find(id)?.focus({ preventScroll: true }); };
@@ -206,7 +206,7 @@ const vox = (window.vox = {});
   // --- the desk: sound ---------------------------------------------------------------------------
 
   let audio = null, graph = null, shown = null, previous = null;
-  let playing = null, at = 0, phrase = null, trigger = () => {}, seconds = 0;
+  let playing = null, at = 0, phrase = null, trigger = () => {}, seconds = 0, received = Promise.resolve();
   const tracks = []; // {name, buffer, level, mute, solo, gain, kind: "voice", "stem" or "kept"}
 
   const context = () => {
@@ -324,7 +324,7 @@ const vox = (window.vox = {});
     pointAt(find("pitch"));
     new ResizeObserver(draw).observe(find("pitch"));
     new MutationObserver(draw).observe(document.body, { attributes: true, attributeFilter: ["class"] });
-    watch("value", () => receive(props.value));
+    watch("value", () => { const value = props.value, next = () => receive(value); received = received.then(next, next); });
     const [kept] = ((await all("results")) ?? []).filter((one) => one.id === "last");
     if (kept) await show(kept, false);
   };
@@ -337,12 +337,16 @@ const vox = (window.vox = {});
       return hand(value.package.url, value.package.orig_name);
     }
     if (!value?.stems) return undefined;
-    const [tone, breath, midi, curves] = await Promise.all([value.stems.tone, value.stems.breath, value.midi, value.curves].map(fetched));
-    const result = { ...value, id: "last", take: chosen?.id, files: { tone, breath, midi, curves } };
-    put("results", result);
-    await show(result, true);
-    vox.quiet = false;
-    return undefined;
+    if (shown?.made !== value.id) {
+      const [tone, breath] = await Promise.all([value.stems.tone, value.stems.breath].map(fetched));
+      await show({ ...value, id: "last", made: value.id, take: chosen?.id, files: { tone, breath } }, true);
+      vox.quiet = false;
+    }
+    if (!value.midi) return undefined; // the notes follow the sound
+    const [midi, curves] = await Promise.all([value.midi, value.curves].map(fetched));
+    shown = { ...shown, midi: value.midi, curves: value.curves, files: { ...shown.files, midi, curves } };
+    put("results", shown);
+    return offerNotes();
   };
 
   const hand = (url, name) => Object.assign(document.createElement("a"), { href: url, download: name }).click();
@@ -394,19 +398,23 @@ const vox = (window.vox = {});
       }
       return card;
     }));
-    for (const [id, name, type] of [["save-midi", "midi", "audio/midi"], ["save-curves", "curves", "text/csv"]]) {
-      find(id).hidden = !result.files[name];
-      if (result.files[name]) {
-        find(id).href = URL.createObjectURL(new Blob([result.files[name]], { type }));
-        find(id).download = result[name].orig_name;
-      }
-    }
+    offerNotes();
     find("saves").hidden = Boolean(result.example);
     find("save").textContent = "Save everything (zip)";
     setPhrase(phrase);
     listTracks();
     draw();
     follow();
+  };
+
+  const offerNotes = () => {
+    for (const [id, name, type] of [["save-midi", "midi", "audio/midi"], ["save-curves", "curves", "text/csv"]]) {
+      find(id).hidden = !shown.files[name];
+      if (shown.files[name]) {
+        find(id).href = URL.createObjectURL(new Blob([shown.files[name]], { type }));
+        find(id).download = shown[name].orig_name;
+      }
+    }
   };
 
   const listTracks = () => {
@@ -550,9 +558,10 @@ const vox = (window.vox = {});
     pen.scale(scale, scale);
     pen.font = `11px ${style.fontFamily}`;
     pen.fillStyle = style.getPropertyValue("--body-text-color-subdued");
+    const gap = height / (high - low), named = gap > 14 ? [0, 2, 4, 5, 7, 9, 11] : 3 * gap > 14 ? [0, 4, 7] : [0]; // px
     for (let note = Math.ceil(low); note <= high; note++) {
       const isTonic = note % 12 === 0;
-      if (!isTonic && (high - low > 20 || ![2, 4, 5, 7, 9, 11].includes(note % 12))) continue;
+      if (!named.includes(note % 12)) continue;
       pen.strokeStyle = style.getPropertyValue("--border-color-primary");
       pen.lineWidth = isTonic ? 1.5 : 0.5;
       pen.beginPath();
@@ -586,13 +595,24 @@ const vox = (window.vox = {});
     choice.id = `${block.id}-${radio.value}`;
     radio.setAttribute("aria-labelledby", `${title.id} ${choice.id}`);
   };
+  // Gradio's place in line and its estimate ("queue: 2/3 | 1.2/9.7s", from the mean of all requests) as a sentence.
+  const tellPlace = () => {
+    const place = find("status")?.querySelector(".progress-text")?.textContent.match(/queue: (\d+)\/\d+ \|\s*([\d.]+)?\/?([\d.]+)?/);
+    const card = find("status")?.querySelector(".say:not(.error, .ready)");
+    if (!place || !card) return;
+    const left = 5 * Math.ceil((place[3] - place[2]) / 5);
+    const time = !place[3] ? "" : left > 0 ? `, about ${left} s` : ", and it takes longer than usual";
+    const sentence = `Waiting for my turn: ${place[1]} before me${time}.`;
+    if (card.textContent !== sentence) card.textContent = sentence;
+  };
   const mend = () => {
     for (const part of document.querySelectorAll(".gradio-container input")) {
       if (part.type === "radio" && part.name.startsWith("radio-")) nameGroup(part);
       if (part.type === "checkbox" && part.name === "test") part.removeAttribute("name");
       if (part.hasAttribute("aria-controls") && !find(part.getAttribute("aria-controls"))) part.removeAttribute("aria-controls");
     }
+    tellPlace();
     for (const image of document.querySelectorAll("footer img[alt]:not([alt=''])")) image.alt = "";
   };
-  new MutationObserver(mend).observe(document, { childList: true, subtree: true });
+  new MutationObserver(mend).observe(document, { childList: true, characterData: true, subtree: true });
 }

@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 
 from config import short_repr
-from sound.pitch_decoder import midi_to_hz, note_name
+from sound.crepe import midi_to_hz, note_name
 from voice.curves import write_curves
 from voice.harmony import HARMONIES, MAX_ENSEMBLE
 from voice.instrument_fit import ARTICULATIONS, OPTION_LIMITS, TransferOptions

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from starlette.formparsers import MultiPartException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from config import PageConfig
 
@@ -32,6 +33,7 @@ _MAX_SESSION = 64  # characters of a session hash, which Gradio stores
 _FORM_BYTES = 2**16  # bytes of an upload besides the file; also the minimum counted for an upload
 _MAX_PARTS = 8  # per upload; the page and the client send one file each
 _SLOWEST_UPLOAD = 2**15  # bytes/s, after the first _MAX_JSON_SECONDS
+_MAX_SILENT = 200  # connections without a request per client
 _MAX_OPEN = 128  # simultaneous requests per visitor; a browser page has two or three
 _IPV6_PREFIX = 64  # bits of the network assigned to one visitor
 
@@ -181,6 +183,29 @@ class OwnPageOnly:
 
     def _is_listed(self, name: str) -> bool:
         return any(name.endswith(host) if host.startswith(".") else name == host for host in self.hosts)
+
+
+class PromptProtocol(H11Protocol):
+    """HTTP connection that is closed if no request arrives in time, or if its client opens many more without one.
+
+    uvicorn waits without limit for the first request of a connection, and for the rest of each header.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self.opened, self.client_host = self.loop.time(), self.client and self.client[0]
+        silent = [other for other in self.connections if isinstance(other, PromptProtocol) and other.cycle is None]
+        same = [each for each in silent if each.client_host == self.client_host and not each.transport.is_closing()]
+        if len(same) > _MAX_SILENT:  # the client may be a proxy: its newest connection should be answered
+            min(same, key=lambda other: other.opened).transport.abort()
+        self.loop.call_later(_MAX_JSON_SECONDS, self._close_if_silent, None)
+
+    def _close_if_silent(self, former: Any) -> None:
+        """Close the connection if no request has arrived since the request ``former``, and none is being answered."""
+        if self.cycle is former and (former is None or former.response_complete):
+            self.transport.close()
+        if not self.transport.is_closing():
+            self.loop.call_later(_MAX_JSON_SECONDS, self._close_if_silent, self.cycle)
 
 
 class WaitingLine:

@@ -4,12 +4,13 @@ The page (``web/live/``) runs entirely in the browser. ``write_static_page`` wri
 can serve.
 """
 
+import asyncio
 import json
 import shutil
-import threading
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
@@ -17,9 +18,10 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from checkpoint import PRETRAINED_DIR
-from playing.export import CACHE, cached_live_graph
+from playing.export import CACHE, cached_live_graph, find_live_graph
 from web.transfer_request import ModelCollection
 
+_MAX_WAIT = 60.0  # s; an export takes half of it on a slow machine
 PAGE_DIR = Path(__file__).parent / "live"
 
 
@@ -27,7 +29,7 @@ class LivePage:
     """ASGI middleware that serves the live page under /live and forwards all other requests."""
 
     def __init__(self, app: ASGIApp, collection: ModelCollection) -> None:
-        self.app, self.collection, self._exporting = app, collection, threading.Lock()
+        self.app, self.collection, self._exporting = app, collection, asyncio.Lock()
         self.page = Starlette(
             routes=[
                 Route("/live", lambda request: RedirectResponse("live/")),
@@ -46,18 +48,27 @@ class LivePage:
             [{"label": one.label, "graph": f"graphs/{one.name}.onnx"} for one in self.collection.find()]
         )
 
-    def _serve_graph(self, request: Request) -> Response:
+    async def _serve_graph(self, request: Request) -> Response:
+        """Serve a graph. One is exported at a time; the others wait without a thread, which other requests need."""
         name, _, suffix = request.path_params["name"].rpartition(".")
         try:
-            instrument = self.collection.choose(name if suffix in ("onnx", "json") else "?")
+            chosen = name if suffix in ("onnx", "json") else "?"
+            instrument = await run_in_threadpool(self.collection.choose, chosen)
         except ValueError as error:
             return PlainTextResponse(str(error), 404)
         try:
-            with self._exporting:
-                path = cached_live_graph(instrument.path, CACHE).with_suffix(f".{suffix}")
+            path = await run_in_threadpool(find_live_graph, instrument.path, CACHE)
+            if path is None:
+                await asyncio.wait_for(self._exporting.acquire(), _MAX_WAIT)
+                try:
+                    path = await run_in_threadpool(cached_live_graph, instrument.path, CACHE)
+                finally:
+                    self._exporting.release()
+        except TimeoutError:
+            return PlainTextResponse("Other instruments are being prepared; try again in a minute.", 503)
         except ValueError as error:
             return PlainTextResponse(f"The {instrument.sound} cannot be played live: {error}.", 422)
-        return FileResponse(path, headers={"Cache-Control": "no-cache"})
+        return FileResponse(path.with_suffix(f".{suffix}"), headers={"Cache-Control": "no-cache"})
 
 
 class _Files(StaticFiles):

@@ -176,8 +176,7 @@ input[type=range]::-moz-range-thumb { box-shadow: 0 0 0 2px var(--color-accent) 
 .idle p { margin: 0; max-width: 44ch; color: var(--body-text-color-subdued); }
 #status .pending { opacity: 1 !important; }
 #status .wrap { opacity: 1 !important; background: none; z-index: 2; overflow: visible; }
-#status .progress-text { position: absolute; inset: 22px 20px auto auto; transform: none; font-size: .8rem;
-  color: var(--body-text-color-subdued); }
+#status .progress-text { display: none; }
 .steps { list-style: none; margin: 0; padding: 16px 20px; border: 1px solid var(--border-color-primary);
   border-radius: 12px; background: var(--block-background-fill); }
 .steps li { padding: 5px 0 5px 28px; margin: 0; position: relative; color: var(--body-text-color-subdued); }

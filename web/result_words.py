@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from playing.offline_transfer import is_polyphonic
-from sound.pitch_decoder import hz_to_midi, note_name
+from sound.crepe import hz_to_midi, note_name
 from voice.harmony import read_harmonies
 from voice.instrument_fit import TransferOptions, fraction_out_of_range
 from web.transfer_request import TransferOutcome
@@ -37,7 +37,7 @@ def describe_result(outcome: TransferOutcome, options: TransferOptions) -> str:
 
 
 def _describe_players(options: TransferOptions) -> str:
-    names = [name.replace("_", " ") for name in read_harmonies(options.harmony)]
+    names = [name.replace("_", " ") for name in read_harmonies(options.harmony)] if options.harmony else []
     harmony = f", with the {' and the '.join(names)}" if names else ""
     return harmony + (f", {options.ensemble} players for each" if options.ensemble > 1 else "")
 

@@ -95,7 +95,8 @@ class ModelCollection:
         shipped = sorted(PRETRAINED_DIR.glob("*.pth"), key=lambda path: (path.stem != _FIRST_INSTRUMENT, path.stem))
         found = [PlayableModel(path.stem, path.stem, path.stem.capitalize(), path) for path in shipped]
         trained = [one for path in find_trainings(self.checkpoint_dir) if (one := self._describe(path))]
-        found = trained + found if trained and trained[0].is_trained else found + trained
+        newest = [one for one in trained if one.path.parent == trained[0].path.parent]  # its best may be an early epoch
+        found = trained + found if any(one.is_trained for one in newest) else found + trained
         if self.checkpoint and (asked := self._describe(self.checkpoint)):
             others = [one for one in found if one.path.resolve() != self.checkpoint.resolve()]
             return [dataclasses.replace(asked, name="checkpoint"), *others]
@@ -152,8 +153,8 @@ def describe_training(path: Path, checkpoint_dir: Path) -> PlayableModel:
     is_inside = path.is_relative_to(checkpoint_dir)
     name = (path.relative_to(checkpoint_dir) if is_inside else Path(path.name)).with_suffix("").as_posix()
     metrics = content["metrics"] or {}
-    first = metrics.get("first_val_loss") or 0.0
-    is_trained = complete > _MIN_EPOCHS and metrics.get("best_val_loss", float("inf")) <= first / 2
+    first, best = metrics.get("first_val_loss"), metrics.get("best_val_loss")
+    is_trained = complete > _MIN_EPOCHS and None not in (first, best) and best <= first / 2
     label = f"{content['instrument'].capitalize()}, {name} (epoch {epoch}, {saved})"
     return PlayableModel(name, content["instrument"], label, path, is_trained)
 
@@ -241,10 +242,19 @@ class TransferOutcome(NamedTuple):
     sample_rate: int
     curves: Curves  # as played
     voice_f0: np.ndarray  # Hz [T], as sung
-    notes: list[SungNote]  # as played
+    voice_dynamics: np.ndarray  # dB [T], as sung
+    known_notes: list[SungNote] | None  # notes that were plucked or read from a file
     profile: InstrumentProfile
     voice_loudness: float  # LUFS; minus infinity if there is no voice
     report: dict[str, Any]
+
+    @property
+    def notes(self) -> list[SungNote]:
+        """The played notes."""
+        if self.known_notes is not None:
+            return self.known_notes
+        rate = self.profile.config.audio.frame_rate
+        return find_notes(self.curves.f0, self.voice_dynamics, self.curves.voiced, rate)
 
 
 class RequestCancelled(Exception):
@@ -387,7 +397,8 @@ def perform_transfer(
         sample_rate=result.sample_rate,
         curves=result.curves,
         voice_f0=result.features.f0.numpy(),
-        notes=result.notes,
+        voice_dynamics=result.features.loudness.numpy(),
+        known_notes=result.known_notes,
         profile=InstrumentProfile.of(model),
         voice_loudness=measured.loudness if measured else -np.inf,
         report=result.report,
@@ -435,14 +446,18 @@ def hide_folders(message: str) -> str:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def write_sounds(
-    outcome: TransferOutcome, request: TransferRequest, suffix: str = ".wav", bits: int = 24
-) -> list[Path]:
+def write_sounds(outcome: TransferOutcome, request: TransferRequest) -> list[Path]:
     """Write the sound, its harmonic part and its noise part, named after the recording and the instrument."""
-    paths = [request.folder / f"{request.title}_{outcome.sound}{part}{suffix}" for part in outcome.stems]
-    for path, audio in zip(paths, outcome.stems.values()):
-        write_audio(path, audio, outcome.sample_rate, bits)
-    return paths
+    return [write_sound(outcome, request, part) for part in outcome.stems]
+
+
+def write_sound(
+    outcome: TransferOutcome, request: TransferRequest, part: str, suffix: str = ".wav", bits: int = 24
+) -> Path:
+    """Write one of ``outcome.stems``."""
+    path = request.folder / f"{request.title}_{outcome.sound}{part}{suffix}"
+    write_audio(path, outcome.stems[part], outcome.sample_rate, bits)
+    return path
 
 
 def write_notes(outcome: TransferOutcome, request: TransferRequest) -> list[Path]:

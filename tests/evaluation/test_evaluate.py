@@ -191,6 +191,18 @@ def test_targets_are_listed_and_a_miss_fails(write_checkpoint, voices, capsys, m
     assert evaluate(write_checkpoint(), "--input", voices / "hum.wav", "--targets") == 0
 
 
+def test_no_error_in_a_voice_ends_the_run(write_checkpoint, voices, monkeypatch, caplog):
+    def fail(path, *rest):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(ev, "evaluate_voice", fail)
+    assert evaluate(write_checkpoint(), "--input", voices) == 1
+    assert [message.split(":")[1].strip() for message in caplog.messages[:2]] == [
+        str(voices / "hum.wav"),
+        str(voices / "silent.wav"),
+    ]
+
+
 def test_refused_files_are_one_sentence(write_checkpoint, takes, voices, tmp_path, caplog):
     checkpoint = write_checkpoint()
     (tmp_path / "empty").mkdir()

@@ -9,7 +9,7 @@ import torch
 import transfer
 from checkpoint import load_model
 from playing.blend import BlendedModel
-from playing.block_player import BlockPlayer
+from playing.offline_transfer import BlockPlayer
 
 
 @pytest.fixture

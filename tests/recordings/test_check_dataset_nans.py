@@ -1,4 +1,4 @@
-"""scripts/check_dataset_nans.py names what would spoil a training, and nothing else."""
+"""scripts/check_dataset_nans.py: invalid values, silence, clipping, and the command line."""
 
 import dataclasses
 
@@ -48,12 +48,12 @@ def with_audio(recording, audio):
         ("audio", float("nan")),
     ],
 )
-def test_one_wrong_number_is_found(sound, tmp_path, config, name, value):
+def test_invalid_values_are_found(sound, tmp_path, config, name, value):
     assert problems_of(sound, tmp_path, config) == ""
     assert name in problems_of(changed(sound, name, value), tmp_path, config)
 
 
-def test_wrong_shapes_and_foreign_files_are_found(sound, tmp_path, config):
+def test_wrong_shapes_and_other_files_are_found(sound, tmp_path, config):
     short = dataclasses.replace(sound, loudness=sound.loudness[:, 1:])
     assert "shapes" in problems_of(short, tmp_path, config)
     (tmp_path / "data" / "take.pt").write_bytes(b"no recording")
@@ -83,7 +83,7 @@ def test_normalised_recordings_are_not_clipped(sound, tmp_path, config):
     assert "is clipped" in problems_of(with_audio(sound, square), tmp_path, config)
 
 
-def test_folder_is_read_moved_and_counted(sound, tmp_path, capsys):
+def test_bad_files_are_counted_and_moved(sound, tmp_path, capsys):
     data, bad = tmp_path / "data", tmp_path / "bad"
     for name in ("a.pt", "more/b.pt", "more/c.pt"):
         (data / name).parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def test_folder_is_read_moved_and_counted(sound, tmp_path, capsys):
     assert check.main(["--data_dir", str(data)]) == 0
 
 
-def test_bad_input_gets_a_sentence(tmp_path, capsys, caplog):
+def test_invalid_folders_are_named(tmp_path, capsys, caplog):
     (tmp_path / "empty").mkdir()
     assert check.main(["--data_dir", str(tmp_path / "empty")]) == 1
     assert "holds no .pt files" in caplog.text

@@ -1,4 +1,4 @@
-"""Downloads of recordings from a server on loopback, from archives and from folders; nothing leaves this machine."""
+"""recordings/download_samples.py with a local server, archives and folders."""
 
 import io
 import zipfile
@@ -60,7 +60,7 @@ def read_all(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.suffix in (".mp3", ".wav")}
 
 
-def test_checksums_list_every_collection_with_names_that_the_index_knows() -> None:
+def test_checksums_list_every_collection() -> None:
     table = read_checksums()
     assert set(table) == set(COLLECTIONS) == {name for names in INSTRUMENTS.values() for name in names}
     for name, files in table.items():
@@ -69,7 +69,7 @@ def test_checksums_list_every_collection_with_names_that_the_index_knows() -> No
         assert all(parse_name(file) for file in files), name
 
 
-def test_published_names_lead_back() -> None:
+def test_published_names() -> None:
     assert published_name(COLLECTIONS["trumpet_vsco"], "sus_v3_f_asharp3.flac") == "Sum_SHTrumpet_sus_A#3_v3_rr1.wav"
     assert published_name(COLLECTIONS["guitar_shiny"], "a2_vl1_rr2_1.flac") == "a2_vl1_rr2_1.wav"
     assert published_name(COLLECTIONS["guitar_freepats"], "A#3.flac") == "A#3.flac"
@@ -78,7 +78,7 @@ def test_published_names_lead_back() -> None:
         assert local_stem(Path(published).stem) == Path(name).stem
 
 
-def test_archive_is_fetched_over_a_broken_line_and_unpacked(flute, tmp_path, monkeypatch) -> None:
+def test_an_archive_is_downloaded_despite_faults_and_unpacked(flute, tmp_path, monkeypatch) -> None:
     with FaultyServer(flute, [Fault(cut=100), Fault(status=503)]) as server:
         monkeypatch.setattr(module, "ORCHESTRA", server.url)
         assert download_samples("flute", tmp_path) == {"flute_philharmonia": 2}
@@ -91,7 +91,7 @@ def test_archive_is_fetched_over_a_broken_line_and_unpacked(flute, tmp_path, mon
         assert len(server.requests) == n_requests  # the archive is still there
 
 
-def test_what_was_fetched_by_hand_is_used(flute, tmp_path) -> None:
+def test_local_archives_and_folders_are_used(flute, tmp_path) -> None:
     archive = tmp_path / "Woodwind.zip"
     archive.write_bytes(flute)
     download_samples("flute", tmp_path / "one", (archive,))
@@ -112,7 +112,7 @@ def test_what_was_fetched_by_hand_is_used(flute, tmp_path) -> None:
         {"inner.zip": zip_of({f"../{NAMES[1]}": FILES[NAMES[1]]})},
     ],
 )
-def test_archive_with_a_damaged_missing_or_hostile_recording_is_refused(flute, tmp_path, monkeypatch, files) -> None:
+def test_damaged_missing_and_hostile_recordings_are_refused(flute, tmp_path, monkeypatch, files) -> None:
     with FaultyServer(zip_of(files)) as server:
         monkeypatch.setattr(module, "ORCHESTRA", server.url)
         with pytest.raises(DataError, match=NAMES[1].replace(".", r"\.")):
@@ -121,7 +121,7 @@ def test_archive_with_a_damaged_missing_or_hostile_recording_is_refused(flute, t
 
 
 @pytest.mark.parametrize("content", [b"not a zip", zip_of({"inner.zip": b"not a zip"})])
-def test_no_archive_is_a_sentence_and_deleted(flute, tmp_path, monkeypatch, content) -> None:
+def test_other_files_than_archives_are_deleted(flute, tmp_path, monkeypatch, content) -> None:
     with FaultyServer(content) as server:
         monkeypatch.setattr(module, "ORCHESTRA", server.url)
         with pytest.raises(DataError, match=r"Woodwind\.zip"):
@@ -130,7 +130,7 @@ def test_no_archive_is_a_sentence_and_deleted(flute, tmp_path, monkeypatch, cont
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_single_files_are_fetched_and_checked(tmp_path, monkeypatch, exact, caplog) -> None:
+def test_single_files_are_downloaded_and_checked(tmp_path, monkeypatch, exact, caplog) -> None:
     name, data = "a2_vl1_rr1_1.flac" if not exact else "A2.flac", make_wav(5)
     expected = {"guitar_shiny": {name: hash_recording(data, name, exact)}}
     monkeypatch.setattr(module, "read_checksums", lambda: expected)

@@ -1,4 +1,4 @@
-"""train.py on a data set that arrives from a Hub on loopback which drops, spoils and refuses."""
+"""recordings/hub_dataset.py and train.py on a data set of a local Hub with faults: outages, damage, refusals."""
 
 import json
 import threading
@@ -67,7 +67,7 @@ def repo(hub, folder, tmp_path, monkeypatch):
 
 @pytest.fixture
 def stream(repo, config):
-    """Return a function that begins to fetch; all are closed in the end."""
+    """Return a function that starts a download; all are closed at the end."""
     opened = []
 
     def start(folder="cache", name=NAME, settings=config):
@@ -80,7 +80,7 @@ def stream(repo, config):
 
 
 def finish(recordings):
-    """Wait until nothing more comes."""
+    """Wait until the download has ended."""
     wait_until(lambda: recordings.finished)
     return recordings
 
@@ -90,7 +90,7 @@ def wait_until(holds):
         if holds():
             return
         threading.Event().wait(0.05)
-    raise AssertionError("waited in vain")
+    raise AssertionError("timeout")
 
 
 def names_in(folder):
@@ -105,33 +105,29 @@ def weights(folder):
     return read_checkpoint(Path(folder) / "latest.pth")["model"]
 
 
-def fetching():
-    return any(thread.name == "hub" for thread in threading.enumerate())
+# --- download -----------------------------------------------------------------------------------
 
 
-# --- what arrives -------------------------------------------------------------------------------
-
-
-def test_data_set_on_the_hub_is_all_that_is_needed(hub, repo):
+def test_training_needs_only_the_name_of_the_data_set(hub, repo):
     assert run("--hf_repo_id", NAME, "--epochs", 2) == 0
     checkpoint = read_checkpoint(Path("checkpoints/latest.pth"))
     assert checkpoint["epoch"] == 2 and checkpoint["instrument"] == "trumpet"
-    assert names_in("data/hub/user--trumpet") and not fetching()
+    assert names_in("data/hub/user--trumpet") and all(thread.name != "hub" for thread in threading.enumerate())
 
 
-def test_every_file_comes_once_and_the_next_time_none_is_fetched(hub, repo, folder, stream, config):
+def test_each_file_is_downloaded_once(hub, repo, folder, stream, config):
     recordings = finish(stream())
     assert names_in("cache") == names_in(folder) and len(recordings.ready) == N_FILES
     assert all((Path("cache") / name).read_bytes() == (folder / name).read_bytes() for name in names_in(folder))
-    assert len(hub.asked("GET /cdn")) == N_FILES
+    assert len(hub.find_requests("GET /cdn")) == N_FILES
     assert {token for line, token in hub.requests if "/cdn" in line} == {None}  # a token is not for the storage
     assert recordings.common_corpus(SINGLE_PROCESS, CPU) == recordings.corpus
     hub.requests.clear()
-    assert len(finish(stream()).ready) == N_FILES and not hub.asked("/cdn|/resolve")
+    assert len(finish(stream()).ready) == N_FILES and not hub.find_requests("/cdn|/resolve")
 
 
 @pytest.mark.parametrize("n_takes", [8, 3])
-def test_split_is_that_of_the_same_folder_on_disk(repo, folder, stream, config, n_takes):
+def test_the_split_equals_that_of_a_local_folder(repo, folder, stream, config, n_takes):
     for name in names_in(folder)[n_takes:]:
         (folder / name).unlink()
     assert upload_to_hf.main(["--repo_id", NAME, "--data_dir", str(folder), "--delete_missing"]) == 0
@@ -142,7 +138,7 @@ def test_split_is_that_of_the_same_folder_on_disk(repo, folder, stream, config, 
     assert streamed.boundary == local.boundary
 
 
-def test_cached_data_set_trains_offline_to_the_bits_of_a_local_one(hub, repo, folder, stream):
+def test_training_offline_equals_training_on_a_local_folder(hub, repo, folder, stream):
     finish(stream())
     hub.down = True
     assert run("--hf_repo_id", NAME, "--data_dir", "cache", "--epochs", 2, "--checkpoint_dir", "streamed") == 0
@@ -151,10 +147,10 @@ def test_cached_data_set_trains_offline_to_the_bits_of_a_local_one(hub, repo, fo
     assert all(torch.equal(streamed[name], local[name]) for name in local)
 
 
-# --- what goes wrong on the way -----------------------------------------------------------------
+# --- faults --------------------------------------------------------------------------------------
 
 
-def test_training_starts_early_goes_on_in_an_outage_and_takes_in_what_comes(hub, repo, folder, config, caplog):
+def test_training_starts_before_the_download_ends_and_survives_an_outage(hub, repo, folder, config, caplog):
     caplog.set_level("INFO")
     hub.files_left = 3
     assert run("--hf_repo_id", NAME, "--epochs", 2) == 0
@@ -167,12 +163,12 @@ def test_training_starts_early_goes_on_in_an_outage_and_takes_in_what_comes(hub,
     assert "resumed" in caplog.text and "epoch 4" in caplog.text
 
 
-def test_network_is_lost_and_comes_back(hub, stream, caplog):
+def test_the_download_continues_after_an_outage(hub, stream, caplog):
     caplog.set_level("INFO")
     hub.files_left = 3
     recordings = stream()
     wait_until(lambda: recordings.in_trouble)
-    recordings.wait_for_first(SINGLE_PROCESS, CPU)  # training can start, with repeats for those that are missing
+    recordings.wait_for_first(SINGLE_PROCESS, CPU)  # training can start and repeats the recording
     some = recordings.common_corpus(SINGLE_PROCESS, CPU)
     assert len(set(some.training)) == 1 and len(some.training) == len(recordings.corpus.training)
     hub.files_left, hub.down = None, False
@@ -191,22 +187,22 @@ def test_network_is_lost_and_comes_back(hub, stream, caplog):
     ],
     ids=["cut", "flipped", "short", "at the start"],
 )
-def test_passing_faults_leave_no_trace(hub, stream, folder, faults):
+def test_temporary_faults_are_retried(hub, stream, folder, faults):
     hub.faults = faults
     recordings = finish(stream())
     assert not recordings.failed and all(fault.times == 0 for fault in faults)
     assert all((Path("cache") / name).read_bytes() == (folder / name).read_bytes() for name in names_in(folder))
 
 
-def test_damaged_files_in_the_folder_are_fetched_again(hub, stream, folder):
+def test_damaged_files_are_downloaded_again(hub, stream, folder):
     finish(stream())
     broken = Path("cache/1.wav.pt")
     broken.write_bytes(broken.read_bytes()[:-1] + b"x")
     Path("cache/2.wav.pt").write_bytes(b"")
     hub.requests.clear()
-    hub.faults = [Fault("HEAD .*pt", times=3, status=503)]  # for which the client would be content with what is there
+    hub.faults = [Fault("HEAD .*pt", times=3, status=503)]  # on which the client would use the existing file
     assert len(finish(stream()).ready) == N_FILES
-    assert {line.rpartition("/")[2] for line in hub.asked("HEAD")} == {"1.wav.pt", "2.wav.pt"}
+    assert {line.rpartition("/")[2] for line in hub.find_requests("HEAD")} == {"1.wav.pt", "2.wav.pt"}
     assert broken.read_bytes() == (folder / "1.wav.pt").read_bytes()
 
 
@@ -235,7 +231,7 @@ def misdescribe(hub, repo):
 
 
 @pytest.mark.parametrize("change", [spoil, lose, replace, misdescribe])
-def test_file_that_cannot_be_had_is_left_out_and_named(hub, repo, stream, caplog, change):
+def test_unusable_files_are_left_out_and_named(hub, repo, stream, caplog, change):
     change(hub, repo)
     recordings = finish(stream())
     assert list(recordings.failed) == [Path("cache/1.wav.pt")] and f"datasets/{NAME}" in caplog.text
@@ -243,7 +239,7 @@ def test_file_that_cannot_be_had_is_left_out_and_named(hub, repo, stream, caplog
     assert change is not spoil or hub.faults[0].times == 96
 
 
-def test_access_that_is_withdrawn_ends_the_download_not_the_training(hub, stream, caplog):
+def test_withdrawn_access_ends_the_download_but_not_the_training(hub, stream, caplog):
     hub.faults = [Fault("HEAD .*[3-7].wav.pt", times=99, status=403)]
     recordings = finish(stream())
     recordings.wait_for_first(SINGLE_PROCESS, CPU)
@@ -251,7 +247,7 @@ def test_access_that_is_withdrawn_ends_the_download_not_the_training(hub, stream
 
 
 @pytest.mark.parametrize("place", ["cache/.cache", "cache/.lock/x"])
-def test_folder_that_cannot_be_written_is_named(stream, caplog, place):
+def test_an_unwritable_folder_is_named(stream, caplog, place):
     Path(place).parent.mkdir(parents=True)
     Path(place).touch()  # a file where a folder has to be, or the other way round
     recordings = stream()
@@ -260,18 +256,14 @@ def test_folder_that_cannot_be_written_is_named(stream, caplog, place):
     assert str(Path(place).parent) in caplog.text
 
 
-def test_two_processes_share_one_download(hub, stream):
-    both = stream(), stream()
-    assert all(len(finish(recordings).ready) == N_FILES for recordings in both)
-    assert len(hub.asked("GET /cdn")) == N_FILES
-
-
-def test_process_that_waits_for_the_network_does_not_keep_the_others_from_what_is_here(hub, stream):
+def test_two_processes_share_one_download_also_through_an_outage(hub, stream):
     hub.files_left = 4
     both = stream(), stream()
     wait_until(lambda: all(len(recordings.ready) == 4 for recordings in both))
+    hub.requests.clear()
     hub.files_left, hub.down = None, False
     assert all(len(finish(recordings).ready) == N_FILES for recordings in both)
+    assert len(hub.find_requests("GET /cdn")) == N_FILES - 4
 
 
 # --- several machines ---------------------------------------------------------------------------
@@ -281,18 +273,18 @@ class Machine(ProcessRanks):
     """One of two machines of a training; here they are threads."""
 
     meeting = threading.Barrier(2, timeout=60)
-    said: ClassVar = {}
+    values: ClassVar = {}
 
     def all_reduce(self, values):
-        self.said[self.rank] = values
+        self.values[self.rank] = values
         self.meeting.wait()
-        total = self.said[0] + self.said[1]
+        total = self.values[0] + self.values[1]
         self.meeting.wait()
         return total
 
 
-def test_machines_resume_with_what_both_have(hub, stream, folder, config):
-    """Each has one recording to train on, another one each, and the network is gone; then it comes back."""
+def test_machines_train_on_recordings_that_both_have(hub, stream, folder, config):
+    """At first each machine has a different recording, and there is no network."""
     training = read_corpus(folder, config).training
     for number in (0, 1):
         finish(stream(f"cache {number}"))
@@ -302,40 +294,40 @@ def test_machines_resume_with_what_both_have(hub, stream, folder, config):
     hub.down = True
     machines = [(stream(f"cache {number}"), Machine(number, 0, 2)) for number in (0, 1)]
 
-    def live(recordings, machine):
+    def run(recordings, machine):
         assert not recordings.common_corpus(machine, CPU).training
         hub.down = False
         recordings.wait_for_first(machine, CPU)
         return recordings.common_corpus(machine, CPU)
 
     with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(live, *zip(*machines))
+        one, other = pool.map(run, *zip(*machines))
     names = [[span.path.relative_to(each.folder) for span in each.training] for each in (one, other)]
     assert names[0] == names[1] and names[0]
 
 
-def test_machines_that_can_have_nothing_in_common_say_so(hub, stream):
+def test_machines_without_common_recordings_raise_an_error(hub, stream):
     hub.faults = [Fault("HEAD .*pt", times=10**6, status=404)]
     machines = [(stream(f"cache {number}"), Machine(number, 0, 2)) for number in (0, 1)]
 
-    def live(recordings, machine):
+    def run(recordings, machine):
         with pytest.raises(HubError, match="404"):
             recordings.wait_for_first(machine, CPU)
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(live, *zip(*machines)))
+        list(pool.map(run, *zip(*machines)))
 
 
-# --- what is refused ----------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
-def test_without_network_and_data_the_message_is_clear(hub, stream):
+def test_without_network_and_data_the_error_names_address_and_attempt(hub, stream):
     hub.down = True
     with pytest.raises(UnreachableError, match=rf"{hub.url}/datasets/{NAME}.*attempt 8"):
         stream()
 
 
-def test_private_data_set_needs_a_token(hub, stream, monkeypatch):
+def test_a_private_data_set_needs_a_token(hub, stream, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(RefusedError, match=NAME):
         stream()
@@ -347,7 +339,7 @@ def test_private_data_set_needs_a_token(hub, stream, monkeypatch):
     assert len(finish(stream()).ready) == N_FILES
 
 
-def test_data_sets_that_do_not_fit_are_refused(hub, stream, config, caplog):
+def test_unsuitable_data_sets_are_refused(hub, stream, config, caplog):
     hub.add("dataset", "user/other", {"a.pt": b"a"})
     with pytest.raises(HubError, match=r"user/other.*index\.json"):
         stream("other", "user/other")
@@ -355,7 +347,7 @@ def test_data_sets_that_do_not_fit_are_refused(hub, stream, config, caplog):
     assert run("--hf_repo_id", "user/none") == 1 and "user/none" in caplog.text
 
 
-def test_folder_that_is_not_the_data_sets_is_left_alone(hub, stream, folder, config):
+def test_folders_of_other_data_are_not_changed(hub, stream, folder, config):
     before = names_in(folder)
     with pytest.raises(HubError, match="local"):
         stream("local")
@@ -369,7 +361,7 @@ def test_folder_that_is_not_the_data_sets_is_left_alone(hub, stream, folder, con
             stream()
 
 
-def test_new_version_of_the_data_set_is_seen(repo, folder, stream):
+def test_a_new_version_of_the_data_set_is_used(repo, folder, stream):
     finish(stream())
     (folder / "1.wav.pt").unlink()
     assert upload_to_hf.main(["--repo_id", NAME, "--data_dir", str(folder), "--delete_missing"]) == 0

@@ -2,15 +2,12 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 import upload_to_hf as up
 from data import save_recording
-from hub_server import Blob, Fault, HubServer
+from hub_server import Blob, Fault
 
 NAME = "user/trumpet"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
@@ -54,7 +51,7 @@ def card_of(hub):
     return repo_of(hub).files["README.md"].content.decode()
 
 
-def test_processed_files_arrive_private_in_one_commit_and_nothing_else_does(hub, folder, capsys):
+def test_only_processed_files_are_uploaded_in_one_private_commit(hub, folder, capsys):
     assert upload(folder, "--dry_run") == 0 and not hub.requests
     assert set(capsys.readouterr().out.split()) == {*local(folder), "index.json", "README.md"}
     assert upload(folder, "--licence", "CC-BY-SA-4.0") == 0
@@ -68,7 +65,7 @@ def test_processed_files_arrive_private_in_one_commit_and_nothing_else_does(hub,
         assert text in card_of(hub)  # 1155 frames
 
 
-def test_only_what_is_new_or_changed_is_sent(hub, folder, counting_recording, capsys):
+def test_only_new_and_changed_files_are_sent(hub, folder, counting_recording, capsys):
     upload(folder)
     commits = len(repo_of(hub).commits)
     assert upload(folder) == 0 and "0 recordings uploaded, 11 unchanged" in capsys.readouterr().out
@@ -92,7 +89,7 @@ def test_only_what_is_new_or_changed_is_sent(hub, folder, counting_recording, ca
     ],
     ids=["cut", "batch", "before", "answer lost", "card"],
 )
-def test_passing_faults_leave_no_trace(hub, folder, faults):
+def test_temporary_faults_are_retried(hub, folder, faults):
     hub.faults = faults
     assert upload(folder) == 0
     assert recordings_of(hub) == local(folder) and len(hub.uploads) == len(set(hub.uploads)) == 11
@@ -100,7 +97,7 @@ def test_passing_faults_leave_no_trace(hub, folder, faults):
     assert all(fault.times == 0 for fault in faults)
 
 
-def test_upload_that_was_cut_off_changes_nothing_and_goes_on(hub, folder, caplog):
+def test_an_interrupted_upload_changes_nothing_and_can_be_repeated(hub, folder, caplog):
     upload(folder)
     before = repo_of(hub).files
     (folder / "more/take_0.wav.pt").write_bytes((folder / "take_1.wav.pt").read_bytes())
@@ -110,7 +107,7 @@ def test_upload_that_was_cut_off_changes_nothing_and_goes_on(hub, folder, caplog
     assert upload(folder) == 0 and recordings_of(hub) == local(folder)
 
 
-def test_nothing_is_deleted_unless_told_so(hub, folder, counting_recording, capsys):
+def test_files_are_deleted_only_on_request(hub, folder, counting_recording, capsys):
     upload(folder)
     repo = repo_of(hub)
     repo.commit(repo.files | {"notes.txt": Blob(b"mine", False), "stray.pt": Blob(b"?", True)}, "by hand")
@@ -125,7 +122,7 @@ def test_nothing_is_deleted_unless_told_so(hub, folder, counting_recording, caps
     assert index_of(hub).keys() == local(folder).keys()
 
 
-def test_another_instrument_is_not_mixed_in(hub, folder, tmp_path, counting_recording, caplog):
+def test_another_instrument_is_refused(hub, folder, tmp_path, counting_recording, caplog):
     upload(folder)
     (tmp_path / "guitar").mkdir()
     save_recording(tmp_path / "guitar" / "a.pt", counting_recording(instrument="guitar"))
@@ -135,7 +132,7 @@ def test_another_instrument_is_not_mixed_in(hub, folder, tmp_path, counting_reco
     assert list(recordings_of(hub)) == list(index_of(hub)) == ["a.pt"]
 
 
-def test_data_set_that_was_changed_by_hand_is_put_right(hub, folder, caplog):
+def test_a_data_set_changed_by_hand_is_repaired(hub, folder, caplog):
     upload(folder)
     repo = repo_of(hub)
     repo.commit({name: blob for name, blob in repo.files.items() if name != "take_1.wav.pt"}, "by hand")
@@ -148,7 +145,7 @@ def test_data_set_that_was_changed_by_hand_is_put_right(hub, folder, caplog):
     assert upload(folder, "--delete_missing") == 0 and index_of(hub).keys() == local(folder).keys()
 
 
-def test_words_of_ones_own_in_the_card_and_its_licence_stay(hub, folder, counting_recording):
+def test_text_and_licence_of_the_card_are_kept(hub, folder, counting_recording):
     upload(folder, "--licence", "cc-by-4.0")
     repo = repo_of(hub)
     card = card_of(hub).replace(f"# {NAME}", "# My trumpet\n\nPlayed by Anna.")
@@ -163,28 +160,24 @@ def test_words_of_ones_own_in_the_card_and_its_licence_stay(hub, folder, countin
 
 @pytest.mark.parametrize(
     ("flags", "licence", "name"),
-    [([], "unknown", None), (["--licence", "Anna's own"], "other", "Anna's own")],
+    [([], "unknown", None), (["--licence", "Anna's own", "--public"], "other", "Anna's own")],
 )
-def test_licence_is_the_users_word(hub, folder, flags, licence, name):
+def test_the_licence_is_the_one_given(hub, folder, flags, licence, name):
     assert upload(folder, *flags) == 0
     assert hub.cards[-1]["license"] == licence and hub.cards[-1].get("license_name") == name
-    assert repo_of(hub).private
+    assert repo_of(hub).private == ("--public" not in flags)
     assert upload(folder, "--licence", "CC0-1.0") == 0  # said later
     assert hub.cards[-1]["license"] == "cc0-1.0" and "license_name" not in hub.cards[-1]
 
 
-def test_public_is_said_by_the_user(hub, folder):
-    assert upload(folder, "--public", "--licence", "mit") == 0 and not repo_of(hub).private
-
-
 @pytest.mark.parametrize("token", ["hf_read", "hf_wrong", None])
-def test_token_that_does_not_do_gets_a_sentence(hub, folder, monkeypatch, caplog, token):
+def test_an_insufficient_token_is_an_error(hub, folder, monkeypatch, caplog, token):
     monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN")
     assert upload(folder) == 1
     assert f"{hub.url}/datasets/{NAME}" in caplog.text and "HF_TOKEN" in caplog.text and not hub.repos
 
 
-def test_folders_that_cannot_be_uploaded_are_named(hub, tmp_path, counting_recording, caplog):
+def test_unsuitable_folders_are_named(hub, tmp_path, counting_recording, caplog):
     stale = counting_recording()
     stale = dataclasses.replace(stale, extractor={"audio": stale.extractor["audio"]})
     trumpet, guitar = counting_recording(), counting_recording(instrument="guitar")
@@ -195,15 +188,3 @@ def test_folders_that_cannot_be_uploaded_are_named(hub, tmp_path, counting_recor
             save_recording(folder / name, recording or trumpet)
         assert upload(folder) == 1 and folder.name in caplog.messages[-1]
     assert not hub.repos
-
-
-def test_as_a_user_runs_it(folder, tmp_path):
-    """With nothing but the client's own variables, in a process of its own."""
-    with HubServer() as hub:
-        variables = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")} | variables
-        command = [sys.executable, up.__file__, "--repo_id", NAME, "--data_dir", folder]
-        done = subprocess.run(command, env=environment | {"HF_TOKEN": "hf_write"}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == f"{hub.url}/datasets/{NAME}: 11 recordings uploaded, 0 unchanged\n"
-        assert recordings_of(hub) == local(folder)

@@ -18,7 +18,7 @@ def cut_off(audio, frequency):
     return signal.sosfiltfilt(signal.ellip(10, 0.1, 60, frequency, fs=RATE, output="sos"), audio).astype(np.float32)
 
 
-@pytest.mark.parametrize("frequency", [10000, 16000, 19000])
+@pytest.mark.parametrize("frequency", [10000, 19000])
 @pytest.mark.parametrize("floor", [0.0, 1.5e-5])  # digital silence; the noise of 16 bits
 def test_bandwidth_of_a_low_pass_filter(frequency, floor):
     audio = cut_off(noise(), frequency) + floor * noise(seed=1) / 0.05
@@ -58,8 +58,3 @@ def test_a_single_line_is_ignored():
 @pytest.mark.parametrize("audio", [np.zeros(RATE, np.float32), soxr.resample(noise(rate=16000), 16000, RATE)])
 def test_bandwidth_is_at_least_the_lowest(audio):
     assert measure_bandwidth(audio, RATE, 8000) == 8000
-
-
-def test_bandwidth_does_not_depend_on_level():
-    audio = cut_off(noise(), 16000) + 1e-3 * noise(seed=1)
-    assert measure_bandwidth(audio, RATE, 8000) == measure_bandwidth(audio / 64, RATE, 8000)

@@ -40,23 +40,18 @@ def test_mains_hum_is_removed_and_the_tune_stays(frequency: float) -> None:
     assert lines == pytest.approx(frequency * np.array([1, 2, 3, 5, 9]), abs=0.05)
     cleaned = notch(song + hum, RATE, lines)
     assert power(song + hum - cleaned) == pytest.approx(-14, abs=0.5)
-    assert power(notch(hum, RATE, lines)) < -60  # 46 dB below the hum
+    left = notch(hum, RATE, lines)
+    assert power(left) < -60 and max(power(left[:800]), power(left[-800:])) < -54  # 40 dB below the hum at the ends
     # Partials that cross a line are weakened, which is acceptable: the cleaned voice is only measured.
     assert power(cleaned - song) < power(song) - 8
 
 
-def test_hum_of_a_rectifier_has_no_fundamental() -> None:
+def test_hum_without_its_fundamental_is_removed() -> None:
     song, times = tune(), np.arange(6 * RATE) / RATE
     hum = sum(a * np.sin(2 * np.pi * 100 * k * times + k) for k, a in ((1, 0.2), (2, 0.1), (3, 0.05)))
     lines = find_mains_lines(song + hum, RATE)
     assert lines == pytest.approx([50, 100, 200, 300], abs=0.05)
     assert power(notch(hum, RATE, lines)) < power(hum) - 45
-
-
-def test_hum_is_removed_up_to_both_ends() -> None:
-    hum = mains(3.0, 50.0, -20)
-    left = notch(hum, RATE, find_mains_lines(hum, RATE))
-    assert max(power(left[:800]), power(left[-800:])) < -60
 
 
 def test_without_hum_no_sample_changes() -> None:

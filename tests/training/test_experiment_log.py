@@ -1,4 +1,4 @@
-"""experiment_log: what a run leaves on disk, in W&B's own files and on its page; nothing of it may stop a training."""
+"""training/experiment_log.py: the files of a run, W&B, and the run page."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def model(small_config):
 
 @pytest.fixture
 def no_account(monkeypatch, tmp_path):
-    """An environment in which nobody has ever logged in to W&B."""
+    """An environment without a W&B login."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -47,7 +47,7 @@ def no_account(monkeypatch, tmp_path):
 
 
 def read_wandb_file(path):
-    """Yield the records of W&B's own file: a log in LevelDB's format, behind seven bytes of its own."""
+    """Yield the records of a W&B file: seven bytes, then a log in LevelDB's format."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     wandb_run.stop_service()  # its process may still be writing
@@ -67,11 +67,11 @@ def read_wandb_file(path):
             yield record
 
 
-def watch(folder, config, corpus, resumed_at=0):
+def make_log(folder, config, corpus, resumed_at=0):
     return ExperimentLog(folder, config, corpus, choose_phrases(corpus), resumed_at)
 
 
-def train_a_little(tracker, epochs, first_step=1):
+def log_epochs(tracker, epochs, first_step=1):
     for epoch in epochs:
         step = first_step + epoch - 1
         tracker.log_step(epoch - 1, step, {"train_loss": 2.0 / epoch, "grad_norm": 1.0, "learning_rate": 0.001})
@@ -81,13 +81,13 @@ def train_a_little(tracker, epochs, first_step=1):
 # --- W&B ----------------------------------------------------------------------------------------
 
 
-def test_offline_runs_of_a_resumed_training_are_one_run(tmp_path, corpus, model, small_config, no_account, caplog):
+def test_offline_parts_of_a_resumed_training_are_one_run(tmp_path, corpus, model, small_config, no_account, caplog):
     caplog.set_level("INFO")
     folder = tmp_path / "runs" / "quiet-echo"
     for epochs in ([1, 2], [3]):
-        tracker = watch(folder, small_config, corpus, resumed_at=epochs[0] - 1)
+        tracker = make_log(folder, small_config, corpus, resumed_at=epochs[0] - 1)
         tracker.start_wandb(None, "some-project", "abcd1234")
-        train_a_little(tracker, epochs)
+        log_epochs(tracker, epochs)
         tracker.log_phrases(epochs[-1], epochs[-1], model, corpus)
         tracker.finish(0)
     assert "offline" in caplog.text and "`./venv/bin/python -m wandb login`" in caplog.text
@@ -124,20 +124,26 @@ def test_offline_runs_of_a_resumed_training_are_one_run(tmp_path, corpus, model,
 
 def test_without_a_network_the_run_is_kept_offline(tmp_path, corpus, small_config, no_account, monkeypatch, caplog):
     caplog.set_level("INFO")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40 + "\n")
+    monkeypatch.setenv("WANDB_MODE", "")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no server
     monkeypatch.setattr(wandb_run, "_INIT_SECONDS", 2)
-    tracker = watch(tmp_path / "run", small_config, corpus)
+    tracker = make_log(tmp_path / "run", small_config, corpus)
     tracker.start_wandb(None, "p", "abcd1234")
-    train_a_little(tracker, [1])
+    log_epochs(tracker, [1])
     tracker.finish(0)
-    assert "W&B" in caplog.text and "offline" in caplog.text
+    assert "W&B" in caplog.text and "offline" in caplog.text and "login" not in caplog.text
     assert len(list(tmp_path.glob("run/wandb/offline-run-*/*.wandb"))) == 1
 
 
-def test_a_key_is_found_where_wandb_login_leaves_it(tmp_path, no_account, monkeypatch):
+def test_the_key_of_wandb_login_is_found(tmp_path, no_account, monkeypatch):
+    import wandb  # slow to import
+    from wandb.sdk.lib.wbauth import wbnetrc
+
     assert not wandb_run.has_key() and wandb_run.choose_mode("disabled") == "disabled"
     assert wandb_run.choose_mode(None) == "offline"
+    wbnetrc.write_netrc_auth(host=wandb.Settings().base_url, api_key="0" * 40)  # as ``wandb login`` does
+    assert wandb_run.has_key() and wandb_run.choose_mode(None) == "online"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40 + "\n")
     assert wandb_run.has_key()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
@@ -149,19 +155,19 @@ def test_a_key_is_found_where_wandb_login_leaves_it(tmp_path, no_account, monkey
 # --- the folder ---------------------------------------------------------------------------------
 
 
-def test_what_is_trained_again_is_recorded_once(tmp_path, corpus, small_config):
-    tracker = watch(tmp_path / "run", small_config, corpus)
-    train_a_little(tracker, [1, 2, 3])
+def test_repeated_steps_are_recorded_once(tmp_path, corpus, small_config):
+    tracker = make_log(tmp_path / "run", small_config, corpus)
+    log_epochs(tracker, [1, 2, 3])
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "step", "st')  # killed in the middle of a line
-    train_a_little(watch(tmp_path / "run", small_config, corpus, resumed_at=2), [3, 4])
+    log_epochs(make_log(tmp_path / "run", small_config, corpus, resumed_at=2), [3, 4])
     records = read_metrics(tmp_path / "run")
     assert [record["step"] for record in records if record["kind"] == "step"] == [1, 2, 3, 4]
     assert [record["epoch"] for record in records if record["kind"] == "epoch"] == [1, 2, 3, 4]
     assert [record["step"] for record in records if record["kind"] == "start"] == [0, 2]
 
 
-def test_phrases_are_level_matched_and_their_parts_add_up(corpus, model, config):
+def test_phrases_have_the_level_of_the_target_and_their_parts_add_up(corpus, model, config):
     (span,) = choose_phrases(corpus).values()
     phrase = load_loudest_passage(span, config)
     assert phrase.name == "held.wav"
@@ -178,6 +184,20 @@ def test_phrases_are_level_matched_and_their_parts_add_up(corpus, model, config)
     assert all(np.array_equal(sounds[name], again[name]) for name in sounds)
 
 
+def test_up_to_three_phrases_are_chosen_and_kept_on_resume(tmp_path):
+    def corpus_of(*names, folder=tmp_path):
+        return Corpus(folder, "trumpet", (), tuple(Span(folder / name, 0, 100) for name in names))
+
+    corpus = corpus_of(*(f"{number}/take.pt" for number in range(10)))
+    chosen = choose_phrases(corpus)
+    assert list(chosen) == ["0/take.pt", "4/take.pt", "8/take.pt"] and chosen["4/take.pt"] == corpus.validation[4]
+    nothing_held_out = Corpus(tmp_path, "trumpet", corpus.validation[:1], ())
+    assert list(choose_phrases(nothing_held_out)) == ["0/take.pt"]
+    more = corpus_of("a", "b", "c", "e", "f", folder=tmp_path / "moved")
+    assert choose_phrases(more, ["b", "d", "f"]) == {"b": more.validation[1], "d": None, "f": more.validation[4]}
+    assert list(choose_phrases(corpus_of("x", "y"), ["b", "d", "f"])) == ["x", "y"]
+
+
 def test_a_phrase_is_the_loudest_passage_inside_the_span(tmp_path, config, counting_recording):
     recording = counting_recording(2000)  # 20 s, louder to the end
     save_recording(tmp_path / "take.pt", recording)
@@ -186,52 +206,17 @@ def test_a_phrase_is_the_loudest_passage_inside_the_span(tmp_path, config, count
     assert phrase.target[0] == 700 and len(phrase.target) == 400 * 160
 
 
-def held_out(folder, *names):
-    return tuple(Span(folder / name, 0, 100) for name in names)
-
-
-def test_at_most_three_phrases_and_some_even_if_nothing_is_held_out(tmp_path):
-    spans = held_out(tmp_path, *(f"{number}/take.pt" for number in range(10)))
-    chosen = choose_phrases(Corpus(tmp_path, "trumpet", (), spans))
-    assert list(chosen) == ["0/take.pt", "4/take.pt", "8/take.pt"] and chosen["4/take.pt"] == spans[4]
-    assert list(choose_phrases(Corpus(tmp_path, "trumpet", spans[:1], ()))) == ["0/take.pt"]
-
-
-def test_a_resumed_training_keeps_its_phrases(tmp_path):
-    before = list(choose_phrases(Corpus(tmp_path, "trumpet", (), held_out(tmp_path, "b", "d", "f"))))
-    moved = tmp_path / "elsewhere"
-    more = Corpus(moved, "trumpet", (), held_out(moved, "a", "b", "c", "e", "f"))
-    assert choose_phrases(more, before) == {"b": more.validation[1], "d": None, "f": more.validation[4]}
-    others = Corpus(tmp_path, "trumpet", (), held_out(tmp_path, "x", "y"))
-    assert list(choose_phrases(others, before)) == ["x", "y"]
-
-
-def test_a_phrase_that_has_not_arrived_is_left_out_until_it_has(tmp_path, corpus, model, small_config):
-    first = Span(corpus.folder / "still to come.pt", 0, 100)
-    whole = dataclasses.replace(corpus, validation=(first, *corpus.validation))
-    tracker = ExperimentLog(tmp_path / "run", small_config, corpus, choose_phrases(whole))
-    tracker.log_phrases(5, 50, model, corpus)
-    save_recording(first.path, load_recording(corpus.validation[0].path))
-    tracker.log_phrases(10, 100, model, whole)
-    phrases = [record["phrases"] for record in read_metrics(tmp_path / "run") if record["kind"] == "phrases"]
-    assert [[(phrase["number"], phrase["name"]) for phrase in shown] for shown in phrases] == [
-        [(2, "held.wav")],
-        [(1, "still to come"), (2, "held.wav")],
-    ]
-    assert [shown[-1]["stem"] for shown in phrases] == ["epoch_0005_phrase_2", "epoch_0010_phrase_2"]
-
-
-def test_nothing_that_fails_stops_a_training(tmp_path, corpus, model, small_config, caplog):
+def test_a_failing_log_does_not_stop_a_training(tmp_path, corpus, model, small_config, caplog):
     (tmp_path / "run").write_text("a file where the folder should be")
-    tracker = watch(tmp_path / "run", small_config, corpus)
+    tracker = make_log(tmp_path / "run", small_config, corpus)
     tracker.start_wandb("offline", "p", "abcd1234")
-    train_a_little(tracker, [1])
+    log_epochs(tracker, [1])
     tracker.log_phrases(1, 1, model, corpus)
     tracker.finish(0)
     assert any(record.levelname == "WARNING" for record in caplog.records) and "Traceback" not in caplog.text
 
 
-def test_names(tmp_path):
+def test_run_names_are_new(tmp_path):
     names = {choose_run_name(tmp_path) for _ in range(20)}
     assert len(names) > 5 and all(len(name.split("-")) == 2 for name in names)
     assert choose_run_name(tmp_path, "mine") == "mine"
@@ -257,12 +242,12 @@ def browse(path):
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
 
 
-def test_page_shows_and_plays_everything(tmp_path, corpus, model, small_config):
+def test_the_page_shows_curves_sounds_and_pictures(tmp_path, corpus, model, small_config):
     if not (shutil.which("chromium") or shutil.which("chromium-browser")):
         pytest.skip("no chromium here")
     folder = tmp_path / "<b>run & more"
-    tracker = watch(folder, small_config, corpus)
-    train_a_little(tracker, [1, 2])
+    tracker = make_log(folder, small_config, corpus)
+    log_epochs(tracker, [1, 2])
     tracker.log_phrases(2, 2, model, corpus)
     page = browse(folder / "index.html")
     assert "<h1>&lt;b&gt;run &amp; more</h1>" in page
@@ -283,9 +268,9 @@ def data_of(folder):
     return json.loads(page.split('id="data">')[1].split("</script>")[0], parse_constant=refuse)
 
 
-def test_no_figure_that_is_not_finite_reaches_the_page(tmp_path, corpus, model, small_config):
+def test_values_that_are_not_finite_become_null(tmp_path, corpus, model, small_config):
     folder, nan, inf = tmp_path / "run", float("nan"), float("inf")
-    tracker = watch(folder, small_config, corpus)
+    tracker = make_log(folder, small_config, corpus)
     tracker.log_step(0, 1, {"train_loss": 1.0, "grad_norm": inf})
     of_earlier_version = '{"kind": "step", "step": 2, "train_loss": NaN, "grad_norm": -Infinity}\n'
     with (folder / "metrics.jsonl").open("a") as file:
@@ -304,7 +289,7 @@ def test_no_figure_that_is_not_finite_reaches_the_page(tmp_path, corpus, model, 
     assert "NaN" not in written and "Infinity" not in written
 
 
-def test_page_tells_starts_changes_and_what_is_left(tmp_path, corpus, small_config, monkeypatch):
+def test_the_page_shows_starts_changes_and_the_time_left(tmp_path, corpus, small_config, monkeypatch):
     clock = iter([0, 600, 1200, 86400, 87000, 87600])  # s: three times a start and two epochs of ten minutes
     monkeypatch.setattr("time.time", lambda: next(clock))
     monkeypatch.setenv("TZ", "UTC")
@@ -326,13 +311,3 @@ def test_page_tells_starts_changes_and_what_is_left(tmp_path, corpus, small_conf
     assert data_of(folder)["changes"] == [{"step": 6, "epoch": 2, "text": "train.learning_rate 0.001 → <0.0005"}]
     tracker.finish(0)
     assert "time left" not in (folder / "index.html").read_text()
-
-
-def test_a_start_that_led_to_nothing_is_forgotten(tmp_path, corpus, small_config):
-    folder, phrases = tmp_path / "run", choose_phrases(corpus)
-    train_a_little(ExperimentLog(folder, small_config, corpus, phrases), [1, 2])
-    for changes in ({"train.batch_size": "2 -> 3"}, {}):
-        tracker = ExperimentLog(folder, small_config, corpus, phrases, 2, changes)
-    tracker.finish(1)
-    assert [start["step"] for start in read_metrics(folder) if start["kind"] == "start"] == [0, 2]
-    assert data_of(folder)["changes"] == []

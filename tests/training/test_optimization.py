@@ -1,4 +1,4 @@
-"""The average of the weights is the recursion of its definition, and follows the model more slowly than itself."""
+"""A training step against plain gradient descent, and the average of the weights against its definition."""
 
 import json
 
@@ -17,7 +17,7 @@ from training.training_state import WeightAverage
 
 
 @pytest.mark.parametrize(("weight", "share"), [(1.0, None), (0.25, None), (1.0, 0.1), (0.25, 0.1)])
-def test_a_step_goes_against_the_gradient_as_far_as_it_may(small_config, weight, share):
+def test_a_step_follows_the_clipped_gradient_of_the_weighted_loss(small_config, weight, share):
     """With plain SGD of rate one a step is the gradient: of the weighted loss, clipped to a norm."""
     audio = 0.1 * torch.randn(2, 3200, generator=torch.Generator().manual_seed(1))
     batch = {"f0": torch.full((2, 20, 1), 300.0), "loudness": torch.full((2, 20, 1), -20.0), "audio": audio}
@@ -39,34 +39,18 @@ def test_a_step_goes_against_the_gradient_as_far_as_it_may(small_config, weight,
     assert reported["grad_norm"].item() == pytest.approx(weight * gradient.norm().item(), rel=1e-3)
 
 
-def steps(values):
-    """Yield a model of one weight that takes the given values."""
-    model = nn.Linear(1, 1, bias=False)
-    for value in values:
-        nn.init.constant_(model.weight, value)
-        yield model
-
-
-def test_is_the_recursion_in_float64():
+def test_the_average_equals_the_recursion_in_float64():
     values = [float(step % 7) for step in range(50)]
-    models = steps(values)
-    average = WeightAverage(next(models), decay=0.8)
-    expected = values[0]
-    for number, model in enumerate(models, start=1):
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, values[0])
+    average, expected = WeightAverage(model, decay=0.8), values[0]
+    assert not average.model.weight.requires_grad and model.weight.requires_grad
+    for number in range(1, 50):
+        nn.init.constant_(model.weight, values[number])
         average.update(model, number)
         decay = min(0.8, (1 + number) / (10 + number))
         expected = decay * expected + (1 - decay) * values[number]
         assert average.model.weight.item() == pytest.approx(expected, rel=1e-5)  # up to fifty float32 roundings
-
-
-def test_the_average_is_a_copy_without_gradient():
-    model = nn.Linear(2, 2)
-    average = WeightAverage(model, decay=0.9)
-    nn.init.zeros_(model.weight)
-    assert average.model.weight.abs().sum() > 0
-    assert not any(weight.requires_grad for weight in average.model.parameters())
-    assert all(weight.requires_grad for weight in model.parameters())
-    assert torch.equal(average.model.bias, model.bias)
 
 
 # --- in a training ------------------------------------------------------------------------------
@@ -74,7 +58,7 @@ def test_the_average_is_a_copy_without_gradient():
 
 @pytest.fixture
 def flags(tmp_path):
-    """Return a function that gives train.py's flags for a folder, on a corpus of two takes and a config of its own."""
+    """Return a function that gives train.py's flags for a folder, on a corpus of two takes with a small model."""
     for number in range(2):
         make_recording(tmp_path / "data" / f"{number}.pt", 2.0, 200.0 + 50 * number)
     content = json.loads(DEFAULT_CONFIG_PATH.read_text())
@@ -101,20 +85,13 @@ def run(flags, tmp_path):
     return run
 
 
-def test_resumed_average_is_the_same_to_the_bit(run):
+def test_resume_is_exact_with_an_average(run):
     straight, _, resumed = (read_checkpoint(run(name, epochs)) for name, epochs in (("a", 3), ("b", 1), ("b", 3)))
     for part in ("model", "average"):
         assert all(torch.equal(value, resumed[part][name]) for name, value in straight[part].items())
 
 
-def test_averaging_changes_no_step(run):
-    plain, averaged = (read_checkpoint(run(name, 1, decay)) for name, decay in (("plain", 0.0), ("averaged", 0.9)))
-    assert plain["average"] is None
-    assert all(torch.equal(value, averaged["model"][name]) for name, value in plain["model"].items())
-    assert not torch.equal(averaged["average"]["noise_head.weight"], averaged["model"]["noise_head.weight"])
-
-
-def test_what_is_used_is_the_average(run, tmp_path):
+def test_the_average_is_what_is_loaded_and_exported(run, tmp_path):
     path, used = run("out", 1), tmp_path / "use.pth"
     average = read_checkpoint(path)["average"]
     assert torch.equal(load_model(path).noise_head.weight, average["noise_head.weight"])
@@ -125,7 +102,7 @@ def test_what_is_used_is_the_average(run, tmp_path):
     assert all(torch.equal(value, average[name]) for name, value in content["model"].items())
 
 
-def test_what_is_validated_is_the_average(flags):
+def test_the_average_is_validated(flags):
     trainer = train.build_trainer(train.parse_args(flags("out", 1, 0.9)))
     before = trainer.validate().total
     with torch.no_grad():
@@ -135,7 +112,7 @@ def test_what_is_validated_is_the_average(flags):
     assert trainer.validate().total != before
 
 
-def test_an_average_may_begin_later_and_end_earlier(run, flags, caplog):
+def test_averaging_can_be_switched_on_and_off(run, flags, caplog):
     caplog.set_level("INFO")
     path = run("out", 1, 0.0)
     trainer = train.build_trainer(train.parse_args(flags("out", 2, 0.9)))
@@ -146,7 +123,7 @@ def test_an_average_may_begin_later_and_end_earlier(run, flags, caplog):
     assert "train.ema_decay 0.9 -> 0.0" in caplog.text and read_checkpoint(path)["average"] is None
 
 
-def test_a_spoilt_average_is_refused(run, tmp_path):
+def test_an_invalid_average_is_refused(run, tmp_path):
     content = read_checkpoint(run("out", 1))
     torch.save({**content, "average": {"x": torch.zeros(1)}}, tmp_path / "spoilt.pth")
     with pytest.raises(ValueError, match=r"spoilt\.pth holds weights of another architecture"):

@@ -45,14 +45,10 @@ def sing(levels, seed=0):
     return f0, loudness, loudness > -60, first
 
 
-def test_each_note_is_plucked_once():
+def test_each_note_is_plucked_once_at_nearly_the_level_of_the_whole_note():
     f0, loudness, voiced, first = sing([-30, -35, -28, -40, -33, -30])
-    assert onsets_of(f0, loudness, voiced) == pytest.approx([frame + 3 for frame in first], abs=3)
-
-
-def test_velocity_is_near_that_of_the_whole_note():
-    f0, loudness, voiced, _ = sing([-30, -35, -28, -40, -33, -30])
     _, _, velocity, age = pluck(f0, loudness, voiced)
+    assert np.flatnonzero(age == 0) == pytest.approx([frame + 3 for frame in first], abs=3)
     notes = find_notes(f0, loudness, voiced, RATE)
     whole = [TABLE.level(note.pitch, MIDDLE_HARDNESS + (note.level + 30) / 20) for note in notes]
     causal = velocity[np.flatnonzero(age == 0) + 2]
@@ -92,13 +88,10 @@ def test_a_held_note_can_be_plucked_again():
     np.testing.assert_array_equal(onsets, [22, 72, 122, 172])
 
 
-def test_the_output_is_causal():
+def test_the_output_is_causal_and_silence_stays_silent():
     f0, loudness, voiced, _ = sing([-30, -35, -28, -40])
     whole, cut = pluck(f0, loudness, voiced), pluck(f0[:130], loudness[:130], voiced[:130])
     for one, other in zip(whole, cut):
         np.testing.assert_array_equal(one[:130], other)
-
-
-def test_silence_stays_silent():
     played, ringing, *_ = pluck(np.full(50, 220.0), np.full(50, -80.0), np.zeros(50, dtype=bool))
     assert (played == -80).all() and not ringing.any()

@@ -1,9 +1,9 @@
-"""voice/harmony.py: keys that are found, steps of a scale, and players that are a little apart."""
+"""voice/harmony.py: keys, steps of a scale, and the differences between players of an ensemble."""
 
 import numpy as np
 import pytest
 
-from sound.pitch_decoder import hz_to_midi, midi_to_hz
+from sound.crepe import hz_to_midi, midi_to_hz
 from voice.curves import Curves
 from voice.harmony import find_key, move_by_steps, read_harmonies
 from voice.instrument_fit import TransferOptions, assign_parts, key_pitch_classes
@@ -18,7 +18,7 @@ def curves_of(notes: list[int]) -> Curves:
     return Curves(midi_to_hz(pitch).astype(np.float32), -20 * ones, ones, ones > 0, ones)
 
 
-def test_thirds_are_major_or_minor_as_the_key_asks() -> None:
+def test_steps_follow_the_key() -> None:
     notes = np.array([60, 62, 64, 65, 67, 69, 71, 72])
     assert move_by_steps(notes, 2, C_MAJOR).tolist() == [4, 3, 3, 4, 4, 3, 3, 4]
     assert move_by_steps(notes, -5, C_MAJOR).tolist() == [-8, -9, -9, -8, -8, -9, -9, -8]
@@ -36,10 +36,10 @@ def test_the_key_of_a_tune_is_found(notes: list[int], key: str) -> None:
     assert moved == {"C": "Eb", "A": "C"}[tonic] + f" {mode}"
 
 
-def test_vibrato_stays_and_one_player_is_the_melody() -> None:
+def test_a_harmony_keeps_the_vibrato() -> None:
     curves = curves_of([60, 62, 64])
-    (alone,) = assign_parts(curves, TransferOptions(), 100.0)
-    assert alone.curves is curves and (alone.level, alone.seed) == (0.0, 0)
+    (single,) = assign_parts(curves, TransferOptions(), 100.0)
+    assert single.curves is curves and (single.level, single.seed) == (0.0, 0)
     melody, third = assign_parts(curves, TransferOptions(harmony="third", key="C major"), 100.0)
     assert melody.curves is not third.curves and third.seed != melody.seed
     apart = hz_to_midi(third.curves.f0) - hz_to_midi(curves.f0)
@@ -47,7 +47,7 @@ def test_vibrato_stays_and_one_player_is_the_melody() -> None:
     assert apart[5:45].std() < 0.01
 
 
-def test_doubles_are_out_of_tune_and_late_but_less_than_is_heard_as_wrong() -> None:
+def test_players_differ_slightly_in_tuning_and_time() -> None:
     curves = curves_of([60, 62])
     parts = assign_parts(curves, TransferOptions(ensemble=3), 100.0)
     tuning = [1200 * np.log2(part.curves.f0[20:40] / curves.f0[20:40]).mean() for part in parts]  # over a vibrato
@@ -57,7 +57,7 @@ def test_doubles_are_out_of_tune_and_late_but_less_than_is_heard_as_wrong() -> N
     assert len({len(part.curves.f0) for part in parts}) == 1
 
 
-def test_what_is_no_harmony_is_named() -> None:
+def test_invalid_harmonies_are_refused() -> None:
     assert read_harmonies(" Third, octave below ") == ("third", "octave_below") and read_harmonies("") == ()
     with pytest.raises(ValueError, match="fifth"):
         TransferOptions(harmony="third,fifth")

@@ -12,7 +12,6 @@ from sound.audio_files import load_audio
 from voice.melody import (
     NoMelodyError,
     SilentError,
-    _find_input_gain,
     _subtract_noise,
     estimate_polyphony,
     extract_melody,
@@ -27,7 +26,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def test_loudness_follows_the_level_of_the_recording() -> None:
-    config, rest = load_config(), np.zeros(4800, np.float32)
+    config, rest = CONFIG, np.zeros(4800, np.float32)
     song = np.concatenate([rest, harmonic_tone(220.0, 0.6, amplitude=0.1), rest])
     song += (1e-4 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
     (loud, melody, _), (soft, softer, _) = extract_melody(song, config), extract_melody(0.1 * song, config)
@@ -39,15 +38,17 @@ def test_loudness_follows_the_level_of_the_recording() -> None:
 
 
 def test_the_gate_offset_drops_soft_notes() -> None:
-    config, rest = load_config(), np.zeros(4800, np.float32)
+    config, rest = CONFIG, np.zeros(4800, np.float32)
     song = np.concatenate([part for a in (0.1, 0.005) for part in (rest, harmonic_tone(220.0, 0.6, amplitude=a))])
     song += (1e-5 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
     both, loud = (extract_melody(song, config, gate_offset=offset)[1].voiced for offset in (0.0, 25.0))
     assert both[140:170].all() and not loud[125:].any() and loud[45:80].all()
 
 
-def test_silence_and_noise_are_refused() -> None:
-    config = load_config()
+def test_silence_noise_and_a_closed_gate_are_refused(song: np.ndarray) -> None:
+    with pytest.raises(NoMelodyError, match="gate"):
+        extract_melody(song, CONFIG, gate_offset=60.0)
+    config = CONFIG
     with pytest.raises(SilentError):
         extract_melody(np.zeros(16000, np.float32), config)
     noise = 0.03 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
@@ -58,8 +59,8 @@ def test_silence_and_noise_are_refused() -> None:
 @pytest.mark.parametrize(
     ("partials", "swell"), [((1, 0, 0.5), 0.0), ((1, 0.5, 0.5), 0.2), ((0.5, 0, 1), 0.02)]
 )  # steady; the residue has the pitch of the mains; the residue is soft and has the pitch of a partial
-def test_a_melody_is_found_in_mains_hum_and_the_pauses_stay_silent(partials, swell: float) -> None:
-    config = load_config()
+def test_a_melody_is_found_in_mains_hum(partials, swell: float) -> None:
+    config = CONFIG
     rng, rest = np.random.default_rng(0), np.zeros(9600, np.float32)
     notes = [harmonic_tone(f0, 0.6, amplitude=0.1) for f0 in (196.0, 220.0, 175.0)]
     song = np.concatenate([part for note in notes for part in (rest, note)] + [rest])
@@ -76,25 +77,6 @@ def test_a_melody_is_found_in_mains_hum_and_the_pauses_stay_silent(partials, swe
     assert np.median(np.abs(1200 * np.log2(found.f0[both] / clean[1].f0[both]))) < 2
     assert clean[2]["mains_hum"] is None and clean[2]["share_polyphonic"] < 0.02
     assert features.f0.shape == torch.Size([len(found.f0)])
-
-
-def test_mains_hum_of_a_long_recording_is_removed_per_stretch(monkeypatch) -> None:
-    config, rest = load_config(), np.zeros(9600, np.float32)
-    notes = [harmonic_tone(f0, 0.6, amplitude=0.1) for f0 in (196.0, 220.0, 175.0)] * 4
-    song = np.concatenate([part for note in notes for part in (rest, note)])
-    song += (1e-4 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
-    buzz = np.sin(2 * np.pi * 50 * np.arange(len(song)) / 16000).astype(np.float32)
-    buzz[len(buzz) // 2 :] = 0  # switched off midway
-    whole = extract_melody(song, config)
-    monkeypatch.setattr("voice.melody._HUM_STRETCH_SECONDS", 3.6)
-    _, found, report = extract_melody(song + 0.2 * buzz, config)
-    assert report["mains_hum"] == pytest.approx(20 * np.log10(0.2 / 2), abs=0.5)
-    assert (found.voiced == whole[1].voiced).mean() > 0.97
-
-
-@pytest.mark.parametrize(("peak", "gain"), [(0.5, 6.02), (1.0, 0), (2.0, 0), (1e-2, 40), (1e-4, 60), (0.0, 0)])
-def test_the_input_gain_lifts_a_quiet_recording_to_full_scale_up_to_a_limit(peak: float, gain: float) -> None:
-    assert _find_input_gain(np.array([0.0, -peak, peak / 2]), 60.0) == pytest.approx(gain, abs=0.01)
 
 
 def test_noise_is_subtracted_from_the_loudness() -> None:
@@ -125,7 +107,7 @@ def glide(low: float, high: float, seconds: float) -> np.ndarray:
 @pytest.mark.parametrize(
     "f0",
     [
-        *(swing(hertz) for hertz in (500, 1200, 1900, 1950, 1976, 2000, 2050, 3500, 4850)),
+        *(swing(hertz) for hertz in (500, 1200, 1950, 1976, 2000, 3500, 4850)),
         *(glide(500, 5000, seconds) for seconds in (4.0, 0.5)),
         *(glide(5000, 500, seconds) for seconds in (4.0, 0.5)),
         swing(1700.0, 0.5) * np.repeat([1, 1.5, 1, 2], RATE // 8),
@@ -213,7 +195,7 @@ def polyphony(audio: np.ndarray, f0: float) -> float:
     return estimate_polyphony(measure_strays(audio, np.full(n_frames, f0, np.float32), sung, CONFIG), sung)
 
 
-def test_polyphony_is_that_of_a_chord_and_not_of_one_voice() -> None:
+def test_polyphony_of_chords_and_of_single_voices() -> None:
     noise = 0.01 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
     root, third, fifth = (harmonic_tone(f0, 1.0) for f0 in (220.0, 277.2, 329.6))
     assert polyphony(root + third + fifth, 220.0) > 0.9
@@ -238,7 +220,7 @@ def band(seconds: float) -> np.ndarray:
     return np.tile(np.concatenate([bar / 4 + drum / 4 for bar in bars]), round(seconds / 4)).astype(np.float32)
 
 
-def test_a_band_is_noticed_and_a_noisy_room_is_not() -> None:
+def test_a_band_in_the_background_is_detected() -> None:
     band_audio = band(8.0)
     hum = load_audio(ROOT / "examples" / "hum.wav", RATE)[: len(band_audio)]
     noise = np.random.default_rng(1).standard_normal(len(band_audio))
@@ -250,9 +232,4 @@ def test_a_band_is_noticed_and_a_noisy_room_is_not() -> None:
 
     assert all(backing(band_audio, level) for level in (-6.0, 0.0, 6.0))
     assert not any(backing(noise, level) for level in (-60.0, -20.0, -10.0))
-    assert not extract_melody(band_audio[: 3 * RATE], CONFIG)[2]["has_backing"]  # too short to tell
-
-
-def test_a_gate_that_silences_everything_says_so(song: np.ndarray) -> None:
-    with pytest.raises(NoMelodyError, match="gate"):
-        extract_melody(song, CONFIG, gate_offset=60.0)
+    assert not extract_melody(band_audio[: 3 * RATE], CONFIG)[2]["has_backing"]  # too short

@@ -46,13 +46,10 @@ def test_the_noise_floor_is_a_quantile_of_the_pauses() -> None:
     assert note_gate.noise_floor(loudness, np.ones(100, bool), CONFIG) == CONFIG.features.loudness_floor
 
 
-def test_frames_that_cannot_sound_are_unvoiced() -> None:
+def test_silent_and_aperiodic_frames_are_unvoiced() -> None:
     loudness, periodicity, can_sound = np.full(100, -20.0), np.full(100, 0.9), np.ones(100, bool)
     can_sound[:50] = False
     voiced = note_gate.find_voiced(loudness, periodicity, can_sound, CONFIG)
     assert np.flatnonzero(voiced).tolist() == list(range(50, 100))
-
-
-def test_frames_of_low_periodicity_are_unvoiced() -> None:
     voiced = note_gate.find_voiced(np.full(50, -20.0), np.full(50, 0.1), np.ones(50, bool), CONFIG)
     assert not voiced.any()

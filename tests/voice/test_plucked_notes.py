@@ -5,15 +5,7 @@ import pytest
 
 from conftest import harmonic_tone
 from features import extract_loudness
-from sound.plucks import (
-    KNOTS,
-    PluckTable,
-    curves_from_onsets,
-    find_onsets,
-    measure_plucks,
-    melody_plucks,
-    window_share,
-)
+from sound.plucks import KNOTS, PluckTable, find_onsets, measure_plucks, melody_plucks, window_share
 from voice.note_finder import SungNote, find_notes
 from voice.plucked_notes import fit_levels_to_plucks, hold_pitch, pluck_notes
 
@@ -67,16 +59,6 @@ def test_a_measured_pluck_is_reproduced(config, f0):
     assert error.mean() < 0.5 and error.max() < 3  # dB
 
 
-def test_plucks_are_found_where_they_were_built():
-    notes = [SungNote(40, 90, 60.0, -20.0), SungNote(90, 130, 60.0, -24.0), SungNote(170, 260, 62.0, -30.0)]
-    curves = play(notes)
-    f0 = np.where(np.arange(300) < 150, 261.6, 293.7)
-    onsets = find_onsets(f0, curves.loudness, RATE)
-    assert onsets == pytest.approx([note.onset for note in notes], abs=1)
-    velocity = curves_from_onsets(onsets, curves.loudness, RATE)[1]
-    np.testing.assert_allclose(velocity[[60, 100, 200]], [note.level for note in notes], atol=1.0)
-
-
 def test_levels_are_mapped_into_the_instruments_range():
     notes = [SungNote(100 * k, 100 * k + 80, 60.0, level) for k, level in enumerate((-60.0, -50.0, -40.0, -45.0))]
     fitted = [note.level for note in fit_levels_to_plucks(notes, TABLE)]
@@ -84,11 +66,8 @@ def test_levels_are_mapped_into_the_instruments_range():
     assert min(fitted) >= -40 and max(fitted) <= -20
     louder = [note.level for note in fit_levels_to_plucks(notes, TABLE, offset=3.0)]
     assert louder[1] - fitted[1] == pytest.approx(3.0)
-
-
-def test_an_even_melody_stays_even():
-    notes = [SungNote(100 * k, 100 * k + 80, 60.0, -50.0 + 0.2 * (k % 2)) for k in range(6)]
-    assert np.ptp([note.level for note in fit_levels_to_plucks(notes, TABLE)]) < 0.5
+    even = [SungNote(100 * k, 100 * k + 80, 60.0, -50.0 + 0.2 * (k % 2)) for k in range(6)]
+    assert np.ptp([note.level for note in fit_levels_to_plucks(even, TABLE)]) < 0.5
 
 
 def test_no_notes_make_silence():
@@ -96,7 +75,7 @@ def test_no_notes_make_silence():
     assert (curves.loudness == -80).all() and not curves.ringing.any() and fit_levels_to_plucks([], TABLE) == []
 
 
-def test_a_strings_pitch_is_held_outside_the_notes():
+def test_pitch_is_held_outside_the_notes():
     f0 = np.linspace(100, 199, 100)
     held = hold_pitch(f0, [SungNote(20, 40, 0, 0), SungNote(70, 90, 0, 0)], 3)
     np.testing.assert_array_equal(held[:20], f0[20])

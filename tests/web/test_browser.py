@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -503,10 +504,10 @@ def test_place_in_line_and_a_polite_refusal(server: str, browser: Browser, tmp_p
             browser.open()
             browser.upload(voice)
             browser.click("#play")
-            expected = ("#status .steps", "#status .progress-text", "#status .error")[number]
+            expected = ("#status .steps", "#status .say", "#status .error")[number]
             browser.wait(lambda expected=expected: browser.seen(expected) and browser.text(expected).strip())
             if number == 1:
-                browser.wait(lambda: "queue" in browser.text("#status").lower())  # in English, to a German browser
+                browser.wait(lambda: re.search("turn: 1 before me, (about [0-9]+ s|and it)", browser.text("#status")))
         assert "Too many people are playing" in browser.text("#status .error") and browser.seen("#play")
     finally:
         release.set()

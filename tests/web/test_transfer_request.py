@@ -97,6 +97,15 @@ def test_a_training_is_preselected_when_it_is_worth_it(
     assert collection.find()[0].name == preselected
 
 
+def test_a_training_whose_best_is_of_an_early_epoch_is_preselected(collection: ModelCollection) -> None:
+    metrics = {"best_val_loss": 1.0, "first_val_loss": 2.0}
+    for name, epoch in (("best", 8), ("latest", 11)):
+        save_untrained(collection.checkpoint_dir / "a" / f"{name}.pth", "oboe", epoch=epoch, metrics=metrics)
+    assert collection.find()[0].name == "a/best"
+    save_untrained(collection.checkpoint_dir / "b" / "latest.pth", when=2e9)  # a newer one, not trained yet
+    assert collection.find()[0].name == "trumpet"
+
+
 def test_a_checkpoint_that_was_asked_for_goes_before_all(collection: ModelCollection) -> None:
     collection.checkpoint = save_untrained(collection.checkpoint_dir / "best.pth", "oboe")
     found = collection.find()
@@ -171,7 +180,7 @@ def test_the_files_are_named_after_the_recording_and_add_up(service: TransferSer
 
 @pytest.mark.parametrize("name", ["../../evil", "-rf", "a\nb", "'; rm -rf ~", "é" * 100, "…", "x" * 200, "%2e%2e"])
 def test_no_name_of_a_recording_leads_out_of_the_folder(service: TransferService, tmp_path: Path, name: str) -> None:
-    outcome = TransferOutcome("guitar", {"": np.zeros(160)}, RATE, None, np.zeros(1), [], None, 0.0, {})
+    outcome = TransferOutcome("guitar", {"": np.zeros(160)}, RATE, None, np.zeros(1), np.zeros(1), [], None, 0.0, {})
     (path,) = write_sounds(outcome, request(Path(f"/somewhere/{name}.wav"), tmp_path))
     assert path.parent == tmp_path and path.is_file()
     assert not set(path.name) & set("/\\ ;'\n%…") and len(path.name.encode()) < 200

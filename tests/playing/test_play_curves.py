@@ -1,4 +1,4 @@
-"""playing/block_player.py: curves played in blocks sound as they do at once."""
+"""playing/offline_transfer.py: curves played in blocks sound as they do at once."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import torch
 
 from config import load_config
 from model import Sound, build_model
-from playing.block_player import BlockPlayer, play_curves
+from playing.offline_transfer import BlockPlayer, play_curves
 from voice.curves import Curves
 
 
