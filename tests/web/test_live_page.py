@@ -285,11 +285,8 @@ def test_midi_goes_to_the_chosen_port(page: Page) -> None:
     sent = page.run("return sent")
     (bend, first), last = [message for message in sent if message[0] != 0x80][:2], sent[-1]
     assert bend[0] == 0xE0 and abs(bend[2] - 64) < 16 and first[:2] == [0x90, 69] and 1 <= first[2] <= 127
-    assert last == [0x80, 69, 0] and sum(message[0] == 0x90 for message in sent) == sum(
-        message[0] == 0x80 for message in sent
-    )
-    page.run("navigator.requestMIDIAccess = async () => { throw new DOMException('', 'SecurityError'); }")
-    page.driver.refresh()
+    statuses = [message[0] for message in sent]
+    assert last == [0x80, 69, 0] and statuses.count(0x90) == statuses.count(0x80)
 
 
 def test_two_tabs_do_not_play_at_once(page: Page) -> None:
@@ -321,9 +318,10 @@ def test_what_is_refused_is_one_sentence_and_start_works_again(page: Page, check
         page.run(f"window.kept = {name}; window.{name} = undefined")
         page.is_refused(words)
         page.run(f"window.{name} = kept")
-    page.run("window.resume = AudioContext.prototype.resume; AudioContext.prototype.resume = () => new Promise(() => 0)")
+    page.run("window.kept = AudioContext.prototype.resume")
+    page.run("AudioContext.prototype.resume = () => new Promise(() => {})")
     page.is_refused("no loudspeaker")
-    page.run("AudioContext.prototype.resume = resume; window.ask = navigator.mediaDevices.getUserMedia")
+    page.run("AudioContext.prototype.resume = kept; window.ask = navigator.mediaDevices.getUserMedia")
     refusals = {"NotFoundError": "no microphone", "NotReadableError": "Another program", "Surprise": "does not work"}
     for name, words in refusals.items():
         page.run(f"navigator.mediaDevices.getUserMedia = async () => {{ throw new DOMException('', '{name}'); }}")
