@@ -263,8 +263,9 @@ def test_a_lost_microphone_is_one_sentence(page: Page) -> None:
 def test_a_changed_sound_device_is_one_sentence(page: Page) -> None:
     for change in ("live.context.dispatchEvent(new Event('error'))", "live.node.port.onmessage = null"):
         page.start()
-        page.run(change)
+        page.run(f"live.patience = 300; {change}")
         page.browser.wait(lambda: "sound device has changed" in page.complaint())
+        page.run("live.patience = 9000")
 
 
 def test_midi_goes_to_the_chosen_port(page: Page) -> None:
@@ -319,9 +320,10 @@ def test_what_is_refused_is_one_sentence_and_start_works_again(page: Page, check
         page.is_refused(words)
         page.run(f"window.{name} = kept")
     page.run("window.kept = AudioContext.prototype.resume")
-    page.run("AudioContext.prototype.resume = () => new Promise(() => {})")
+    page.run("AudioContext.prototype.resume = () => new Promise(() => {}); live.patience = 300")
     page.is_refused("no loudspeaker")
-    page.run("AudioContext.prototype.resume = kept; window.ask = navigator.mediaDevices.getUserMedia")
+    page.run("live.patience = 9000; AudioContext.prototype.resume = kept")
+    page.run("window.ask = navigator.mediaDevices.getUserMedia")
     refusals = {"NotFoundError": "no microphone", "NotReadableError": "Another program", "Surprise": "does not work"}
     for name, words in refusals.items():
         page.run(f"navigator.mediaDevices.getUserMedia = async () => {{ throw new DOMException('', '{name}'); }}")
@@ -329,12 +331,6 @@ def test_what_is_refused_is_one_sentence_and_start_works_again(page: Page, check
     page.run("navigator.mediaDevices.getUserMedia = ask")
     page.start()
     page.browser.photograph("live_again")
-
-
-def test_another_machine_needs_https(page: Page) -> None:
-    page.driver.get(f"http://studio.test:{page.server.port}/live")
-    page.wait("live.instruments.length > 0")
-    page.is_refused("by https")
 
 
 def test_nothing_is_asked_of_the_outside(page: Page) -> None:
@@ -361,3 +357,9 @@ def test_what_cannot_be_played_live_is_a_sentence(page: Page, checkpoint: Path) 
     ):
         status, text = page.driver.execute_async_script(script, f"{page.browser.address}live/{name}")
         assert status in (404, 405) and "import" not in text
+
+
+def test_another_machine_needs_https(page: Page) -> None:
+    page.driver.get(f"http://studio.test:{page.server.port}/live")
+    page.wait("live.instruments.length > 0")
+    page.is_refused("by https")

@@ -6,7 +6,7 @@ import { drawTrace, Trace } from "./trace.js";
 const noteOf = (f0) => 69 + 12 * Math.log2(f0 / 440);
 const NAMES = ["C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B"];
 const CALIBRATION = 3; // s of humming
-const PATIENCE = 3000; // ms without a word from the audio thread
+const PATIENCE = 9000; // ms in which a sound device has to start
 const SENTENCES = {
   insecure: "The browser gives the microphone to secure pages only: open this page by https, or on this machine.",
   old: "This browser is too old to play live. Firefox, Chrome, Edge or Safari of the last years can.",
@@ -34,6 +34,7 @@ const traceStyle = getComputedStyle($("trace"));
 const midi = new MidiOut($("midi"), $("midi-place"));
 const known = JSON.parse(localStorage.getItem("live-voice") ?? "null"); // { f0, loudness } of the calibration
 const live = { state: "idle", instruments: [], frames: 0, voice: known, shown: null, report: null, latency: null };
+live.patience = PATIENCE;
 window.live = live; // for tests and debugging
 
 // --- messages ------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ async function start() {
 
 // Without a sound device some browsers never answer.
 async function resume(context) {
-  const wait = new Promise((resolve, reject) => setTimeout(() => reject(new Trouble("silent")), PATIENCE));
+  const wait = new Promise((resolve, reject) => setTimeout(() => reject(new Trouble("silent")), live.patience));
   await Promise.race([context.resume(), wait]);
 }
 
@@ -287,7 +288,7 @@ function watch(node) {
   const isSilent = () => live.node === node && live.state === "playing" && fail(new Trouble("device"));
   clearTimeout(live.watch);
   // A page that wakes up handles its timers before its messages.
-  live.watch = setTimeout(() => { live.watch = setTimeout(isSilent, 500); }, PATIENCE);
+  live.watch = setTimeout(() => { live.watch = setTimeout(isSilent, 500); }, live.patience / 3);
 }
 
 const decibels = (peak) => 20 * Math.log10(Math.max(peak, 1e-6));
