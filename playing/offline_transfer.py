@@ -408,7 +408,8 @@ def play_curves(
         return player.decode(place(curves.f0, part), place(curves.loudness, part), here)
 
     parts = list(block_slices(n_frames, block_frames))
-    with ThreadPoolExecutor(1) as decoder:  # decodes a block while the one before is rendered
+    # One thread decodes a block while the one before is rendered; a frame is too small for several.
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as decoder:
         coming = decoder.submit(decode, parts[0])
         for part, following in itertools.zip_longest(parts, parts[1:]):
             controls = coming.result()

@@ -40,7 +40,8 @@ _POLYPHONY_SHARE = 0.1  # share of the power between the melody's harmonics that
 _POLYPHONY_F0 = (110.0, 750.0)  # Hz: of lower notes harmonics are not resolved, of higher ones too few are in range
 _FLATNESS_N_FFT = 4096  # samples
 _BACKING_SECONDS = 4.0  # shortest recording in which a single ringing note is distinguished from several notes
-_MIN_RESTS = 8  # measured frames, a third of a second
+_MIN_MEASURED = 16  # frames, 0.64 s; over 20 in 60 mixes of 12 s, up to 14 in fluttered and tremolo notes
+_ONE_NOTE_SHARE = 0.95  # of the sung frames at multiples of one f0: over 0.96 in a low string, up to 0.35 in mixes
 # dB re the melody: over -13.5 in 60 mixes with a voice at -6 to +6 dB, under -28 in solo singing
 _BACKING_LEVEL = -14.0
 _BACKING_STRAYS = 0.01  # over 0.016 in these mixes, under it where the tracker loses a single note that sounds on
@@ -139,7 +140,7 @@ def find_melody(
     report = {
         "share_too_high": float(measured.too_high.mean()),
         "share_polyphonic": estimate_polyphony(measured.strays, voiced) if is_long else 0.0,
-        "has_backing": is_long and has_backing(loudness, measured.flatness, measured.strays, voiced),
+        "has_backing": is_long and has_backing(f0, loudness, measured.flatness, measured.strays, voiced),
         "mains_hum": measured.mains_hum,
     }
     return measured.features._replace(loudness=measured.features.loudness - gain), melody, report
@@ -340,12 +341,16 @@ def measure_flatness(audio: np.ndarray | SpooledAudio, n_frames: int, config: Co
     return flatness
 
 
-def has_backing(loudness: np.ndarray, flatness: np.ndarray, strays: np.ndarray, voiced: np.ndarray) -> bool:
+def has_backing(
+    f0: np.ndarray, loudness: np.ndarray, flatness: np.ndarray, strays: np.ndarray, voiced: np.ndarray
+) -> bool:
     """Return True if a band seems to play along: the pauses of the melody are loud and tonal.
 
-    Between the notes of an unaccompanied voice, only breath, room and noise remain, which are softer or noise-like.
+    Between the notes of an unaccompanied voice, only breath, room and noise remain, which are softer or noise-like. A
+    single note that rings has no pauses, but the tracker may lose it, or take one of its harmonics for it.
 
     Args:
+        f0: Hz [T].
         loudness: dB [T].
         flatness: [T], from ``measure_flatness``.
         strays: [T], from ``measure_strays``.
@@ -355,7 +360,9 @@ def has_backing(loudness: np.ndarray, flatness: np.ndarray, strays: np.ndarray, 
     rests = np.flatnonzero(~voiced[first:last]) + first
     measured = rests[~np.isnan(flatness[rests])]
     among = strays[voiced & ~np.isnan(strays)]
-    if len(measured) < _MIN_RESTS or not len(among) or among.mean() < _BACKING_STRAYS:
+    harmonic = f0[voiced] / np.quantile(f0[voiced], 0.05)  # number, if the lowest note is the only one
+    is_one = np.mean(np.abs(12 * np.log2(harmonic / np.maximum(1, np.round(harmonic)))) < 0.5) > _ONE_NOTE_SHARE
+    if is_one or min(len(measured), len(among)) < _MIN_MEASURED or among.mean() < _BACKING_STRAYS:
         return False
     level = np.median(loudness[rests]) - np.median(loudness[voiced])
     return bool(level > _BACKING_LEVEL and np.median(flatness[measured]) < _BACKING_FLATNESS)
