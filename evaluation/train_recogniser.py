@@ -236,10 +236,10 @@ def vary_spectra(spectra: Tensor, noises: Tensor, generator: torch.Generator) ->
     ``noises`` are log-mel spectra [n, mels, frames] to draw from.
     """
     n_batch = len(spectra)
-    spectra = spectra + draw_equalisers(len(spectra), generator)[:, :, None] / RANGE
+    spectra = spectra + draw_equalisers(n_batch, generator)[:, :, None] / RANGE
     spectra = spectra - spectra.amax(dim=(1, 2), keepdim=True)
     drawn = noises[torch.randint(len(noises), (n_batch,), generator=generator)].float()
-    levels = 35 + 60 * torch.rand(n_batch, 1, 1, generator=generator)
+    levels = 35 + 60 * torch.rand(n_batch, 1, 1, generator=generator)  # dB from peak to peak
     to_nepers = RANGE / 10 * np.log(10)
     return torch.logaddexp(spectra * to_nepers, (drawn - 1 - levels / RANGE) * to_nepers) / to_nepers
 
