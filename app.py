@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import getproxies
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads are slow on a busy machine
 # Gradio reads these variables on import. An empty value counts as unset. The page connects only to this machine, so it
 # needs no proxy, and a proxy type that Gradio's client does not support must not prevent its start.
 os.environ["GRADIO_SERVER_PORT"] = os.environ.get("GRADIO_SERVER_PORT") or "7860"

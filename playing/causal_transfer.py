@@ -20,7 +20,7 @@ from playing.export import read_onnx
 from playing.live_graph import LiveGraph, shown_values
 from voice.curves import Curves
 from voice.instrument_fit import TransferOptions
-from voice.melody import NoMelodyError, SilentError
+from voice.melody import TOO_HIGH_REPORTED, NoMelodyError, SilentError
 
 _DEFAULTS = TransferOptions()
 _LOOK_AHEAD = ("fold", "autotune", "key", "smoothing", "harmony", "ensemble")
@@ -44,12 +44,17 @@ def frames_to_curves(frames: list[PlayedFrame]) -> Curves:
     return Curves(f0, loudness, periodicity, np.array(voiced), gate)
 
 
-def require_melody(frames: list[PlayedFrame], floor: float, gate: float) -> None:
+def require_melody(frames: list[PlayedFrame], floor: float, gate: float, share_too_high: float) -> None:
     """Raise SilentError or NoMelodyError if no frame is voiced; ``floor`` and ``gate`` are in dB."""
     if any(frame.voiced for frame in frames):
         return
     if all(frame.measured[1] <= floor for frame in frames):
         raise SilentError("the recording is silent")
+    if share_too_high > TOO_HIGH_REPORTED:
+        raise NoMelodyError(
+            "the melody is above 1,975 Hz, the highest pitch that can be followed live and with --causal; "
+            "leave --causal out, or whistle lower"
+        )
     raise NoMelodyError(
         f"no melody can be heard over the gate of {gate:g} dB; sing closer to the microphone, or lower gate_offset"
     )

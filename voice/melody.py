@@ -26,7 +26,7 @@ _WHISTLE_SHARE = 0.8  # median share of a frame's power in the tone of a whistle
 _TONE_N_FFT = 512  # samples: short, for glides and vibrato
 _TOO_HIGH_MARGIN = 1.02  # times CREPE's highest pitch
 _TOO_HIGH_SHARE = 0.5  # share of a frame's power in a tone above CREPE's range
-_TOO_HIGH_REPORTED = 0.05  # share of frames above which an error names such tones as the cause
+TOO_HIGH_REPORTED = 0.05  # share of frames above which an error names such tones as the cause
 _HUM_RESIDUE = 25.0  # dB: frames this far below the removed hum may be its residue
 _HUM_STRETCH_SECONDS = 120.0  # hum is detected per stretch: it is steady, but may be switched on and off
 _MAX_GLIDE = 1.0  # semitones per frame; a faster step is a tracking error
@@ -40,7 +40,8 @@ _POLYPHONY_SHARE = 0.1  # share of the power between the melody's harmonics that
 _POLYPHONY_F0 = (110.0, 750.0)  # Hz: of lower notes harmonics are not resolved, of higher ones too few are in range
 _FLATNESS_N_FFT = 4096  # samples
 _BACKING_SECONDS = 4.0  # shortest recording in which a single ringing note is distinguished from several notes
-_MIN_RESTS = 8  # measured frames, a third of a second
+_MIN_MEASURED = 16  # frames, 0.64 s; over 20 in 60 mixes of 12 s, up to 14 in fluttered and tremolo notes
+_ONE_NOTE_SHARE = 0.95  # of the sung frames at multiples of one f0: over 0.96 in a low string, up to 0.35 in mixes
 # dB re the melody: over -13.5 in 60 mixes with a voice at -6 to +6 dB, under -28 in solo singing
 _BACKING_LEVEL = -14.0
 _BACKING_STRAYS = 0.01  # over 0.016 in these mixes, under it where the tracker loses a single note that sounds on
@@ -139,7 +140,7 @@ def find_melody(
     report = {
         "share_too_high": float(measured.too_high.mean()),
         "share_polyphonic": estimate_polyphony(measured.strays, voiced) if is_long else 0.0,
-        "has_backing": is_long and has_backing(loudness, measured.flatness, measured.strays, voiced),
+        "has_backing": is_long and has_backing(f0, loudness, measured.flatness, measured.strays, voiced),
         "mains_hum": measured.mains_hum,
     }
     return measured.features._replace(loudness=measured.features.loudness - gain), melody, report
@@ -170,7 +171,7 @@ def _subtract_noise(loudness: np.ndarray, noise: float) -> np.ndarray:
 def _explain_no_melody(too_high: np.ndarray, is_gated: bool) -> str:
     if is_gated:
         return "the gate silences all of it: no melody is left; lower gate_offset"
-    if too_high.mean() > _TOO_HIGH_REPORTED:
+    if too_high.mean() > TOO_HIGH_REPORTED:
         return f"the melody is above {_HIGHEST_WHISTLE:.0f} Hz, the highest pitch supported; sing or whistle lower"
     return "no melody found in the recording; sing or hum closer to the microphone"
 
@@ -340,12 +341,16 @@ def measure_flatness(audio: np.ndarray | SpooledAudio, n_frames: int, config: Co
     return flatness
 
 
-def has_backing(loudness: np.ndarray, flatness: np.ndarray, strays: np.ndarray, voiced: np.ndarray) -> bool:
+def has_backing(
+    f0: np.ndarray, loudness: np.ndarray, flatness: np.ndarray, strays: np.ndarray, voiced: np.ndarray
+) -> bool:
     """Return True if a band seems to play along: the pauses of the melody are loud and tonal.
 
-    Between the notes of an unaccompanied voice, only breath, room and noise remain, which are softer or noise-like.
+    Between the notes of an unaccompanied voice, only breath, room and noise remain, which are softer or noise-like. A
+    single note that rings has no pauses, but the tracker may lose it, or take one of its harmonics for it.
 
     Args:
+        f0: Hz [T].
         loudness: dB [T].
         flatness: [T], from ``measure_flatness``.
         strays: [T], from ``measure_strays``.
@@ -355,7 +360,9 @@ def has_backing(loudness: np.ndarray, flatness: np.ndarray, strays: np.ndarray, 
     rests = np.flatnonzero(~voiced[first:last]) + first
     measured = rests[~np.isnan(flatness[rests])]
     among = strays[voiced & ~np.isnan(strays)]
-    if len(measured) < _MIN_RESTS or not len(among) or among.mean() < _BACKING_STRAYS:
+    harmonic = f0[voiced] / np.quantile(f0[voiced], 0.05)  # number, if the lowest note is the only one
+    is_one = np.mean(np.abs(12 * np.log2(harmonic / np.maximum(1, np.round(harmonic)))) < 0.5) > _ONE_NOTE_SHARE
+    if is_one or min(len(measured), len(among)) < _MIN_MEASURED or among.mean() < _BACKING_STRAYS:
         return False
     level = np.median(loudness[rests]) - np.median(loudness[voiced])
     return bool(level > _BACKING_LEVEL and np.median(flatness[measured]) < _BACKING_FLATNESS)
