@@ -40,7 +40,7 @@ _KINDS = {  # of the values that describe a training, in the checkpoint or in it
     **dict.fromkeys(("metrics", "rng", "schedule"), dict),
     **dict.fromkeys(_COUNTS, int),
     **dict.fromkeys(("best_val_loss", "first_val_loss"), (int, float)),
-    **dict.fromkeys(("preset", "run_name", "wandb_id", "boundary", "validation"), str),
+    **dict.fromkeys(("run_name", "wandb_id", "boundary", "validation"), str),
     "phrases": list,
 }
 _MAX_COUNT = 10**12
@@ -120,11 +120,12 @@ def _differing_keys(given: dict[Any, Any], expected: Iterable[str]) -> list[Any]
 def _check_description(checkpoint: dict[str, Any], path: Path) -> None:
     """Raise ValueError if a value that says what was trained, and how far, is of the wrong kind or too large."""
     require_name(f"{path}: the instrument", checkpoint["instrument"])
+    require_name(f"{path}: the preset", checkpoint["preset"])
     for name, kind in _KINDS.items():
         parts = (checkpoint, *(checkpoint[part] or {} for part in ("metrics", "rng", "schedule")))
         for value in (part[name] for part in parts if name in part):
             is_fit = value is None or (isinstance(value, kind) and (kind is not int or 0 <= value <= _MAX_COUNT))
-            if not is_fit or (kind is list and not all(isinstance(entry, str) for entry in value)):
+            if not is_fit or (kind is list and not all(isinstance(entry, str) for entry in value or ())):
                 raise ValueError(f"{path}: {name} is {short_repr(value)}, which no training writes")
 
 

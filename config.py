@@ -371,8 +371,11 @@ def load_config(path: str | Path = DEFAULT_CONFIG_PATH, preset: str = DEFAULT_PR
         _require_object(f"'{name}' of {path}", content[name])
     if preset not in content["presets"]:
         raise ValueError(f"unknown preset '{preset}'; {path.name} has {_listed(content['presets'])}")
-    sections = _overlay(content["base"], content["presets"][preset], f"preset '{preset}'")
-    return config_from_dict({"preset": preset, "instruments": content["instruments"], **sections})
+    try:
+        sections = _overlay(content["base"], content["presets"][preset], f"preset '{preset}'")
+        return config_from_dict({"preset": preset, "instruments": content["instruments"], **sections})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:

@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with logging_redirect_tqdm():
         download_guitarset(args)
-    suggest(f"preprocess.py --input_dir {args.output_dir} --output_dir data/processed/guitarset")
+    suggest("preprocess.py --input_dir {} --output_dir data/processed/guitarset", args.output_dir)
     return 0
 
 

@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with logging_redirect_tqdm():
         download_urmp(args)
-    suggest(f"preprocess.py --input_dir {args.output_dir} --output_dir data/processed/urmp")
+    suggest("preprocess.py --input_dir {} --output_dir data/processed/urmp", args.output_dir)
     return 0
 
 

@@ -34,6 +34,7 @@ from sound.audio_files import SUFFIXES, find_sound_files, load_audio
 from sound.bandwidth import measure_bandwidth
 from sound.console import as_command, command_parser, suggest
 
+_MAX_SAMPLES = 2 * 3600 * 16_000  # of a recording: two hours at 16 kHz, 0.5 GB
 _SOURCES = ".sources.json"  # in a folder of processed files: the recording of each, relative to the folder
 log = logging.getLogger("preprocess")
 
@@ -139,10 +140,12 @@ def process_recording(job: Job, config: Config) -> JobOutcome:
 
 def extract_recording(job: Job, digest: str, config: Config) -> Recording:
     """Read and measure one recording; only its samples are in memory as a whole, the rest is done in blocks."""
-    audio = load_audio(job.source, config.audio.feature_rate)
+    max_seconds = _MAX_SAMPLES / max(config.audio.sample_rate, config.audio.feature_rate)
+    audio = load_audio(job.source, config.audio.feature_rate, max_seconds)
     features, bandwidth = extract_features(audio, config), None
     if config.audio.sample_rate != config.audio.feature_rate:
-        audio = load_audio(job.source, config.audio.sample_rate)
+        del audio  # before the next is loaded
+        audio = load_audio(job.source, config.audio.sample_rate, max_seconds)
         bandwidth = measure_bandwidth(audio, config.audio.sample_rate, config.audio.feature_rate / 2)
     audio.resize(config.audio.frames_to_samples(len(features.f0)), refcheck=False)  # in place, padded with 0
     frames = {name: values[None, :, None] for name, values in features._asdict().items()}
@@ -240,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
         _report_stale(all_jobs, args)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
     if ranks.is_first and not counts["failed"]:
-        suggest(f"visualize_features.py --all --data_dir {args.output_dir}")
+        suggest("visualize_features.py --all --data_dir {}", args.output_dir)
     return 1 if counts["failed"] else 0
 
 

@@ -87,7 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     counts = visualize_all(plan_pictures(args.data_dir, args.output_dir), threshold, args.theme)
     print(", ".join(f"{count} {status}" for status, count in counts.items()), f"in {args.output_dir}")
-    suggest(f"train.py --data_dir {args.data_dir} --checkpoint_dir checkpoints/{args.data_dir.name} --config_name solo")
+    folders = args.data_dir, f"checkpoints/{args.data_dir.name}"
+    suggest("train.py --data_dir {} --checkpoint_dir {} --config_name solo", *folders)
     return 1 if counts["failed"] else 0
 
 

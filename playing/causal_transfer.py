@@ -20,7 +20,7 @@ from playing.export import read_onnx
 from playing.live_graph import LiveGraph, shown_values
 from voice.curves import Curves
 from voice.instrument_fit import TransferOptions
-from voice.melody import NoMelodyError, SilentError
+from voice.melody import TOO_HIGH_REPORTED, NoMelodyError, SilentError
 
 _DEFAULTS = TransferOptions()
 _LOOK_AHEAD = ("fold", "autotune", "key", "smoothing", "harmony", "ensemble")
@@ -44,12 +44,17 @@ def frames_to_curves(frames: list[PlayedFrame]) -> Curves:
     return Curves(f0, loudness, periodicity, np.array(voiced), gate)
 
 
-def require_melody(frames: list[PlayedFrame], floor: float, gate: float) -> None:
+def require_melody(frames: list[PlayedFrame], floor: float, gate: float, share_too_high: float) -> None:
     """Raise SilentError or NoMelodyError if no frame is voiced; ``floor`` and ``gate`` are in dB."""
     if any(frame.voiced for frame in frames):
         return
     if all(frame.measured[1] <= floor for frame in frames):
         raise SilentError("the recording is silent")
+    if share_too_high > TOO_HIGH_REPORTED:
+        raise NoMelodyError(
+            "the melody is above 1,975 Hz, the highest pitch that can be followed live and with --causal; "
+            "leave --causal out, or whistle lower"
+        )
     raise NoMelodyError(
         f"no melody can be heard over the gate of {gate:g} dB; sing closer to the microphone, or lower gate_offset"
     )
@@ -69,7 +74,7 @@ class Decimator:
         """Design the low-pass filter; ``delay`` is its delay in samples at the higher rate."""
         self.factor, n_taps = factor, 1 if factor == 1 else 32 * factor + 1
         # -6 dB at 0.9 of the lower Nyquist frequency, about -50 dB from the lower Nyquist frequency up.
-        self._taps = np.ones(1) if factor == 1 else signal.firwin(n_taps, 0.9 / factor)
+        self.taps = np.ones(1) if factor == 1 else signal.firwin(n_taps, 0.9 / factor)
         self._state, self._offset = np.zeros(n_taps - 1), 0
         self.delay = n_taps // 2
 
@@ -77,7 +82,7 @@ class Decimator:
         """Filter the next samples [n] and return the decimated samples [about n / factor]."""
         if self.factor == 1:
             return block
-        filtered, self._state = signal.lfilter(self._taps, 1.0, block, zi=self._state)
+        filtered, self._state = signal.lfilter(self.taps, 1.0, block, zi=self._state)
         kept = filtered[self._offset :: self.factor]
         self._offset = (self._offset - len(block)) % self.factor
         return kept.astype(np.float32)

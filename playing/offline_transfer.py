@@ -223,15 +223,18 @@ def transfer_causal(
     settings = model.settings.transfer
     stems, gain = collect_stems(played(), stream.rate, sample_rate, settings.max_peak)
     frames = frames[stream.frames_before :][:n_frames]
-    require_melody(frames, model.settings.features.loudness_floor, settings.live_gate + options.gate_offset)
+    whistle, too_high = trace_whistling(voice, model.settings)
+    share_too_high = float((too_high | (whistle > 0)).mean())
+    require_melody(
+        frames, model.settings.features.loudness_floor, settings.live_gate + options.gate_offset, share_too_high
+    )
     curves = frames_to_curves(frames)
     outside = fraction_out_of_range(curves.f0[curves.voiced], InstrumentProfile.of(model))
     fit_report = {
         "semitones": float(stream.controls[0]),
         "loudness_gain": stream.graph.gain + options.loudness_offset,
+        "share_too_high": share_too_high,
     }
-    whistle, too_high = trace_whistling(voice, model.settings)
-    fit_report["share_too_high"] = float((too_high | (whistle > 0)).mean())
     entries = {**NO_VOICE, **fit_report, "share_out_of_range": outside, "causal": True}
     peak_gain = stream.peak_gain + 20 * float(np.log10(gain))
     report = make_report(model.instrument, len(stems[0]) / sample_rate, entries, curves, peak_gain, started)

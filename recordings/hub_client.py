@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import httpx2  # the HTTP client of huggingface_hub, which does not wrap its exceptions
 from huggingface_hub import HfApi, errors, get_token
 
+from config import require_name
+
 INDEX_FILE = "index.json"
 FORMAT_VERSION = 1
 _PART = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,150}"
@@ -165,7 +167,8 @@ class HubIndex:
             content = json.loads(text)
             names = [field.name for field in dataclasses.fields(HubFile)]
             entries = tuple(HubFile(**{name: entry[name] for name in names}) for entry in content["recordings"])
-            index = cls(str(content["instrument"]), dict(content["extractor"]), entries)
+            instrument = require_name("the instrument", content["instrument"])
+            index = cls(instrument, dict(content["extractor"]), entries)
             unique = {entry.file.lower(): entry for entry in entries}  # some file systems ignore case
             unusable = [entry for entry in entries if not entry.is_valid() or unique[entry.file.lower()] is not entry]
             if content["format_version"] != FORMAT_VERSION or not entries:

@@ -44,8 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{sum(counts.values())} recordings in {folder}")
     if args.instrument != "others":
         suggest(
-            f"scripts/render_dataset.py --samples {folder} --instrument {args.instrument} --minutes 30 "
-            f"--output_dir data/raw/rendered/{args.instrument}"
+            "scripts/render_dataset.py --samples {} --instrument {} --minutes 30 --output_dir data/raw/rendered/{}",
+            folder,
+            args.instrument,
+            args.instrument,
         )
     return 0
 

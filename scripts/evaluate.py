@@ -112,8 +112,9 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Exhibit], int]:
     for path in tqdm(voices, desc="voices", unit="file", leave=False):
         try:
             judged = evaluate_voice(path, models, real, args.snr, args.seed, options)
-        except (ValueError, OSError) as error:
-            log.error("evaluate.py: %s", str(error) if str(path) in str(error) else f"{path}: {error}")
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            said = str(error) or "not enough memory"
+            log.error("evaluate.py: %s", said if str(path) in said else f"{path}: {said}")
             failed += 1
             continue
         played += [row for rows, _ in judged for row in rows]

@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     done, size = "replaced" if replaced else "written", args.output.stat().st_size / 1e6
     sounds = f"differs by less than {_HALF_DIFFERENCE:g} dB from" if args.half else "sounds equal to"
     print(f"{args.output} {done}: {size:.1f} MB, {sounds} {args.checkpoint}; model card: {card}")
-    suggest(f"transfer.py --input examples/hum.wav --checkpoint {args.output} --output out/hum.wav")
+    suggest("transfer.py --input examples/hum.wav --checkpoint {} --output out/hum.wav", args.output)
     return 0
 
 

@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         write_inspection_page(args.html, found, summarise(found, config), marks, config)
     print(format_text(found, config))
     if found.is_fit:
-        suggest(f"train.py --data_dir {args.data_dir} --checkpoint_dir checkpoints/{args.data_dir.name}")
+        suggest("train.py --data_dir {} --checkpoint_dir {}", args.data_dir, f"checkpoints/{args.data_dir.name}")
     return 0 if found.is_fit else 1
 
 

@@ -29,7 +29,7 @@ ALLOWED = (  # in addition to NEEDED and the modules
     *(f"checkpoints/pretrained/{name}.{ending}" for name in MODELS for ending in ("pth", "md")),
     "checkpoints/pretrained/LICENSE.md",
     "examples/hum.wav",
-    "examples/hum_*.ogg",
+    *(f"examples/hum_{name}.ogg" for name in MODELS),
     "examples/hum_curves.csv",
     *(f"{folder}/*.{ending}" for folder in ("web", "web/live") for ending in ("html", "css", "js", "mjs", "svg")),
 )

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         written, skipped = render_soundfont(args.instrument, args.minutes, args.output_dir, args.seed, args.soundfont)
     minutes = (written + skipped) * FILE_SECONDS / 60
     print(f"{written} written, {skipped} skipped: {minutes:g} minutes of {args.instrument} in {args.output_dir}")
-    suggest(f"preprocess.py --input_dir {args.output_dir} --output_dir data/processed/{args.instrument}")
+    suggest("preprocess.py --input_dir {} --output_dir data/processed/{}", args.output_dir, args.instrument)
     return 0
 
 

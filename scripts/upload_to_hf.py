@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     if others:
         result = "deleted from the Hub" if args.delete_missing else f"kept on the Hub that are not in {args.data_dir}"
         print(f"{len(others)} recordings {result}")
-    suggest(f"train.py --hf_repo_id {args.repo_id}")
+    suggest("train.py --hf_repo_id {}", args.repo_id)
 
 
 @as_command("stopped; the same command continues from here")

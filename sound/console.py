@@ -5,6 +5,7 @@ import functools
 import inspect
 import io
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -68,9 +69,9 @@ def as_command(
     return decorate
 
 
-def suggest(command: str) -> None:
-    """Print the command to run next, to stderr, so that stdout holds results only."""
-    print(f"Next: ./venv/bin/python {command}", file=sys.stderr)
+def suggest(command: str, *values: object) -> None:
+    """Print the command to run next, to stderr, so that stdout holds results only; ``{}`` are values, to be quoted."""
+    print("Next: ./venv/bin/python", command.format(*(shlex.quote(str(value)) for value in values)), file=sys.stderr)
 
 
 def escape_unprintable() -> None:

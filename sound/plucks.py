@@ -32,7 +32,7 @@ DAMPING_SECONDS = 0.06  # in which a damped string falls silent
 LEVEL_SECONDS = 0.12  # from the onset, within which a pluck reaches its level
 CLOSEST = 0.08  # s between two plucks
 SILENT_POWER = 1e-12  # added before a logarithm
-_MAX_NUMBERS, _MAX_NUMBER = 128, 300  # entries of a table's row, and their largest magnitude, in a file
+_MAX_NUMBER = 300  # largest magnitude of a MIDI number or a level in dB
 LONGEST_RING = 4.0  # s, upper limit of the time since the onset, and its value before the first note
 
 
@@ -40,14 +40,13 @@ def _read_numbers(values: Any) -> tuple[float, ...]:
     """Return a list of numbers from a file, MIDI numbers or dB, as floats.
 
     Raises:
-        ValueError: it is anything else, too long, or has numbers that are not finite or far too large.
+        ValueError: it is anything else, or has numbers that are not finite or far too large.
     """
     if not (
         isinstance(values, list)
-        and len(values) <= _MAX_NUMBERS
         and all(isinstance(value, int | float) and abs(value) <= _MAX_NUMBER for value in values)
     ):
-        expected = f"lists of up to {_MAX_NUMBERS} numbers between -{_MAX_NUMBER} and {_MAX_NUMBER}"
+        expected = f"lists of numbers between -{_MAX_NUMBER} and {_MAX_NUMBER}"
         raise ValueError(f"a pluck table should have {expected}, not {short_repr(values)}")
     return tuple(map(float, values))
 

@@ -110,7 +110,7 @@ def write_takes(tmp_path, counting_recording):
 
 @pytest.fixture
 def processed_file(tmp_path, make_recording) -> Path:
-    """A processed recording of a synthetic melody, alone in a folder."""
+    """A processed recording of a synthetic melody, in its own folder."""
     path = tmp_path / "processed" / "melody.wav.pt"
     path.parent.mkdir()
     save_recording(path, make_recording(melody(), name="melody.wav"))
@@ -188,7 +188,7 @@ def write_notes(path: Path, keys: list[int], velocity: int = 64) -> Path:
 
 
 def damaged_pickles():
-    """Return bytes on which an unpickler fails in ways of its own: empty stack, missing operand, unhashable key."""
+    """Return bytes on which an unpickler fails in different ways: empty stack, missing operand, unhashable key."""
     return [b"", b"0", b"\x85", b"\x87.", b"(", b"\x80\x02.", b"J\x01", b"}]Ns.", b"some text", bytes(100)]
 
 
@@ -202,7 +202,7 @@ def zipped(content: bytes) -> bytes:
 
 
 class Bomb:
-    """A pickle that writes a file when it is loaded by an unpickler that runs what it is told."""
+    """A pickle that writes a file when an unsafe unpickler loads it."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -213,16 +213,16 @@ class Bomb:
 
 @pytest.fixture
 def bomb(tmp_path):
-    """An object that betrays an unsafe unpickler, and the file by which it does."""
+    """An object that writes a file when an unsafe unpickler loads it, and that file."""
     target = tmp_path / "exploded"
     return Bomb(target), target
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub on loopback for the real client, as if HF_ENDPOINT, HF_HOME and the like had been set at its import.
+    """A local Hub for the real client, as if HF_ENDPOINT, HF_HOME and the like had been set at its import.
 
-    Nobody sleeps: the pauses that would have been made are in ``hub.pauses``.
+    The client does not sleep; ``hub.pauses`` lists the pauses.
     """
     with HubServer() as server:
         for name, value in {

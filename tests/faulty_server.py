@@ -1,4 +1,4 @@
-"""A file server on loopback that misbehaves as told, and the chance to draw its misbehaviour from a seed."""
+"""A local file server with faults on demand or at random."""
 
 import contextlib
 import random
@@ -12,23 +12,23 @@ from recordings import resumable_download
 
 @dataclass
 class Fault:
-    """What is wrong with one answer; the default is a correct one."""
+    """A fault of one answer; the default is a correct one."""
 
     status: int = 0  # instead of the body
     headers: dict = field(default_factory=dict)  # added, or put in the place of the right ones
     cut: int | None = None  # the connection is closed after so many bytes of the body
-    stall: int | None = None  # nothing more comes after so many bytes of the body
-    claim: int = 0  # what Content-Length says too much (or, if negative, too little)
+    stall: int | None = None  # no more is sent after so many bytes of the body
+    claim: int = 0  # added to Content-Length
     ranges: bool = True  # whether the Range header is understood
     honest: bool = True  # whether If-Range is respected
     chunked: bool = False
     replace: bytes | None = None  # from this request on the server has another file
-    shift: int = 0  # by how much an answer to a range starts beside what was asked
+    shift: int = 0  # offset of the start of an answer to a range
     cap: int | None = None  # the most bytes that an answer to a range has, which HTTP allows
 
 
 def random_fault(rng: random.Random, length: int) -> Fault:
-    """A fault that says nothing wrong about the bytes that it does send."""
+    """Return a fault that sends no wrong bytes."""
     at = rng.randrange(length)
     kinds = [
         lambda: Fault(cut=at),
@@ -87,9 +87,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.closing.wait(20)
 
     def _start(self, fault: Fault) -> int | None:
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        part = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         stale = fault.honest and self.headers.get("If-Range", self.server.etag) != self.server.etag
-        return None if not asked or not fault.ranges or stale else int(asked[1])
+        return None if not part or not fault.ranges or stale else int(part[1])
 
     def _write(self, body: bytes, chunked: bool, finished: bool) -> None:
         if chunked and body:
@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Serves `content` at every address, with `faults` for the first requests; remembers what it was asked."""
+    """Serves `content` at every address, with `faults` for the first requests; ``requests`` lists their headers."""
 
     daemon_threads = True
 

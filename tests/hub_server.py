@@ -19,7 +19,7 @@ import yaml
 
 @dataclass
 class Fault:
-    """What goes wrong with the next ``times`` requests that match ``pattern`` (of "METHOD /path")."""
+    """A fault of the next ``times`` requests that match ``pattern`` (of "METHOD /path")."""
 
     pattern: str
     times: int = 1

@@ -47,9 +47,11 @@ def test_encodings_of_other_editors_are_read(tmp_path, encoding):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_have_four_resolutions_and_100_frames_per_second(preset):
+def test_settings_of_the_presets(preset, content):
     config = load_config(preset=preset)
-    assert config.preset == preset
+    assert config.preset == preset and set(content["presets"]) == set(PRESETS)
+    assert config.model.dropout == (0.1 if preset in ("deep", "transformer") else 0)
+    assert config.model.amplitude == ("weighted" if preset in ("solo", "wide") else "gain")
     scale = config.audio.sample_rate // 16000
     assert config.loss.fft_sizes == tuple(scale * size for size in (512, 1024, 2048, 4096))
     assert config.loss.hop_sizes == tuple(size // 4 for size in config.loss.fft_sizes)
@@ -60,26 +62,11 @@ def test_presets_have_four_resolutions_and_100_frames_per_second(preset):
     assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
 
 
-def test_architectures_of_the_presets(content):
-    assert set(content["presets"]) == set(PRESETS)
-    models = {name: load_config(preset=name).model for name in PRESETS}
-    shapes = {name: (m.decoder, m.hidden_size, m.num_layers, m.dropout) for name, m in models.items()}
-    assert shapes["tiny"] == ("gru", 512, 1, 0.0)
-    assert shapes["standard"] == ("gru", 1024, 1, 0.0)
-    assert shapes["deep"] == ("gru", 1024, 3, 0.1)
-    assert models["transformer"].decoder == "transformer"
-    assert [models[name].n_noise_bands for name in PRESETS] == [65, 65, 129, 129, 65, 65]
-    assert [models[name].amplitude for name in PRESETS] == ["gain", "weighted", "weighted", "gain", "gain", "gain"]
-
-
 def test_a_preset_changes_only_its_own_settings():
     tiny, standard = load_config(preset="tiny"), load_config(preset="standard")
     differences = ["model.hidden_size 512 -> 1024", "model.n_noise_bands 65 -> 129"]
     assert architecture_differences(tiny, standard) == differences and architecture_differences(tiny, tiny) == []
     assert dataclasses.replace(standard, preset="tiny", model=tiny.model) == tiny
-
-
-# --- mistakes in config.json --------------------------------------------------------------------
 
 
 def put(*place, value):
@@ -95,6 +82,9 @@ def put(*place, value):
     return change
 
 
+SECTIONS = ("base", "presets", "instruments", "base model", "presets tiny", "instruments trumpet")
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -102,35 +92,24 @@ def put(*place, value):
         (put("base", value=...), "base"),
         (put("instruments", value=...), "instruments"),
         (put("presets", "tiny", value={"modle": {"hidden_size": 8}}), "modle.*audio, features, model"),
-        (put("presets", "tiny", value={"model": {"hiden_size": 8}}), "hiden_size.*hidden_size"),
+        (put("presets", "tiny", value={"model": {"hiden_size": 8}}), r"\.json: .*hiden_size.*hidden_size"),
         (put("base", "reverb", value={}), "reverb.*audio"),
         (put("base", "train", "lerning_rate", value=0.1), "lerning_rate.*learning_rate"),
-        (put("base", "train", "learning_rate", value=...), "learning_rate"),
+        (put("base", "train", "learning_rate", value=...), r"\.json: .*learning_rate"),
         (put("instruments", "trumpet", "licens", value="CC0"), "licens.*licence"),
         (put("base", "model", "hidden_size", value="512"), "hidden_size"),
         (put("base", "audio", "hop_length", value=None), "hop_length"),
-        (put("base", "loss", "fft_sizes", value=512), "fft_sizes"),
-        (put("base", "loss", "fft_sizes", value=["512"]), "fft_sizes"),
-        (put("base", "train", "batch_size", value=0), "batch_size is 0"),
-        (put("base", "train", "phrases_every_epochs", value=0), "phrases_every_epochs is 0"),
-        (put("base", "train", "crop_seconds", value=float("nan")), "crop_seconds is nan"),
-        (put("base", "train", "val_fraction", value=1.0), "val_fraction is 1.0"),
-        (put("base", "train", "ema_decay", value=1.0), "ema_decay is 1.0"),
-        (put("base", "train", "ema_decay", value=-0.1), "ema_decay is -0.1"),
-        (put("base", "model", "attack_frames", value=-1), "attack_frames is -1"),
-        (put("base", "model", "reverb_seconds", value=-1.0), "reverb_seconds is -1.0"),
+        *((put("base", "loss", "fft_sizes", value=value), "fft_sizes") for value in (512, ["512"])),
         *(
-            (put(*place, value=value), None)
-            for place in (
-                ("base",),
-                ("presets",),
-                ("instruments",),
-                ("base", "model"),
-                ("presets", "tiny"),
-                ("instruments", "trumpet"),
+            (put("base", section, name, value=value), f"{name} is {value}")
+            for section, name, value in (
+                *(("train", name, 0) for name in ("batch_size", "phrases_every_epochs")),
+                *(("train", "ema_decay", value) for value in (1.0, -0.1)),
+                *(("train", name, value) for name, value in (("crop_seconds", float("nan")), ("val_fraction", 1.0))),
+                *(("model", name, value) for name, value in (("attack_frames", -1), ("reverb_seconds", -1.0))),
             )
-            for value in (None, 5, [])
         ),
+        *((put(*place.split(), value=value), None) for place in SECTIONS for value in (None, 5, [])),
     ],
 )
 def test_mistakes_are_named_with_the_valid_names(load_content, content, change, named):
@@ -151,26 +130,12 @@ def test_invalid_json_unknown_presets_and_missing_files_are_named(tmp_path, load
         load_config(tmp_path / "nowhere.json")
 
 
-# --- time ---------------------------------------------------------------------------------------
-
-
 def test_time_conversions():
-    assert TIME.frame_rate == 100
-    assert TIME.feature_hop_length == 160
-    assert TIME.frames_to_samples(100) == 16000
-    assert TIME.seconds_to_frames(1.0) == 100
-    assert TIME.seconds_to_frames(0.256) == 26  # the nearest
-
-
-@pytest.mark.parametrize(("n_samples", "n_frames"), [(0, 0), (1, 1), (159, 1), (160, 1), (161, 2), (16000, 100)])
-def test_frames_cover_all_samples(n_samples, n_frames):
-    assert TIME.samples_to_frames(n_samples) == n_frames
-    assert 0 <= TIME.frames_to_samples(n_frames) - n_samples < TIME.hop_length
-
-
-def test_audio_and_features_may_have_different_rates():
-    time = AudioConfig(44100, 441, feature_rate=16000)
-    assert time.frame_rate == 100 and time.feature_hop_length == 160
+    assert (TIME.frame_rate, TIME.feature_hop_length, TIME.frames_to_samples(100)) == (100, 160, 16000)
+    assert [TIME.seconds_to_frames(seconds) for seconds in (1.0, 0.256)] == [100, 26]  # the nearest
+    assert [TIME.samples_to_frames(n) for n in (0, 1, 159, 160, 161, 16000)] == [0, 1, 1, 1, 2, 100]
+    other_rate = AudioConfig(44100, 441, feature_rate=16000)
+    assert (other_rate.frame_rate, other_rate.feature_hop_length) == (100, 160)
 
 
 @pytest.mark.parametrize(
@@ -179,9 +144,6 @@ def test_audio_and_features_may_have_different_rates():
 def test_impossible_rates_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         dataclasses.replace(TIME, **changes)
-
-
-# --- instruments --------------------------------------------------------------------------------
 
 
 def test_instrument_ranges_are_within_that_of_the_pitch_tracker(config):
@@ -206,9 +168,6 @@ def test_instrument_ranges_are_within_that_of_the_pitch_tracker(config):
 )
 def test_instruments_are_recognised_from_file_names_of_data_sets(config, file_name, instrument):
     assert config.guess_instrument(file_name) == instrument
-
-
-# --- settings of a checkpoint -------------------------------------------------------------------
 
 
 def test_adopted_settings_are_the_saved_ones_where_weights_depend_on_them(config, small_config):
@@ -254,9 +213,6 @@ def test_missing_and_removed_settings_are_accepted_and_unknown_model_settings_re
     saved["model"]["n_reverb_taps"] = 7
     with pytest.raises(ValueError, match=r"'model'.*n_reverb_taps"):
         adopt_settings(saved, config)
-
-
-# --- device -------------------------------------------------------------------------------------
 
 
 def test_auto_selects_a_gpu_if_there_is_one(monkeypatch):

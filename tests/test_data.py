@@ -10,14 +10,7 @@ import torch
 from conftest import damaged_pickles, zipped
 from data import find_recordings, load_recording, save_recording
 from recordings.corpus import read_corpus
-from recordings.crops import (
-    CropDataset,
-    NeuralGuitarDataset,
-    ProcessRanks,
-    Span,
-    Vox2TrumpetDataset,
-    load_batches,
-)
+from recordings.crops import CropDataset, NeuralGuitarDataset, ProcessRanks, Span, Vox2TrumpetDataset, load_batches
 
 HOP = 160
 FRAME_CURVES = ("f0", "loudness", "periodicity")
@@ -37,15 +30,12 @@ def write_changed(tmp_path, counting_recording):
     """Return a function that writes a processed file with changed entries (...: removed) and returns its path."""
 
     def write(**changes):
-        path = tmp_path / "write_changed.pt"
+        path = tmp_path / "changed.pt"
         content = {**as_dict(counting_recording(10)), **changes}
         torch.save({key: value for key, value in content.items() if value is not ...}, path)
         return path
 
     return write
-
-
-# --- files --------------------------------------------------------------------------------------
 
 
 def test_a_recording_survives_saving_and_loading(tmp_path, config, counting_recording):
@@ -98,52 +88,32 @@ def test_other_and_damaged_files_are_refused(processed_file, content):
 
 
 FRAMES = torch.ones(1, 10, 1)
+EMPTY = {**dict.fromkeys(FRAME_CURVES, FRAMES[:, :0]), "audio": torch.zeros(1, 0)}
+RATES = {"hop_length": 160, "sample_rate": 16000}
+INVALID = (
+    ("format_version", [2, torch.ones(2)]),
+    ("f0", [None, FRAMES.double(), FRAMES[:, 1:], FRAMES[0, :, 0], FRAMES.view(2, 5, 1)]),
+    ("f0", [float("nan") * FRAMES, -FRAMES, FRAMES[:, :1].expand(1, 10, 1), FRAMES.clone().requires_grad_()]),
+    ("loudness", [FRAMES[0].T, 1e30 * FRAMES]),
+    ("periodicity", [..., 2 * FRAMES]),
+    ("audio", [[1.0], torch.ones(1, 1599), torch.ones(1600), torch._neg_view(torch.ones(1, 1600))]),
+    ("audio", [torch.empty(1, 1600, device="meta"), torch.zeros(1, 1600).to_sparse()]),
+    ("extractor", [None, {"audio": {}}, {"audio": RATES, "features": [], "version": 2}]),
+    ("extractor", [{"audio": RATES, "features": {"f0_min": torch.ones(2)}}]),
+    ("extractor", [{"audio": RATES | {name: value}, "features": {}} for name in RATES for value in (0, 10**9)]),
+    ("bandwidth", [float("nan")]),
+    ("source", [None, {"sha256": 5}]),
+    ("instrument", [["trumpet"], "../trumpet"]),
+    ("extra", [1]),
+)
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"format_version": 2},
-        {"format_version": torch.ones(2)},
-        {"f0": FRAMES.clone().requires_grad_()},
-        {"audio": torch._neg_view(torch.ones(1, 1600))},
-        {"extractor": {"audio": {"hop_length": 160, "sample_rate": 16000}, "features": {"f0_min": torch.ones(2)}}},
-        {"extractor": {"audio": {"hop_length": 160, "sample_rate": 16000}, "features": [], "version": 2}},
-        {"periodicity": ...},
-        {"extra": 1},
-        {"f0": None},
-        {"audio": [1.0]},
-        {"f0": FRAMES.double()},
-        {"f0": FRAMES[:, 1:]},
-        {"f0": FRAMES[0, :, 0]},
-        {"loudness": FRAMES[0].T},
-        {"f0": FRAMES.view(2, 5, 1)},
-        {"audio": torch.ones(1, 1599)},
-        {"audio": torch.ones(1600)},
-        {**dict.fromkeys(FRAME_CURVES, torch.zeros(1, 0, 1)), "audio": torch.zeros(1, 0)},
-        {"extractor": None},
-        {"extractor": {"audio": {}}},
-        {"extractor": {"audio": {"hop_length": 0, "sample_rate": 16000}, "features": {}}},
-        {"extractor": {"audio": {"hop_length": 10**9, "sample_rate": 16000}, "features": {}}},
-        {"extractor": {"audio": {"hop_length": 160, "sample_rate": 0}, "features": {}}},
-        {"f0": FRAMES[:, :1].expand(1, 10, 1)},
-        {"f0": float("nan") * FRAMES},
-        {"f0": -FRAMES},
-        {"loudness": 1e30 * FRAMES},
-        {"periodicity": 2 * FRAMES},
-        {"audio": torch.empty(1, 1600, device="meta")},
-        {"audio": torch.zeros(1, 1600).to_sparse()},
-        {"bandwidth": float("nan")},
-        {"source": None},
-        {"source": {"sha256": 5}},
-        {"instrument": ["trumpet"]},
-        {"instrument": "../trumpet"},
-    ],
-    ids=lambda changes: "-".join(changes),
+    "changes", [EMPTY, *({name: value} for name, values in INVALID for value in values)], ids="-".join
 )
 def test_invalid_recordings_are_refused(write_changed, config, changes):
     path = write_changed(**changes)
-    with pytest.raises(ValueError, match=r"write_changed\.pt"):
+    with pytest.raises(ValueError, match=r"changed\.pt"):
         read_corpus(path.parent, config)
 
 
@@ -177,9 +147,6 @@ def test_find_recordings_skips_hidden_and_other_files(tmp_path):
     for name in ("b.pt", "inside/a.pt", "c.pt.part", "d.wav", "._b.pt", ".incoming/unchecked.pt"):
         (tmp_path / name).touch()
     assert find_recordings(tmp_path) == [tmp_path / "b.pt", tmp_path / "inside" / "a.pt"]
-
-
-# --- crops --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -258,13 +225,6 @@ def test_ranks_share_the_rest_of_an_epoch(spans, config, rank):
     assert [list(share) for _, share, _ in batches] == [[position] for position in wanted]
     for position, (_, _, batch) in zip(wanted, batches):
         assert all(torch.equal(batch[name][0], values) for name, values in crops[order[position]].items())
-
-
-def test_a_dataset_can_be_pickled(spans, config):
-    dataset = CropDataset(spans, config, seed=4)
-    dataset.set_epoch(2)
-    before = dataset[3]  # a file is open
-    assert torch.equal(pickle.loads(pickle.dumps(dataset))[3]["audio"], before["audio"])
 
 
 @pytest.mark.parametrize("kind", [NeuralGuitarDataset, Vox2TrumpetDataset])

@@ -69,9 +69,6 @@ def installed(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.wav")}
 
 
-# --- one file over HTTP ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "faults",
     [
@@ -176,23 +173,6 @@ def test_a_file_with_a_wrong_checksum_is_deleted(tmp_path, kind):
         assert fetch(tmp_path, server.url, checksum=expected) == CONTENT
 
 
-@pytest.mark.parametrize("url", [NOWHERE, "nonsense", "ftp://127.0.0.1/x", "http://[/", "http://127.0.0.1:99999/"])
-def test_unreachable_addresses_are_named(tmp_path, url):
-    with pytest.raises(DataError) as caught:
-        fetch(tmp_path, url)
-    assert url in str(caught.value) and "--local_archive" in str(caught.value)
-
-
-@pytest.mark.parametrize("proxy", ["socks://127.0.0.1:1", "http://127.0.0.1:1"])
-def test_unusable_proxies_are_reported(tmp_path, monkeypatch, proxy):
-    monkeypatch.setenv("all_proxy", proxy)
-    with pytest.raises(DataError, match=r"archive\.invalid.*(proxy|Proxy)"):
-        fetch(tmp_path, "http://archive.invalid/x")
-
-
-# --- archives -------------------------------------------------------------------------------------
-
-
 def special(name, mode):
     member = zipfile.ZipInfo(name)
     member.create_system, member.external_attr = 3, mode << 16
@@ -236,7 +216,19 @@ def test_random_damage_to_an_archive_is_reported(tmp_path, caplog):
         assert all(data == SOLO[name] for name, data in installed(folder).items()), f"seed {seed}"
 
 
-# --- GuitarSet ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("url", "proxy"),
+    [
+        *((url, "") for url in (NOWHERE, "nonsense", "ftp://127.0.0.1/x", "http://[/", "http://127.0.0.1:99999/")),
+        *(("http://archive.invalid/x", f"{kind}://127.0.0.1:1") for kind in ("socks", "http")),
+    ],
+)
+def test_unreachable_addresses_and_unusable_proxies_are_named(tmp_path, monkeypatch, url, proxy):
+    monkeypatch.setenv("all_proxy", proxy)
+    with pytest.raises(DataError) as caught:
+        fetch(tmp_path, url)
+    assert ("archive.invalid" if proxy else url) in str(caught.value)
+    assert ("proxy" if proxy else "--local_archive") in str(caught.value).replace("Proxy", "proxy")
 
 
 @pytest.mark.parametrize("takes", ["solo", "comp", "all"])
@@ -268,13 +260,6 @@ def test_a_second_call_downloads_only_if_a_file_is_missing_or_changed(tmp_path, 
             take.unlink() if shortened is None else take.write_bytes(shortened)
         assert run(server, content, tmp_path) == 0
     assert len(server.requests) == 2 and installed(tmp_path) == SOLO
-
-
-def test_a_kept_archive_is_used_by_the_next_call(tmp_path):
-    content = zip_of(AUDIO)
-    assert serve(content, tmp_path, "--keep_archive") == 0
-    assert run(NOWHERE, content, tmp_path, "--takes", "all", "--keep_archive") == 0
-    assert installed(tmp_path) == AUDIO
 
 
 def test_a_local_archive_is_checked_and_kept(tmp_path, caplog):

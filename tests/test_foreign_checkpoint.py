@@ -106,9 +106,6 @@ def test_weights_of_another_architecture_are_refused(write_checkpoint, rewrite, 
         load_weights(build_model(small_config, "trumpet"), content["model"], checkpoint_module.PRETRAINED_DIR / "x.pth")
 
 
-# --- invalid values, and small files that need much memory or time ---------------------------------
-
-
 def nested(depth):
     """Return a list whose text doubles with each level, although the file holds only a few bytes for it."""
     value = []
@@ -159,6 +156,7 @@ def test_a_hundred_thousand_unknown_entries_are_refused_quickly_and_in_a_short_m
 @pytest.mark.parametrize(
     ("part", "key", "value"),
     [
+        (None, "the preset", "../../x"),
         (None, "epoch", "x"),
         (None, "step", nested(60)),
         (None, "position_in_epoch", -1),
@@ -171,11 +169,12 @@ def test_a_hundred_thousand_unknown_entries_are_refused_quickly_and_in_a_short_m
         ("rng", "seed", torch.ones(3)),
         ("schedule", "boundary", 5),
         ("schedule", "phrases", [["x"]]),
+        ("schedule", "phrases", [None]),
         ("schedule", "n_crops", float("nan")),
     ],
 )
 def test_entries_of_the_wrong_type_are_refused(rewrite, part, key, value):
-    path = rewrite(lambda content: content.update({part: {key: value}} if part else {key: value}))
+    path = rewrite(lambda content: content.update({part: {key: value}} if part else {key.split()[-1]: value}))
     with pytest.raises(ValueError, match=rf"model\.pth: {key} is .{{,200}}$"):
         read_checkpoint(path)
 

@@ -74,9 +74,6 @@ def trained(processed: Path, own_config: Path, tmp_path_factory) -> Path:
     return out / "latest.pth"
 
 
-# --- recordings ---------------------------------------------------------------------------------
-
-
 def test_audio_has_48_khz_and_features_are_those_of_16_khz(processed: Path, own_config: Path) -> None:
     path = processed / "rendered_trumpet_1.wav.pt"
     recording = load_recording(path, load_config(own_config, "wide"))
@@ -138,9 +135,6 @@ def test_training_at_another_rate_names_the_command_to_run(
     assert f"preprocess.py --config_name {preset} --input_dir RECORDINGS --output_dir {data}" in message
 
 
-# --- training -----------------------------------------------------------------------------------
-
-
 def test_resume_is_exact_and_the_model_has_the_bandwidth_of_its_data(trained, processed, own_config, tmp_path) -> None:
     assert train.main(training_flags(processed, own_config, tmp_path, "--epochs", 2)) == 0
     shutil.copytree(trained.parent, tmp_path / "resumed")
@@ -150,9 +144,6 @@ def test_resume_is_exact_and_the_model_has_the_bandwidth_of_its_data(trained, pr
     bandwidths, model = [load_recording(path).bandwidth for path in processed.glob("*.pt")], load_model(trained)
     assert read_checkpoint(trained)["statistics"]["bandwidth"] == max(bandwidths)  # each of three is more than a tenth
     assert model.bandwidth == max(bandwidths) and model.audio.sample_rate == RATE
-
-
-# --- playing ------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -44,9 +44,6 @@ def pluck_file(tmp_path: Path, counting_recording) -> Path:
     return tmp_path / "pluck.pt"
 
 
-# --- model --------------------------------------------------------------------------------------
-
-
 def test_time_since_onset_is_scaled_to_one():
     seconds = torch.tensor([0.0, 0.02, 4.0, 60.0])
     expected = [0, np.log(2) / np.log(201), 1, 1]
@@ -65,9 +62,6 @@ def test_onset_inputs_are_optional(small_config):
         with_inputs(f0, loudness)
 
 
-# --- crops --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("seed", [None, 3])
 def test_crops_contain_the_plucks_of_the_whole_recording(pluck_file: Path, small_config, seed: int | None):
     crops = CropDataset([Span(pluck_file, 0, 300)], with_onsets(small_config), seed)
@@ -78,9 +72,6 @@ def test_crops_contain_the_plucks_of_the_whole_recording(pluck_file: Path, small
         first = int(crop["audio"][0])
         assert crop["plucks"].equal(whole[first : first + 25])
     assert len(crops) == 12 and crops[7]["plucks"][0, 0] > 0.4  # from frame 175 on, 45 after the second pluck
-
-
-# --- training and playing -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,7 @@ def test_a_custom_configuration_is_used(raw, tmp_path, caplog):
 
 def test_an_instrument_may_select_another_crepe_model(raw, tmp_path):
     config = load_config()
+    soundfile.write(raw / "rendered_trumpet_0.wav", tone(0.2), 16000)
     assert run("--input_dir", raw, "--output_dir", tmp_path / "out", "--instrument", "guitar") == 0
     recording = load_recording(tmp_path / "out" / "rendered_trumpet_0.wav.pt", config)
     assert recording.extractor["features"]["crepe_model"] == "full" != config.features.crepe_model
@@ -123,6 +124,17 @@ def test_failed_files_are_named_and_the_others_processed(raw, tmp_path, capsys):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize(("preset", "seconds", "code"), [("tiny", 0.9, 0), ("tiny", 1.1, 1), ("wide", 0.5, 1)])
+def test_a_recording_of_many_hours_fails(tmp_path, monkeypatch, capsys, preset, seconds, code):
+    assert preprocess._MAX_SAMPLES * 4 * 9 / 8 < 6e8  # bytes; the packages take 300 MB
+    monkeypatch.setattr(preprocess, "_MAX_SAMPLES", 16_000)
+    (tmp_path / "raw").mkdir()
+    soundfile.write(tmp_path / "raw" / "hours.flac", np.zeros(round(16_000 * seconds)), 16_000)
+    flags = ("--input_dir", tmp_path / "raw", "--output_dir", tmp_path / "out", "--instrument", "tuba")
+    assert run(*flags, "--config_name", preset) == code
+    assert code == 0 or "hours.flac lasts longer" in capsys.readouterr().err
+
+
 def test_unusual_names_and_runtime_errors_do_not_end_the_run(tmp_path, capsys, monkeypatch):
     """Names that are not UTF-8 or very long; dot names are no recordings; an error of torch is one file's failure."""
     raw = tmp_path / "raw"
@@ -139,8 +151,8 @@ def test_unusual_names_and_runtime_errors_do_not_end_the_run(tmp_path, capsys, m
 
     monkeypatch.setattr(preprocess, "extract_recording", fail)
     assert run("--input_dir", raw, "--output_dir", tmp_path / "out", "--instrument", "tuba") == 1
-    assert "3 written, 0 skipped, 1 failed" in (said := capsys.readouterr()).out
-    assert "sick.wav" in said.err and "no kernel" in said.err
+    assert "3 written, 0 skipped, 1 failed" in (captured := capsys.readouterr()).out
+    assert "sick.wav" in captured.err and "no kernel" in captured.err
     assert len(list((tmp_path / "out").glob("*.pt"))) == 3
     assert load_recording(next((tmp_path / "out").glob("caf*"))).source["file"] == os.fsdecode(names[0])
 
@@ -243,7 +255,7 @@ def test_torchrun_shares_the_recordings(raw, tmp_path, capsys, monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_length(tmp_path, config):
-    """Beyond the samples themselves, which must be in memory to be saved; activation alone would be 1.4 kB a frame."""
+    """Beyond the samples themselves, which must be in memory to be saved; the activation would be 1.4 kB a frame."""
     peaks = []
     for minutes in (4, 7):  # from 2.2 min on, the blocks that are measured at once are full
         soundfile.write(tmp_path / "take.flac", np.zeros(minutes * 60 * 16000, np.int16), 16000)

@@ -7,13 +7,9 @@ import pytest
 import torch
 
 import synth
-from sound.audio_files import prepare_audio
 from synth import FilteredNoiseSynthesizer
 
 SAMPLE_RATE, HOP, K = 16000, 160, 65
-
-
-# --- filtered noise -----------------------------------------------------------------------------
 
 
 def make_noise(magnitudes, seed=0):
@@ -39,11 +35,6 @@ def test_filters_of_ones_leave_the_noise_unchanged():
     # The filter is then a unit impulse, so that only the transform's rounding remains. Measured 4e-7.
     assert (opened - noise).abs().max() <= 1e-5
     assert opened.std() == pytest.approx(1 / math.sqrt(3), rel=0.05)  # uniform in -1..1; 6400 samples scatter by 1 %
-
-
-def test_items_of_a_batch_have_independent_noise():
-    first, second = make_noise(torch.ones(2, 50, K)).numpy()
-    assert abs(np.corrcoef(first, second)[0, 1]) < 0.05  # 8000 samples of independent noise: 0.011 of scatter
 
 
 def filter_directly(noise, magnitudes, hop_length):
@@ -94,9 +85,6 @@ def test_the_gradient_of_filtered_noise_is_exact():
     assert torch.autograd.gradcheck(lambda values: synthesizer.filter(noise, values), (magnitudes,))
 
 
-# --- A-weighting --------------------------------------------------------------------------------
-
-
 def test_a_weighting_equals_the_standard():
     # IEC 61672-1, table of A-weightings in dB, rounded there to 0.1.
     table = {31.5: -39.4, 63: -26.2, 125: -16.1, 250: -8.6, 500: -3.2, 1000: 0.0, 2000: 1.2, 4000: 1.0, 8000: -1.1}
@@ -126,21 +114,6 @@ def test_sound_above_the_band_of_the_features_is_ignored():
     )
 
 
-@pytest.mark.parametrize("frequency", [1000.0, 7000.0, 7500.0, 7700.0, 12000.0])
-def test_the_weighting_ends_like_the_resampling_filter(frequency):
-    sine = np.sin(2 * np.pi * frequency * np.arange(48000) / 48000).astype(np.float32)
-    resampled = prepare_audio(sine, 48000, 16000)[4000:12000]
-    gain = math.sqrt(2) * np.sqrt(np.mean(np.square(resampled)))
-    f = torch.tensor(frequency)
-    # Linear, where it falls from 1 to 0 within 400 Hz; measured 0.07 at most.
-    assert (synth.measured_weighting(f, 16000) / synth.a_weighting(f)).item() == pytest.approx(gain, abs=0.08)
-
-
-@pytest.mark.parametrize(("frequency", "n_bands"), [(24000, 128), (16000, 85), (187.4, 0)])
-def test_number_of_noise_bands_below_a_frequency(frequency, n_bands):
-    assert synth.count_noise_bands_within(frequency, 129, 48000) == n_bands  # 187.5 Hz each
-
-
 def test_noise_depends_only_on_the_generator_of_the_item():
     magnitudes = torch.rand(3, 20, K, generator=torch.Generator().manual_seed(1))
     synthesizer = synth.FilteredNoiseSynthesizer(K, HOP)
@@ -153,9 +126,6 @@ def test_noise_depends_only_on_the_generator_of_the_item():
     assert not torch.equal(together[:1], synthesizer(magnitudes[:1], sources(8)))
     with pytest.raises(AssertionError, match="1 generators for 3 items"):
         synthesizer(magnitudes, sources(5))
-
-
-# --- reverb -------------------------------------------------------------------------------------
 
 
 def room(n_taps=500):

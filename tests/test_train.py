@@ -1,6 +1,7 @@
 """train.py on a small synthetic corpus: training, exact resume, changed settings, stopping, and errors."""
 
 import argparse
+import io
 import json
 import shlex
 import shutil
@@ -265,9 +266,6 @@ def test_errors_name_what_is_missing(tmp_path, caplog):
         assert train.main(flags) == 1 and named in caplog.messages[-1]
 
 
-# --- changes between two runs -------------------------------------------------------------------
-
-
 def hold_out_a_copy(folder):
     held_out = read_corpus(folder / "data", load_config(folder / "config.json")).validation[0].path
     shutil.copy(held_out, held_out.with_name(f"copy_{held_out.name}"))
@@ -365,6 +363,43 @@ def test_the_ends_of_few_recordings_stay_held_out_when_more_are_added(args, fold
     assert {(span.first_frame, span.n_frames) for span in later.validation} == {(180, 20), (45, 5)}
 
 
+def nested(depth):
+    """Return a list whose text doubles with each level, and takes a few bytes of a file for it."""
+    value = []
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+def test_a_foreign_checkpoint_is_resumed_or_refused_in_a_sentence(args, folder, caplog):
+    latest = folder / "trained" / "latest.pth"
+    whole = latest.read_bytes()
+
+    def spoil_moments(content):
+        content["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+
+    refused = (
+        spoil_moments,
+        lambda content: content.update(optimizer=nested(60)),
+        lambda content: content["optimizer"].update(state={0: nested(60)}),
+        lambda content: content["config"]["train"].update(val_fraction=nested(60)),
+        lambda content: content["config"]["train"].update(val_fraction=float("nan")),
+        lambda content: content["config"].update(loss=None),
+    )
+    resumed = (
+        lambda content: content["config"]["train"].update(patience=nested(60)),
+        lambda content: content["optimizer"]["param_groups"][0].update(betas=nested(60), eps=-1.0),
+        lambda content: content.update(rng=None, schedule={"phrases": None}, metrics=None, position_in_epoch=None),
+    )
+    for code, changes in ((1, refused), (0, resumed)):
+        for change in changes:
+            content = torch.load(io.BytesIO(whole), weights_only=True)
+            change(content)
+            torch.save(content, latest)
+            assert train.main(args("trained", "--epochs", 2)) == code
+            assert code == 0 or (str(latest) in caplog.messages[-1] and len(caplog.messages[-1]) < 500)
+
+
 @pytest.mark.parametrize("before", [0.1, 0.0])
 def test_a_resumed_training_keeps_its_val_fraction(args, folder, caplog, before):
     caplog.set_level("INFO")
@@ -388,9 +423,6 @@ def test_a_run_keeps_the_name_that_its_user_gave(args, folder, flags):
     if not flags:
         shutil.rmtree(folder / "runs")
         assert train.main(args("out", "--epochs", 3)) == 1 and not (folder / "runs").exists()
-
-
-# --- saving and stopping ------------------------------------------------------------------------
 
 
 def test_checkpoints_are_saved_at_intervals(args, folder, monkeypatch):

@@ -99,21 +99,6 @@ def test_a_package_of_another_version_fails(monkeypatch, capsys, installed, pass
     assert passes or all(part in output for part in (installed, "2.13.0", "fix it"))
 
 
-def test_the_fix_of_a_package_depends_on_the_environment(project, monkeypatch):
-    monkeypatch.setattr(sys, "prefix", str(project / "venv"))
-    assert verify_project.fix_environment() == "./venv/bin/python -m pip install -r requirements.txt"
-    monkeypatch.setattr(sys, "prefix", "/usr")
-    assert verify_project.fix_environment().startswith("./setup_env.sh && ")
-
-
-def test_a_device_that_cannot_compute_fails(monkeypatch, capsys):
-    """The device "meta" stands for a GPU that torch was not built for: it computes nothing."""
-    monkeypatch.setattr(config_module, "get_device", lambda name: torch.device("meta"))
-    (check,) = (check for check in verify_project.list_checks() if check.name == "device")
-    assert not run_check(check)
-    assert "export CUDA_VISIBLE_DEVICES=   (" in failures(capsys)[0]
-
-
 def test_a_model_without_valid_output_fails(tmp_path, write_checkpoint):
     path = write_checkpoint()
     content = torch.load(path, weights_only=True)
@@ -169,14 +154,6 @@ def test_a_wrong_model_or_loss_fails(monkeypatch, target, wrap, check, named):
     monkeypatch.setattr(target, wrap(getattr(getattr(sys.modules[module], owner), name)))
     with pytest.raises(RuntimeError, match=named):
         getattr(verify_project, f"check_{check[0]}")(*check[1:])
-
-
-def test_a_folder_that_cannot_be_written_fails(project, monkeypatch):
-    verify_project.check_writable()
-    shutil.rmtree(project / "checkpoints")
-    (project / "checkpoints").write_text("a file where a folder should be")
-    with pytest.raises(OSError):
-        verify_project.check_writable()
 
 
 def test_a_typo_in_any_preset_fails(tmp_path, monkeypatch):

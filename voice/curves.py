@@ -6,6 +6,7 @@ The file holds the instrument's curves: written, read and played, they give the 
 
 import codecs
 import csv
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from config import Config
 from sound.atomic_files import write_text
 
 MAX_SECONDS = 4 * 3600.0  # s, of a curve file or a MIDI file: a longer one is probably an error
+_MAX_BYTES = 20_000_000  # of a curve file: more than an hour with a row in every frame
 _MAX_SHOWN = 80  # characters of a row that an error quotes
 COLUMNS = ("time", "f0", "loudness", "periodicity", "voiced")
 GATE_FADE_SECONDS = 0.02  # short enough to keep attacks sharp, long enough to avoid clicks
@@ -111,6 +113,8 @@ def _read_columns(path: Path) -> np.ndarray:
     """Return the columns in the order of COLUMNS, [rows, 5]; the file may have others, in any order."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    if (size := path.stat().st_size) > _MAX_BYTES:
+        raise ValueError(f"{path} has {size / 1e6:.0f} MB; the limit for curves is {_MAX_BYTES / 1e6:.0f} MB")
     content = path.read_bytes()
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -122,22 +126,24 @@ def _read_columns(path: Path) -> np.ndarray:
         header, *lines = lines
         delimiter = max(",;\t", key=lambda each: len(set(COLUMNS) & set(_split_names(header, each))))
         names = _split_names(header, delimiter)
-        rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
     except (ValueError, csv.Error) as error:  # empty, or not text
         raise ValueError(f"{path} is not a curve file; write one with --export_controls") from error
     missing = [name for name in COLUMNS if name not in names]
-    if missing or not rows:
+    if missing or not lines:
         problem = f"the column {', '.join(missing)} is missing" if missing else "it has no rows"
         raise ValueError(f"{path} is not a curve file: {problem}; expected the columns {', '.join(COLUMNS)}")
-    values = np.empty((len(rows), len(COLUMNS)))
-    for number, row in enumerate(rows):
-        try:
-            values[number] = [float(row[names.index(name)].replace(",", ".")) for name in COLUMNS]
-        except (ValueError, IndexError) as error:
-            shown = repr(",".join(row))  # escapes control characters
-            shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}...'"
-            raise ValueError(f"{path}, row {number + 2}: expected {len(names)} numbers, not {shown}") from error
-    return values
+    places, values, row = [names.index(name) for name in COLUMNS], array("d"), []
+    try:
+        for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True):
+            values.extend([float(row[place].replace(",", ".")) for place in places])
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a curve file ({error}); write one with --export_controls") from error
+    except (ValueError, IndexError) as error:
+        shown = repr(",".join(row))  # escapes control characters
+        shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}...'"
+        number = len(values) // len(COLUMNS) + 2
+        raise ValueError(f"{path}, row {number}: expected {len(names)} numbers, not {shown}") from error
+    return np.array(values).reshape(-1, len(COLUMNS))
 
 
 def _split_names(header: str, delimiter: str) -> list[str]:

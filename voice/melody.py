@@ -26,7 +26,7 @@ _WHISTLE_SHARE = 0.8  # median share of a frame's power in the tone of a whistle
 _TONE_N_FFT = 512  # samples: short, for glides and vibrato
 _TOO_HIGH_MARGIN = 1.02  # times CREPE's highest pitch
 _TOO_HIGH_SHARE = 0.5  # share of a frame's power in a tone above CREPE's range
-_TOO_HIGH_REPORTED = 0.05  # share of frames above which an error names such tones as the cause
+TOO_HIGH_REPORTED = 0.05  # share of frames above which an error names such tones as the cause
 _HUM_RESIDUE = 25.0  # dB: frames this far below the removed hum may be its residue
 _HUM_STRETCH_SECONDS = 120.0  # hum is detected per stretch: it is steady, but may be switched on and off
 _MAX_GLIDE = 1.0  # semitones per frame; a faster step is a tracking error
@@ -171,7 +171,7 @@ def _subtract_noise(loudness: np.ndarray, noise: float) -> np.ndarray:
 def _explain_no_melody(too_high: np.ndarray, is_gated: bool) -> str:
     if is_gated:
         return "the gate silences all of it: no melody is left; lower gate_offset"
-    if too_high.mean() > _TOO_HIGH_REPORTED:
+    if too_high.mean() > TOO_HIGH_REPORTED:
         return f"the melody is above {_HIGHEST_WHISTLE:.0f} Hz, the highest pitch supported; sing or whistle lower"
     return "no melody found in the recording; sing or hum closer to the microphone"
 

@@ -111,9 +111,9 @@ def make_takes(rng: np.random.Generator, n_notes: int) -> dict[str, np.ndarray]:
         notes = [to_hertz(pitch) for pitch in rng.integers(low, high + 1, n_notes)]
         takes[f"broken/clean_{i}.wav"] = play(notes, rng)
     takes["broken/clean_1_softer.wav"] = 0.5 * takes["broken/clean_1.wav"]
-    for fault, spoil in FAULTS.items():
+    for fault, add_fault in FAULTS.items():
         notes = [to_hertz(pitch) for pitch in rng.integers(low, high + 1, n_notes)]
-        takes[f"broken/{fault.replace(' ', '_')}.wav"] = spoil(play(notes, rng))
+        takes[f"broken/{fault.replace(' ', '_')}.wav"] = add_fault(play(notes, rng))
     return takes
 
 

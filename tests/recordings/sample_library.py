@@ -1,4 +1,4 @@
-"""Recordings made of sines, whose pitch, level, onset, decay and release are known: what a sampler plays is checked."""
+"""Recordings made of sines with known pitch, level, onset, decay and release, for the tests of the sampler."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def make_held(f0: float, seconds: float, n_harmonics: int, level: float = 0.1, t
 
 
 def write_guitar(folder: Path) -> None:
-    """Write three pitches in four layers and four takes, named as Shinyguitar; each take has a phase of its own."""
+    """Write three pitches in four layers and four takes, named as Shinyguitar; takes differ in phase."""
     folder.mkdir(parents=True)
     for name, midi in SHINY.items():
         for layer, peak in LAYER_PEAKS.items():

@@ -60,27 +60,22 @@ def test_wrong_shapes_and_other_files_are_found(sound, tmp_path, config):
     assert check.find_problems(tmp_path / "data" / "take.pt", config) == ["is not a readable processed file"]
 
 
-def test_silence_is_found(sound, tmp_path, config):
-    assert problems_of(with_audio(sound, np.zeros(9)), tmp_path, config) == "is silent"
+def test_silence_and_clipping_are_found(sound, tmp_path, config):
+    def problems(audio):
+        return problems_of(with_audio(sound, audio), tmp_path, config)
+
+    assert problems(np.zeros(9)) == "is silent"
     quiet = 0.0009 * harmonic_tone(440, 0.5, n_harmonics=1, amplitude=1)
-    assert "-61 dBFS" in problems_of(with_audio(sound, quiet), tmp_path, config)
-    assert problems_of(with_audio(sound, 1.2 * quiet), tmp_path, config) == ""
-
-
-def test_clipping_is_found(sound, tmp_path, config):
+    assert "-61 dBFS" in problems(quiet) and problems(1.2 * quiet) == ""
     tone = harmonic_tone(440, 1.0, n_harmonics=5, amplitude=1)
     loud = tone / np.abs(tone).max()
-    assert "full scale" in problems_of(with_audio(sound, np.clip(2 * loud, -1, 1)), tmp_path, config)
-    softened = 0.5 * np.clip(8 * loud, -1, 1)
-    assert "is clipped" in problems_of(with_audio(sound, softened), tmp_path, config)
-
-
-def test_normalised_recordings_are_not_clipped(sound, tmp_path, config):
-    for f0 in (82.4, 440.0, 1000.0):  # at 1 kHz the samples of each period are the same
+    assert "full scale" in problems(np.clip(2 * loud, -1, 1)) and "is clipped" in problems(
+        0.5 * np.clip(8 * loud, -1, 1)
+    )
+    for f0 in (82.4, 440.0, 1000.0):  # normalised; at 1 kHz the samples of each period are the same
         tone = harmonic_tone(f0, 1.5, amplitude=1) * np.hanning(24000)
-        assert problems_of(with_audio(sound, tone / np.abs(tone).max()), tmp_path, config) == ""
-    square = 0.3 * np.sign(np.sin(2 * np.pi * 440 * np.arange(16000) / 16000 + 0.1))
-    assert "is clipped" in problems_of(with_audio(sound, square), tmp_path, config)
+        assert problems(tone / np.abs(tone).max()) == ""
+    assert "is clipped" in problems(0.3 * np.sign(np.sin(2 * np.pi * 440 * np.arange(16000) / 16000 + 0.1)))
 
 
 def test_bad_files_are_counted_and_moved(sound, tmp_path, capsys):

@@ -9,8 +9,6 @@ from recordings.corpus import RECORDING_ENDS, measure_statistics, read_corpus
 from recordings.crops import Span
 from test_data import with_train
 
-# --- split --------------------------------------------------------------------------------------
-
 
 def frames_of(spans):
     return {(span.path, frame) for span in spans for frame in range(span.first_frame, span.first_frame + span.n_frames)}
@@ -57,16 +55,6 @@ def test_the_ends_of_few_takes_are_held_out(write_takes, config, n_takes):
     for kept, held_out in zip(corpus.training, corpus.validation):
         assert (kept.first_frame, kept.n_frames) == (0, 180)
         assert (held_out.path, held_out.first_frame, held_out.n_frames) == (kept.path, 180, 20)
-
-
-def test_split_does_not_depend_on_names(tmp_path, config, counting_recording):
-    held_out = []
-    for folder, names in (("one", "abcdefghij"), ("two", "jihgfedcba")):
-        (tmp_path / folder).mkdir()
-        for i, name in enumerate(names):
-            save_recording(tmp_path / folder / f"{name}.pt", counting_recording(10, f"{i:064x}"))
-        held_out.append(sounds_of(read_corpus(tmp_path / folder, config).validation))
-    assert held_out[0] == held_out[1]
 
 
 def test_only_new_and_changed_files_are_opened_again(write_takes, config, monkeypatch):
@@ -129,9 +117,6 @@ def test_digest_of_held_out_spans_depends_on_names_and_frames(tmp_path):
     assert identity(one, two) == identity(two, one) == identity(one, two, folder=tmp_path / "moved")
     others = [(one,), (two,), (one, ("b.pt", 0, 11)), (one, ("b.pt", 1, 10)), (one, ("in/b.pt", 0, 10))]
     assert len({identity(*spans) for spans in [(one, two), *others]}) == 6
-
-
-# --- statistics ---------------------------------------------------------------------------------
 
 
 def test_statistics_are_the_quantiles_of_voiced_frames(tmp_path, config, counting_recording):

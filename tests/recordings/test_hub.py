@@ -60,9 +60,6 @@ def test_an_unusable_proxy_is_named(monkeypatch):
         ask_hub(lambda: close_session() or HfApi().dataset_info(NAME), NAME)
 
 
-# --- the index ----------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def values():
     """An index as JSON values."""
@@ -96,6 +93,8 @@ def test_unsafe_file_names_are_refused(values, name):
     [
         lambda values: values.update(format_version=2),
         lambda values: values.pop("instrument") and None,
+        lambda values: values.update(instrument="/../../x"),
+        lambda values: values.update(instrument=["trumpet"]),
         lambda values: values.update(extractor=3),
         lambda values: values.update(recordings=[]),
         lambda values: values["recordings"][0].update(file=3),

@@ -101,20 +101,6 @@ def run(*flags):
     return train.main(["--config", "config.json", "--device", "cpu", *map(str, flags)])
 
 
-def weights(folder):
-    return read_checkpoint(Path(folder) / "latest.pth")["model"]
-
-
-# --- download -----------------------------------------------------------------------------------
-
-
-def test_training_needs_only_the_name_of_the_data_set(hub, repo):
-    assert run("--hf_repo_id", NAME, "--epochs", 2) == 0
-    checkpoint = read_checkpoint(Path("checkpoints/latest.pth"))
-    assert checkpoint["epoch"] == 2 and checkpoint["instrument"] == "trumpet"
-    assert names_in("data/hub/user--trumpet") and all(thread.name != "hub" for thread in threading.enumerate())
-
-
 def test_each_file_is_downloaded_once(hub, repo, folder, stream, config):
     recordings = finish(stream())
     assert names_in("cache") == names_in(folder) and len(recordings.ready) == N_FILES
@@ -143,11 +129,8 @@ def test_training_offline_equals_training_on_a_local_folder(hub, repo, folder, s
     hub.down = True
     assert run("--hf_repo_id", NAME, "--data_dir", "cache", "--epochs", 2, "--checkpoint_dir", "streamed") == 0
     assert run("--data_dir", folder, "--epochs", 2, "--checkpoint_dir", "local") == 0
-    streamed, local = weights("streamed"), weights("local")
+    streamed, local = (read_checkpoint(Path(name) / "latest.pth")["model"] for name in ("streamed", "local"))
     assert all(torch.equal(streamed[name], local[name]) for name in local)
-
-
-# --- faults --------------------------------------------------------------------------------------
 
 
 def test_training_starts_before_the_download_ends_and_survives_an_outage(hub, repo, folder, config, caplog):
@@ -155,6 +138,7 @@ def test_training_starts_before_the_download_ends_and_survives_an_outage(hub, re
     hub.files_left = 3
     assert run("--hf_repo_id", NAME, "--epochs", 2) == 0
     assert f"{hub.url}/datasets/{NAME}" in caplog.text and hub.down
+    assert all(thread.name != "hub" for thread in threading.enumerate())
     assert 1 <= len(names_in("data/hub/user--trumpet")) <= 3
     chosen = list(choose_phrases(read_corpus(folder, config)))  # of all recordings, also those to come
     assert read_checkpoint(Path("checkpoints/latest.pth"))["schedule"]["phrases"] == chosen
@@ -212,7 +196,7 @@ def change_index(repo, change):
     repo.commit(repo.files | {"index.json": Blob(json.dumps(values).encode(), False)}, "change")
 
 
-def spoil(hub, repo):
+def damage(hub, repo):
     hub.faults = [Fault(f"GET /cdn/{repo.files['1.wav.pt'].sha256}", times=99, flip=True)]
 
 
@@ -230,30 +214,13 @@ def misdescribe(hub, repo):
     change_index(repo, lambda entries: entries["1.wav.pt"].update(n_frames=7))
 
 
-@pytest.mark.parametrize("change", [spoil, lose, replace, misdescribe])
+@pytest.mark.parametrize("change", [damage, lose, replace, misdescribe])
 def test_unusable_files_are_left_out_and_named(hub, repo, stream, caplog, change):
     change(hub, repo)
     recordings = finish(stream())
     assert list(recordings.failed) == [Path("cache/1.wav.pt")] and f"datasets/{NAME}" in caplog.text
     assert "1.wav.pt" in caplog.text and len(names_in("cache")) == len(recordings.ready) == N_FILES - 1
-    assert change is not spoil or hub.faults[0].times == 96
-
-
-def test_withdrawn_access_ends_the_download_but_not_the_training(hub, stream, caplog):
-    hub.faults = [Fault("HEAD .*[3-7].wav.pt", times=99, status=403)]
-    recordings = finish(stream())
-    recordings.wait_for_first(SINGLE_PROCESS, CPU)
-    assert "HF_TOKEN" in caplog.text and 1 <= len(recordings.ready) < N_FILES and len(recordings.failed) == 1
-
-
-@pytest.mark.parametrize("place", ["cache/.cache", "cache/.lock/x"])
-def test_an_unwritable_folder_is_named(stream, caplog, place):
-    Path(place).parent.mkdir(parents=True)
-    Path(place).touch()  # a file where a folder has to be, or the other way round
-    recordings = stream()
-    with pytest.raises(HubError, match=NAME):
-        recordings.wait_for_first(SINGLE_PROCESS, CPU)
-    assert str(Path(place).parent) in caplog.text
+    assert change is not damage or hub.faults[0].times == 96
 
 
 def test_two_processes_share_one_download_also_through_an_outage(hub, stream):
@@ -264,9 +231,6 @@ def test_two_processes_share_one_download_also_through_an_outage(hub, stream):
     hub.files_left, hub.down = None, False
     assert all(len(finish(recordings).ready) == N_FILES for recordings in both)
     assert len(hub.find_requests("GET /cdn")) == N_FILES - 4
-
-
-# --- several machines ---------------------------------------------------------------------------
 
 
 class Machine(ProcessRanks):
@@ -304,21 +268,6 @@ def test_machines_train_on_recordings_that_both_have(hub, stream, folder, config
         one, other = pool.map(run, *zip(*machines))
     names = [[span.path.relative_to(each.folder) for span in each.training] for each in (one, other)]
     assert names[0] == names[1] and names[0]
-
-
-def test_machines_without_common_recordings_raise_an_error(hub, stream):
-    hub.faults = [Fault("HEAD .*pt", times=10**6, status=404)]
-    machines = [(stream(f"cache {number}"), Machine(number, 0, 2)) for number in (0, 1)]
-
-    def run(recordings, machine):
-        with pytest.raises(HubError, match="404"):
-            recordings.wait_for_first(machine, CPU)
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(run, *zip(*machines)))
-
-
-# --- errors -------------------------------------------------------------------------------------
 
 
 def test_without_network_and_data_the_error_names_address_and_attempt(hub, stream):

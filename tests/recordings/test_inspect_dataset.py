@@ -62,7 +62,7 @@ def test_mains_hum_must_last():
 
 
 def test_soft_notes_are_not_bleed():
-    """Loudness alone decides: three seconds of a soft note after silence, then a crescendo; or right up to the loud."""
+    """A soft note after silence, then a crescendo; or a soft note right up to the loud ones, as bleed has it."""
     silence, loud = np.full(100, -80.0), np.full(400, -15.0)
     soft, crescendo = np.full(300, -55.0), np.linspace(-55, -15, 200)
     played = np.concatenate([loud, silence, soft, crescendo, loud, silence])
@@ -86,11 +86,8 @@ def test_copies_are_found(clean, inspect_audio):
     assert inspection.judge_duplicates([one, another]) == []
 
 
-# --- the set --------------------------------------------------------------------------------------
-
-
 def scale(measured, low, high, seconds_each, spread=30.0, instrument="trumpet"):
-    """Return a take that plays every semitone from low to high (MIDI), as long and as differently loud as is said."""
+    """Return a take of every semitone from low to high (MIDI), each for ``seconds_each``, over ``spread`` dB."""
     notes = np.arange(low, high + 1).repeat(round(100 * seconds_each))
     voiced = len(notes) / 100
     return dataclasses.replace(
@@ -140,9 +137,6 @@ def test_few_faulty_takes_are_advice_and_many_a_problem(measured, config):
     assert advice[0].recordings == ("strummed",) and "1 of 2 recordings" in advice[0].text
 
 
-# --- annotations ----------------------------------------------------------------------------------
-
-
 def write_annotation(folder, name, hertz, n_rows=600):
     rows = [(0.01 * i, hertz) for i in range(n_rows)]
     if name.startswith("AuSep"):
@@ -184,9 +178,6 @@ def test_damaged_annotations_are_refused(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=re.escape(name)):
         pitch_annotations.read_annotation(tmp_path / name, 100, 0.01)
-
-
-# --- command line ---------------------------------------------------------------------------------
 
 
 @pytest.fixture

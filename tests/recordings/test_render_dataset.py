@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 
-import librosa
 import mido
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from recordings import soundfont as font
 from recordings.sampler import Truth
 from recordings.samples import SAMPLE_RATE, measure_f0
 from recordings.score import FILE_SECONDS, GAP, PLAYING, Note, compose_file
-from recordings.soundfont import SILENT, SoundFont, Tone
+from recordings.soundfont import SILENT, SoundFont
 
 
 def why_no_render() -> str:
@@ -36,12 +35,6 @@ def cut(audio, start, stop):
     return audio[round(start * SAMPLE_RATE) : round(stop * SAMPLE_RATE)]
 
 
-def make_string(level, f0=220.0):
-    """Return one tone of 40 harmonics that fall by 6 dB an octave, its level in dB given at each sample."""
-    t = np.arange(len(level)) / SAMPLE_RATE
-    return 10 ** (level / 20) * sum(np.sin(2 * np.pi * f0 * k * t) / k for k in range(1, 41)) / 10
-
-
 def power_of(audio):
     return np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE), np.abs(np.fft.rfft(audio * np.hanning(len(audio)))) ** 2
 
@@ -52,16 +45,8 @@ def share_above_4k(audio):
     return 10 * np.log10(power[frequencies > 4000].sum() / power.sum())
 
 
-def a_weighted_db(audio):
-    frequencies, power = power_of(audio)
-    return 10 * np.log10((power * 10 ** (librosa.A_weighting(np.maximum(frequencies, 1), min_db=None) / 10)).sum())
-
-
 def level_db(audio):
     return 20 * np.log10(np.sqrt(np.mean(audio.astype(np.float64) ** 2)) + 1e-10)
-
-
-# --- from a score to MIDI -------------------------------------------------------------------------
 
 
 @both
@@ -95,39 +80,6 @@ def test_slurs_are_one_tone_unless_too_wide():
     assert np.allclose(pitch[times < 0.97], 60) and np.allclose(pitch[(times > 1.03) & (times < 1.9)], 64)
     assert pitch[np.searchsorted(times, 1.0)] == pytest.approx(62, abs=0.3)
     assert np.allclose(level[times < 1.9], 0) and level[-1] < SILENT / 2
-
-
-def test_curves_of_a_known_tone():
-    shape = ((0.0, -20.0), (1.0, 0.0))
-    note = Note(0.5, 2.0, 60.0, -6.0, moves=((0.5, 2.0, 0.2),), vibrato=(1.0, 5.0, 0.5, 0.0), shape=shape, fade=0.1)
-    tone = Tone((note,))
-    times, pitch, level = tone.curves
-    assert np.allclose(pitch[times < 0.39], 60) and np.allclose(pitch[(times > 0.61) & (times < 1)], 62)
-    assert np.abs(pitch[times >= 1.4] - 62).max() == pytest.approx(0.5, abs=0.01)
-    assert level[np.searchsorted(times, 0.5)] == pytest.approx(-16, abs=0.1)
-    messages = [message for _, message in font.list_messages(tone)]
-    (struck,) = [message for message in messages if message.type == "note_on"]
-    assert 40 * np.log10(struck.velocity / 127) == pytest.approx(-6, abs=0.1)  # 40 log10, as sound fonts have it
-    expression = [message.value for message in messages if message.is_cc(11)]
-    assert max(expression) == 127 and 40 * np.log10(expression[0] / 127) == pytest.approx(-20, abs=0.3)
-
-
-# --- brightness -----------------------------------------------------------------------------------
-
-
-@both
-def test_a_crescendo_becomes_brighter_but_not_louder(name):
-    audio, brightness = make_string(RAMP), font.VOICES[name].brightness
-    shaped = font.shape_tone(audio, RAMP, font.MIDDLE, brightness)
-    spans = [(a, a + 0.25) for a in np.arange(0, 3, 0.25)]
-    shares = [share_above_4k(cut(shaped, *span)) for span in spans]
-    expected = np.interp([np.mean(cut(RAMP, *span)) for span in spans], brightness.levels, brightness.shares)
-    assert (np.diff(shares) > 0).all() and shares == pytest.approx(expected, abs=1.5)
-    steps = [a_weighted_db(cut(shaped, *span)) - a_weighted_db(cut(audio, *span)) for span in spans]
-    assert steps == pytest.approx([0] * len(spans), abs=0.5)
-
-
-# --- what FluidSynth plays ------------------------------------------------------------------------
 
 
 @needs_fluidsynth
@@ -182,9 +134,6 @@ def test_the_command_skips_existing_files_and_is_deterministic(tmp_path, capsys)
     assert run("a").startswith("0 written, 1 skipped") and before == sound.stat().st_mtime_ns
     run("b")
     assert sound.read_bytes() == (tmp_path / "b" / sound.name).read_bytes()
-
-
-# --- errors ---------------------------------------------------------------------------------------
 
 
 def run(folder, *flags):

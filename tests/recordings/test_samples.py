@@ -1,7 +1,6 @@
 """recordings/samples.py: names, roles, pitch, copies and mistakes of recordings of known tones."""
 
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +9,9 @@ from sample_library import RATE, hz, make_held, make_pluck, write_trumpet
 
 from recordings.samples import (
     SAMPLE_RATE,
-    Sample,
     assign_role,
     build_index,
     find_copies,
-    find_wrong_dynamics,
     load_sample,
     measure_f0,
     parse_name,
@@ -129,14 +126,6 @@ def test_takes_of_one_note_are_not_copies() -> None:
     rng = np.random.default_rng(0)
     takes = [make_pluck(220.0, 2.0, take=take) + 0.002 * rng.standard_normal(2 * RATE) for take in (0, 1)]
     assert find_copies([*takes, 0.3 * takes[0][:RATE]], RATE) == [(0, 2)]
-
-
-def test_soft_notes_brighter_than_forte_are_left_out() -> None:
-    note = Sample("a", "trumpet", "note", 69, "forte", "1", "normal", 1, "model", f0=440.0, brightness=1500.0)
-    soft = replace(note, path="b", dynamic="piano", brightness=700.0)
-    muted = replace(soft, path="c", length="long", brightness=2500.0)
-    soft_notes = [replace(soft, path=str(midi), midi=midi) for midi in range(65, 74)]
-    assert [path for path, _ in find_wrong_dynamics([note, *soft_notes, muted])] == ["c"]
 
 
 def test_the_index_is_cached_until_the_files_change(tmp_path) -> None:

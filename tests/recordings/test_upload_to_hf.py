@@ -154,8 +154,8 @@ def test_text_and_licence_of_the_card_are_kept(hub, folder, counting_recording):
     assert upload(folder) == 0
     for text in ("Played by Anna.", "12 recordings (11 different)", "license: cc-by-4.0"):
         assert text in card_of(hub)
-    repo.commit(repo.files | {"README.md": Blob(b"---\nlicense: mit\n---\n\nMine alone.\n", False)}, "by hand")
-    assert upload(folder) == 0 and "Mine alone." in card_of(hub)
+    repo.commit(repo.files | {"README.md": Blob(b"---\nlicense: mit\n---\n\nMy own text.\n", False)}, "by hand")
+    assert upload(folder) == 0 and "My own text." in card_of(hub)
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,6 @@ def test_tensors_are_loaded_and_code_is_not_executed(tmp_path, mmap, bomb):
     assert not exploded.exists()
 
 
-# --- small files that would take much memory or time ----------------------------------------------
-
-
 def repack(path, compression=zipfile.ZIP_STORED, **replaced):
     """Rewrite a torch file's archive with some members replaced."""
     with zipfile.ZipFile(path) as archive:
@@ -104,17 +101,18 @@ def test_nested_tuples_that_are_slow_to_hash_are_refused(tmp_path):
         load_tensors(path)
 
 
-@pytest.mark.parametrize(
-    "tensor",
-    [
-        torch.zeros(1).expand(10**11),
-        torch.empty(10**11, device="meta"),
-        torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.long), torch.ones(1), (10**11,), check_invariants=True),
-    ],
-    ids=["expanded", "meta", "sparse"],
-)
+SPARSE = torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.long), torch.ones(1), (10**11,), check_invariants=True)
+TENSORS = {
+    "expanded": torch.zeros(1).expand(10**11),
+    "meta": torch.empty(10**11, device="meta"),
+    "sparse": SPARSE,
+    "views of one storage": [view[:] for view in [torch.zeros(10**4)] * 100],
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
 @pytest.mark.parametrize("mmap", [False, True])
-def test_tensors_without_values_are_refused(tmp_path, tensor, mmap):
-    torch.save({"x": [tensor]}, path := tmp_path / "a.pt")
+def test_tensors_larger_than_their_file_are_refused(tmp_path, name, mmap):
+    torch.save({"x": [TENSORS[name]]}, path := tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"a\.pt"):
         load_tensors(path, mmap)

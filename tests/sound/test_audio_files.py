@@ -148,9 +148,6 @@ def test_samples_over_full_scale_are_not_clipped_and_high_frequencies_do_not_ali
     assert np.abs(audio[1000:-1000]).max() < 1e-4  # soxr HQ rejects 100 dB; plain decimation would leave 0.5
 
 
-# --- what is refused ------------------------------------------------------------------------------
-
-
 def write_silent_video(path):
     with av.open(str(path), "w", format="mp4") as file:
         stream = file.add_stream("mpeg4", rate=10)
@@ -258,9 +255,6 @@ def test_unusual_and_wrong_names_are_read(tmp_path, name):
     assert len(load_audio(path.with_suffix(".wav"), 16000)) == 100
 
 
-# --- limits ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("suffix", ["wav", "m4a"])
 def test_a_file_longer_than_the_limit_is_refused(tmp_path, suffix):
     path = tmp_path / f"take.{suffix}"
@@ -313,9 +307,6 @@ def test_decoding_without_output_is_stopped(tmp_path, monkeypatch):
     record(tmp_path / "take.m4a", sine(0.2))
     with pytest.raises(ValueError, match=r"take\.m4a"):
         load_audio(tmp_path / "take.m4a", 16000)
-
-
-# --- wrong lengths in headers, and joined files ---------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [0, 0xFFFFFFFF, 0x7FFFFFFF, 16001 * 2])
@@ -425,9 +416,6 @@ def test_metadata_after_the_samples_is_not_read_as_sound(tmp_path, suffix, after
     assert len(load_audio(path, 15999)) == pytest.approx(15999, abs=1)  # a pad byte
 
 
-# --- blocks -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("rate", [8000, 44100, 192000])
 @pytest.mark.parametrize("n_samples", [1, 100, 70001])
 def test_resampling_does_not_depend_on_the_blocks(rate, n_samples):
@@ -458,9 +446,6 @@ def test_spooled_audio_is_indexed_as_an_array(n_bytes, monkeypatch):
     spooled.append(np.ones(3))
     assert len(spooled) == 1003 and np.array_equal(spooled[:], [*sound, 1, 1, 1])
     assert [*block_slices(7, 3)] == [slice(0, 3), slice(3, 6), slice(6, 7)] and [*block_slices(0, 3)] == []
-
-
-# --- folders --------------------------------------------------------------------------------------
 
 
 def make_files(folder, *names):

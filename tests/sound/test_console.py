@@ -1,10 +1,11 @@
 """sound/console.py: a user's error ends in a sentence and an exit code, a bug in a traceback."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 
-from sound.console import as_command, command_parser
+from sound.console import as_command, command_parser, suggest
 
 
 @pytest.mark.parametrize(
@@ -47,4 +48,15 @@ def test_help_takes_a_line_for_each_flag(capsys):
     assert [line.split() for line in lines[-2:]] == [
         ["--output", "PATH", "where", "to"],
         ["--a_long_flag_of_a_command", "N", "how", "many"],
+    ]
+
+
+def test_the_next_command_can_be_pasted(capsys) -> None:
+    suggest("train.py --data_dir {}", Path("my takes/a"))
+    assert shlex.split(capsys.readouterr().err) == [
+        "Next:",
+        "./venv/bin/python",
+        "train.py",
+        "--data_dir",
+        "my takes/a",
     ]

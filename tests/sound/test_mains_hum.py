@@ -20,7 +20,7 @@ def mains(seconds: float, frequency: float, level: float) -> np.ndarray:
 
 
 def tune(seconds: float = 6.0) -> np.ndarray:
-    """Return notes of 0.8 s with vibrato and rests of 0.4 s over faint noise; one lies at 150 Hz."""
+    """Return notes of 0.8 s with vibrato and rests of 0.4 s over faint noise; one is at 150 Hz."""
     rest = np.zeros(round(0.4 * RATE), np.float32)
     times = np.arange(round(0.8 * RATE)) / RATE
     vibrato = 1 + 0.01 * np.sin(2 * np.pi * 5.5 * times)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import struct
 import subprocess
 
 import numpy as np
@@ -46,25 +45,21 @@ def no_account(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
-def read_wandb_file(path):
-    """Yield the records of a W&B file: seven bytes, then a log in LevelDB's format."""
-    from wandb.proto.wandb_internal_pb2 import Record
+class RecordedRun:
+    """A W&B run that records what is logged; ``start`` stands for ``wandb.init``."""
 
-    wandb_run.stop_service()  # its process may still be writing
-    content, position, whole = path.read_bytes(), 7, b""
-    assert content[:4] == b":W&B"
-    while position + 7 <= len(content):
-        if (left := 32768 - position % 32768) < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
-        whole += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record = Record()
-            record.ParseFromString(whole)
-            whole = b""
-            yield record
+    def __init__(self, settings):
+        self.settings, self.axes, self.rows, self.exit_code = settings, {}, [], None
+        (settings["dir"] / "wandb" / f"offline-run-{settings['resume']}-{id(self)}-{settings['id']}").mkdir()
+
+    def define_metric(self, name, step_metric=None):
+        self.axes[name] = step_metric
+
+    def log(self, values):
+        self.rows.append(values)
+
+    def finish(self, exit_code):
+        self.exit_code = exit_code
 
 
 def make_log(folder, config, corpus, resumed_at=0):
@@ -78,12 +73,12 @@ def log_epochs(tracker, epochs, first_step=1):
         tracker.log_epoch(epoch, step, 2.0 / epoch, StftLoss(3.0 / epoch, 1.0, 0.5))
 
 
-# --- W&B ----------------------------------------------------------------------------------------
-
-
-def test_offline_parts_of_a_resumed_training_are_one_run(tmp_path, corpus, model, small_config, no_account, caplog):
+def test_offline_parts_of_a_resumed_training_are_one_run(
+    tmp_path, corpus, model, small_config, no_account, caplog, monkeypatch
+):
     caplog.set_level("INFO")
-    folder = tmp_path / "runs" / "quiet-echo"
+    folder, runs = tmp_path / "runs" / "quiet-echo", []
+    monkeypatch.setattr("wandb.init", lambda **settings: runs.append(RecordedRun(settings)) or runs[-1])
     for epochs in ([1, 2], [3]):
         tracker = make_log(folder, small_config, corpus, resumed_at=epochs[0] - 1)
         tracker.start_wandb(None, "some-project", "abcd1234")
@@ -93,33 +88,17 @@ def test_offline_parts_of_a_resumed_training_are_one_run(tmp_path, corpus, model
     assert "offline" in caplog.text and "`./venv/bin/python -m wandb login`" in caplog.text
     upload = f"./venv/bin/python -m wandb sync {folder}/wandb/offline-run-*-abcd1234"
     assert "2 parts" in caplog.text and upload in caplog.text
-    records = [list(read_wandb_file(path)) for path in sorted(folder.glob("wandb/offline-run-*/run-abcd1234.wandb"))]
-    assert len(records) == 2
-    for part in records:
-        run = next(record.run for record in part if record.WhichOneof("record_type") == "run")
-        assert (run.run_id, run.display_name, run.project) == ("abcd1234", "quiet-echo", "some-project")
-        axes = {
-            record.metric.name or record.metric.glob_name: record.metric.step_metric
-            for record in part
-            if record.WhichOneof("record_type") == "metric"
-        }
-        assert axes["train_*"] == "step" and axes["val_*"] == "epoch" and axes["grad_norm"] == "step"
-        assert [record.exit.exit_code for record in part if record.WhichOneof("record_type") == "exit"] == [0]
-    history = [
-        {(item.key or "/".join(item.nested_key)): item.value_json for item in record.history.item}
-        for part in records
-        for record in part
-        if record.WhichOneof("record_type") == "history"
-    ]
-    losses = [(row["step"], row["train_loss"]) for row in history if "train_loss" in row]
-    assert [int(step) for step, _ in losses] == [1, 2, 3]
-    assert [float(loss) for _, loss in losses] == pytest.approx([2, 1, 2 / 3])
-    assert [float(row["val_loss"]) for row in history if "val_loss" in row] == [3, 1.5, 1]
-    sounds = [row for row in history if "phrase_1_target/path" in row]
-    assert len(sounds) == 2 and all("phrase_1_picture/path" in row for row in sounds)
-    files = {path.name for path in folder.glob("wandb/offline-run-*/files/media/audio/*.wav")}
-    assert {name.split("_")[2] for name in files} == set(SOUNDS)
-    assert not (tmp_path / "wandb").exists()
+    for run in runs:
+        named = {name: run.settings[name] for name in ("id", "name", "project", "mode")}
+        assert named == {"id": "abcd1234", "name": "quiet-echo", "project": "some-project", "mode": "offline"}
+        assert run.axes["train_*"] == run.axes["grad_norm"] == "step" and run.axes["val_*"] == "epoch"
+        assert run.exit_code == 0
+    rows = [row for run in runs for row in run.rows]
+    losses = [(row["step"], row["train_loss"]) for row in rows if "train_loss" in row]
+    assert losses == [(1, 2.0), (2, 1.0), (3, 2 / 3)]
+    assert [row["val_loss"] for row in rows if "val_loss" in row] == [3, 1.5, 1]
+    media = [row for row in rows if "phrase_1_picture" in row]
+    assert len(media) == 2 and all(f"phrase_1_{name}" in row for row in media for name in SOUNDS)
 
 
 def test_without_a_network_the_run_is_kept_offline(tmp_path, corpus, small_config, no_account, monkeypatch, caplog):
@@ -150,9 +129,6 @@ def test_the_key_of_wandb_login_is_found(tmp_path, no_account, monkeypatch):
     assert not wandb_run.has_key()
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     assert wandb_run.has_key()
-
-
-# --- the folder ---------------------------------------------------------------------------------
 
 
 def test_repeated_steps_are_recorded_once(tmp_path, corpus, small_config):
@@ -223,9 +199,6 @@ def test_run_names_are_new(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine-2").mkdir()
     assert choose_run_name(tmp_path, "mine") == "mine-3"
-
-
-# --- the page -----------------------------------------------------------------------------------
 
 
 def browse(path):

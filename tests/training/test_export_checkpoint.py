@@ -142,28 +142,11 @@ def test_the_card_contains_the_scorecard(trained, tmp_path):
     assert "{" not in card
 
 
-def test_scorecards_of_other_files_are_refused(trained, write_checkpoint, tmp_path, caplog):
-    score = scorecard_of(write_checkpoint("other.pth"), tmp_path / "score.json")
-    (tmp_path / "list.json").write_text("[]")
-    (tmp_path / "text.json").write_text("no JSON")
-    cases = [
-        (score, "judges another file (other.pth)"),
-        (tmp_path / "list.json", "is not a report of"),
-        (tmp_path / "text.json", "is not a report of"),
-        (tmp_path / "missing.json", "No such file"),
-    ]
-    for path, message in cases:
-        caplog.clear()
-        assert export(trained, tmp_path / "out.pth", "--scorecard", str(path)) == 1
-        assert message in caplog.text and len(caplog.messages) == 1
-    assert not list(tmp_path.glob("out*"))
-
-
 def test_a_failed_export_replaces_nothing(trained, exported, monkeypatch, caplog):
     before, card = exported.read_bytes(), exported.with_suffix(".md").read_bytes()
     strip = ex.strip
 
-    def spoil(source, path, half):
+    def change_weight(source, path, half):
         content = strip(source, path, half)
         content["model"]["harmonic_head.bias"][3] += 1e-3
         return content
@@ -171,27 +154,25 @@ def test_a_failed_export_replaces_nothing(trained, exported, monkeypatch, caplog
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         assert export(trained, exported) == 1
-    monkeypatch.setattr(ex, "strip", spoil)
+    monkeypatch.setattr(ex, "strip", change_weight)
     assert export(trained, exported) == 1
     assert "No space left" in caplog.messages[0] and str(trained) in caplog.messages[1]
     assert exported.read_bytes() == before and exported.with_suffix(".md").read_bytes() == card
     assert len(list(exported.parent.iterdir())) == 2
 
 
-def test_invalid_sources_are_reported_in_one_message(write_checkpoint, tmp_path, caplog):
-    damaged = tmp_path / "damaged.pth"
-    damaged.write_bytes(b"not a checkpoint")
-    cases = [
-        (tmp_path / "missing.pth", "there is no checkpoint"),
-        (damaged, "damaged or not a checkpoint"),
-        (write_checkpoint("bare.pth", statistics=None), "no statistics"),
-        (write_checkpoint("other.pth", model={"a": torch.zeros(1)}), "another architecture"),
-    ]
-    for source, message in cases:
-        caplog.clear()
-        assert export(source, tmp_path / "out.pth") == 1
-        assert message in caplog.text and len(caplog.messages) == 1 and "\n" not in caplog.messages[0]
-    assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob(".out*"))
+def test_invalid_sources_and_scorecards_are_named(trained, write_checkpoint, tmp_path, caplog):
+    for name in ("damaged.pth", "text.json", "list.json"):
+        (tmp_path / name).write_text("[]" if name == "list.json" else "neither a checkpoint nor JSON")
+    write_checkpoint("bare.pth", statistics=None)
+    scorecard_of(write_checkpoint("other.pth", model={"a": torch.zeros(1)}), tmp_path / "score.json")
+    for name in ("missing.pth", "damaged.pth", "bare.pth"):
+        assert export(tmp_path / name, tmp_path / "out.pth") == 1 and name in caplog.messages[-1]
+    assert export(tmp_path / "other.pth", tmp_path / "out.pth") == 1  # of another architecture
+    for name in ("score.json", "list.json", "text.json", "missing.json"):
+        assert export(trained, tmp_path / "out.pth", "--scorecard", str(tmp_path / name)) == 1
+        assert name in caplog.messages[-1]
+    assert len(caplog.messages) == 8 and not list(tmp_path.glob("*out*"))
 
 
 def test_invalid_flags_are_refused(trained, tmp_path, capsys):

@@ -53,9 +53,6 @@ def test_the_average_equals_the_recursion_in_float64():
         assert average.model.weight.item() == pytest.approx(expected, rel=1e-5)  # up to fifty float32 roundings
 
 
-# --- in a training ------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def flags(tmp_path):
     """Return a function that gives train.py's flags for a folder, on a corpus of two takes with a small model."""
@@ -125,6 +122,6 @@ def test_averaging_can_be_switched_on_and_off(run, flags, caplog):
 
 def test_an_invalid_average_is_refused(run, tmp_path):
     content = read_checkpoint(run("out", 1))
-    torch.save({**content, "average": {"x": torch.zeros(1)}}, tmp_path / "spoilt.pth")
-    with pytest.raises(ValueError, match=r"spoilt\.pth holds weights of another architecture"):
-        load_model(tmp_path / "spoilt.pth")
+    torch.save({**content, "average": {"x": torch.zeros(1)}}, tmp_path / "invalid.pth")
+    with pytest.raises(ValueError, match=r"invalid\.pth holds weights of another architecture"):
+        load_model(tmp_path / "invalid.pth")

@@ -27,10 +27,10 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def test_loudness_follows_the_level_of_the_recording() -> None:
-    config, rest = CONFIG, np.zeros(4800, np.float32)
+    rest = np.zeros(4800, np.float32)
     song = np.concatenate([rest, harmonic_tone(220.0, 0.6, amplitude=0.1), rest])
     song += (1e-4 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
-    (loud, melody, _), (soft, softer, _) = extract_melody(song, config), extract_melody(0.1 * song, config)
+    (loud, melody, _), (soft, softer, _) = extract_melody(song, CONFIG), extract_melody(0.1 * song, CONFIG)
     held = melody.voiced & softer.voiced
     assert held.sum() > 50
     assert np.allclose(softer.loudness[held], melody.loudness[held] - 20, atol=0.01)
@@ -39,29 +39,27 @@ def test_loudness_follows_the_level_of_the_recording() -> None:
 
 
 def test_the_gate_offset_drops_soft_notes() -> None:
-    config, rest = CONFIG, np.zeros(4800, np.float32)
+    rest = np.zeros(4800, np.float32)
     song = np.concatenate([part for a in (0.1, 0.005) for part in (rest, harmonic_tone(220.0, 0.6, amplitude=a))])
     song += (1e-5 * np.random.default_rng(0).standard_normal(len(song))).astype(np.float32)
-    both, loud = (extract_melody(song, config, gate_offset=offset)[1].voiced for offset in (0.0, 25.0))
+    both, loud = (extract_melody(song, CONFIG, gate_offset=offset)[1].voiced for offset in (0.0, 25.0))
     assert both[140:170].all() and not loud[125:].any() and loud[45:80].all()
 
 
 def test_silence_noise_and_a_closed_gate_are_refused(song: np.ndarray) -> None:
     with pytest.raises(NoMelodyError, match="gate"):
         extract_melody(song, CONFIG, gate_offset=60.0)
-    config = CONFIG
     with pytest.raises(SilentError):
-        extract_melody(np.zeros(16000, np.float32), config)
+        extract_melody(np.zeros(16000, np.float32), CONFIG)
     noise = 0.03 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
     with pytest.raises(NoMelodyError):
-        extract_melody(noise, config)
+        extract_melody(noise, CONFIG)
 
 
 @pytest.mark.parametrize(
     ("partials", "swell"), [((1, 0, 0.5), 0.0), ((1, 0.5, 0.5), 0.2), ((0.5, 0, 1), 0.02)]
 )  # steady; the residue has the pitch of the mains; the residue is soft and has the pitch of a partial
 def test_a_melody_is_found_in_mains_hum(partials, swell: float) -> None:
-    config = CONFIG
     rng, rest = np.random.default_rng(0), np.zeros(9600, np.float32)
     notes = [harmonic_tone(f0, 0.6, amplitude=0.1) for f0 in (196.0, 220.0, 175.0)]
     song = np.concatenate([part for note in notes for part in (rest, note)] + [rest])
@@ -69,11 +67,11 @@ def test_a_melody_is_found_in_mains_hum(partials, swell: float) -> None:
     times = np.arange(len(song)) / 16000
     hum = sum(a * np.sin(2 * np.pi * 50 * k * times + k) for k, a in enumerate(partials, start=1))
     hum = (0.25 * (1 + swell * np.sin(2 * np.pi * 0.9 * times)) * hum).astype(np.float32)
-    features, found, report = extract_melody(song + hum, config)
+    features, found, report = extract_melody(song + hum, CONFIG)
     assert report["mains_hum"] == pytest.approx(20 * np.log10(np.sqrt(np.mean(hum**2))), abs=1.0)
     sung = np.repeat([0, 1, 0, 1, 0, 1, 0], 60)[: len(found.voiced)].astype(bool)
     assert (found.voiced == sung).mean() > 0.96
-    clean = extract_melody(song, config)
+    clean = extract_melody(song, CONFIG)
     both = found.voiced & clean[1].voiced
     assert np.median(np.abs(1200 * np.log2(found.f0[both] / clean[1].f0[both]))) < 2
     assert clean[2]["mains_hum"] is None and clean[2]["share_polyphonic"] < 0.02
@@ -84,9 +82,6 @@ def test_noise_is_subtracted_from_the_loudness() -> None:
     """A note measured at 6 dB over the noise is 4.7 dB over it without the noise."""
     assert _subtract_noise(np.array([-44.0]), -50.0)[0] == pytest.approx(-50 + 10 * np.log10(10**0.6 - 1))
     assert _subtract_noise(np.array([-50.0, -60.0]), -50.0).tolist() == [-60.0, -70.0]
-
-
-# --- whistling ------------------------------------------------------------------------------------
 
 
 def whistle(f0: np.ndarray, breath: float = 20.0) -> np.ndarray:
@@ -147,9 +142,6 @@ def test_a_voice_is_not_a_whistle() -> None:
     assert not f0.any() and not too_high.any()
 
 
-# --- the pitch ------------------------------------------------------------------------------------
-
-
 def repair(f0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return repair_f0(f0.astype(np.float32), np.ones(len(f0), bool), CONFIG)
 
@@ -185,9 +177,6 @@ def test_a_sung_pitch_is_unchanged() -> None:
     for f0 in (octave, fourth, wide, glide):
         repaired, usable = repair(f0)
         assert usable.all() and np.allclose(repaired, f0, rtol=1e-5)
-
-
-# --- several pitches ------------------------------------------------------------------------------
 
 
 def polyphony(audio: np.ndarray, f0: float) -> float:

@@ -1,12 +1,14 @@
 """voice/midi.py: notes written and read, files of other programs, chords, bends, and invalid files."""
 
+import time
+
 import mido
 import numpy as np
 import pytest
 
 from config import load_config
 from voice.curves import Melody, shape_notes
-from voice.midi import MidiNote, chord_fraction, make_monophonic, melody_from_notes, read_midi, write_midi
+from voice.midi import MidiNote, _Receiver, chord_fraction, make_monophonic, melody_from_notes, read_midi, write_midi
 from voice.note_finder import find_notes
 
 CONFIG = load_config()
@@ -137,9 +139,6 @@ def test_invalid_files_are_refused(tmp_path) -> None:
         read_midi(save(tmp_path / "pieces.mid", [on(), off(time=500)], type=2))
 
 
-# --- events of General MIDI -------------------------------------------------------------------------
-
-
 def on(note: int = 60, time: int = 0, **values) -> mido.Message:
     return mido.Message("note_on", note=note, time=time, velocity=100, **values)
 
@@ -159,11 +158,6 @@ def parameter(number: int, value: int, channel: int = 0, registered: bool = True
 
 def wheel(pitch: int, time: int = 250, channel: int = 0) -> mido.Message:
     return mido.Message("pitchwheel", pitch=pitch, time=time, channel=channel)
-
-
-def spans(path) -> list[tuple[int, float, float]]:
-    """Return (key, start, end) of the monophonic line; at 120 beats per minute a tick is a millisecond."""
-    return [(note.key, round(note.start, 3), round(note.end, 3)) for note in make_monophonic(read_midi(path)[0], 0.0)]
 
 
 @pytest.mark.parametrize(
@@ -219,75 +213,57 @@ def test_smpte_time(tmp_path, frames, rate) -> None:
     assert read_midi(path)[0] == [MidiNote(0.0, pytest.approx(1000 / 40 / rate), 60, 100)]
 
 
-def test_a_tempo_of_zero_is_ignored(tmp_path) -> None:
-    slow, none = (mido.MetaMessage("set_tempo", tempo=tempo) for tempo in (1_000_000, 0))
-    assert spans(save(tmp_path / "a.mid", [none, on(), slow, none, off(time=1000)])) == [(60, 0.0, 2.0)]
+def tempo(microseconds: int) -> mido.MetaMessage:
+    return mido.MetaMessage("set_tempo", tempo=microseconds)
 
 
-def test_unisons_of_two_tracks_keep_their_lengths(tmp_path) -> None:
-    tracks = [[on(), off(time=1500), on(62), off(62, 500)], [on(time=500), off(time=50)]]
-    mido.MidiFile(tracks=[mido.MidiTrack(track) for track in tracks], ticks_per_beat=500).save(tmp_path / "a.mid")
-    assert spans(tmp_path / "a.mid") == [(60, 0.0, 0.5), (60, 0.5, 1.5), (62, 1.5, 2.0)]
+PEDAL, UP, NOTES_OFF, SOUND_OFF, RESET = (64, 127), (64, 0), (123, 0), (120, 0), (121, 0)
+UNISON = [on(time=500), off(time=50)], [(60, 0.0, 0.5), (60, 0.5, 1.5), (62, 1.5, 2.0)]
+SPANS = {  # events (tuples are control changes), in the second case with another track -> (key, start, end)
+    "tempo of zero is ignored": ([tempo(0), on(), tempo(10**6), tempo(0), off(time=1000)], [(60, 0.0, 2.0)]),
+    "unison of two tracks": ([on(), off(time=1500), on(62), off(62, 500)], UNISON[1]),
+    "key repeated before its note-off": (
+        [on(), on(time=500), off(time=100), off(time=900)],
+        [(60, 0.0, 0.5), (60, 0.5, 1.5)],
+    ),
+    "key repeated and released once": (
+        [on(), on(time=500), off(time=100), on(64, 400), off(64, 500)],
+        [(60, 0.0, 0.5), (60, 0.5, 0.6), (64, 1.0, 1.5)],
+    ),
+    "pedal": ([PEDAL, on(), off(time=50), (*UP, 950), on(64), off(64, 500)], [(60, 0.0, 1.0), (64, 1.0, 1.5)]),
+    "repeated note with the pedal down": (
+        [on(), PEDAL, off(time=50), on(time=450), off(time=50), (64, 63, 450)],
+        [(60, 0.0, 0.5), (60, 0.5, 1.0)],
+    ),
+    "pedal below 64 is up": (
+        [(64, 40), on(), off(time=50), on(64, 450), off(64, 50)],
+        [(60, 0.0, 0.05), (64, 0.5, 0.55)],
+    ),
+    "all notes off and all sound off": (
+        [on(), (*NOTES_OFF, 500), on(64, 500), (*SOUND_OFF, 500), on(65, 500), off(65, 500)],
+        [(60, 0.0, 0.5), (64, 1.0, 1.5), (65, 2.0, 2.5)],
+    ),
+    "all notes off leaves notes to the pedal": (
+        [PEDAL, on(), (*NOTES_OFF, 500), (*UP, 500), on(64, 500), off(64, 50)],
+        [(60, 0.0, 1.0), (64, 1.5, 1.55)],
+    ),
+    "all sound off ignores the pedal": (
+        [PEDAL, on(), off(time=50), (*SOUND_OFF, 450), on(64, 500), off(64, 500), (*RESET, 500)],
+        [(60, 0.0, 0.5), (64, 1.0, 2.0)],
+    ),
+    "reset releases the pedal": ([PEDAL, (*RESET, 0), on(65), off(65, 50), on(60, 50), off()], [(65, 0.0, 0.05)]),
+}
 
 
-def test_a_key_struck_again_before_its_note_off(tmp_path) -> None:
-    again = [on(), on(time=500), off(time=100), off(time=900)]
-    assert spans(save(tmp_path / "a.mid", again)) == [(60, 0.0, 0.5), (60, 0.5, 1.5)]
-    released_once = [on(), on(time=500), off(time=100), on(64, 400), off(64, 500)]
-    assert spans(save(tmp_path / "b.mid", released_once)) == [(60, 0.0, 0.5), (60, 0.5, 0.6), (64, 1.0, 1.5)]
-
-
-PEDAL, UP, NOTES_OFF, SOUND_OFF = (64, 127), (64, 0), (123, 0), (120, 0)
-
-
-@pytest.mark.parametrize(
-    ("events", "expected"),
-    [
-        pytest.param(
-            [PEDAL, on(), off(time=50), (*UP, 950), on(64), off(64, 500)],
-            [(60, 0.0, 1.0), (64, 1.0, 1.5)],
-            id="pedal",
-        ),
-        pytest.param(
-            [on(), PEDAL, off(time=50), on(time=450), off(time=50), (64, 63, 450)],
-            [(60, 0.0, 0.5), (60, 0.5, 1.0)],
-            id="repeated note with the pedal down",
-        ),
-        pytest.param(
-            [(64, 40), on(), off(time=50), on(64, 450), off(64, 50)],
-            [(60, 0.0, 0.05), (64, 0.5, 0.55)],
-            id="pedal value below 64 is up",
-        ),
-        pytest.param(
-            [on(), (*NOTES_OFF, 500), on(64, 500), (*SOUND_OFF, 500), on(65, 500), off(65, 500)],
-            [(60, 0.0, 0.5), (64, 1.0, 1.5), (65, 2.0, 2.5)],
-            id="all notes and all sound off",
-        ),
-        pytest.param(
-            [PEDAL, on(), (*NOTES_OFF, 500), (*UP, 500), on(64, 500), off(64, 50)],
-            [(60, 0.0, 1.0), (64, 1.5, 1.55)],
-            id="the pedal holds notes after all notes off",
-        ),
-        pytest.param(
-            [
-                PEDAL,
-                on(),
-                off(time=50),
-                (*SOUND_OFF, 450),
-                on(64, 500),
-                off(64, 500),
-                (121, 0, 500),
-                on(65),
-                off(65, 50),
-            ],
-            [(60, 0.0, 0.5), (64, 1.0, 2.0), (65, 2.0, 2.05)],
-            id="all sound off ignores the pedal, reset releases it",
-        ),
-    ],
-)
-def test_pedal_and_all_off(tmp_path, events, expected) -> None:
-    messages = [control(*event) if isinstance(event, tuple) else event for event in events]
-    assert spans(save(tmp_path / "a.mid", messages)) == expected
+@pytest.mark.parametrize("name", SPANS)
+def test_spans_of_notes(tmp_path, name) -> None:
+    events, expected = SPANS[name]
+    tracks = [[control(*event) if isinstance(event, tuple) else event for event in events]]
+    tracks += [UNISON[0]] if name.startswith("unison") else []
+    path = tmp_path / "a.mid"
+    mido.MidiFile(tracks=[mido.MidiTrack(track) for track in tracks], ticks_per_beat=500).save(path)
+    notes = make_monophonic(read_midi(path)[0], 0.0)  # at 120 beats per minute a tick is a millisecond
+    assert [(note.key, round(note.start, 3), round(note.end, 3)) for note in notes] == expected
 
 
 def test_files_that_are_too_large_or_too_long_are_refused(tmp_path) -> None:
@@ -298,3 +274,14 @@ def test_files_that_are_too_large_or_too_long_are_refused(tmp_path) -> None:
         read_midi(tmp_path / "million.mid")
     with pytest.raises(ValueError, match=r"long\.mid"):
         read_midi(save(tmp_path / "long.mid", [on(), off(time=10**9)]))
+
+
+def test_many_stacked_notes_take_little_time() -> None:
+    receiver, messages = _Receiver(), [on(), off()]
+    start = time.process_time()
+    for now, message in enumerate(messages):
+        for _ in range(200_000):
+            receiver.receive(float(now), message)
+    assert len(receiver.finish()) == 200_000
+    assert chord_fraction([MidiNote(0.0, 14_000.0, key, 64) for key in (60, 61)] * 10_000, 100.0) == 1
+    assert time.process_time() - start < 4

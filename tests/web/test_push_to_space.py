@@ -33,6 +33,7 @@ FILES = {
     "checkpoints/pretrained/trumpet.pth": "weights",
     "checkpoints/pretrained/trumpet.md": "card",
     "examples/hum.wav": "RIFF",
+    "examples/hum_trumpet.ogg": "Ogg",
 }
 SECRETS = {
     ".env": "HF_TOKEN=hf_secret",
@@ -51,6 +52,7 @@ SECRETS = {
     "examples/notes.txt": "mine",
     "examples/.voice.wav": "mine",
     "examples/take.wav": "mine",
+    "examples/hum_anna.ogg": "mine",
     "examples/take.mid": "mine",
     "runs/a/metrics.jsonl": "mine",
     "wandb/settings": "mine",
@@ -93,7 +95,7 @@ def test_what_the_page_needs_goes_up_and_nothing_else(hub, project, capsys):
 
 def test_links_out_of_the_project_are_not_followed(hub, project, tmp_path):
     (tmp_path / "private.wav").write_text("mine")
-    (project / "examples" / "linked.wav").symlink_to(tmp_path / "private.wav")
+    (project / "examples" / "hum_flute.ogg").symlink_to(tmp_path / "private.wav")
     (project / "linked.py").symlink_to(tmp_path / "private.wav")
     assert push(project) == 0
     assert "mine" not in "".join(files_of(hub).values())

@@ -119,6 +119,30 @@ def test_a_damaged_training_hides_no_other_instrument(collection: ModelCollectio
     assert "is damaged" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"instrument": ["trumpet"]},
+        {"instrument": "<b>x"},
+        {"epoch": "x"},
+        {"metrics": {"first_val_loss": "x", "best_val_loss": 1.0}},
+        {"metrics": []},
+    ],
+)
+def test_a_training_with_a_wrong_description_hides_no_other_instrument(
+    collection: ModelCollection, change: dict, caplog
+) -> None:
+    path = save_untrained(collection.checkpoint_dir / "latest.pth", epoch=11)
+    torch.save({**torch.load(path, weights_only=True), **change}, path)
+    assert [one.name for one in collection.find()] == ["trumpet", "guitar"]
+    assert next(iter(change)) in caplog.text or "first_val_loss" in caplog.text
+
+
+def test_a_training_without_a_validation_loss_is_offered(collection: ModelCollection) -> None:
+    save_untrained(collection.checkpoint_dir / "best.pth", epoch=11, metrics={"best_val_loss": None})
+    assert [one.name for one in collection.find()] == ["trumpet", "guitar", "best"]
+
+
 def test_a_model_is_loaded_once_until_its_file_changes(collection: ModelCollection) -> None:
     path = save_untrained(collection.checkpoint_dir / "latest.pth", when=1e9)
     first = collection.load(collection.choose("latest"))
