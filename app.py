@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.request import getproxies
 
@@ -187,7 +188,9 @@ def _connect_cancel(started: gr.events.Dependency, play: gr.Button, cancel: gr.B
 
 def describe_for_desk(outcome: TransferOutcome, request: TransferRequest) -> dict:
     """Return the data of a result that ``web/desk.js`` shows and plays."""
-    tone, breath = (write_sound(outcome, request, part, ".flac", 16) for part in ("_harmonic", "_noise"))
+    with ThreadPoolExecutor() as pool:
+        parts = [pool.submit(write_sound, outcome, request, part, ".flac", 16) for part in ("_harmonic", "_noise")]
+    tone, breath = (part.result() for part in parts)
     report = describe_transfer(outcome.report)
     options = dataclasses.asdict(request.options)
     voice_gain = outcome.report.get("integrated_loudness", outcome.voice_loudness) - outcome.voice_loudness

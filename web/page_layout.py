@@ -243,7 +243,7 @@ harmonics and noise, whose sum is the instrument's sound.">
   <div class="stack">
     <div class="node brass">
       <svg viewBox="0 0 80 30"><path d="M10 28V4M22 28V10M34 28V14M46 28V19M58 28V22M70 28V25"/></svg>
-      <b>Harmonics</b><span>101 sines in tune</span></div>
+      <b>Harmonics</b><span>up to 200 sines in tune</span></div>
     <div class="node teal"><svg viewBox="0 0 80 30"><path d="M4 15v4M10 10v12M16 13v6M22 7v16M28 12v8M34 9v14M40 14v4M46
       8v15M52 12v7M58 10v11M64 13v5M70 9v13M76 14v3"/></svg><b>Noise</b><span>breath and attack</span></div>
   </div>
