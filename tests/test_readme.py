@@ -75,8 +75,8 @@ def test_links_resolve(page: Path) -> None:
             assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
 
 
-def test_the_files_of_the_house_exist() -> None:
-    rows = re.findall(r"^\| (`[^|]*`) \|", README.split("## The house")[1].split("## Tests")[0], flags=re.M)
+def test_files_in_the_table_exist() -> None:
+    rows = re.findall(r"^\| (`[^|]*`) \|", README.split("## Where things are")[1].split("## Tests")[0], flags=re.M)
     names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
     assert 15 <= len(rows) <= 20 and len(names) > 25
     assert [name for name in names if not (ROOT / name).exists()] == []
