@@ -239,7 +239,7 @@ def test_where_nothing_was_heard_it_says_so(model, voice: np.ndarray, message: s
 
 @pytest.mark.parametrize("options", [{"fold": True}, {"autotune": 0.5}, {"key": "C major"}, {"smoothing": 0.1}])
 def test_what_needs_the_notes_to_come_is_refused(model, options: dict) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(options))} needs the notes that follow"):
+    with pytest.raises(ValueError, match=next(iter(options))):
         StreamingTransfer(model, TransferOptions(**options))
 
 
