@@ -32,6 +32,7 @@ from sound.console import as_command, command_parser
 from web.live_page import write_static_page
 
 _SETTLE = 10.0  # s before the measurement starts
+_MEMORY = 20.0  # s between measurements of memory, which falls and rises with garbage collection
 _RATE = 48000
 _NOTE, _REST = 0.5, 0.3  # s
 _NOTES = (147.0, 165.0, 196.0, 220.0, 247.0, 294.0, 330.0, 392.0)  # Hz
@@ -197,14 +198,17 @@ def main(argv: list[str] | None = None) -> int:
             time.sleep(_SETTLE)
             driver.execute_script("peaks.length = 0")
             before, memory = driver.execute_script("return live.report"), [renderer_mb(driver)]
-            time.sleep(args.seconds)
+            ends = np.append(np.arange(_MEMORY, args.seconds, _MEMORY), args.seconds)
+            for seconds in np.diff(ends, prepend=0):
+                time.sleep(seconds)
+                memory.append(renderer_mb(driver))
             after, peaks, shown = driver.execute_script("return [live.report, peaks, live.latency]")
-            memory.append(renderer_mb(driver))
     latencies = find_latencies(np.array(peaks).reshape(-1, 2))
     n_blocks, gaps = (after[name] - before[name] for name in ("blocks", "underruns"))
     print(f"{describe_machine()}; Chromium, context at {rate:g} Hz, {len(latencies)} notes")
     print(
-        f"{gaps} gaps in {n_blocks} blocks of 10 ms; memory {memory[0]:.0f} MB, at the end {memory[1]:.0f} MB; "
+        f"{gaps} gaps in {n_blocks} blocks of 10 ms; memory {memory[0]:.0f} MB, at the end {memory[-1]:.0f} MB, "
+        f"at most {max(memory):.0f} MB; "
         f"first sound {first:.1f} s after Start; the page shows {shown:.0f} ms\n"
     )
     shares = (50, 90, 95, 99, 100)

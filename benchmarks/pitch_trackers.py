@@ -28,10 +28,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from checkpoint import load_model, pretrained_path
 from config import load_config
 from evaluation.scorecard import AUDIBLE_LEVEL, add_noise
 from features import bridge_f0, extract_features, extract_loudness, pad_to_frames
 from measuring import describe_machine, format_table
+from playing.live_graph import LiveGraph, shown_values
 from recordings.pitch_annotations import count_octave_errors, read_voice_annotation
 from sound.audio_files import load_audio
 from sound.console import as_command, command_parser
@@ -64,6 +66,24 @@ def build_crepe(model: str) -> Track:
     def track(audio: np.ndarray) -> Tracked:
         f0, _, periodicity = (values.numpy() for values in extract_features(audio, config))
         return Tracked(FRAME, f0, periodicity >= config.features.periodicity_threshold)
+
+    return track
+
+
+def build_live() -> Track:
+    """Return the live graph's CREPE tiny, each frame by itself: no Viterbi search, no bridged gaps."""
+    graph = LiveGraph(load_model(pretrained_path("trumpet")))
+    shift = graph.reach // HOP  # frames; the newest frame lies ``reach`` samples before the end of the voice
+
+    @torch.inference_mode()
+    def track(audio: np.ndarray) -> Tracked:
+        padded = np.pad(audio, (-graph.reach % HOP, graph.reach)).astype(np.float32)
+        state, noise, frames = graph.initial_state(), torch.zeros(graph.config.audio.hop_length), []
+        for voice in torch.from_numpy(padded[: len(padded) // HOP * HOP]).split(HOP):
+            _, shown, state = graph(voice, noise, graph.controls(), state)
+            frames.append(shown_values(shown))
+        f0, periodicity = (np.array([frame[name] for frame in frames[shift:]]) for name in ("f0", "periodicity"))
+        return Tracked(FRAME, f0, periodicity >= CONFIG.features.periodicity_threshold)
 
     return track
 
@@ -128,6 +148,7 @@ def torchaudio_set_aside() -> Iterator[None]:
 TRACKERS: dict[str, tuple[str, Callable[[], Track]]] = {  # module of a package: the package's name, how it is built
     "crepe_tiny": ("", lambda: build_crepe("tiny")),
     "crepe_full": ("", lambda: build_crepe("full")),
+    "live": ("", build_live),
     "swift_f0": ("swift-f0", build_swift_f0),
     "torchfcpe": ("torchfcpe", build_torchfcpe),
     "pesto": ("pesto-pitch", build_pesto),

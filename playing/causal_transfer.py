@@ -74,7 +74,7 @@ class Decimator:
         """Design the low-pass filter; ``delay`` is its delay in samples at the higher rate."""
         self.factor, n_taps = factor, 1 if factor == 1 else 32 * factor + 1
         # -6 dB at 0.9 of the lower Nyquist frequency, about -50 dB from the lower Nyquist frequency up.
-        self._taps = np.ones(1) if factor == 1 else signal.firwin(n_taps, 0.9 / factor)
+        self.taps = np.ones(1) if factor == 1 else signal.firwin(n_taps, 0.9 / factor)
         self._state, self._offset = np.zeros(n_taps - 1), 0
         self.delay = n_taps // 2
 
@@ -82,7 +82,7 @@ class Decimator:
         """Filter the next samples [n] and return the decimated samples [about n / factor]."""
         if self.factor == 1:
             return block
-        filtered, self._state = signal.lfilter(self._taps, 1.0, block, zi=self._state)
+        filtered, self._state = signal.lfilter(self.taps, 1.0, block, zi=self._state)
         kept = filtered[self._offset :: self.factor]
         self._offset = (self._offset - len(block)) % self.factor
         return kept.astype(np.float32)

@@ -8,6 +8,11 @@ chain of ``live.py`` from voice to sound (see ``live_graph.py``). The state is a
 the next block; the first is zeros, with the shapes in the json file written with the model. Noise is also an input,
 uniform in -1..1, so that the host controls the random numbers. docs/export.md shows a host's loop.
 
+    ./venv/bin/python scripts/export.py --checkpoint checkpoints/pretrained/trumpet.pth --format neutone \\
+        --output out/trumpet_neutone
+
+writes the whole chain as a model of the Neutone plug-in to a folder (experimental; needs neutone_sdk).
+
     ./venv/bin/python scripts/export.py --page out/live
 
 writes the live page with the shipped instruments as files for any web server.
@@ -28,8 +33,8 @@ from web.live_page import write_static_page
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("Export a model, with explicit state, for other hosts.")
     parser.add_argument("--checkpoint", type=Path, help="checkpoint, shipped or from train.py")
-    parser.add_argument("--format", choices=tuple(SUFFIXES), help="file format")
-    parser.add_argument("--output", type=Path, help="file to write, .onnx or .pt2")
+    parser.add_argument("--format", choices=(*SUFFIXES, "neutone"), help="file format")
+    parser.add_argument("--output", type=Path, help="file to write, .onnx or .pt2; for neutone a new folder")
     parser.add_argument("--block_frames", type=int, default=1, help="frames of 10 ms per block (default: 1)")
     parser.add_argument("--live", action="store_true", help="the input is the voice, not curves; 10 ms per block")
     parser.add_argument("--page", type=Path, help="instead, write the live page and the shipped instruments here")
@@ -39,6 +44,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     missing = [name for name in ("checkpoint", "format", "output") if getattr(args, name) is None]
     if missing:
         parser.error(f"--{missing[0]} is missing")
+    if args.format == "neutone":
+        if args.output.exists():
+            parser.error(f"--output {args.output} exists; give the name of a new folder")
+        return args
     if args.output.suffix != SUFFIXES[args.format]:
         parser.error(f"--output must end in {SUFFIXES[args.format]}, not '{args.output.name}'")
     if args.output.is_dir():
@@ -50,6 +59,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def export_neutone(checkpoint: Path, folder: Path) -> None:
+    try:
+        from playing import neutone_export
+    except ImportError as error:
+        raise ValueError(f"{error}: --format neutone needs an environment of its own, see docs/export.md") from error
+    neutone_export.export_neutone(load_model(checkpoint), folder)
+
+
 @as_command("stopped; existing files are unchanged", level=logging.WARNING)
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
@@ -59,6 +76,10 @@ def main(argv: list[str] | None = None) -> int:
             f"{args.page}: serve this folder over https; to include the runtime: "
             f"scripts/get_live_runtime.py --output {args.page}/vendor"
         )
+        return 0
+    if args.format == "neutone":
+        export_neutone(args.checkpoint, args.output)
+        print(f"{args.output}/model.nm: load it in Neutone FX (load your own); its authors' checks have passed")
         return 0
     done = export_model(load_model(args.checkpoint), args.format, args.output, args.block_frames, args.live)
     took, block = done["milliseconds_a_block"], 1000 * args.block_frames * done["hop_length"] / done["sample_rate"]

@@ -6,6 +6,8 @@ path of a GPU. Other code for GPUs is tested on the CPU as far as possible.
 
 import contextlib
 import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +15,12 @@ import torch
 
 import train
 from checkpoint import read_checkpoint
-from config import load_config
+from config import DEFAULT_CONFIG_PATH, load_config
 from model import Vox2Trumpet
 from playing.offline_transfer import BlockPlayer
 from recordings.crops import SINGLE_PROCESS, ProcessRanks
 from sound.crepe import load_crepe
-from test_train import arguments, make_recording
+from test_train import arguments, change, make_recording
 from training.trainer import TrainingStopped, build_loss, train_step
 from training.training_state import WeightAverage
 
@@ -93,8 +95,10 @@ def test_reading_losses_one_step_late_does_not_change_the_training(tmp_path, cap
     caplog.set_level("INFO")
     for number in range(6):
         make_recording(tmp_path / "data" / f"{number}.pt", 2.0, 200.0 + 50 * number)
+    config = Path(shutil.copy(DEFAULT_CONFIG_PATH, tmp_path))
+    change(config, "model", hidden_size=32)
     flags = ["--epochs", 2, "--batch_size", 4]
-    plain, late = (arguments(tmp_path / "data", "config.json", tmp_path / name, *flags) for name in ("plain", "late"))
+    plain, late = (arguments(tmp_path / "data", config, tmp_path / name, *flags) for name in ("plain", "late"))
     assert train.main(plain) == 0
     for is_stopped in (True, False):
         trainer = train.build_trainer(train.parse_args(late))

@@ -67,6 +67,7 @@ def test_a_custom_configuration_is_used(raw, tmp_path, caplog):
 
 def test_an_instrument_may_select_another_crepe_model(raw, tmp_path):
     config = load_config()
+    soundfile.write(raw / "rendered_trumpet_0.wav", tone(0.2), 16000)
     assert run("--input_dir", raw, "--output_dir", tmp_path / "out", "--instrument", "guitar") == 0
     recording = load_recording(tmp_path / "out" / "rendered_trumpet_0.wav.pt", config)
     assert recording.extractor["features"]["crepe_model"] == "full" != config.features.crepe_model

@@ -102,7 +102,7 @@ const vox = (window.vox = {});
   const forget = async () => {
     if (!confirm("Delete all takes, the result and the settings from this browser?")) return;
     for (const take of takes) await drop("takes", take.id);
-    await drop("results", "last");
+    for (const id of ["last", "tracks"]) await drop("results", id);
     localStorage.removeItem("vox-settings");
     takes = [];
     choose(null);
@@ -325,8 +325,15 @@ const vox = (window.vox = {});
     new ResizeObserver(draw).observe(find("pitch"));
     new MutationObserver(draw).observe(document.body, { attributes: true, attributeFilter: ["class"] });
     watch("value", () => { const value = props.value, next = () => receive(value); received = received.then(next, next); });
-    const [kept] = ((await all("results")) ?? []).filter((one) => one.id === "last");
-    if (kept) await show(kept, false);
+    const kept = Object.fromEntries(((await all("results")) ?? []).map((one) => [one.id, one]));
+    if (!kept.last) return;
+    await show(kept.last, false);
+    for (const { name, level, rate, samples } of kept.tracks?.take === shown.take ? kept.tracks.tracks : []) {
+      const buffer = context().createBuffer(1, samples.length, rate);
+      buffer.copyToChannel(samples, 0);
+      tracks.push({ name, buffer, level, kind: "kept" });
+    }
+    listTracks();
   };
 
   const fetched = async (file) => (await fetch(file.url)).arrayBuffer();
@@ -433,7 +440,7 @@ const vox = (window.vox = {});
       if (track.kind === "kept") {
         const remove = Object.assign(document.createElement("button"), { className: "plain", textContent: "Remove" });
         remove.setAttribute("aria-label", `Remove ${track.name}`);
-        remove.onclick = () => { track.gain?.disconnect(); tracks.splice(tracks.indexOf(track), 1); listTracks(); if (playing) start(position()); };
+        remove.onclick = () => { track.gain?.disconnect(); tracks.splice(tracks.indexOf(track), 1); listTracks(); storeTracks(); if (playing) start(position()); };
         row.append(remove);
       }
       return row;
@@ -450,7 +457,14 @@ const vox = (window.vox = {});
     const count = tracks.filter((track) => track.kind === "kept").length;
     tracks.push({ name: `${count + 1}: ${shown.instrument}`, buffer, level: 0.7, kind: "kept" });
     listTracks();
+    storeTracks();
     document.querySelector("#instrument input")?.focus();
+  };
+
+  const storeTracks = () => {
+    const kept = tracks.filter((track) => track.kind === "kept");
+    const stored = kept.map(({ name, level, buffer }) => ({ name, level, rate: buffer.sampleRate, samples: buffer.getChannelData(0) }));
+    put("results", { id: "tracks", take: shown.take, tracks: stored });
   };
 
   const hear = async (name, file) => {

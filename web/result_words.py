@@ -33,7 +33,10 @@ def describe_result(outcome: TransferOutcome, options: TransferOptions) -> str:
         if share < _WORTH_SAYING
         else f"{100 * share:.0f} % of it lies outside the {outcome.sound}'s range"
     )
-    return f"Played {place}, {low} to {high}{_describe_players(options)}; {fits}."
+    voiced, moved = outcome.curves.voiced, hz_to_midi(outcome.curves.f0) - hz_to_midi(outcome.voice_f0) - semitones
+    is_folded = options.fold and np.mean(np.abs(moved[voiced]) > 6) > _WORTH_SAYING
+    folded = ", what lay outside moved by octaves" if is_folded else ""
+    return f"Played {place}{folded}, {low} to {high}{_describe_players(options)}; {fits}."
 
 
 def _describe_players(options: TransferOptions) -> str:

@@ -1,6 +1,7 @@
 """An exported model, run by onnxruntime or by torch, equals the Python model over consecutive blocks."""
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from model import NeuralGuitar
 from playing import export as model_export
 from playing import live_graph
 from playing.block_model import BlockModel
-from playing.causal_transfer import StreamingTransfer
+from playing.causal_transfer import Decimator, StreamingTransfer
 from playing.live_graph import LiveGraph
 
 ROOT = Path(__file__).parents[2]
@@ -132,12 +133,41 @@ def test_the_live_graph_equals_the_causal_transfer(tmp_path, write_checkpoint):
     assert np.abs(one.process(voice) - other.process(voice)).max() < 1e-3
 
 
+def test_a_neutone_model_equals_the_live_graph(tmp_path, write_checkpoint, caplog):
+    config = small("solo")
+    config = dataclasses.replace(config, audio=dataclasses.replace(config.audio, sample_rate=48000, hop_length=480))
+    checkpoint, folder = write_checkpoint(config=config), tmp_path / "model"
+    arguments = ["--checkpoint", str(checkpoint), "--format", "neutone", "--output", str(folder)]
+    if not importlib.util.find_spec("neutone_sdk"):
+        assert export.main(arguments) == 1 and "neutone_sdk" in caplog.text and not folder.exists()
+        pytest.skip("neutone_sdk is not installed: see docs/export.md")
+    assert export.main(arguments) == 0 and {"model.nm", "metadata.json"} < {path.name for path in folder.iterdir()}
+    player, graph = torch.jit.load(folder / "model.nm").w2w_base, LiveGraph(load_model(checkpoint))
+    voice, decimator = np.repeat(melody(), 3), Decimator(3)
+    for _ in range(2):  # the second time from the beginning again
+        player.reset()
+        state, played, expected = graph.initial_state(), [], []
+        with torch.no_grad():
+            for number, block in enumerate(torch.from_numpy(voice).split(480)):
+                torch.manual_seed(number)
+                played.append(player(block[None], None)[0])
+                torch.manual_seed(number)
+                hop = torch.from_numpy(decimator.process(block.numpy()))
+                sound, _, state = graph(hop, 2 * torch.rand(480) - 1, graph.controls(), state)
+                expected.append(sound.audio[0])
+        decimator = Decimator(3)
+        assert torch.cat(expected).abs().max() > 1e-3
+        assert (torch.cat(played) - torch.cat(expected)).abs().max() < 1e-4
+    assert player.calc_model_delay_samples() == graph.latency + 48
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--format", "onnx", "--output", "a.pt2"], "a.pt2"),
         (["--format", "onnx", "--output", "a.onnx", "--block_frames", "0"], "between 1 and 100"),
         (["--format", "onnx", "--output", "folder.onnx"], "is a folder"),
+        (["--format", "neutone", "--output", "folder.onnx"], "folder.onnx"),
         (["--format", "onnx", "--output", "a.onnx", "--live", "--block_frames", "2"], "--block_frames"),
     ],
 )

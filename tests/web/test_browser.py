@@ -299,8 +299,11 @@ def test_the_desk_mixes_seeks_and_loops(browser: Browser) -> None:
 
 def test_a_reload_keeps_take_settings_and_result(browser: Browser) -> None:
     sentence = browser.text("#sentence")
+    browser.click("#keep")
     browser.open(theme="dark")
     browser.wait(lambda: browser.seen("#result"))
+    browser.wait(lambda: browser.text("#tracks li:last-child span") == "1: trumpet")
+    browser.click("#tracks li:last-child button:last-child")
     assert browser.text("#sentence") == sentence and browser.text("#chosen") == "Take: hum"
     assert browser.find("#octave input:checked").get_attribute("value") == "12"
     browser.photograph("desktop_dark")
@@ -488,6 +491,7 @@ def test_on_a_phone_the_result_is_seen_without_scrolling(browser: Browser) -> No
     browser.play()
     top = "return document.querySelector('#title').getBoundingClientRect().top"
     browser.wait(lambda: 0 <= browser.run(top) < 400)
+    assert 0 < browser.run("return document.querySelector('#play').getBoundingClientRect().bottom") < 844  # in reach
 
 
 def test_place_in_line_and_a_polite_refusal(server: str, browser: Browser, tmp_path: Path, monkeypatch) -> None:

@@ -39,10 +39,13 @@ VOICE = 220.0  # Hz, of the microphone
 
 
 class Server:
-    """The live page behind the door of the web page, without Gradio; ``hidden`` is what is not there at the moment."""
+    """The live page behind the door of the web page, without Gradio.
+
+    ``hidden`` is what is not there at the moment, ``policy`` is what the browser is told to refuse.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.hidden, self.port = "", free_port()
+        self.hidden, self.policy, self.port = "", "", free_port()
         collection = transfer_request.ModelCollection(folder, torch.device("cpu"))
         app = OwnPageOnly(live_page.LivePage(PlainTextResponse("elsewhere", 404), collection), True, load_config().page)
 
@@ -51,7 +54,13 @@ class Server:
                 app_here = PlainTextResponse("hidden", 404)
             else:
                 app_here = app
-            await app_here(scope, receive, send)
+
+            async def send_policy(message) -> None:
+                if self.policy and message["type"] == "http.response.start":
+                    message["headers"] = [*message["headers"], (b"content-security-policy", self.policy.encode())]
+                await send(message)
+
+            await app_here(scope, receive, send_policy)
 
         self.server = uvicorn.Server(uvicorn.Config(hide, port=self.port, log_level="error", lifespan="off"))
         self.thread = threading.Thread(target=self.server.run)
@@ -128,7 +137,7 @@ def page(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             folder / "profile",
             "--use-fake-device-for-media-stream",
             f"--use-file-for-fake-audio-capture={voice}",
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            "--host-resolver-rules=MAP studio.test 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
         )
         driver.set_script_timeout(60)
         opened = Page(driver, server)
@@ -251,6 +260,36 @@ def test_a_lost_microphone_is_one_sentence(page: Page) -> None:
     page.browser.wait(lambda: "to sleep" in page.complaint())
 
 
+def test_a_changed_sound_device_is_one_sentence(page: Page) -> None:
+    for change in ("live.context.dispatchEvent(new Event('error'))", "live.node.port.onmessage = null"):
+        page.start()
+        page.run(f"live.patience = 300; {change}")
+        page.browser.wait(lambda: "sound device has changed" in page.complaint())
+        page.run("live.patience = 9000")
+
+
+def test_midi_goes_to_the_chosen_port(page: Page) -> None:
+    page.open()
+    page.run(
+        """
+        window.sent = [];
+        const synth = { id: "1", name: "Synth", send: (message) => sent.push([...message]) };
+        navigator.requestMIDIAccess = async () => (window.access = { outputs: new Map([["1", synth]]) });
+        document.getElementById("midi").dispatchEvent(new Event("focus"));
+        """
+    )
+    page.wait("document.querySelectorAll('#midi option').length === 2")
+    page.run("document.getElementById('midi').value = '1'; access.onstatechange()")
+    page.start()
+    page.wait("sent.some(([status]) => status === 0x90)")
+    page.browser.click("#start")
+    sent = page.run("return sent")
+    (bend, first), last = [message for message in sent if message[0] != 0x80][:2], sent[-1]
+    assert bend[0] == 0xE0 and abs(bend[2] - 64) < 16 and first[:2] == [0x90, 69] and 1 <= first[2] <= 127
+    statuses = [message[0] for message in sent]
+    assert last == [0x80, 69, 0] and statuses.count(0x90) == statuses.count(0x80)
+
+
 def test_two_tabs_do_not_play_at_once(page: Page) -> None:
     page.start()
     first = page.driver.current_window_handle
@@ -272,9 +311,24 @@ def test_what_is_refused_is_one_sentence_and_start_works_again(page: Page, check
     page.server.hidden = "/graphs/"
     page.is_refused("instrument could not be fetched")
     page.server.hidden = ""
-    page.run("window.kept = WebAssembly; window.WebAssembly = undefined")
-    page.is_refused("too old")
-    page.run("window.WebAssembly = kept")
+    page.server.policy = "script-src 'self' blob:"  # no WebAssembly in a new Worker
+    page.is_refused("WebAssembly")
+    page.server.policy = ""
+    page.driver.execute_cdp_cmd("Network.clearBrowserCache", {})  # it keeps the policy with the file
+    for name, words in (("WebAssembly", "WebAssembly"), ("AudioWorkletNode", "too old")):
+        page.run(f"window.kept = {name}; window.{name} = undefined")
+        page.is_refused(words)
+        page.run(f"window.{name} = kept")
+    page.run("window.kept = AudioContext.prototype.resume")
+    page.run("AudioContext.prototype.resume = () => new Promise(() => {}); live.patience = 300")
+    page.is_refused("no loudspeaker")
+    page.run("live.patience = 9000; AudioContext.prototype.resume = kept")
+    page.run("window.ask = navigator.mediaDevices.getUserMedia")
+    refusals = {"NotFoundError": "no microphone", "NotReadableError": "Another program", "Surprise": "does not work"}
+    for name, words in refusals.items():
+        page.run(f"navigator.mediaDevices.getUserMedia = async () => {{ throw new DOMException('', '{name}'); }}")
+        page.is_refused(words)
+    page.run("navigator.mediaDevices.getUserMedia = ask")
     page.start()
     page.browser.photograph("live_again")
 
@@ -303,3 +357,9 @@ def test_what_cannot_be_played_live_is_a_sentence(page: Page, checkpoint: Path) 
     ):
         status, text = page.driver.execute_async_script(script, f"{page.browser.address}live/{name}")
         assert status in (404, 405) and "import" not in text
+
+
+def test_another_machine_needs_https(page: Page) -> None:
+    page.driver.get(f"http://studio.test:{page.server.port}/live")
+    page.wait("live.instruments.length > 0")
+    page.is_refused("by https")

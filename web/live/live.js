@@ -6,6 +6,7 @@ import { drawTrace, Trace } from "./trace.js";
 const noteOf = (f0) => 69 + 12 * Math.log2(f0 / 440);
 const NAMES = ["C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B"];
 const CALIBRATION = 3; // s of humming
+const PATIENCE = 9000; // ms in which a sound device has to start
 const SENTENCES = {
   insecure: "The browser gives the microphone to secure pages only: open this page by https, or on this machine.",
   old: "This browser is too old to play live. Firefox, Chrome, Edge or Safari of the last years can.",
@@ -15,6 +16,7 @@ const SENTENCES = {
   microphone: "The microphone does not work. Try another one, then press Start.",
   lost: "The microphone is gone. Plug it in again, then press Start.",
   device: "The sound device has changed. Press Start to go on with the new one.",
+  silent: "I find no loudspeaker or headphones. Plug them in, then press Start.",
   slept: "The browser has put the sound to sleep. Press Start to go on.",
   tabs: "Another tab is playing live. Stop it there, then press Start here.",
   runtime:
@@ -32,6 +34,7 @@ const traceStyle = getComputedStyle($("trace"));
 const midi = new MidiOut($("midi"), $("midi-place"));
 const known = JSON.parse(localStorage.getItem("live-voice") ?? "null"); // { f0, loudness } of the calibration
 const live = { state: "idle", instruments: [], frames: 0, voice: known, shown: null, report: null, latency: null };
+live.patience = PATIENCE;
 window.live = live; // for tests and debugging
 
 // --- messages ------------------------------------------------------------------------------------
@@ -123,6 +126,8 @@ function startWorker() {
     if (data.frames) data.frames.forEach(follow);
     if (data.error !== undefined) {
       const trouble = new Trouble(data.kind === "graph" && data.error ? data.error : data.kind);
+      worker.terminate(); // the next Start makes a new one
+      live.worker = null;
       live.reject?.(trouble);
       if (live.state === "playing") fail(trouble);
     }
@@ -162,19 +167,27 @@ async function start() {
   live.guarded = false;
   try {
     if (!window.isSecureContext) throw new Trouble("insecure");
-    if (!window.AudioWorkletNode || !window.WebAssembly || !navigator.mediaDevices) throw new Trouble("old");
+    if (!window.AudioWorkletNode || !navigator.mediaDevices) throw new Trouble("old");
+    if (!window.WebAssembly) throw new Trouble("wasm");
     await takeLock();
     live.context = new AudioContext({ latencyHint: "interactive" });
     live.stream = await openMicrophone();
     await live.context.audioWorklet.addModule("worklet.js");
     await loadInstrument();
     connect();
-    await live.context.resume();
+    await resume(live.context);
     setState("playing");
+    watch(live.node);
     say("Sing!");
   } catch (error) {
     fail(error);
   }
+}
+
+// Without a sound device some browsers never answer.
+async function resume(context) {
+  const wait = new Promise((resolve, reject) => setTimeout(() => reject(new Trouble("silent")), live.patience));
+  await Promise.race([context.resume(), wait]);
 }
 
 function fail(error) {
@@ -220,6 +233,7 @@ function connect() {
   context.onstatechange = () => {
     if (live.context === context && live.state === "playing" && context.state !== "running") fail(new Trouble("slept"));
   };
+  context.onerror = () => live.context === context && fail(new Trouble("device"));
   live.reports = 0;
   setGain();
 }
@@ -269,11 +283,20 @@ function follow(values) {
   guardAgainstFeedback(frame);
 }
 
+// Fail if the audio thread is silent although nothing has stopped it: its device is gone or has changed.
+function watch(node) {
+  const isSilent = () => live.node === node && live.state === "playing" && fail(new Trouble("device"));
+  clearTimeout(live.watch);
+  // A page that wakes up handles its timers before its messages.
+  live.watch = setTimeout(() => { live.watch = setTimeout(isSilent, 500); }, live.patience / 3);
+}
+
 const decibels = (peak) => 20 * Math.log10(Math.max(peak, 1e-6));
 
 function report(data) {
   if (live.state !== "playing") return;
   live.report = data;
+  watch(live.node);
   $("voice-level").value = Math.round(decibels(data.voicePeak));
   $("sound-level").value = Math.round(decibels(data.soundPeak));
   if (data.queue === null) return;

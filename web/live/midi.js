@@ -58,7 +58,8 @@ export class MidiOut {
       return;
     }
     const fill = () => {
-      const outputs = [...this.access.outputs.values()].map(({ name, id }) => new Option(name, id));
+      const chosen = this.select.value;
+      const outputs = [...this.access.outputs.values()].map(({ name, id }) => new Option(name, id, false, id === chosen));
       this.select.replaceChildren(new Option(outputs.length ? "Off" : "No MIDI device", ""), ...outputs);
     };
     this.access.onstatechange = fill;
