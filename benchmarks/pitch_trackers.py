@@ -271,7 +271,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rendered", type=Path, nargs="+", default=[], help="folders made by render_dataset.py")
     parser.add_argument("--takes", type=int, default=6, help="first takes of each folder (default: %(default)s)")
     parser.add_argument("--snr", type=float, nargs="*", default=[20, 10, 0], help="SNR in dB (default: 20 10 0)")
-    parser.add_argument("--trackers", nargs="+", choices=TRACKERS, default=list(TRACKERS), help="trackers to compare (default: all)")
+    parser.add_argument("--trackers", nargs="+", choices=TRACKERS, default=list(TRACKERS), help="default: all")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     args = parser.parse_args(argv)
     if not args.voice and not args.rendered:

@@ -1,4 +1,4 @@
-"""README.md and docs/: every command in them parses, every link and file they name exists, presets are as they say."""
+"""README.md and docs/: commands parse, links and files exist, preset sizes are true."""
 
 import importlib.util
 import re
@@ -44,7 +44,7 @@ def test_command_parses(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.chdir(tmp_path)
-    for flag, value in pairwise(arguments):  # what an earlier command of the page would have made
+    for flag, value in pairwise(arguments):  # create what earlier commands of the page would have written
         if flag in ("--input_dir", "--data_dir"):
             Path(value).mkdir(parents=True)
         elif flag in ("--input", "--checkpoint"):
