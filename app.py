@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.request import getproxies
 
@@ -187,7 +188,9 @@ def _connect_cancel(started: gr.events.Dependency, play: gr.Button, cancel: gr.B
 
 def describe_for_desk(outcome: TransferOutcome, request: TransferRequest) -> dict:
     """Return the data of a result that ``web/desk.js`` shows and plays."""
-    tone, breath = (write_sound(outcome, request, part, ".flac", 16) for part in ("_harmonic", "_noise"))
+    with ThreadPoolExecutor() as pool:
+        parts = [pool.submit(write_sound, outcome, request, part, ".flac", 16) for part in ("_harmonic", "_noise")]
+    tone, breath = (part.result() for part in parts)
     report = describe_transfer(outcome.report)
     options = dataclasses.asdict(request.options)
     voice_gain = outcome.report.get("integrated_loudness", outcome.voice_loudness) - outcome.voice_loudness
@@ -274,16 +277,18 @@ def _connect_settings(controls: page_layout.PageControls, page: gr.Blocks) -> No
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("Serve the web page.")
-    parser.add_argument("--host", help="address to listen on (default $GRADIO_SERVER_NAME, else 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="default $GRADIO_SERVER_PORT, else 7860")
-    parser.add_argument("--share", action="store_true", help="make a public link, through Gradio's servers")
-    parser.add_argument("--checkpoint_dir", type=Path, default=Path("checkpoints"), help="where training writes")
-    parser.add_argument("--checkpoint", type=Path, help="a model of your own to be offered first")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
-    parser.add_argument("--max_seconds", type=float, help="longest recording (default: config.json's)")
+    parser.add_argument("--host", help="address to listen on (default: $GRADIO_SERVER_NAME, else 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="default: $GRADIO_SERVER_PORT, else 7860")
+    parser.add_argument("--share", action="store_true", help="create a public link through Gradio's servers")
+    parser.add_argument(
+        "--checkpoint_dir", type=Path, default=Path("checkpoints"), help="folder of trainings (default: checkpoints)"
+    )
+    parser.add_argument("--checkpoint", type=Path, help="your own model, listed first")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    parser.add_argument("--max_seconds", type=float, help="longest recording in seconds (default: config.json)")
     args = parser.parse_args(argv)
     if args.max_seconds is not None and not 0 < args.max_seconds < float("inf"):
-        parser.error("--max_seconds should be a number over 0")
+        parser.error("--max_seconds should be a number above 0")
     if args.port is not None and not 0 < args.port < 2**16:
         parser.error("--port should be between 1 and 65535")
     return args

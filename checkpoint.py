@@ -3,7 +3,7 @@
 A checkpoint is one dict of plain types and tensors that describes itself: it holds the whole
 configuration, so no preset name is needed to load it. It is read with ``weights_only=True``, which
 runs no code from the file, and written under a temporary name first, so that a crash or a full disk
-never costs the checkpoint that was there.
+never destroys the previous checkpoint.
 """
 
 import math
@@ -50,12 +50,12 @@ _KEYS = (
     "preset",
     "instrument",
     "epoch",  # complete epochs
-    "step",  # optimizer steps in all
-    "position_in_epoch",  # crops done in the unfinished epoch
+    "step",  # optimizer steps in total
+    "position_in_epoch",  # crops trained on in the unfinished epoch
     "model",
     "optimizer",
     "schedule",
-    "rng",  # the seed, of which and of the place in the training all randomness is a function
+    "rng",  # all random numbers depend only on the seed and the position in the training
     "average",  # moving average of the weights, if any
     "wandb_id",
     "run_name",
@@ -118,7 +118,7 @@ def _differing_keys(given: dict[Any, Any], expected: Iterable[str]) -> list[Any]
 
 
 def _check_description(checkpoint: dict[str, Any], path: Path) -> None:
-    """Raise ValueError if a value that says what was trained, and how far, is of the wrong kind or too large."""
+    """Raise ValueError if a value that describes the training is of the wrong type or too large."""
     require_name(f"{path}: the instrument", checkpoint["instrument"])
     require_name(f"{path}: the preset", checkpoint["preset"])
     for name, kind in _KINDS.items():
@@ -134,11 +134,11 @@ def checkpoint_config(checkpoint: dict[str, Any], path: Path, current: Config | 
 
     Args:
         checkpoint: as ``read_checkpoint`` returns it.
-        path: where it is, for the message.
-        current: a configuration of today (default: config.json).
+        path: its path, for error messages.
+        current: the current configuration (default: config.json).
 
     Raises:
-        ValueError: the checkpoint has a setting, or an instrument, that this version does not know.
+        ValueError: the checkpoint has a setting or an instrument that is unknown to this version.
     """
     try:
         settings = adopt_settings(checkpoint["config"], current or load_config())
@@ -157,12 +157,12 @@ def crop_order_changes(checkpoint: dict[str, Any], seed: int, n_crops: int) -> d
 
 
 def makes_losses_incomparable(checkpoint: dict[str, Any], changes: Iterable[str], is_averaged: bool) -> bool:
-    """Return True if validation losses do not compare with those of a checkpoint any more.
+    """Return True if validation losses are no longer comparable with those of a checkpoint.
 
     Args:
-        checkpoint: of the training before.
+        checkpoint: the earlier state of the training.
         changes: the settings that have changed since, such as "loss.eps".
-        is_averaged: whether the moving average of the weights is validated now.
+        is_averaged: True if the moving average of the weights is now validated.
     """
     switched = is_averaged != (checkpoint["average"] is not None)
     return switched or any(name.startswith(_LOSS_SETTINGS) for name in changes)
@@ -172,7 +172,7 @@ def load_weights(model: NeuralGuitar, weights: dict[str, Any], path: Path) -> No
     """Fill a model with weights from a checkpoint: ``model`` to train on, ``inference_weights`` to play.
 
     Raises:
-        ValueError: they belong to another architecture.
+        ValueError: the weights belong to another architecture.
     """
     _copy_weights(model, weights, path)
     if not all(weight.isfinite().all() for weight in model.parameters()):
@@ -205,7 +205,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> NeuralGu
     checkpoint = read_checkpoint(path)
     settings = checkpoint_config(checkpoint, path)
     try:
-        with torch.device("meta"):  # takes no memory, so sizes that do not match the weights are refused first
+        with torch.device("meta"):  # allocates no memory, so that wrong sizes are refused before they can fill it
             described = build_model(settings, checkpoint["instrument"])
     except (ValueError, LookupError, RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{path} describes a model that cannot be built: {error}") from error
@@ -229,7 +229,7 @@ def _checked_statistics(statistics: Any, path: Path) -> dict[str, Any]:
             and all(isinstance(value, float) and low <= value <= high for value in values)
         ):
             raise ValueError(f"{path} lacks the statistics of its training data; train.py writes them")
-    bandwidth = statistics.get("bandwidth", 1.0)  # checkpoints of sound at the features' rate have none
+    bandwidth = statistics.get("bandwidth", 1.0)  # checkpoints with sound at the feature rate have none
     if not (isinstance(bandwidth, float) and 0 < bandwidth < math.inf):
         raise ValueError(f"{path} holds a bandwidth of {short_repr(bandwidth)}; it should be a number of Hz over 0")
     if "plucks" in statistics:

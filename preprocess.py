@@ -95,7 +95,7 @@ def plan_jobs(input_dir: Path, output_dir: Path, instrument: str | None, config:
 
 
 def read_sources(output_dir: Path) -> dict[Path, Path]:
-    """Return the processed files in a folder and the recording of each, as far as ``write_sources`` has noted it."""
+    """Return {processed file: its recording} of a folder, as recorded by ``write_sources``."""
     try:
         noted = json.loads((output_dir / _SOURCES).read_bytes())
         return {output_dir / name: Path(os.path.abspath(output_dir / source)) for name, source in noted.items()}
@@ -104,7 +104,7 @@ def read_sources(output_dir: Path) -> dict[Path, Path]:
 
 
 def write_sources(jobs: list[Job], output_dir: Path) -> None:
-    """Note the recordings of the jobs beside those of the other files in ``output_dir``."""
+    """Record the sources of the jobs, and keep those of the other files in ``output_dir``."""
     sources = {target: source for target, source in read_sources(output_dir).items() if target.exists()}
     sources |= {job.target: job.source for job in jobs}
     noted = {str(path.relative_to(output_dir)): os.path.relpath(source, output_dir) for path, source in sources.items()}

@@ -64,7 +64,7 @@ if is_complete; then
     echo "./$VENV is up to date"
     exit 0
 fi
-# A stamp from before must not vouch for an installation that is interrupted now.
+# Delete the old stamps, so that an interrupted installation does not look complete.
 for file in "${files[@]}"; do rm -f "$(stamp "$file")"; done
 has_working_pip || make_venv
 add_project_to_path

@@ -1,6 +1,6 @@
 """End-to-end tests: the shipped trumpet plays the example, and the pipeline runs from rendering to transfer.
 
-./venv/bin/python test_e2e.py
+./venv/bin/python test_e2e.py          # takes pytest's flags, such as -k trumpet
 """
 
 import os
@@ -139,4 +139,4 @@ def python(*command: object) -> subprocess.CompletedProcess:
 
 
 if __name__ == "__main__":
-    sys.exit(pytest.main(["-n", "0", __file__]))
+    sys.exit(pytest.main(["-n", "0", __file__, *sys.argv[1:]]))

@@ -173,7 +173,7 @@ def _play_all(
     try:
         yield from pool.map(functools.partial(_play_job, model=model, args=args, has_bar=False), jobs)
     except BrokenProcessPool as error:
-        raise ValueError("a worker died, probably for want of memory; try --num_workers 1") from error
+        raise ValueError("a worker process died, probably out of memory; try --num_workers 1") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -242,7 +242,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--controls {args.controls} is a folder; name a file of curves")
         kept = dataclasses.replace(_DEFAULTS, noise_balance=args.noise_balance, output_rate=args.output_rate)
         if args.options != kept:
-            parser.error("--controls are played as they stand: only --noise_balance and --output_rate count")
+            parser.error("--controls are played unchanged: only --noise_balance and --output_rate count")
     return args
 
 
@@ -275,7 +275,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--normalize", action="store_true", help="to -16 LUFS, true peak below -1 dB (in memory)")
 
 
-@as_command("stopped; what is written stays")
+@as_command("stopped; finished files are kept")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device = get_device(args.device)

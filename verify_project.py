@@ -26,6 +26,7 @@ FIX_WEIGHTS = "./venv/bin/python -m pip install --force-reinstall --no-deps $(gr
 FIX_DEVICE = "export CUDA_VISIBLE_DEVICES=   (disables the GPU, which needs another driver or build of torch)"
 FIX_WRITING = "chmod u+rwx checkpoints   (or free disk space: df -h .)"
 FIX_CODE = "git diff   (shows your changes; if there are none, please report this line)"
+NEXT_COMMAND = "./venv/bin/python transfer.py --input examples/hum.wav --output out/hum_trumpet.wav"
 _A4 = 440.0  # Hz
 _MAX_CENTS = 10.0
 
@@ -241,11 +242,11 @@ def main(argv: list[str] | None = None) -> int:
     if failed:
         print(f"\n{failed} of {len(results)} checks failed ({seconds:.1f} s). Fix the first; it may cause the others.")
         return 1
-    print(f"\nAll {len(results)} checks passed ({seconds:.1f} s).")
+    print(f"\nAll {len(results)} checks passed ({seconds:.1f} s). Next: {NEXT_COMMAND}")
     return 0
 
 
 if __name__ == "__main__":
-    # More threads do not help with so little work, and wait for seconds while a training runs.
+    # More threads gain nothing with so little work, and would wait for seconds while a training runs.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     raise SystemExit(main())

@@ -1,11 +1,11 @@
-"""Change a model one thing at a time: train the variants on the same data, seed and schedule, and judge them.
+"""Ablation: train variants of a model on the same data, seed and schedule, and evaluate them.
 
     ./venv/bin/python benchmarks/ablations.py --data_dir data/processed/trumpet --input examples/hum.wav \\
         --epochs 2 --half_life 250 --output_dir out/ablation --json out/ablation.json
 
 Each row is a separate training by train.py, in its own process and its own folder in ``--output_dir``. Stop it at any
 time: the same command resumes, and with more ``--epochs`` all rows train further. Another schedule or other data need
-another ``--output_dir``. ``solo:1`` is the row solo with seed 1: a difference counts if it exceeds that between seeds.
+another ``--output_dir``. ``solo:1`` is the row solo with seed 1: a difference must exceed that between seeds to count.
 """
 
 import argparse
@@ -29,23 +29,23 @@ _WEIGHTED = {"amplitude": "weighted", "initial_gain": 1.0, "noise_bias": -9.0}
 _PROJECTED = {**_WEIGHTED, "embed_size": 128, "projection_size": 256}
 Changes = dict[str, dict[str, Any]]  # section of config.json to keys and values
 
-VARIANTS: dict[str, tuple[str, str, Changes]] = {  # name: what it is, the preset it starts from, what is changed
+VARIANTS: dict[str, tuple[str, str, Changes]] = {  # name: description, base preset, changes
     "tiny": ("`tiny`, the baseline", "tiny", {}),
     "head": ("and an amplitude head", "tiny", {"model": {"amplitude": "head"}}),
     "weighted": ("amplitude by A-weighting instead", "tiny", {"model": _WEIGHTED}),
     "embed": ("and a network of 128 before the GRU", "tiny", {"model": {**_WEIGHTED, "embed_size": 128}}),
-    "projection": ("and one of 256 behind it: `solo` without the rise", "tiny", {"model": _PROJECTED}),
+    "projection": ("and one of 256 after it: `solo` without the rise", "tiny", {"model": _PROJECTED}),
     "solo": ("and the rise of loudness as input: `solo`", "solo", {}),
     "ema": ("without the rise, weights averaged", "tiny", {"model": _PROJECTED, "train": {"ema_decay": 0.99}}),
     "reverb": ("without the rise, learned reverb", "tiny", {"model": {**_PROJECTED, "reverb_seconds": 0.3}}),
 }
-# Pitch and pauses are exact by construction: no variant changes them.
+# Pitch and pauses are exact by construction in every variant.
 _COPIES = ("stft_loss", "log_mel", "loudness_l1", "recognised")
 _PLAYED = ("loudness_correlation", "recognised")
 
 
 class Row(NamedTuple):
-    """One training."""
+    """A training and its seed."""
 
     variant: str
     seed: int
@@ -57,10 +57,10 @@ class Row(NamedTuple):
 
 
 def read_row(text: str) -> Row:
-    """Return the row that "solo" or "solo:1" names.
+    """Parse the name of a row, such as "solo" or "solo:1".
 
     Raises:
-        argparse.ArgumentTypeError: there is no such variant, or the seed is no number.
+        argparse.ArgumentTypeError: there is no such variant, or the seed is not a number.
     """
     variant, _, seed = text.partition(":")
     if variant not in VARIANTS or not (seed or "0").isdigit():
@@ -69,7 +69,7 @@ def read_row(text: str) -> Row:
 
 
 def configure(variant: str, half_life: int) -> dict[str, Any]:
-    """Return the content of a config.json whose preset ``variant`` is that variant, with the given schedule."""
+    """Return the content of a config.json with the preset ``variant`` and the given schedule."""
     content = json.loads(DEFAULT_CONFIG_PATH.read_text())
     _, preset, changes = VARIANTS[variant]
     sections = dict(content["presets"][preset])
@@ -79,7 +79,7 @@ def configure(variant: str, half_life: int) -> dict[str, Any]:
 
 
 def train(row: Row, folder: Path, args: argparse.Namespace) -> None:
-    """Train a row to its last epoch, resuming if it was begun.
+    """Train a row to its last epoch; resume a started training.
 
     Raises:
         SystemExit: train.py failed or was stopped; its own message says why.
@@ -102,13 +102,13 @@ def train(row: Row, folder: Path, args: argparse.Namespace) -> None:
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        code = process.wait()  # Ctrl-C has reached it too: it saves
+        code = process.wait()  # Ctrl-C reaches train.py too, which saves
     if code:
         raise SystemExit(f"ablations.py: the training of {row.title} ended with exit code {code}, see above")
 
 
 def judge(row: Row, path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the figures of a trained row: of its copies, and the worst of the voices that it plays."""
+    """Return the figures of a trained row: mean of the copies, worst of the voices."""
     content, model = read_checkpoint(path), load_model(path, get_device(args.device))
     models, takes = {judging.MODEL: model}, judging.read_takes(args.data_dir, model, content)
     rows, _, real = judging.evaluate_takes(takes, models, seed=0)
@@ -151,17 +151,19 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = command_parser("Train variants of a model on the same data and schedule, and judge them.")
+    parser = command_parser("Train variants of a model on the same data and schedule, and evaluate them.")
     parser.add_argument("--data_dir", type=Path, required=True, help="processed recordings of the instrument")
     parser.add_argument("--input", type=Path, nargs="+", default=[], help="voices: sound files, or folders of them")
     rows = list(map(Row, VARIANTS, [0] * len(VARIANTS)))
-    parser.add_argument("--rows", type=read_row, nargs="+", default=rows, help=f"{', '.join(VARIANTS)} (default all)")
-    parser.add_argument("--epochs", type=int, default=2, help="of each training (default 2)")
-    parser.add_argument("--batch_size", type=int, default=16, help="crops a step (default 16)")
-    parser.add_argument("--half_life", type=int, default=250, help="steps that halve the learning rate (default 250)")
-    parser.add_argument("--output_dir", type=Path, required=True, help="a folder for each training")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default auto)")
+    parser.add_argument("--rows", type=read_row, nargs="+", default=rows, help=f"{', '.join(VARIANTS)} (default: all)")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of each training (default: 2)")
+    parser.add_argument("--batch_size", type=int, default=16, help="crops per step (default: 16)")
+    parser.add_argument(
+        "--half_life", type=int, default=250, help="half-life of the learning rate in steps (default: 250)"
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="parent folder of the trainings")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     args = parser.parse_args(argv)
     if min(args.epochs, args.batch_size, args.half_life) < 1:
         parser.error("--epochs, --batch_size and --half_life should be at least 1")

@@ -31,7 +31,7 @@ log = logging.getLogger("gpu")
 def build_step(
     load: Workload, device: torch.device, precision: str = "float32", compiled: bool = False, twin: bool = False
 ) -> Callable[[], torch.Tensor]:
-    """Return training steps on the device; the loss comes to the CPU, so a step has ended when it returns."""
+    """Return training steps; each copies the loss to the CPU, so it has ended when the function returns."""
     config = load.config
     model = build_models(config)["textbook" if twin else "ours"].to(device)
     for layer in compilable_layers(model) if compiled else []:
@@ -43,7 +43,7 @@ def build_step(
 
 
 def measure_preset(preset: str, load: Workload, device: torch.device, n_rounds: int) -> list[dict]:
-    """Measure both precisions of a preset, also compiled where there are layers to compile."""
+    """Measure a preset in both precisions, and compiled if it has layers to compile."""
     load, rows = replace(load, config_name=preset), []
     ways = (False, True) if compilable_layers(build_models(load.config)["ours"]) else (False,)
     for precision, compiled in [(precision, compiled) for precision in PRECISIONS for compiled in ways]:
@@ -58,7 +58,7 @@ def measure_preset(preset: str, load: Workload, device: torch.device, n_rounds: 
 
 
 def measure_step(load: Workload, device: torch.device, n_rounds: int, precision: str, compiled: bool) -> dict:
-    """Measure one kind of step against the textbook's in float32."""
+    """Compare a training step with the textbook's in float32."""
     builders = {
         "ours": lambda: build_step(load, device, precision, compiled),
         "textbook": lambda: build_step(load, device, twin=True),
@@ -82,7 +82,7 @@ def measure_memory(build: Callable[[], Callable], device: torch.device) -> float
     """Return the peak memory in MB of two steps, their model and optimizer on a GPU; None on a CPU."""
     if device.type != "cuda":
         return None
-    build()()  # CUDA's libraries allocate memory at their first use, and keep it
+    build()()  # CUDA libraries allocate memory at their first use and keep it
     gc.collect()  # frees compiled code
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -93,7 +93,7 @@ def measure_memory(build: Callable[[], Callable], device: torch.device) -> float
 
 
 def measure_crepe(model: str, load: Workload, device: torch.device, n_rounds: int) -> dict:
-    """Measure CREPE's network on a voice against torchcrepe's."""
+    """Compare this project's CREPE with torchcrepe on a voice."""
     works = build_crepe(model, device)(replace(load, crop_seconds=load.render_seconds))
     seconds = time_in_turns(works, n_rounds)
     ours, theirs = map(statistics.median, seconds.values())
@@ -102,7 +102,7 @@ def measure_crepe(model: str, load: Workload, device: torch.device, n_rounds: in
 
 
 def format_report(steps: list[dict], crepe: list[dict]) -> str:
-    """Return both tables."""
+    """Return both tables as Markdown."""
     step_rows = [
         [
             row["preset"],
@@ -135,13 +135,13 @@ def _format_ratio(row: dict) -> str:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("Measure training steps and CREPE on a GPU.")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to try it out (default cuda)")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu for a dry run (default: cuda)")
     parser.add_argument("--presets", nargs="+", default=["tiny", "solo", "deep"], help="default: tiny solo deep")
-    parser.add_argument("--rounds", type=int, default=15, help="runs of each step (default 15)")
-    parser.add_argument("--batch_size", type=int, default=16, help="crops a step (default 16)")
-    parser.add_argument("--crop_seconds", type=float, default=1.0, help="of each crop (default 1)")
-    parser.add_argument("--voice_seconds", type=float, default=60.0, help="for CREPE (default 60)")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--rounds", type=int, default=15, help="runs of each step (default: 15)")
+    parser.add_argument("--batch_size", type=int, default=16, help="crops per step (default: 16)")
+    parser.add_argument("--crop_seconds", type=float, default=1.0, help="seconds per crop (default: 1)")
+    parser.add_argument("--voice_seconds", type=float, default=60.0, help="seconds of voice for CREPE (default: 60)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args(argv)
     if min(args.rounds, args.batch_size) < 1 or min(args.crop_seconds, args.voice_seconds) < 0.1:
         parser.error("--rounds and --batch_size should be at least 1, --crop_seconds and --voice_seconds 0.1")

@@ -1,13 +1,13 @@
-"""Kill a training, or preprocessing, at random moments (SIGKILL), and check that nothing but time is lost.
+"""Kill a training or preprocessing at random times (SIGKILL), and check that only time is lost.
 
     ./venv/bin/python benchmarks/kills.py train --kills 50
     ./venv/bin/python benchmarks/kills.py preprocess --kills 50 --num_workers 1
 
-The work is done once without kills. Then the same command is started and killed ``--kills`` times, and at last runs to
-its end. Every file that a kill leaves under its final name must be readable, no half-written file may remain, and the
-result must equal that without kills to the bit: files, weights and optimizer.
+The command runs once without kills. Then it is started and killed ``--kills`` times, and finally runs to its end. Every
+file under its final name must be readable after each kill, no partial file may remain, and the result (files, weights,
+optimizer) must be bit-identical to that without kills.
 
-The exit code is 0 if all was right, 1 if not. The moments are drawn by ``--seed``.
+The exit code is 0 if all checks passed, else 1. ``--seed`` determines the times.
 """
 
 import argparse
@@ -38,12 +38,12 @@ from config import DEFAULT_CONFIG_PATH, Config, load_config
 from data import Recording, extractor_settings, load_recording, save_recording
 from sound.console import as_command, command_parser
 
-_STEPS_PER_EPOCH, _STEPS_PER_KILL = 100, 60  # of the training made here; at most trained by a run before it is killed
+_STEPS_PER_EPOCH, _STEPS_PER_KILL = 100, 60  # of the training; maximum number of steps before a kill
 _MAX_DELAY = 0.1  # s, from a random step to the kill
 
 
 def start(main: Callable[[list[str]], int], flags: dict[str, object], log_path: Path) -> BaseProcess:
-    """Start a command as the leader of a process group; it is forked, so that kills do not hit its imports."""
+    """Start a command as the leader of a process group, forked so that its imports are already done."""
     argv = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     process = get_context("fork").Process(target=_lead, args=(main, argv, log_path))
     process.start()
@@ -52,7 +52,7 @@ def start(main: Callable[[list[str]], int], flags: dict[str, object], log_path: 
 
 def _lead(main: Callable[[list[str]], int], argv: list[str], log_path: Path) -> None:
     os.setsid()
-    tqdm.set_lock(threading.RLock())  # its own is shared with the parent, and would stay locked after a kill
+    tqdm.set_lock(threading.RLock())  # the inherited one is shared with the parent and would stay locked after a kill
     file = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -60,10 +60,10 @@ def _lead(main: Callable[[list[str]], int], argv: list[str], log_path: Path) -> 
 
 
 def kill(process: BaseProcess, log_path: Path) -> bool:
-    """Kill a process and its workers; return False if it had ended well before that.
+    """Kill a process and its workers; return False if it had already ended without an error.
 
     Raises:
-        RuntimeError: it had failed.
+        RuntimeError: the process had failed.
     """
     if process.is_alive():
         os.killpg(process.pid, signal.SIGKILL)
@@ -74,10 +74,10 @@ def kill(process: BaseProcess, log_path: Path) -> bool:
 
 
 def finish(process: BaseProcess, log_path: Path) -> None:
-    """Wait for the end of a run.
+    """Wait until a process ends.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the process failed.
     """
     process.join()
     if process.exitcode:
@@ -88,7 +88,7 @@ def finish(process: BaseProcess, log_path: Path) -> None:
 
 
 def write_corpus(folder: Path, config: Config) -> None:
-    """Write six processed recordings of two seconds, each a tone that fades."""
+    """Write six processed recordings of 2 s, each a decaying tone."""
     n_frames = config.audio.seconds_to_frames(2.0)
     n_samples = config.audio.frames_to_samples(n_frames)
     folder.mkdir(parents=True)
@@ -109,7 +109,7 @@ def write_corpus(folder: Path, config: Config) -> None:
 
 
 def write_config(path: Path) -> Config:
-    """Write a config.json with a small model, whose steps take milliseconds and which still has dropout."""
+    """Write a config.json with a small model with dropout, whose steps take milliseconds."""
     content = json.loads(DEFAULT_CONFIG_PATH.read_text())
     small = {"hidden_size": 8, "num_layers": 2, "dropout": 0.1, "n_harmonics": 8, "n_noise_bands": 9}
     content["base"]["model"] |= small
@@ -137,7 +137,7 @@ def start_training(folder: Path, name: str, epochs: int) -> BaseProcess:
 
 
 def kill_training(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
-    """Train with and without kills; return what happened, and True if both came to the same."""
+    """Train with and without kills; return a summary, and True if both results are equal."""
     rng, epochs = random.Random(args.seed), -(-args.kills * _STEPS_PER_KILL // _STEPS_PER_EPOCH) + 1
     write_corpus(folder / "data", write_config(folder / "config.json"))
     finish(start_training(folder, "undisturbed", epochs), folder / "undisturbed.log")
@@ -160,24 +160,24 @@ def kill_training(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
     words = (
         f"{len(in_saves)} in the middle of a save; {statistics.median(lost):g} steps lost by the median kill, "
         f"{max(lost)} at most, of {other['step']}; half-written files left: {n_left}; weights and optimizer "
-        f"{'equal' if same else 'DIFFER FROM'} those of the undisturbed run"
+        f"{'equal' if same else 'DIFFER FROM'} those of the uninterrupted run"
     )
     return words, same and not n_left
 
 
 def _last_step(folder: Path) -> int:
-    """Return the last step in the metrics of the run that is killed."""
+    """Return the last step in the metrics of the killed run."""
     path = folder / "runs" / "killed" / "metrics.jsonl"
     if not path.exists():
         return 0
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 1000))
-        lines = file.read().split(b"\n")[1:-1]  # the first and the last may be cut
+        lines = file.read().split(b"\n")[1:-1]  # the first and the last line may be incomplete
     return json.loads(lines[-1])["step"] if lines else 0
 
 
 def is_same_training(one: dict, other: dict) -> bool:
-    """Return True if two checkpoints hold the same counters, weights and optimizer, to the bit."""
+    """Return True if the counters, weights and optimizers of two checkpoints are bit-identical."""
     counters = ("epoch", "step", "position_in_epoch", "metrics")
     if any(one[name] != other[name] for name in counters) or one["model"].keys() != other["model"].keys():
         return False
@@ -192,7 +192,7 @@ def is_same_training(one: dict, other: dict) -> bool:
 
 
 def write_recordings(folder: Path, count: int, seconds: float, rng: np.random.Generator) -> None:
-    """Write different tones with vibrato, rests and some noise, at 44.1 kHz."""
+    """Write tones with vibrato, rests and some noise, at 44.1 kHz."""
     folder.mkdir(parents=True)
     time_axis = np.arange(round(seconds * 44_100)) / 44_100
     for number in range(count):
@@ -203,7 +203,7 @@ def write_recordings(folder: Path, count: int, seconds: float, rng: np.random.Ge
 
 
 def kill_preprocessing(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
-    """Process recordings with and without kills, in rounds; return what happened, and True if all came to the same."""
+    """Process recordings with and without kills, in rounds; return a summary, and True if all results are equal."""
     rng, seen = np.random.default_rng(args.seed), Counter()
     source, peace, target, log_path = (folder / name for name in ("raw", "undisturbed", "killed", "log"))
     write_recordings(source, args.recordings, args.seconds, rng)
@@ -241,7 +241,7 @@ def kill_preprocessing(folder: Path, args: argparse.Namespace) -> tuple[str, boo
     seen["wrong"] += read_all(target) != expected
     words = (
         f"{seen['between']} between the first file and the last, {seen['in a write']} in the middle of a write; "
-        f"{seen['rounds'] - seen['wrong']} of {seen['rounds']} complete results equal the undisturbed one"
+        f"{seen['rounds'] - seen['wrong']} of {seen['rounds']} complete results equal the uninterrupted one"
     )
     return words, not seen["wrong"]
 
@@ -252,15 +252,15 @@ def read_all(folder: Path) -> dict[str, bytes]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = command_parser("Kill a command at random moments and compare its result.")
+    parser = command_parser("Kill a command at random times and compare its result.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("train", "preprocess"):
         command = commands.add_parser(name)
-        command.add_argument("--kills", type=int, default=50, help="default 50")
-        command.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
-    command.add_argument("--num_workers", type=int, default=2, help="of preprocess.py (default 2)")
+        command.add_argument("--kills", type=int, default=50, help="number of kills (default: 50)")
+        command.add_argument("--seed", type=int, default=0, help="seed of the times (default: 0)")
+    command.add_argument("--num_workers", type=int, default=2, help="processes of preprocess.py (default: 2)")
     command.add_argument("--recordings", type=int, default=12, help="default 12")
-    command.add_argument("--seconds", type=float, default=4.0, help="length of each recording (default 4)")
+    command.add_argument("--seconds", type=float, default=4.0, help="length of each recording (default: 4)")
     args = parser.parse_args(argv)
     for name in ("kills", "num_workers", "recordings", "seconds"):
         if getattr(args, name, 1) <= 0:
@@ -271,7 +271,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @as_command()
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    torch.set_num_threads(1)  # a forked copy of torch's threads would hang
+    torch.set_num_threads(1)  # forked copies of torch's threads would hang
     with tempfile.TemporaryDirectory(prefix="kills_") as name:
         run = kill_training if args.command == "train" else kill_preprocessing
         words, is_right = run(Path(name), args)

@@ -1,9 +1,9 @@
-"""Measure how long live.py's work takes for each block of sound, on one core, and draw it.
+"""Measure and plot the time that live.py needs for each block of sound, on one core.
 
     ./venv/bin/python benchmarks/live_latency.py --seconds 60 --output docs/live_latency.png
 
-Blocks follow each other at once. With ``--real_time`` they come as from a sound card: the clock then runs from when a
-block is there, so that waking up counts, and caches have had time to fill with other data.
+Blocks are processed without a pause. With ``--real_time`` they arrive as from a sound card, and time counts from the
+arrival of a block: it includes waking up, and caches may hold other data by then.
 """
 
 import argparse
@@ -31,7 +31,7 @@ log = logging.getLogger("live_latency")
 def time_blocks(
     stream: StreamingTransfer, voice: np.ndarray, size: int, n_blocks: int, real_time: bool = False
 ) -> np.ndarray:
-    """Play blocks of ``size`` samples; return ms by the clock and of the processor for each: [n_blocks, 2]."""
+    """Play blocks of ``size`` samples; return wall-clock and processor time in ms, [n_blocks, 2]."""
     n_whole, times = len(voice) // size, np.empty((n_blocks, 2))
     started = time.perf_counter()
     for number in range(n_blocks):
@@ -48,7 +48,7 @@ def plot(times: np.ndarray, block_ms: float) -> matplotlib.figure.Figure:
     """Draw a histogram of both times."""
     figure = matplotlib.figure.Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    bins = np.geomspace(np.quantile(times, 0.001) / 1.5, times.max() * 1.01, 60)  # the first blocks cost nothing
+    bins = np.geomspace(np.quantile(times, 0.001) / 1.5, times.max() * 1.01, 60)  # the first blocks are silent
     for column, name, colour in zip(times.T, _CLOCKS, ("tab:gray", "tab:orange")):
         middle, high = np.percentile(column, (50, 99.9))
         label = f"{name}: median {middle:.1f} ms, 99.9 % under {high:.1f} ms"
@@ -65,12 +65,12 @@ def plot(times: np.ndarray, block_ms: float) -> matplotlib.figure.Figure:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("Measure the time that live.py takes for each block.")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of sound (default 60)")
-    parser.add_argument("--block_ms", type=float, default=10.0, help="length of a block (default 10)")
-    parser.add_argument("--real_time", action="store_true", help="blocks come as from a sound card")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds of sound (default: 60)")
+    parser.add_argument("--block_ms", type=float, default=10.0, help="milliseconds per block (default: 10)")
+    parser.add_argument("--real_time", action="store_true", help="blocks arrive as from a sound card")
     parser.add_argument("--input", type=Path, default=ROOT / "examples" / "hum.wav", help="the voice")
-    parser.add_argument("--instrument", default="trumpet", help="a shipped model (default trumpet)")
-    parser.add_argument("--output", type=Path, help="also draw the times here (.png, .svg, .pdf)")
+    parser.add_argument("--instrument", default="trumpet", help="a shipped model (default: trumpet)")
+    parser.add_argument("--output", type=Path, help="also write a plot to this file (.png, .svg, .pdf)")
     args = parser.parse_args(argv)
     if not (0 < args.seconds <= 36000 and 1 <= args.block_ms <= 1000):
         parser.error("--seconds should be between 0 and 36000, --block_ms between 1 and 1000")

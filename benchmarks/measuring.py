@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 def time_in_turns(
     works: dict[str, Callable[[], Any]], n_rounds: int, budget: float = float("inf")
 ) -> dict[str, list[float]]:
-    """Run every work once to warm up, then all in turn (A B A B ...), so that a busy machine slows all of them.
+    """Run each function once to warm up, then all in turn (A B A B ...), so that a busy machine slows all equally.
 
     Args:
         works: functions without arguments, by name.
@@ -43,7 +43,7 @@ def time_in_turns(
 
 
 def summarize_ratio(times: Sequence[float], others: Sequence[float]) -> dict[str, float]:
-    """Return the median of the ratios others / times of neighbouring runs, with the smallest and the largest."""
+    """Return median, minimum and maximum of the ratios others / times of neighbouring runs."""
     ratios = [other / own for own, other in zip(times, others)]
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
@@ -63,7 +63,7 @@ def resident_mb(process: int | str = "self", peak: bool = False) -> float:
 
 def measure_growth(work: Callable[[], Any]) -> float:
     """Return the growth in MB of this process's peak resident memory during ``work`` (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's record of the peak
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak that the kernel records
     before = resident_mb()
     work()
     return resident_mb(peak=True) - before

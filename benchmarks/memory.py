@@ -1,4 +1,4 @@
-"""Measure the memory and time of a long transfer, or of the start of a training on very many recordings (Linux).
+"""Measure memory and time of a long transfer, or of the start of a training on many recordings (Linux).
 
     ./venv/bin/python benchmarks/memory.py transfer --minutes 5 60 --output docs/long_transfer.png
     ./venv/bin/python benchmarks/memory.py corpus --recordings 100000
@@ -39,7 +39,7 @@ _RATE = 16000
 
 
 def vary(voice: np.ndarray, minutes: float, seed: int = 0) -> Iterator[np.ndarray]:
-    """Yield a voice [N], each time up to four semitones and 10 dB away, until so many minutes are full."""
+    """Yield a voice [N] repeatedly, shifted by up to 4 semitones and 10 dB, until ``minutes`` are full."""
     rng, n_left = np.random.default_rng(seed), round(minutes * 60 * _RATE)
     while n_left > 0:
         semitones, gain = rng.uniform(-4, 4), 10 ** (rng.uniform(-10, 0) / 20)
@@ -49,7 +49,7 @@ def vary(voice: np.ndarray, minutes: float, seed: int = 0) -> Iterator[np.ndarra
 
 
 def run_transfer(voice: np.ndarray, minutes: float, instrument: str) -> tuple[np.ndarray, np.ndarray]:
-    """Run transfer.py on so many minutes; return times in s and resident memory in MB, [n] each."""
+    """Run transfer.py on ``minutes`` of voice; return times in s and resident memory in MB, [n] each."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "voice.wav"), Path(folder, "played.wav")
         with soundfile.SoundFile(source, "w", _RATE, channels=1) as file:
@@ -61,7 +61,7 @@ def run_transfer(voice: np.ndarray, minutes: float, instrument: str) -> tuple[np
             while process.poll() is None:
                 try:
                     readings.append((time.perf_counter() - started, resident_mb(process.pid)))
-                except FileNotFoundError:  # it has just ended
+                except FileNotFoundError:  # the process has just ended
                     break
                 time.sleep(0.2)
     if process.returncode:
@@ -71,7 +71,7 @@ def run_transfer(voice: np.ndarray, minutes: float, instrument: str) -> tuple[np
 
 
 def measure_transfers(args: argparse.Namespace) -> None:
-    """Run transfer.py on each length, print its time and peak, and draw its memory."""
+    """Run transfer.py on each length, print time and peak memory, and plot the memory."""
     voice = load_audio(args.input, _RATE)
     runs = {minutes: run_transfer(voice, minutes, args.instrument) for minutes in args.minutes}
     rows = [
@@ -84,7 +84,7 @@ def measure_transfers(args: argparse.Namespace) -> None:
 
 
 def plot(runs: dict[float, tuple[np.ndarray, np.ndarray]]) -> matplotlib.figure.Figure:
-    """Draw memory over the share of each run's time."""
+    """Plot memory over the fraction of each run's time."""
     figure = matplotlib.figure.Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for minutes, (times, memory) in runs.items():
@@ -123,7 +123,7 @@ def write_recordings(folder: Path, count: int) -> None:
 
 
 def start_training(folder: Path) -> None:
-    """Read a folder up to the first batch, as a training does."""
+    """Do what a training does up to its first batch."""
     config = load_config()
     corpus = read_corpus(folder, config)
     measure_statistics(corpus.training, config)
@@ -140,7 +140,7 @@ def measure_start(folder: Path) -> list[str]:
 
 
 def measure_corpus(args: argparse.Namespace) -> None:
-    """Start twice on many recordings, each time in a fresh process."""
+    """Measure two starts on many recordings, each in a new process."""
     with tempfile.TemporaryDirectory() as name:
         write_recordings(Path(name), args.recordings)
         rows = [[start, *run_in_fresh_process(measure_start, Path(name))] for start in ("first", "with the index")]
@@ -151,12 +151,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("Measure the memory of a long transfer or of a large corpus.")
     subjects = parser.add_subparsers(dest="subject", required=True)
     transfer = subjects.add_parser("transfer", help="transfer.py on long recordings")
-    transfer.add_argument("--minutes", type=float, nargs="+", default=[5.0, 60.0], help="lengths (default 5 60)")
-    transfer.add_argument("--input", type=Path, default=ROOT / "examples" / "hum.wav", help="the voice to repeat")
-    transfer.add_argument("--instrument", default="trumpet", help="a shipped model (default trumpet)")
-    transfer.add_argument("--output", type=Path, required=True, help="the picture (.png, .svg, .pdf)")
+    transfer.add_argument("--minutes", type=float, nargs="+", default=[5.0, 60.0], help="lengths (default: 5 60)")
+    transfer.add_argument("--input", type=Path, default=ROOT / "examples" / "hum.wav", help="voice to repeat")
+    transfer.add_argument("--instrument", default="trumpet", help="a shipped model (default: trumpet)")
+    transfer.add_argument("--output", type=Path, required=True, help="plot (.png, .svg, .pdf)")
     corpus = subjects.add_parser("corpus", help="the start of a training")
-    corpus.add_argument("--recordings", type=int, default=100_000, help="how many (default 100000)")
+    corpus.add_argument("--recordings", type=int, default=100_000, help="number of recordings (default: 100000)")
     args = parser.parse_args(argv)
     if args.subject == "transfer" and not all(0 < minutes <= 600 for minutes in args.minutes):
         parser.error("--minutes should be between 0 and 600")

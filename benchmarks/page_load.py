@@ -162,7 +162,7 @@ def time_browser(address: str, folder: Path) -> list[list[str]]:
             soundfile.write(path, np.resize(np.concatenate(notes), seconds * _RATE), _RATE)
             driver.find_element(By.ID, "file").send_keys(str(path))
             wait.until(lambda _, path=path: path.stem in driver.find_element(By.ID, "chosen").text)
-            rows.append([f"{name}, from the tap to sound", seconds_after("#play")])
+            rows.append([f"{name}, from Play to sound", seconds_after("#play")])
             wait.until(lambda _: driver.find_elements(By.ID, "play"))
             other = "#octave label:has(input:not(:checked))"
             rows.append([f"{name}, another octave", seconds_after(other)])
@@ -206,7 +206,7 @@ def crowd(address: str, what: str, tune: Path) -> Iterator[None]:
         concurrent.futures.wait(waiting)
 
 
-def play_beside(address: str, what: str, tune: Tune, stranger: Tune, folder: Path) -> tuple[float, bool]:
+def play_during(address: str, what: str, tune: Tune, stranger: Tune, folder: Path) -> tuple[float, bool]:
     """Return a visitor's waiting time in s while another overloads the page, and whether the tune was correct."""
     with crowd(address, what, stranger[0]):
         time.sleep(0.5)
@@ -218,9 +218,9 @@ def play_beside(address: str, what: str, tune: Tune, stranger: Tune, folder: Pat
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = command_parser("Play the web page from many clients.")
-    parser.add_argument("--clients", type=int, default=32, help="at once, 1 to 64 (default 32)")
-    parser.add_argument("--requests", type=int, default=200, help="one after another (default 200)")
+    parser = command_parser("Load test of the web page with many clients.")
+    parser.add_argument("--clients", type=int, default=32, help="simultaneous clients, 1 to 64 (default: 32)")
+    parser.add_argument("--requests", type=int, default=200, help="successive requests (default: 200)")
     args = parser.parse_args(argv)
     if not 1 <= args.clients <= 64 or args.requests < 1:
         parser.error("--clients should be 1 to 64, and --requests at least 1")
@@ -238,19 +238,19 @@ def main(argv: list[str] | None = None) -> int:
             warm, end = play_in_turn(address, tunes, args.requests, process, folder)
             seconds = time_browser(address, folder)
             crowds = ("uploads", "silent joins", "slow uploads", "slow joins", "slow heads")
-            beside = {what: play_beside(address, what, tunes[0], tunes[-1], folder) for what in crowds}
+            waits = {what: play_during(address, what, tunes[0], tunes[-1], folder) for what in crowds}
     growth = end / warm - 1
     rows = [
         ["clients at once", args.clients],
-        ["got their own tune", right],
+        ["got the tune that they sent", right],
         ["answer, median and last", f"{np.median(waited):.1f} s, {max(waited):.1f} s"],
         [f"memory after {min(_WARM, args.requests)} requests", f"{warm:.0f} MB"],
         [f"memory after {args.requests} requests", f"{end:.0f} MB ({100 * growth:+.1f} %)"],
         *seconds,
-        *([f"the next visitor beside {what}", f"{waited:.1f} s"] for what, (waited, _) in beside.items()),
+        *([f"another visitor during {what}", f"{waited:.1f} s"] for what, (waited, _) in waits.items()),
     ]
     print(f"{describe_machine()}\n\n{format_table(['measured', 'value'], rows)}")
-    is_served = all(is_right and waited <= _MAX_WAIT for waited, is_right in beside.values())
+    is_served = all(is_right and waited <= _MAX_WAIT for waited, is_right in waits.values())
     return 0 if right == args.clients and growth <= _MAX_GROWTH and is_served else 1
 
 

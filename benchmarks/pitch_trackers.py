@@ -89,7 +89,7 @@ def build_live() -> Track:
 
 
 def build_swift_f0() -> Track:
-    """SwiftF0 (arXiv 2508.18440): a frame each 16 ms."""
+    """Return SwiftF0 (arXiv 2508.18440), with a frame every 16 ms."""
     import swift_f0
 
     detector = swift_f0.SwiftF0(threads=1)
@@ -116,7 +116,7 @@ def build_torchfcpe() -> Track:
 
 
 def build_pesto() -> Track:
-    """PESTO (Riou et al., ISMIR 2023)."""
+    """Return PESTO (Riou et al., ISMIR 2023)."""
     with torchaudio_set_aside():
         import pesto
 
@@ -136,7 +136,7 @@ def torchaudio_set_aside() -> Iterator[None]:
     names = ("torchaudio", "torchaudio.transforms")
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     sys.modules.update({name: types.ModuleType(name) for name in names})
-    sys.modules[names[1]].Resample = None  # the rate is theirs already
+    sys.modules[names[1]].Resample = None  # already at the trackers' rate
     try:
         yield
     finally:
@@ -170,7 +170,7 @@ def to_grid(tracked: Tracked, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
 class Clip(NamedTuple):
     audio: np.ndarray  # [T * HOP] at RATE
     f0: np.ndarray  # [T] Hz, 0 in frames that do not count
-    silent: np.ndarray  # [T] nothing is sung or played
+    silent: np.ndarray  # [T] True where nothing is sung or played
 
 
 def read_voice(path: Path) -> Clip:
@@ -269,10 +269,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--voice", type=Path, nargs="+", default=[], help="recordings, each with NAME_f0.csv in its folder"
     )
     parser.add_argument("--rendered", type=Path, nargs="+", default=[], help="folders made by render_dataset.py")
-    parser.add_argument("--takes", type=int, default=6, help="the first of each folder (default %(default)s)")
-    parser.add_argument("--snr", type=float, nargs="*", default=[20, 10, 0], help="dB (default 20 10 0)")
-    parser.add_argument("--trackers", nargs="+", choices=TRACKERS, default=list(TRACKERS), help="(default all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default %(default)s)")
+    parser.add_argument("--takes", type=int, default=6, help="first takes of each folder (default: %(default)s)")
+    parser.add_argument("--snr", type=float, nargs="*", default=[20, 10, 0], help="SNR in dB (default: 20 10 0)")
+    parser.add_argument("--trackers", nargs="+", choices=TRACKERS, default=list(TRACKERS), help="default: all")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     args = parser.parse_args(argv)
     if not args.voice and not args.rendered:
         parser.error("give a --voice or a --rendered folder, or both")

@@ -3,8 +3,8 @@
     ./venv/bin/python benchmarks/speed.py
     ./venv/bin/python benchmarks/speed.py --quick --only bank step --threads 2
 
-All implementations take turns in one process. A ratio is the median of the ratios of neighbouring runs, with the
-smallest and the largest. Memory is the growth of a fresh process up to its peak (Linux). The textbook implementation is
+All implementations take turns in one process. A ratio is the median over neighbouring runs, with minimum and maximum.
+Memory is the growth of a new process up to its peak (Linux). The textbook implementation is
 ``tests/textbook.py``; auraloss is left out where it is not installed.
 """
 
@@ -56,7 +56,7 @@ Work = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Workload:
-    """How much is computed at once."""
+    """Sizes of the computations."""
 
     config_name: str = DEFAULT_PRESET
     batch_size: int = 16
@@ -72,7 +72,7 @@ class Workload:
 
 
 class TextbookBank(nn.Module):
-    """The textbook's harmonic bank, in place of HarmonicSynthesizer."""
+    """The textbook's harmonic bank, as a replacement for HarmonicSynthesizer."""
 
     def __init__(self, sample_rate: int, hop_length: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class TextbookBank(nn.Module):
 
 
 class PlainGru(nn.Module):
-    """PyTorch's GRU, in place of GruDecoder."""
+    """PyTorch's GRU, as a replacement for GruDecoder."""
 
     def __init__(self, gru: nn.GRU) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class PlainGru(nn.Module):
 
 
 def build_models(config: Config) -> dict[str, NeuralGuitar]:
-    """Return our model and its twin with the same weights, PyTorch's GRU and the textbook's bank."""
+    """Return our model, and one with the same weights, PyTorch's GRU and the textbook's bank."""
     models = {}
     for name in ("ours", "textbook"):
         torch.manual_seed(0)
@@ -107,7 +107,7 @@ def build_models(config: Config) -> dict[str, NeuralGuitar]:
 
 
 def build_textbook_loss(config: Config) -> Callable[[Tensor, Tensor], StftLoss]:
-    """Return the loss by torch.stft and autograd."""
+    """Return the loss computed with torch.stft and autograd."""
     settings = config.loss
     resolutions = list(zip(settings.fft_sizes, settings.hop_sizes, settings.win_lengths))
 
@@ -118,11 +118,11 @@ def build_textbook_loss(config: Config) -> Callable[[Tensor, Tensor], StftLoss]:
     return compare
 
 
-# --- what is compared: each function returns "ours" and the others, by name ------------------------
+# --- comparisons: each function returns "ours" and the others, by name ------------------------
 
 
 def build_bank(load: Workload) -> dict[str, Work]:
-    """Forward and backward; as in training, f0 needs no gradient."""
+    """Compare forward and backward; as in training, f0 needs no gradient."""
     config = load.config
     f0, _ = make_curves(load.batch_size, load.crop_seconds, config)
     amplitudes = torch.rand(*f0.shape[:2], config.model.n_harmonics).softmax(dim=-1).requires_grad_()
@@ -138,7 +138,7 @@ def build_bank(load: Workload) -> dict[str, Work]:
 
 
 def build_stft_loss(load: Workload) -> dict[str, Work]:
-    """Forward and backward, with silence around the sound: beyond its ends auraloss mirrors it."""
+    """Compare forward and backward, with silence around the sound, because auraloss pads by reflection."""
     config, settings = load.config, load.config.loss
     n_samples = config.audio.seconds_to_frames(load.crop_seconds) * config.audio.hop_length
     sounds = 0.1 * torch.randn(2, load.batch_size, n_samples, generator=torch.Generator().manual_seed(0))
@@ -166,7 +166,7 @@ def build_stft_loss(load: Workload) -> dict[str, Work]:
 
 
 def build_step(load: Workload) -> dict[str, Work]:
-    """A whole training step, and forward and backward through nothing but PyTorch's GRU."""
+    """Compare a complete training step, also with forward and backward of PyTorch's GRU only."""
     config, batch = load.config, make_batch(load)
     models = build_models(config)
     gru, inputs = build_gru(config), _decoder_inputs(batch["f0"], batch["loudness"])
@@ -185,7 +185,7 @@ def build_step(load: Workload) -> dict[str, Work]:
 
 
 def build_inference(load: Workload) -> dict[str, Work]:
-    """Curves in, sound out, as transfer.py plays them, and nothing but PyTorch's GRU."""
+    """Compare curves to sound, as in transfer.py, also with PyTorch's GRU only."""
     config = load.config
     f0, loudness = make_curves(1, load.render_seconds, config)
     gru, inputs = build_gru(config), _decoder_inputs(f0, loudness)
@@ -198,7 +198,7 @@ def build_inference(load: Workload) -> dict[str, Work]:
 
 
 def build_crepe(model: str, device: torch.device = _CPU) -> Callable[[Workload], dict[str, Work]]:
-    """Return what builds CREPE's activations of ``crop_seconds`` of a voice; ``model`` is "tiny" or "full"."""
+    """Return a function that compares CREPE "tiny" or "full" on ``crop_seconds`` of a voice."""
 
     def build(load: Workload) -> dict[str, Work]:
         torchcrepe, audio = import_torchcrepe(), read_voice(load.crop_seconds)
@@ -217,7 +217,7 @@ def build_crepe(model: str, device: torch.device = _CPU) -> Callable[[Workload],
 
 
 def build_viterbi(load: Workload) -> dict[str, Work]:
-    """Viterbi search for the path through the activations of ``render_seconds`` of a voice."""
+    """Compare the Viterbi search through the activations of ``render_seconds`` of a voice."""
     torchcrepe = import_torchcrepe()
     activation = crepe.crepe_activation(read_voice(load.render_seconds), _FEATURE_HOP)
     batched = torch.from_numpy(activation.T[None].copy())
@@ -258,7 +258,7 @@ def make_curves(n_batch: int, seconds: float, config: Config) -> tuple[Tensor, T
 
 
 def make_batch(load: Workload) -> dict[str, Tensor]:
-    """Return what the data loader gives a training step."""
+    """Return a training batch as from the data loader."""
     f0, loudness = make_curves(load.batch_size, load.crop_seconds, load.config)
     n_samples = f0.shape[1] * load.config.audio.hop_length
     audio = 0.1 * torch.randn(load.batch_size, n_samples, generator=torch.Generator().manual_seed(0))
@@ -284,7 +284,7 @@ def make_step(
 
 
 def build_gru(config: Config) -> nn.GRU | None:
-    """Return PyTorch's GRU of the decoder's size, or None where the decoder is no GRU."""
+    """Return PyTorch's GRU of the decoder's size, or None if the decoder is not a GRU."""
     if config.model.decoder != "gru":
         return None
     return nn.GRU(2, config.model.hidden_size, config.model.num_layers, batch_first=True)
@@ -315,7 +315,7 @@ def import_torchcrepe() -> types.ModuleType:
 
 
 def measure(key: str, load: Workload, args: argparse.Namespace) -> list[dict]:
-    """Return a row for each implementation that ours is compared with."""
+    """Return a row for each other implementation."""
     title, build = PARTS[key]
     seconds = time_in_turns(build(load), args.rounds, 2.0 if args.quick else math.inf)
     memory = {}
@@ -336,7 +336,7 @@ def measure(key: str, load: Workload, args: argparse.Namespace) -> list[dict]:
 
 
 def grow(key: str, name: str, load: Workload, threads: int) -> float:
-    """Return the memory in MB that two runs need at their peak; a small run before it allocates what stays."""
+    """Return the peak memory in MB of two runs, after a small run that allocates permanent memory."""
     torch.set_num_threads(threads)
     build = PARTS[key][1]
     build(replace(load, batch_size=1, crop_seconds=0.1, render_seconds=0.1))[name]()
@@ -345,7 +345,7 @@ def grow(key: str, name: str, load: Workload, threads: int) -> float:
 
 
 def measure_preprocessing(minutes: float, num_workers: int) -> str:
-    """Run preprocess.py on files of half a minute, its start included; return its speed in words."""
+    """Run preprocess.py on files of 30 s, including its start; return a description of its speed."""
     n_files = max(1, round(2 * minutes))
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
         source, target = Path(folder, "raw"), Path(folder, "processed")
@@ -372,11 +372,11 @@ def format_row(row: dict) -> list[str]:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("Compare speed and memory with the textbook implementation and peers.")
     parser.add_argument("--quick", action="store_true", help="few rounds, no memory, no preprocessing: under a minute")
-    parser.add_argument("--rounds", type=int, help="runs of each implementation (default 15, with --quick up to 3)")
+    parser.add_argument("--rounds", type=int, help="runs of each implementation (default: 15, with --quick up to 3)")
     parser.add_argument("--only", nargs="+", choices=[*PARTS, "preprocess"], help="only these parts")
     parser.add_argument("--preprocess_minutes", type=float, default=4.0, help="of sound (default %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     for field in fields(Workload):
         parser.add_argument(f"--{field.name}", type=field.type, default=field.default, help="default: %(default)s")
     args = parser.parse_args(argv)

@@ -32,7 +32,7 @@ _START = "import sys; sys.path.append({!r}); import trace_files; trace_files.sta
 
 
 def start() -> None:
-    """Trace this thread and those that it starts: each file's name is appended to the file in the environment."""
+    """Trace this thread and those that it starts; append the name of each file to the trace file."""
     target, seen = os.environ[_VARIABLE], set()
 
     def profile(frame: FrameType, event: str, argument: Any) -> None:
@@ -41,7 +41,7 @@ def start() -> None:
             return
         if not name.startswith(str(ROOT) + os.sep) or name.startswith(_OUTSIDE):
             seen.add(name)
-        elif frame.f_code.co_flags & inspect.CO_OPTIMIZED and not _is_importing(frame):  # no class or module body
+        elif frame.f_code.co_flags & inspect.CO_OPTIMIZED and not _is_importing(frame):  # not a class or module body
             seen.add(name)
             with open(target, "a") as file:
                 file.write(name + "\n")
@@ -59,19 +59,19 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def stop() -> None:
-    """Trace no further."""
+    """Stop tracing."""
     threading.setprofile(None)
     sys.setprofile(None)
 
 
 @contextlib.contextmanager
 def tracing() -> Iterator[set[str]]:
-    """Trace this process and the Python processes that it starts; the set yielded is filled in the end."""
+    """Trace this process and the Python processes that it starts; fill the yielded set at the end."""
     files: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "files")
         target.touch()
-        # Python imports a module of this name whenever it starts.
+        # Python imports a module of this name at its start.
         Path(folder, "sitecustomize.py").write_text(_START.format(str(Path(__file__).parent)))
         before = dict(os.environ)
         paths = [folder, *filter(None, [before.get("PYTHONPATH")])]
@@ -123,14 +123,14 @@ def _preprocessing_flags(folder: Path) -> list[str]:
 
 
 def trace_call(function: Callable[[], Any]) -> set[str]:
-    """Return the files that a call runs."""
+    """Return the files that a function call runs."""
     with tracing() as files:
         function()
     return files
 
 
 def prepare_step(folder: Path) -> Callable[[], Any]:
-    """Return a function that takes a batch and does one step, of a trainer that is built here."""
+    """Build a trainer; return a function that loads a batch and does one step."""
     import torch
 
     import train
@@ -151,12 +151,12 @@ def prepare_step(folder: Path) -> Callable[[], Any]:
     trainer = train.build_trainer(
         train.parse_args(["--data_dir", str(folder), "--checkpoint_dir", str(folder / "out")])
     )
-    assert len(trainer.training) <= config.train.batch_size  # one step an epoch
+    assert len(trainer.training) <= config.train.batch_size  # one step per epoch
     return trainer.train_epoch
 
 
 def prepare_click(folder: Path) -> Callable[[], Any]:
-    """Return a function that calls what the page's button calls, of a page that is built here."""
+    """Build a page; return a function that does what its button does."""
     import app
 
     page = app.build_ui(folder)

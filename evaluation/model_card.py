@@ -31,8 +31,8 @@ controlled by a small network (DDSP, Engel et al., ICLR 2020).
 
 - Training data: {data}
 - Licence of the training data: {licence}
-- The model heard pitches from {f0_low:.0f} to {f0_high:.0f} Hz and loudness from {loudness_low:.0f} to \
-{loudness_high:.0f} dB (A-weighted, re full scale; the middle 98 % of its frames).
+- Range of the training data: {f0_low:.0f} to {f0_high:.0f} Hz, {loudness_low:.0f} to {loudness_high:.0f} dB \
+(A-weighted, re full scale; the middle 98 % of the frames).
 
 ## Training
 
@@ -44,14 +44,14 @@ controlled by a small network (DDSP, Engel et al., ICLR 2020).
 {usage}
 ```
 
-It is meant for turning a sung, hummed or whistled melody, or curves of one's own, into {instrument} sound.
+It turns a sung, hummed or whistled melody, or curves from a file, into {instrument} sound.
 
 ## Limits
 
 - One note at a time.
-- Outside the pitches and levels above it extrapolates.
-- Nothing over {highest:,} Hz.
-- It sounds like its training data, with the players, the room and the faults that are in it.
+- It extrapolates outside the range of the training data.
+- No sound above {highest:,} Hz.
+- It reproduces the players, the room and the faults of its training data.
 {note}"""
 
 

@@ -104,10 +104,10 @@ def _voice(exhibit: Exhibit) -> _Card:
         sound.frame_rate,
         voiced=expected.played[:n_frames],
         second_f0=expected.f0[:n_frames],
-        f0_labels=("heard", "wanted"),
+        f0_labels=("measured", "target"),
         title=f"What {name} plays",
     )
-    alt = f"Pitch and loudness of {exhibit.title}, heard and wanted"
+    alt = f"Pitch and loudness of {exhibit.title}, measured and target"
     picture = draw_picture(lambda theme: draw(theme=theme), alt, _DPI)
     return _Card(exhibit.title, [_player(track) for track in exhibit.tracks], picture)
 

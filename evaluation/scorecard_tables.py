@@ -41,7 +41,9 @@ class Column:
         return value >= limit if self.at_least else value <= limit
 
 
-_RECOGNITION = Column("recognised", "recognised %", 0, "seconds heard as the instrument by the recogniser", None, True)
+_RECOGNITION = Column(
+    "recognised", "recognised %", 0, "seconds that the recogniser classifies as the instrument", None, True
+)
 _OVER_TIME = tuple(
     Column(key, f"{heading} {UNITS[key]}", 1, f"{meaning}: distance of its distribution to the recordings'", limit)
     for key, heading, meaning, limit in (
@@ -51,31 +53,38 @@ _OVER_TIME = tuple(
 ) + tuple(
     Column(key, f"{heading} {UNITS[key]}", 1, f"{meaning}: distance of its distribution", limit, plucked=True)
     for key, heading, meaning, limit in (
-        ("attack", "attack", "time from 20 dB under a note's peak to the peak", 10.0),
+        ("attack", "attack", "time from 20 dB below a note's peak to the peak", 10.0),
         ("early_decay", "decay", "fall from 0.05 to 0.5 s after the peak", 6.0),
         ("late_decay", "late decay", "fall from 0.5 to 2 s after the peak", 6.0),
     )
 )
 RESYNTHESIS = (
-    Column("log_mel", "log-mel dB", 2, "mean difference of mel bands, up to where the recording has sound", 4.0),
-    Column("log_mel_8k", "to 8 kHz dB", 2, "the same up to 8 kHz, for models of all rates"),
-    Column("over_8k", "over 8 kHz dB", 1, "difference of the energy over 8 kHz, at equal level", 4.0),
-    Column("stft_loss", "STFT loss", 2, "multi-resolution STFT loss, up to where the recording has sound", 1.5),
+    Column("log_mel", "log-mel dB", 2, "mean difference of mel bands, up to the recording's bandwidth", 4.0),
+    Column("log_mel_8k", "to 8 kHz dB", 2, "the same up to 8 kHz, for models of all sample rates"),
+    Column("over_8k", "over 8 kHz dB", 1, "difference of the energy above 8 kHz, at equal level", 4.0),
+    Column("stft_loss", "STFT loss", 2, "multi-resolution STFT loss, up to the recording's bandwidth", 1.5),
     _RECOGNITION,
     *_OVER_TIME,
-    Column("loudness_l1", "loudness L1 dB", 2, f"mean error of frames over {AUDIBLE_LEVEL:g} dB", 1.5, sanity=True),
-    Column("loudness_bias", "bias dB", 2, "its mean with sign; below zero the model plays too softly", sanity=True),
-    Column("rest_level", "rests dBFS", 1, "median level where the recording rests: the noise floor", sanity=True),
+    Column(
+        "loudness_l1",
+        "loudness L1 dB",
+        2,
+        f"mean absolute error of frames above {AUDIBLE_LEVEL:g} dB",
+        1.5,
+        sanity=True,
+    ),
+    Column("loudness_bias", "bias dB", 2, "mean signed error; negative if the model plays too softly", sanity=True),
+    Column("rest_level", "rests dBFS", 1, "median level in the rests of the recording: the noise floor", sanity=True),
 )
 TRANSFER = (
     _RECOGNITION,
     *_OVER_TIME,
     Column("f0_median", "f0 median cents", 1, "median error against the pitch fitted to the voice", 10.0, sanity=True),
-    Column("f0_p95", "f0 p95 cents", 1, "95th percentile of it", 50.0, sanity=True),
+    Column("f0_p95", "f0 p95 cents", 1, "95th percentile of this error", 50.0, sanity=True),
     Column("octave", "octave %", 1, "frames in the octave of the voice's annotated pitch", 99.0, True, sanity=True),
-    Column("precision", "precision %", 1, "of the frames that sound, those that should", sanity=True),
-    Column("recall", "recall %", 1, "of the frames that should sound, those that do", sanity=True),
-    Column("loudness_correlation", "loudness corr.", 3, "with the level asked for, in notes", 0.95, True, sanity=True),
+    Column("precision", "precision %", 1, "sounding frames that should sound", sanity=True),
+    Column("recall", "recall %", 1, "frames that should sound and do", sanity=True),
+    Column("loudness_correlation", "loudness corr.", 3, "with the input loudness, in notes", 0.95, True, sanity=True),
     Column(
         "pause_level",
         "pauses dBFS",
@@ -85,8 +94,8 @@ TRANSFER = (
         sanity=True,
     ),
     Column("peak", "peak dBFS", 1, "highest sample", sanity=True),
-    Column("clipped", "clipped", 0, "samples at or over full scale", 0, sanity=True),
-    Column("out_of_range", "out of range %", 1, "frames asked for outside the instrument's range", sanity=True),
+    Column("clipped", "clipped", 0, "samples at or above full scale", 0, sanity=True),
+    Column("out_of_range", "out of range %", 1, "input frames outside the instrument's range", sanity=True),
 )
 SECTIONS = (("resynthesis", ("sound",), RESYNTHESIS), ("transfer", ("voice", "sound"), TRANSFER))  # in a report
 

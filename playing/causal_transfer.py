@@ -64,7 +64,7 @@ def require_causal_options(options: TransferOptions) -> None:
     """Raise ValueError for an option that needs look-ahead."""
     for name in _LOOK_AHEAD:
         if getattr(options, name) != getattr(_DEFAULTS, name):
-            raise ValueError(f"{name} needs the notes that follow; they are not known while the voice comes in")
+            raise ValueError(f"{name} needs look-ahead, which live playing and --causal do not have")
 
 
 class Decimator:

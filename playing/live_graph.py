@@ -150,7 +150,7 @@ class LiveGraph(nn.Module):
         sound, played = self.player(
             *curves, noise[None], state.played, gate.view(1, 1, 1), 10 ** (noise_balance.view(1, 1, 1) / 20)
         )
-        # In silence the phase starts anew, so that rounding adds up over a phrase at most.
+        # The phase restarts in silence, so that rounding errors accumulate over one phrase at most.
         played = played._replace(phase=torch.where(gate > 0, played.phase, 0.0))
         gains, limits, limiter_gain = self.limiter(sound.audio[0], state.limits, state.limiter_gain)
         sound = Sound(sound.harmonic * gains, sound.noise * gains)

@@ -1,6 +1,6 @@
 """Export of the live graph as a model file of the Neutone plug-in, which runs in a DAW. Experimental.
 
-It needs ``neutone_sdk`` in an environment of its own (docs/export.md). The graph is traced to TorchScript; the wrapper
+It needs ``neutone_sdk`` in a separate environment (docs/export.md). The graph is traced to TorchScript; the wrapper
 holds its state and noise, decimates the voice, and maps the four knobs. The SDK adapts block sizes and sample rates.
 """
 
@@ -37,7 +37,7 @@ assert len(_KNOBS) == len(CONTROLS)
 
 
 class NeutoneLive(WaveformToWaveformBase):
-    """The live graph as the SDK wants it: 10 ms of mono in and out at the model's rate, the state inside."""
+    """The live graph with the SDK's interface: 10 ms of mono in and out at the model's rate, with an internal state."""
 
     def __init__(self, traced: nn.Module, graph: LiveGraph, instrument: str) -> None:
         audio = graph.config.audio
@@ -125,7 +125,7 @@ class NeutoneLive(WaveformToWaveformBase):
 
 
 def export_neutone(model: NeuralGuitar, folder: Path) -> None:
-    """Write ``model.nm``, its metadata and sounds to a folder; run the SDK's own checks and benchmark.
+    """Write ``model.nm``, its metadata and sounds to a folder; run the SDK's checks and benchmark.
 
     Raises:
         ValueError: the model cannot be exported, or the SDK refuses it.

@@ -214,7 +214,7 @@ SINGLE_PROCESS = ProcessRanks(0, 0, 1)
 
 
 def read_ranks() -> ProcessRanks:
-    """Return the ranks that torchrun sets in the environment; empty variables are as unset.
+    """Return the ranks that torchrun sets in the environment; empty variables count as unset.
 
     Raises:
         ValueError: a variable is not a number.

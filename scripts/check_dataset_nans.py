@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from config import DEFAULT_CONFIG_PATH, DEFAULT_PRESET, Config, load_config
 from data import extractor_settings, find_recordings, find_wrong_values, load_recording
-from sound.console import as_command, command_parser
+from sound.console import as_command, command_parser, suggest
 
 SILENCE = -60.0  # dBFS, of the loudest sample; the training loss ignores lower levels
 CEILING = 0.999  # of full scale
@@ -110,6 +110,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     bad = check_folder(args.data_dir, load_config(args.config, args.config_name), args.move_bad)
+    suggest("scripts/inspect_dataset.py --data_dir {}", args.data_dir)
     return 1 if bad else 0
 
 

@@ -63,7 +63,7 @@ def export_neutone(checkpoint: Path, folder: Path) -> None:
     try:
         from playing import neutone_export
     except ImportError as error:
-        raise ValueError(f"{error}: --format neutone needs an environment of its own, see docs/export.md") from error
+        raise ValueError(f"{error}: --format neutone needs a separate environment, see docs/export.md") from error
     neutone_export.export_neutone(load_model(checkpoint), folder)
 
 
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.format == "neutone":
         export_neutone(args.checkpoint, args.output)
-        print(f"{args.output}/model.nm: load it in Neutone FX (load your own); its authors' checks have passed")
+        print(f"{args.output}/model.nm: load it in Neutone FX (*load your own*); the SDK's checks have passed")
         return 0
     done = export_model(load_model(args.checkpoint), args.format, args.output, args.block_frames, args.live)
     took, block = done["milliseconds_a_block"], 1000 * args.block_frames * done["hop_length"] / done["sample_rate"]

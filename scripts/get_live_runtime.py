@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from sound.atomic_files import atomic_write
-from sound.console import as_command
+from sound.console import as_command, command_parser, suggest
 
 PAGE_DIR = Path(__file__).resolve().parents[1] / "web" / "live"
 
@@ -72,7 +72,7 @@ def unpack(package: Path, files: dict[str, bytes], target: Path) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Download the runtime of the live page.")
+    parser = command_parser("Download the runtime of the live page.")
     parser.add_argument("--source", type=Path, help="package onnxruntime-web (.tgz) on disk, instead of a download")
     parser.add_argument("--output", type=Path, default=PAGE_DIR / "vendor", help="folder (default: web/live/vendor)")
     return parser.parse_args(argv)
@@ -89,6 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         unpack(args.source or fetch_package(version, Path(folder)), files, args.output)
     print(f"{args.output}: onnxruntime-web {version}, {sum(path.stat().st_size for path in kept) / 1e6:.1f} MB")
+    suggest("app.py")
     return 0
 
 

@@ -239,7 +239,7 @@ def _mix_blocks(blocks: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]
             if _power(average) < _CANCELLED_POWER * power:
                 weights = _align_channels(channels)
                 if not has_warned:
-                    log.warning("%s: its channels cancel each other, so one is turned over before they are mixed", name)
+                    log.warning("%s: its channels cancel each other, so one is inverted before they are mixed", name)
                 has_warned = True
             elif _power(average) >= _power(channels @ weights):
                 weights = equal

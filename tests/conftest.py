@@ -12,7 +12,7 @@ import mido
 import numpy as np
 import pytest
 
-# Before torch is imported: two test processes of two threads each would only wait for each other.
+# Before torch is imported: two test processes with two threads each would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
@@ -45,7 +45,7 @@ def melody(notes=(440.0, 523.3, 659.3), note_seconds=0.4, rest_seconds=0.2, samp
 
 
 def shrink(config):
-    """Return the configuration with a model and a training that take a second, not an hour."""
+    """Return a configuration with a small model and a short training."""
     model = dataclasses.replace(config.model, hidden_size=32, n_harmonics=20, n_noise_bands=17)
     train = dataclasses.replace(config.train, batch_size=2, epochs=2, crop_seconds=0.25)
     return dataclasses.replace(config, model=model, train=train)

@@ -1,4 +1,4 @@
-"""What the tests of the web page share: models that were never trained, tunes, and what can be heard in a result."""
+"""Helpers of the web page's tests: untrained models, tunes, and the pitch of a result."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ RATE = 16000
 def save_untrained(
     path: Path, instrument: str = "trumpet", epoch: int = 1, when: float | None = None, **values: object
 ) -> Path:
-    """Write a checkpoint that was never trained, with the statistics of one that was."""
+    """Write an untrained checkpoint with the statistics of a trained one."""
     torch.manual_seed(0)
     config = load_config()
     statistics = {

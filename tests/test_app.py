@@ -51,7 +51,7 @@ LIMITS = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in place of checkpoints/pretrained, with a guitar in it."""
+    """Replace checkpoints/pretrained by a folder with a guitar."""
     folder = tmp_path_factory.mktemp("pretrained")
     save_untrained(folder / "guitar.pth", "guitar")
     with pytest.MonkeyPatch.context() as patch:
@@ -61,7 +61,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where requests make their temporary folders, and Gradio its copies."""
+    """Folder for the temporary folders of requests and Gradio's copies."""
     folder = tmp_path_factory.mktemp("scratch")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))
@@ -130,11 +130,11 @@ def app_order(page: gr.Blocks) -> list[str]:
 
 
 def changes(step: dict) -> dict[str, str]:
-    """Return what a step of the page changes, as text, by the name or label of the component."""
+    """Return the changes of a step as text, by the name or label of the component."""
     return {part.elem_id or str(getattr(part, "value", part.label)): str(change) for part, change in step.items()}
 
 
-def test_every_option_has_a_place_in_the_endpoint_and_a_control() -> None:
+def test_every_option_has_an_endpoint_parameter_and_a_control() -> None:
     wanted = {field.name for field in dataclasses.fields(TransferOptions)}
     page = app.build_ui(Path("nowhere"), "cpu", LIMITS)
     endpoint = next(event.fn for event in page.fns.values() if event.api_name == "transfer")
@@ -144,7 +144,7 @@ def test_every_option_has_a_place_in_the_endpoint_and_a_control() -> None:
     assert set(app_order(page)) == wanted
 
 
-def test_the_button_plays_and_tells_a_musician_what_it_did(run, tmp_path: Path, scratch: Path) -> None:
+def test_button_plays_and_describes_the_result(run, tmp_path: Path, scratch: Path) -> None:
     *steps, early, last = run(sing(tmp_path / "a.wav", 220.0), "guitar", -12, transpose=2)
     first = changes(steps[0])
     assert "Fetching the instrument" in first["status"] and 'class="now"' in first["status"]
@@ -161,7 +161,7 @@ def test_the_button_plays_and_tells_a_musician_what_it_did(run, tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("chosen", "rate"), [("auto", 16000), (44100, 44100), (48000, 48000)])
-def test_the_button_obeys_the_choice_of_the_sample_rate(run, tmp_path: Path, chosen: str | int, rate: int) -> None:
+def test_button_uses_the_chosen_sample_rate(run, tmp_path: Path, chosen: str | int, rate: int) -> None:
     for step in run(sing(tmp_path / "a.wav", 220.0, 0.3), "guitar", "auto", output_rate=chosen):
         for part, value in step.items():
             if part.elem_id == "desk":  # the files are there until the next step
@@ -169,7 +169,7 @@ def test_the_button_obeys_the_choice_of_the_sample_rate(run, tmp_path: Path, cho
     assert len(files) == 2 and {(file.samplerate, file.frames) for file in files} == {(rate, round(0.7 * rate))}
 
 
-def test_the_button_says_what_is_missing(run) -> None:
+def test_button_reports_missing_input(run) -> None:
     *_, last = (changes(step) for step in run(None, "guitar", "auto"))
     assert "There is no recording yet" in last["status"] and "error" in last["status"]
     assert "'visible': True" in last["play"] and "'visible': False" in last["cancel"]
@@ -183,7 +183,7 @@ def test_the_button_says_what_is_missing(run) -> None:
         ({"share_out_of_range": 0.3}, {"fold": True}, "out of the guitar's range", []),
     ],
 )
-def test_what_makes_a_result_doubtful_is_said_with_a_way_out(
+def test_doubtful_result_has_a_warning_and_a_fix(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: dict, options: dict, notice: str, fixes: list
 ) -> None:
     render = transfer_request.transfer_measured
@@ -216,7 +216,7 @@ def test_the_live_page_offers_the_same_instruments(server: str, client: Client) 
     assert offered == [f"graphs/{instrument['name']}.onnx" for instrument in known]
 
 
-def test_a_program_gets_its_tune_back(client: Client, tmp_path: Path, scratch: Path) -> None:
+def test_endpoint_returns_the_melody_of_the_recording(client: Client, tmp_path: Path, scratch: Path) -> None:
     voice = handle_file(sing(tmp_path / "voice.wav", 220.0))
     sound, harmonic, noise, report, midi, curves = client.predict(voice, "guitar", 7, api_name="/transfer")
     assert report["semitones"] == 7 and report["instrument"] == "guitar"
@@ -231,7 +231,7 @@ def test_a_program_gets_its_tune_back(client: Client, tmp_path: Path, scratch: P
     assert list(scratch.glob("vox2trumpet-*")) == []
 
 
-def test_a_program_chooses_the_sample_rate(client: Client, tmp_path: Path) -> None:
+def test_endpoint_uses_the_requested_sample_rate(client: Client, tmp_path: Path) -> None:
     voice = handle_file(sing(tmp_path / "voice.wav", 220.0, 0.3))
     *files, report, _, _ = client.predict(voice, "guitar", 0, output_rate=48000, api_name="/transfer")
     assert {(soundfile.info(path).samplerate, soundfile.info(path).frames) for path in files} == {(48000, 33600)}
@@ -253,13 +253,13 @@ def test_what_phones_and_browsers_record_is_played(client: Client, tmp_path: Pat
     assert cents(hear(sound), 220) < 10
 
 
-def test_the_recording_alone_is_enough(client: Client, tmp_path: Path) -> None:
+def test_only_the_recording_is_required(client: Client, tmp_path: Path) -> None:
     sound, _, _, report, *_ = client.predict(handle_file(sing(tmp_path / "voice.wav", 110.0)), api_name="/transfer")
     assert report["instrument"] == "guitar" and report["semitones"] in (0, 12, 24)
     assert cents(hear(sound), 110 * 2 ** (report["semitones"] / 12)) < 10
 
 
-def test_many_at_once_get_their_own_tunes_and_one_too_many_is_turned_away(
+def test_simultaneous_requests_are_not_mixed_and_excess_is_refused(
     client: Client, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release, perform = threading.Event(), transfer_request.perform_transfer
@@ -272,7 +272,7 @@ def test_many_at_once_get_their_own_tunes_and_one_too_many_is_turned_away(
     ]
     jobs = [visitors[n % 4].submit(voice, "guitar", 0, api_name="/transfer") for n, voice in enumerate(voices)]
     for _ in range(600):
-        if any(job.done() for job in jobs):  # nothing is played yet, so it was turned away
+        if any(job.done() for job in jobs):  # nothing is played yet, so it was refused
             break
         time.sleep(0.1)
     release.set()
@@ -286,10 +286,10 @@ def test_many_at_once_get_their_own_tunes_and_one_too_many_is_turned_away(
             served += 1
             assert cents(hear(sound), f0) < 50  # the tunes lie 200 apart
     assert LIMITS.max_waiting <= served < len(pitches)
-    client.predict(voices[0], "guitar", 0, api_name="/transfer")  # and afterwards there is room again
+    client.predict(voices[0], "guitar", 0, api_name="/transfer")  # afterwards the queue accepts requests again
 
 
-def test_a_melody_is_found_and_played_as_it_stands(client: Client, tmp_path: Path) -> None:
+def test_melody_is_returned_and_rendered_unchanged(client: Client, tmp_path: Path) -> None:
     notes, curves, midi = client.predict(handle_file(sing(tmp_path / "voice.wav", 220.0)), api_name="/melody")
     (note,) = notes
     assert note["name"] == "A3" and note["pitch"] == pytest.approx(57, abs=0.1)
@@ -300,7 +300,7 @@ def test_a_melody_is_found_and_played_as_it_stands(client: Client, tmp_path: Pat
     assert cents(hear(sound), 220) < 10
 
 
-def test_what_the_page_shows_programs_runs_as_it_stands(server: str, client: Client) -> None:
+def test_code_shown_on_the_api_page_runs_unchanged(server: str, client: Client) -> None:
     shown = requests.get(f"{server}gradio_api/info", timeout=10).json()["named_endpoints"]
     assert set(shown) == {"/transfer", "/melody", "/render", "/instruments"}
     for name, endpoint in shown.items():
@@ -323,15 +323,13 @@ def test_what_the_page_shows_programs_runs_as_it_stands(server: str, client: Cli
         ({"instrument": "kazoo"}, r"There is no instrument 'kazoo' \(there is guitar, trumpet/latest\)"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(client: Client, tmp_path: Path, arguments: dict, sentence: str) -> None:
+def test_invalid_arguments_are_refused(client: Client, tmp_path: Path, arguments: dict, sentence: str) -> None:
     voice = handle_file(sing(tmp_path / "voice.wav", 220.0))
     with pytest.raises(AppError, match=sentence):
         client.predict(voice, **arguments, api_name="/transfer")
 
 
-def test_a_request_that_dies_leaves_the_server_serving(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_survives_a_failing_request(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     voice = handle_file(sing(tmp_path / "voice.wav", 220.0))
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -342,7 +340,7 @@ def test_a_request_that_dies_leaves_the_server_serving(
     assert client.predict(voice, "guitar", api_name="/transfer")
 
 
-def test_the_readme_tells_how_curl_does_it(server: str, tmp_path: Path) -> None:
+def test_curl_commands_of_the_docs_run(server: str, tmp_path: Path) -> None:
     if not shutil.which("curl"):
         pytest.skip("curl is not installed")
     (block,) = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "page.md").read_text(), flags=re.S)
@@ -351,7 +349,7 @@ def test_the_readme_tells_how_curl_does_it(server: str, tmp_path: Path) -> None:
     shell = subprocess.run(["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert shell.returncode == 0, shell.stderr
     steps = 12 * math.log2(hear(tmp_path / "played.wav") / 220)
-    assert abs((steps - 2 + 6) % 12 - 6) < 0.2  # whole octaves and the two semitones that were asked for
+    assert abs((steps - 2 + 6) % 12 - 6) < 0.2  # whole octaves and the two requested semitones
 
 
 # --- hostile requests -----------------------------------------------------------------------------
@@ -359,14 +357,14 @@ def test_the_readme_tells_how_curl_does_it(server: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sound that lies on the server and belongs to nobody who visits."""
+    """A sound on the server that no visitor may get."""
     return sing(tmp_path_factory.mktemp("private") / "secret.wav", 330.0)
 
 
 class Bait(BaseHTTPRequestHandler):
-    """A server behind the wall, which says who came."""
+    """An internal server that records its visits."""
 
-    visits: list[str] = []  # noqa: RUF012  shared on purpose
+    visits: list[str] = []  # noqa: RUF012  shared by all instances
 
     def do_GET(self) -> None:
         self.visits.append(self.path)
@@ -410,14 +408,14 @@ def bait() -> Iterator[str]:
         "{link}",
     ],
 )
-def test_nothing_but_the_pages_own_files_is_served(
+def test_only_the_files_of_the_page_are_served(
     server: str, scratch: Path, secret: Path, bait: str, wanted: str, tmp_path: Path
 ) -> None:
     (link := tmp_path / "link.wav").symlink_to(secret)
     wanted = wanted.format(secret=secret, root=ROOT, scratch=scratch, bait=bait, link=link)
     for prefix in ("gradio_api/file=", "file=", "gradio_api/file/", "gradio_api/proxy=", "static/", "assets/"):
         request = requests.Request("GET", server + prefix + wanted).prepare()
-        request.url = server + prefix + wanted  # as it is: no normalisation of the dots
+        request.url = server + prefix + wanted  # without normalisation of the dots
         with requests.Session() as session:
             answer = session.send(request, timeout=10, allow_redirects=False)
         assert answer.status_code in (400, 403, 404, 405), (prefix, answer.status_code)
@@ -453,14 +451,14 @@ def test_only_an_upload_can_be_played(server: str, secret: Path, bait: str, want
 
 
 def ask(server: str, body: dict, **headers: str) -> str:
-    """Send a request as programs do, and return the events that answer it."""
+    """Send a request to an endpoint, and return the events of the answer."""
     joined = requests.post(f"{server}gradio_api/call/v2/transfer", json=body, headers=headers, timeout=10)
     assert joined.status_code == 200, joined.text
     return requests.get(f"{server}gradio_api/call/v2/transfer/{joined.json()['event_id']}", timeout=60).text
 
 
 def send(server: str, voice: Path) -> dict:
-    """Upload a recording; return it as a request names it."""
+    """Upload a recording; return the value that refers to it in a request."""
     with voice.open("rb") as file:
         (path,) = requests.post(f"{server}gradio_api/upload", files={"files": file}, timeout=10).json()
     return {"path": path, "meta": {"_type": "gradio.FileData"}}
@@ -483,9 +481,7 @@ def send(server: str, voice: Path) -> dict:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_value_that_cannot_be_is_named_in_a_sentence(
-    server: str, tmp_path: Path, values: dict, culprit: str, capfd
-) -> None:
+def test_invalid_value_is_named(server: str, tmp_path: Path, values: dict, culprit: str, capfd) -> None:
     voice = send(server, sing(tmp_path / "voice.wav", 220.0, 0.3))
     capfd.readouterr()
     events = ask(server, {"recording": voice, **values})
@@ -494,7 +490,7 @@ def test_a_value_that_cannot_be_is_named_in_a_sentence(
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
-def test_what_gradio_stumbles_over_gets_a_sentence(server: str, tmp_path: Path, capfd, caplog) -> None:
+def test_requests_that_crash_gradio_get_a_message(server: str, tmp_path: Path, capfd, caplog) -> None:
     for path, body in (
         ("queue/join", {"data": [], "fn_index": 999, "session_hash": "a"}),
         ("run/predict", {"data": [], "session_hash": "a"}),
@@ -508,7 +504,7 @@ def test_what_gradio_stumbles_over_gets_a_sentence(server: str, tmp_path: Path, 
     assert "Traceback" not in "".join(capfd.readouterr()) and "/voice.wav" not in caplog.text
 
 
-def test_a_fault_of_the_page_is_a_sentence_too(
+def test_internal_error_is_a_message_without_traceback(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, capfd
 ) -> None:
     voice = send(server, sing(tmp_path / "voice.wav", 220.0, 0.3))
@@ -521,7 +517,7 @@ def test_a_fault_of_the_page_is_a_sentence_too(
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
-def test_a_visitor_who_never_listens_does_not_close_the_line(
+def test_visitor_who_reads_no_answers_does_not_block_the_queue(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release, perform, seeds = threading.Event(), transfer_request.perform_transfer, []
@@ -542,15 +538,15 @@ def test_a_visitor_who_never_listens_does_not_close_the_line(
     other = requests.post(address, json={**body, "seed": 7}, timeout=10)
     threading.Timer(0.5, release.set).start()
     events = requests.get(f"{address}/{other.json()['event_id']}", timeout=60).text
-    assert "event: complete" in events and seeds.index(7) == 1  # after the one in hand
-    assert "event: complete" in ask(server, body, **stranger)  # who may join again
+    assert "event: complete" in events and seeds.index(7) == 1  # after the request that is running
+    assert "event: complete" in ask(server, body, **stranger)  # the visitor may join again
 
 
 def guarded(visitor: str, guard: OwnPageOnly) -> TestClient:
     return TestClient(guard, client=(visitor, 1), headers={"host": "127.0.0.1"})
 
 
-def test_a_visitor_may_send_only_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uploads_per_visitor_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(file_guard.time, "monotonic", lambda: now[0])
     limits = dataclasses.replace(LIMITS, max_megabytes_per_visitor=1, keep_seconds=60)
@@ -567,7 +563,7 @@ def test_a_visitor_may_send_only_so_much(monkeypatch: pytest.MonkeyPatch) -> Non
     assert upload("10.0.0.1") == 200
 
 
-def test_a_visitor_opens_only_so_many_connections(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simultaneous_requests_per_visitor_are_limited(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_guard, "_MAX_OPEN", 3)
     stranger = {"X-Forwarded-For": "203.0.113.8"}
     open_ones = [
@@ -579,8 +575,8 @@ def test_a_visitor_opens_only_so_many_connections(server: str, monkeypatch: pyte
         answer.close()
 
 
-def test_visits_without_end_take_little_memory(running: gr.Blocks, server: str) -> None:
-    """A visit costs Gradio 140 kB and what its controls hold, and it remembers 10,000 if nobody says so."""
+def test_memory_of_many_visits_is_limited(running: gr.Blocks, server: str) -> None:
+    """Gradio stores 140 kB and the values of the controls per visit, for 10,000 visits by default."""
     assert running.state_holder.capacity <= 200 and file_guard._MAX_JSON <= 2**17
     answer = requests.post(
         f"{server}gradio_api/run/predict", json={"data": [], "fn_index": 1, "session_hash": "x" * 65}, timeout=10
@@ -613,7 +609,7 @@ def test_a_long_answer_keeps_its_connection(server: str, monkeypatch: pytest.Mon
                 pass
 
 
-def test_a_client_may_have_only_so_many_connections_without_a_request(server: str, monkeypatch) -> None:
+def test_connections_without_a_request_are_limited(server: str, monkeypatch) -> None:
     monkeypatch.setattr(file_guard, "_MAX_SILENT", 3)
     silent = [connect(server) for _ in range(8)]
     silent[-1].sendall(b"GET /x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
@@ -626,7 +622,7 @@ def test_a_client_may_have_only_so_many_connections_without_a_request(server: st
 
 
 @pytest.mark.parametrize("patience", [60.0, 0.2])
-def test_instruments_are_prepared_for_live_playing_one_at_a_time_without_keeping_others_waiting(
+def test_one_live_export_at_a_time_does_not_block_other_requests(
     shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
     release, exporting = threading.Event(), []
@@ -657,7 +653,7 @@ def test_instruments_are_prepared_for_live_playing_one_at_a_time_without_keeping
 
 
 def begin_upload(server: str, length: int) -> http.client.HTTPConnection:
-    """Send the beginning of an upload of a length."""
+    """Send the beginning of an upload with the given length."""
     at = urllib.parse.urlsplit(server)
     connection = http.client.HTTPConnection(at.hostname, at.port, timeout=10)
     connection.putrequest("POST", "/gradio_api/upload")
@@ -669,12 +665,12 @@ def begin_upload(server: str, length: int) -> http.client.HTTPConnection:
 
 
 def is_stored(scratch: Path) -> bool:
-    """Return True if a part of an upload lies on the disk within a second, and is still there after it."""
+    """Return True if part of an upload is stored within a second and stays."""
     time.sleep(1)
     return any(path.stat().st_size for path in (scratch / "gradio").glob("tmp*"))  # clients leave empty ones
 
 
-def test_an_upload_that_comes_too_slowly_is_ended(server: str, scratch: Path, monkeypatch) -> None:
+def test_slow_upload_is_aborted(server: str, scratch: Path, monkeypatch) -> None:
     monkeypatch.setattr(file_guard, "_MAX_JSON_SECONDS", 0.5)
     monkeypatch.setattr(file_guard, "_SLOWEST_UPLOAD", 1e6)
     answer = begin_upload(server, 200_000).getresponse()
@@ -682,7 +678,7 @@ def test_an_upload_that_comes_too_slowly_is_ended(server: str, scratch: Path, mo
     assert not is_stored(scratch)
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(server: str, scratch: Path) -> None:
+def test_interrupted_upload_leaves_no_file(server: str, scratch: Path) -> None:
     connection = begin_upload(server, 200_000)
     assert is_stored(scratch)
     connection.close()
@@ -717,12 +713,12 @@ def test_an_upload_of_hundreds_of_files_is_refused(server: str, scratch: Path) -
         ("OPTIONS", "gradio_api/process_recording"),
     ],
 )
-def test_only_what_the_page_uses_is_there(server: str, method: str, path: str) -> None:
+def test_unused_routes_return_404(server: str, method: str, path: str) -> None:
     answer = requests.request(method, server + path, timeout=10)
     assert (answer.status_code, answer.text) == (404, "there is nothing here")
 
 
-def test_nothing_goes_around_the_queue(server: str) -> None:
+def test_queue_cannot_be_bypassed(server: str) -> None:
     body = {"data": [None] * 16, "api_name": "transfer"}
     functions = requests.get(f"{server}config", timeout=10).json()["dependencies"]
     waiting = [number for number, function in enumerate(functions) if function["queue"] is not False]
@@ -745,7 +741,7 @@ def test_nothing_goes_around_the_queue(server: str) -> None:
     ],
     ids=str,
 )
-def test_pages_of_other_sites_send_nothing_here(server: str, path: str, headers: dict) -> None:
+def test_requests_from_other_sites_are_refused(server: str, path: str, headers: dict) -> None:
     files = {"files": ("a.wav", b"RIFF")} if path == "upload" else None
     answer = requests.post(f"{server}gradio_api/{path}", headers=headers, files=files, timeout=10)
     assert (answer.status_code, answer.text) == (403, "only this page itself may send anything here")
@@ -765,7 +761,9 @@ def test_pages_of_other_sites_send_nothing_here(server: str, path: str, headers:
         (True, (), {"host": "localhost:7860", "origin": "http://[evil"}, 403),
     ],
 )
-def test_the_page_may_stand_on_a_space_or_a_public_link(is_local: bool, hosts, headers: dict, status: int) -> None:
+def test_host_names_of_a_space_and_a_public_link_are_accepted(
+    is_local: bool, hosts, headers: dict, status: int
+) -> None:
     async def serve(scope, receive, send) -> None:
         await PlainTextResponse("served")(scope, receive, send)
 
@@ -782,13 +780,13 @@ def test_a_large_body_of_any_kind_is_refused(server: str, path: str, kind: str) 
     assert answer.status_code == 413
 
 
-def test_an_upload_says_how_long_it_is(server: str) -> None:
+def test_upload_without_content_length_is_refused(server: str) -> None:
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     answer = requests.post(f"{server}gradio_api/upload", data=iter([b"--x\r\n"] * 9), headers=kind, timeout=10)
     assert answer.status_code == 411
 
 
-def test_a_body_that_never_comes_is_not_waited_for(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_body_times_out(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_guard, "_MAX_JSON_SECONDS", 0.5)
     at = urllib.parse.urlsplit(server)
     connection = http.client.HTTPConnection(at.hostname, at.port, timeout=10)
@@ -798,7 +796,7 @@ def test_a_body_that_never_comes_is_not_waited_for(server: str, monkeypatch: pyt
     assert connection.getresponse().status == 408
 
 
-def test_a_kind_said_twice_opens_no_door(server: str) -> None:
+def test_duplicate_content_type_is_refused(server: str) -> None:
     body = json.dumps({"recording": {"path": "https://example.com/x.wav", "meta": {"_type": "gradio.FileData"}}})
     at = urllib.parse.urlsplit(server)
     connection = http.client.HTTPConnection(at.hostname, at.port, timeout=10)
@@ -811,12 +809,12 @@ def test_a_kind_said_twice_opens_no_door(server: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["https://example.com/x.wav", "http:%2f%2fexample.com", "%20HTTPS://example.com"])
-def test_no_address_is_fetched_to_be_handed_on(server: str, address: str) -> None:
+def test_urls_are_not_forwarded(server: str, address: str) -> None:
     answer = requests.get(f"{server}gradio_api/file={address}", timeout=10)
     assert (answer.status_code, answer.text) == (403, "only this page's own files are served")
 
 
-def test_an_address_cannot_hide_in_the_request(server: str, bait: str) -> None:
+def test_urls_inside_a_request_are_not_fetched(server: str, bait: str) -> None:
     hidden = '{"recording": {"p\\u0061th": "\\u0068ttp://127.0.0.1/x.wav", "meta": {"_type": "gradio.FileData"}}}'
     for kind in ("application/json", "text/plain", ""):
         answer = requests.post(
@@ -831,7 +829,7 @@ def test_an_address_cannot_hide_in_the_request(server: str, bait: str) -> None:
 @pytest.mark.parametrize(
     "name", ["../../../evil.wav", "/etc/evil.wav", "a\\..\\b.wav", '"><script>.wav', ".wav", "é.wav"]
 )
-def test_a_hostile_file_name_is_only_a_name(server: str, scratch: Path, tmp_path: Path, name: str) -> None:
+def test_hostile_file_name_stays_in_the_folder(server: str, scratch: Path, tmp_path: Path, name: str) -> None:
     voice = sing(tmp_path / "voice.wav", 220.0, 0.4).read_bytes()
     answer = requests.post(f"{server}gradio_api/upload", files={"files": (name, voice)}, timeout=10)
     (path,) = answer.json()
@@ -849,7 +847,7 @@ def test_an_upload_that_is_too_large_is_refused(server: str) -> None:
     assert answer.status_code == 413
 
 
-def test_no_visitor_is_told_of_another(server: str) -> None:
+def test_visitors_cannot_see_each_other(server: str) -> None:
     for path in ("monitoring", "gradio_api/runs", "gradio_api/monitoring", "monitoring/summary"):
         assert requests.get(server + path, timeout=10).status_code in (403, 404), path
     config = requests.get(f"{server}config", timeout=10).json()
@@ -870,7 +868,7 @@ def test_a_port_in_use_is_one_sentence_and_exit_1(tmp_path: Path, caplog, capsys
 
 
 @pytest.mark.parametrize("port", ["abc", "0", "65536", "-1"])
-def test_a_port_in_the_environment_that_is_none_is_one_sentence(port: str) -> None:
+def test_invalid_port_in_the_environment_is_one_sentence(port: str) -> None:
     environment = {**os.environ, "GRADIO_SERVER_PORT": port}
     done = subprocess.run([sys.executable, "app.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and f"'{port}'" in done.stderr
@@ -891,7 +889,7 @@ def test_a_checkpoint_that_cannot_be_read_is_one_sentence(tmp_path: Path, caplog
         {"GRADIO_SERVER_PORT": "", "GRADIO_SERVER_NAME": ""},
     ],
 )
-def test_it_comes_up_whatever_the_proxy_and_with_empty_variables(tmp_path: Path, given: dict[str, str]) -> None:
+def test_starts_with_any_proxy_and_empty_variables(tmp_path: Path, given: dict[str, str]) -> None:
     code = "import sys, app; page = app.build_ui(sys.argv[1]); limits = app.load_config().page; "
     code += f"print(app.launch(page, limits, None, {free_port()})); page.close(verbose=False)"
     environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()} | given
@@ -922,14 +920,14 @@ def test_ctrl_c_leaves_cleanly(tmp_path: Path, caplog, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("wanted", ["0", "-1", "65536"])
-def test_a_port_that_cannot_be_is_refused(capsys, wanted: str) -> None:
+def test_invalid_port_is_refused(capsys, wanted: str) -> None:
     with pytest.raises(SystemExit):
         app.parse_args(["--port", wanted])
     assert "--port should be between 1 and 65535" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wanted", ["0", "-1", "nan", "inf"])
-def test_a_limit_that_makes_no_sense_is_refused(capsys, wanted: str) -> None:
+def test_invalid_max_seconds_is_refused(capsys, wanted: str) -> None:
     with pytest.raises(SystemExit):
         app.parse_args(["--max_seconds", wanted])
     assert "--max_seconds should be a number over 0" in capsys.readouterr().err
@@ -937,7 +935,7 @@ def test_a_limit_that_makes_no_sense_is_refused(capsys, wanted: str) -> None:
 
 # --- as a Space runs it ---------------------------------------------------------------------------
 
-# Every way out of the machine is closed, and tried ones are written down.
+# Block all connections to other machines, and record the attempts.
 _WALL = """
 import os, socket
 def _inside(address):
@@ -963,7 +961,7 @@ socket.getaddrinfo = getaddrinfo
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_it_comes_up_as_a_space_without_network_in_two_gigabytes(tmp_path: Path) -> None:
+def test_starts_as_a_space_without_network_within_2_gb(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(_WALL)
     port = free_port()
     space = {
@@ -1003,7 +1001,7 @@ def wait_for_client(address: str, process: subprocess.Popen) -> Client:
     return Client(address, verbose=False)
 
 
-def test_the_readme_is_a_spaces_card() -> None:
+def test_readme_has_the_front_matter_of_a_space() -> None:
     text = (ROOT / "README.md").read_text()
     fields = dict(re.findall(r"^(\w+): *(.+)$", text.split("---")[1], flags=re.M))
     pins = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().split() if "==" in line)

@@ -1,4 +1,4 @@
-"""The house: imports point one way, the root and scripts stay small, and each name has one import path."""
+"""Layout of the repository: imports point one way, the root and scripts/ stay small, each name has one import path."""
 
 import ast
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODEL = {"features", "data", "model", "synth", "loss", "checkpoint"}
-BASE = {"config", "sound", "model"}  # what every package may import, and "model" stands for all of MODEL
+BASE = {"config", "sound", "model"}  # every package may import these; "model" is all of MODEL
 MAY_IMPORT = {
     "config": set(),
     "sound": {"config"},
@@ -32,7 +32,7 @@ def group(module: str) -> str:
 
 
 def own_imports(path: Path) -> Iterator[str]:
-    """Yield the modules of this project that a file imports, at its top or in a function."""
+    """Yield the modules of this project that a file imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names = [node.module or "."] if isinstance(node, ast.ImportFrom) else names
@@ -60,15 +60,15 @@ def test_imports_point_one_way(layer: str) -> None:
     assert not upward
 
 
-def test_a_voice_is_fitted_to_values_not_to_a_network() -> None:
+def test_voice_does_not_import_the_model() -> None:
     assert not [path.name for path in (ROOT / "voice").glob("*.py") if "model" in own_imports(path)]
 
 
-def test_nothing_imports_a_command_but_tools_and_tests() -> None:
+def test_only_tools_and_tests_import_commands() -> None:
     commands = [path for path in ROOT.glob("*.py") if group(path.stem) == "commands"]
     imported = {name for path in commands for name in own_imports(path)}
     assert not [name for name in imported if group(name) in TOOLS]
-    assert not imported & {path.stem for path in commands} - {"transfer"}  # test_e2e.py calls it as a program would
+    assert not imported & {path.stem for path in commands} - {"transfer"}  # test_e2e.py calls it from Python
 
 
 def test_the_root_and_the_scripts_stay_small() -> None:
@@ -83,7 +83,7 @@ def test_a_package_exports_nothing() -> None:
 
 
 def test_text_is_utf8_whatever_the_locale() -> None:
-    """Names and notes hold any letter, and a locale may know none of them. Bytes and ``write_text`` of ours are."""
+    """Text may hold any letter, and the locale may support none, so every text file is opened as UTF-8."""
     forgotten = []
     for path in [
         *ROOT.glob("*.py"),
@@ -98,4 +98,4 @@ def test_text_is_utf8_whatever_the_locale() -> None:
             reads_text = node.func.attr == "read_text" and not node.args
             if (reads_text or opens_text) and "encoding" not in {keyword.arg for keyword in node.keywords}:
                 forgotten.append(f"{path.name}:{node.lineno}")
-    assert not [place for place in forgotten if not place.startswith(("hub_", "test_"))]  # of the Hub's is JSON
+    assert not [place for place in forgotten if not place.startswith(("hub_", "test_"))]  # the Hub's files are JSON

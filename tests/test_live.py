@@ -1,4 +1,4 @@
-"""live.py: the command line, and the sound card as far as a machine without one can tell."""
+"""live.py: the command line, and playing through ALSA's null device."""
 
 import contextlib
 import gc
@@ -22,13 +22,13 @@ from playing.live_midi import NoteWriter
 from sound.crepe import load_crepe
 
 ROOT = Path(__file__).parent.parent
-# A sound card of ALSA's that plays nothing and hears nothing (what it gives may be any bits), without hardware.
+# ALSA's null device: it needs no hardware, discards output and returns arbitrary input.
 NULL_CARD = "pcm.nothing { type null hint { show on description nothing } }\n"
 
 
 @pytest.fixture(autouse=True)
 def no_export(monkeypatch):
-    """An export takes seconds; tests/playing/test_export.py has one."""
+    """Use PyTorch: an export takes seconds, and tests/playing/test_export.py covers it."""
     monkeypatch.setattr(live, "prepare_graph", lambda checkpoint: None)
 
 
@@ -38,7 +38,7 @@ def has_sounddevice() -> bool:
     return False
 
 
-def test_without_a_sound_device_it_says_what_is_missing(write_checkpoint, monkeypatch, caplog, capsys) -> None:
+def test_missing_sounddevice_is_named(write_checkpoint, monkeypatch, caplog, capsys) -> None:
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert live.main(["--list_devices"]) == 1 and "pip install sounddevice" in caplog.text
     assert live.main(["--checkpoint", str(write_checkpoint())]) == 1 and len(caplog.messages) == 2
@@ -66,7 +66,7 @@ def test_it_plays_through_a_sound_card_until_ctrl_c(write_checkpoint, tmp_path: 
     assert "latency: 46 ms here, 10 ms a block" in said and "instrument" in said
 
 
-def test_after_warming_up_nothing_is_left_to_load(write_checkpoint) -> None:
+def test_warm_up_loads_everything(write_checkpoint) -> None:
     load_crepe.cache_clear()
     live.warm_up(load_model(write_checkpoint()))
     assert load_crepe.cache_info().currsize == 1
@@ -74,13 +74,13 @@ def test_after_warming_up_nothing_is_left_to_load(write_checkpoint) -> None:
 
 
 def in_a_thread(work):
-    """Return what it returns; the thread takes its priority away with it."""
+    """Call ``work`` in a thread, whose priority ends with it; return the result."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere sound cards' threads have precedence")
-def test_the_players_threads_go_before_other_programs() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems raise the priority of audio threads themselves")
+def test_audio_thread_gets_realtime_priority_if_allowed() -> None:
     def policies():
         allowed = live.request_realtime_priority()
         return allowed, os.sched_getscheduler(0), in_a_thread(lambda: os.sched_getscheduler(0))
@@ -91,7 +91,7 @@ def test_the_players_threads_go_before_other_programs() -> None:
     assert os.sched_getscheduler(0) == before
 
 
-def test_without_precedence_it_plays_and_says_so(write_checkpoint, monkeypatch, caplog) -> None:
+def test_refused_realtime_priority_is_reported(write_checkpoint, monkeypatch, caplog) -> None:
     def refuse(*_):
         raise PermissionError
 
@@ -100,12 +100,12 @@ def test_without_precedence_it_plays_and_says_so(write_checkpoint, monkeypatch, 
     monkeypatch.setattr(live, "play_live", lambda *_: None)
     caplog.set_level("INFO")
     assert live.main(["--checkpoint", str(write_checkpoint())]) == 0
-    assert "may not have real-time priority" in caplog.text
+    assert "real-time priority" in caplog.text
     gc.unfreeze()
 
 
-def test_precedence_can_be_declined(write_checkpoint, monkeypatch) -> None:
-    monkeypatch.setattr(live, "request_realtime_priority", lambda: pytest.fail("it was asked for"))
+def test_no_realtime_requests_no_priority(write_checkpoint, monkeypatch) -> None:
+    monkeypatch.setattr(live, "request_realtime_priority", lambda: pytest.fail("priority was requested"))
     monkeypatch.setattr(live, "play_live", lambda *_: None)
     assert live.main(["--checkpoint", str(write_checkpoint()), "--no_realtime"]) == 0
     gc.unfreeze()
@@ -121,7 +121,7 @@ def test_the_level_meter() -> None:
     assert meter.draw().endswith("turned down by up to 12 dB")
 
 
-def test_what_is_played_goes_to_a_midi_port(write_checkpoint, monkeypatch) -> None:
+def test_played_notes_are_sent_to_a_midi_port(write_checkpoint, monkeypatch) -> None:
     sent, port = [], mido.ports.BaseOutput()
     port._send = lambda message: sent.append(message)
     monkeypatch.setattr(mido, "get_output_names", lambda: ["synthesizer 1:0"])
@@ -141,12 +141,12 @@ def test_what_is_played_goes_to_a_midi_port(write_checkpoint, monkeypatch) -> No
     gc.unfreeze()
 
 
-def test_a_midi_port_that_is_not_there_is_one_sentence(monkeypatch, caplog) -> None:
+def test_missing_midi_port_is_one_sentence(monkeypatch, caplog) -> None:
     monkeypatch.setattr(mido, "get_output_names", lambda: ["synthesizer 1:0"])
     assert live.main(["--midi_out", "organ"]) == 1 and "organ" in caplog.text and "synthesizer 1:0" in caplog.text
 
 
-def test_a_slur_is_a_new_note_and_a_vibrato_is_bends() -> None:
+def test_slur_starts_a_new_note_and_vibrato_bends() -> None:
     writer, sent = NoteWriter(), []
     for semitones in [*0.4 * np.sin(np.arange(40)), *(40 * [2.1])]:
         sent += writer.follow(types.SimpleNamespace(f0=220 * 2 ** (semitones / 12), loudness=-30.0, voiced=True))

@@ -1,4 +1,4 @@
-"""README.md and docs/: every command in them parses, every link and file they name exists, presets are as they say."""
+"""README.md and docs/: commands parse, links and files exist, preset sizes are true."""
 
 import importlib.util
 import re
@@ -44,7 +44,7 @@ def test_command_parses(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.chdir(tmp_path)
-    for flag, value in pairwise(arguments):  # what an earlier command of the page would have made
+    for flag, value in pairwise(arguments):  # create what earlier commands of the page would have written
         if flag in ("--input_dir", "--data_dir"):
             Path(value).mkdir(parents=True)
         elif flag in ("--input", "--checkpoint"):
@@ -75,8 +75,8 @@ def test_links_resolve(page: Path) -> None:
             assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
 
 
-def test_the_files_of_the_house_exist() -> None:
-    rows = re.findall(r"^\| (`[^|]*`) \|", README.split("## The house")[1].split("## Tests")[0], flags=re.M)
+def test_files_in_the_table_exist() -> None:
+    rows = re.findall(r"^\| (`[^|]*`) \|", README.split("## Where things are")[1].split("## Tests")[0], flags=re.M)
     names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
     assert 15 <= len(rows) <= 20 and len(names) > 25
     assert [name for name in names if not (ROOT / name).exists()] == []

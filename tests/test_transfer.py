@@ -58,7 +58,7 @@ def test_a_file_as_live_plays_it(checkpoint_path: Path, song: np.ndarray, tmp_pa
     assert out.read_bytes() == before
 
 
-def test_causal_says_that_it_cannot_follow_high_whistling(
+def test_causal_reports_whistling_above_its_range(
     checkpoint_path: Path, song: np.ndarray, tmp_path: Path, capsys, caplog
 ) -> None:
     whistle = 0.2 * np.sin(2 * np.pi * 2600 * np.arange(RATE) / RATE)
@@ -70,7 +70,7 @@ def test_causal_says_that_it_cannot_follow_high_whistling(
     assert run(*flags, "--causal") == 1 and "1,975 Hz" in caplog.messages[-1]
 
 
-def test_a_folder_does_them_all_and_names_what_failed(
+def test_folder_plays_all_files_and_names_failures(
     checkpoint_path: Path, song: np.ndarray, tmp_path: Path, caplog
 ) -> None:
     source = tmp_path / "in"
@@ -85,8 +85,8 @@ def test_a_folder_does_them_all_and_names_what_failed(
     assert written == ["a.flac_trumpet.wav", "a.wav_trumpet.wav", "sub/a.wav_trumpet.wav"]
 
 
-def test_no_name_ends_the_run_of_a_folder(checkpoint_path: Path, tmp_path: Path) -> None:
-    """Names that the console cannot show, that are not UTF-8, that are as long as can be, or too long to add to."""
+def test_unusual_file_names_do_not_stop_a_folder(checkpoint_path: Path, tmp_path: Path) -> None:
+    """Names that the console cannot show, that are not UTF-8, of maximum length, or too long for a suffix."""
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     names = [b"\xe6\xad\x8c.wav", b"caf\xe9.wav", b"x" * 238 + b".wav", b"y" * 247 + b".wav", b"~last.wav"]
@@ -104,9 +104,7 @@ def test_no_name_ends_the_run_of_a_folder(checkpoint_path: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no kernel for this shape"), MemoryError()])
-def test_an_error_in_a_file_is_that_files_failure(
-    checkpoint_path: Path, tmp_path: Path, caplog, monkeypatch, error
-) -> None:
+def test_any_error_fails_only_its_file(checkpoint_path: Path, tmp_path: Path, caplog, monkeypatch, error) -> None:
     for name in ("a", "b", "c"):
         soundfile.write(tmp_path / f"{name}.wav", sing(220.0, 0.5), RATE)
     play = transfer.transfer_file
@@ -123,7 +121,7 @@ def test_an_error_in_a_file_is_that_files_failure(
     assert sorted(path.name for path in out.iterdir()) == ["a.wav_trumpet.wav", "c.wav_trumpet.wav"]
 
 
-def test_what_a_folder_leaves_out_is_said(checkpoint_path: Path, tmp_path: Path, caplog) -> None:
+def test_skipped_files_of_a_folder_are_logged(checkpoint_path: Path, tmp_path: Path, caplog) -> None:
     caplog.set_level("INFO")
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "a.wav", sing(220.0, 0.5), RATE)
@@ -172,8 +170,8 @@ def test_bad_input_is_one_sentence_and_exit_1(checkpoint_path: Path, tmp_path: P
     assert not out.exists()
 
 
-def test_a_failing_write_leaves_what_was_there(checkpoint_path: Path, tmp_path: Path) -> None:
-    """A file-size limit stands for a full disk: the write fails half way."""
+def test_failing_write_keeps_the_old_file(checkpoint_path: Path, tmp_path: Path) -> None:
+    """A file-size limit simulates a full disk: the write fails halfway."""
     soundfile.write(tmp_path / "in.wav", sing(220.0, 5.0), RATE)
     out = tmp_path / "out.wav"
     out.write_bytes(b"precious")
@@ -209,7 +207,7 @@ def test_a_recording_is_never_overwritten(checkpoint_path: Path, tmp_path: Path,
     assert "the next run would play it too" in caplog.text
 
 
-def test_curves_and_notes_go_out_and_come_back(checkpoint_path: Path, song: np.ndarray, tmp_path: Path) -> None:
+def test_exported_curves_and_notes_can_be_played(checkpoint_path: Path, song: np.ndarray, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "in.wav", song, RATE)
     files = {name: tmp_path / name for name in ("a.wav", "b.wav", "c.wav", "a.csv", "a.mid", "c.mid", "c.json")}
     flags = ("--checkpoint", checkpoint_path)
@@ -266,24 +264,24 @@ def test_midi_files_in_a_folder_are_played_too(checkpoint_path: Path, song: np.n
 
 
 @pytest.mark.parametrize("flags", [["--no_fit"], ["--gate_offset", "3"]])
-def test_flags_that_mean_nothing_for_notes_are_refused(flags: list[str], capsys) -> None:
+def test_flags_for_recordings_are_refused_for_midi(flags: list[str], capsys) -> None:
     with pytest.raises(SystemExit):
         transfer.parse_args(["--input", "tune.mid", "--output", "out.wav", *flags])
     assert f"{flags[0]}: for recordings only" in capsys.readouterr().err
 
 
-def test_flags_that_cannot_be_meant(checkpoint_path: Path, tmp_path: Path, capsys, caplog) -> None:
+def test_invalid_flags_are_refused(checkpoint_path: Path, tmp_path: Path, capsys, caplog) -> None:
     cases = [
         (("--input", "a.wav", "--autotune", "2"), "autotune should be between 0 and 1, not 2.0"),
         (("--input", "a.wav", "--key", "H dur"), "'H dur'"),
         (("--input", "a.wav", "--output_rate", "96000"), "output_rate should be between 8000 and 48000"),
-        (("--controls", "a.csv", "--autotune", "1"), "played as they stand"),
+        (("--controls", "a.csv", "--autotune", "1"), "only --noise_balance"),
         (("--controls", "a.csv", "--input", "a.wav"), "not allowed with"),
         (("--controls", "a.csv", "--causal"), "--causal plays a recording"),
         (("--controls", tmp_path), "is a folder; name a file of curves"),
         (("--input", "a.mid", "--causal"), "--causal plays a recording"),
-        (("--input", "a.wav", "--causal", "--fold"), "fold needs the notes that follow"),
-        (("--input", "a.wav", "--causal", "--smoothing", "0.1"), "smoothing needs the notes that follow"),
+        (("--input", "a.wav", "--causal", "--fold"), "fold"),
+        (("--input", "a.wav", "--causal", "--smoothing", "0.1"), "smoothing"),
         (("--input", "a.wav", "--num_workers", "0"), "must be at least 1"),
         ((), "one of the arguments --input --controls is required"),
     ]

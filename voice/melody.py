@@ -57,15 +57,15 @@ class NoMelodyError(ValueError):
 
 
 class MeasuredVoice(NamedTuple):
-    """What a recording holds, before a gate decides which frames are sung; [T] each."""
+    """Measurements of a recording, before a gate selects the sung frames; [T] each."""
 
-    features: Features  # of the recording lifted by ``gain``, whistling included
+    features: Features  # of the recording amplified by ``gain``, including whistling
     gain: float  # dB
-    can_sound: np.ndarray  # bool, false where the pitch is known not to be a note
-    too_high: np.ndarray  # bool, a tone higher than whistling
-    strays: np.ndarray  # 0..1, share of the power that other pitches have; NaN where it was not measured
-    flatness: np.ndarray  # 0..1, of the spectrum, likewise
-    mains_hum: float | None  # dB, if there was one
+    can_sound: np.ndarray  # bool, False where the pitch is known not to be a note
+    too_high: np.ndarray  # bool, True at a tone above the range of whistling
+    strays: np.ndarray  # 0..1, share of the power in other pitches; NaN where not measured
+    flatness: np.ndarray  # 0..1, spectral flatness; NaN where not measured
+    mains_hum: float | None  # dBFS; None if there is none
 
 
 def extract_melody(
@@ -75,7 +75,7 @@ def extract_melody(
     gate_offset: float = 0.0,
     report_progress: Callable[[float], None] | None = None,
 ) -> tuple[Features, Melody, dict[str, Any]]:
-    """Measure a voice and find what is sung; see ``measure_voice`` and ``find_melody``."""
+    """Measure a voice and find its melody; see ``measure_voice`` and ``find_melody``."""
     return find_melody(measure_voice(audio, config, device, report_progress), config, gate_offset)
 
 
@@ -85,11 +85,11 @@ def measure_voice(
     device: torch.device | str = "cpu",
     report_progress: Callable[[float], None] | None = None,
 ) -> MeasuredVoice:
-    """Measure a voice: the part that takes time, and that no option changes.
+    """Measure a voice. This takes most of the time of a transfer and does not depend on its options.
 
     Args:
-        audio: [N] at the features' rate, N a multiple of their hop; of any length, if it is a SpooledAudio.
-        report_progress: called with the share that is measured, now and then; it may raise to cancel.
+        audio: [N] at the feature rate, N a multiple of the hop. Memory does not grow with N for a SpooledAudio.
+        report_progress: called at intervals with the share done, 0..1; it may raise to cancel.
 
     Raises:
         SilentError: the recording is silent.
@@ -115,14 +115,14 @@ def measure_voice(
 def find_melody(
     measured: MeasuredVoice, config: Config, gate_offset: float = 0.0
 ) -> tuple[Features, Melody, dict[str, Any]]:
-    """Find what is sung in a measured voice.
+    """Find the melody in a measured voice.
 
     Args:
         measured: from ``measure_voice``.
         gate_offset: dB added to the gate's threshold.
 
     Returns:
-        What was measured, what is sung, and entries of the report.
+        The features, the melody, and entries of the report.
 
     Raises:
         NoMelodyError: there is nothing to play.
@@ -157,7 +157,7 @@ def _amplified_blocks(
 
 
 def _find_input_gain(audio: SpooledAudio, most: float) -> float:
-    """Return the gain in dB, up to ``most``, that lifts a quiet recording to full scale, over the loudness floor."""
+    """Return the gain in dB, up to ``most``, that raises a quiet recording to full scale, above the loudness floor."""
     peak = max((float(np.abs(audio[part]).max()) for part in block_slices(len(audio), _BLOCK_SAMPLES)), default=0.0)
     return float(np.clip(-20 * np.log10(peak), 0.0, most)) if peak > 0 else 0.0
 
@@ -303,7 +303,7 @@ def measure_strays(audio: np.ndarray | SpooledAudio, f0: np.ndarray, sung: np.nd
     """Measure the share [T] of the power that is tonal and lies between the harmonics of f0 [T]: another pitch's.
 
     Measured in some of the sung frames [T] where f0 holds still, and against the octave below it too, which a tracker
-    may have missed. 0 where f0 is too low or too high to tell; NaN elsewhere.
+    may have missed. 0 where f0 is too low or too high to measure; NaN elsewhere.
     """
     low, high = _POLYPHONY_F0
     steady = sung & (ndimage.maximum_filter1d(f0, 13) < 2 ** (1 / 24) * ndimage.minimum_filter1d(f0, 13))

@@ -53,7 +53,7 @@ _UNITS = {
     "ensemble": f"players for each part, 1 to {MAX_ENSEMBLE}",
     "instrument": "a name that /instruments lists; empty takes the first",
     "seed": "of the noise, 0 to 2147483647",
-    "normalize": "bring it to -16 LUFS, its true peak under -1 dB",
+    "normalize": "normalize to -16 LUFS, true peak below -1 dB",
 }
 _KINDS = {bool: "boolean", str: "string", int: "integer", float: "number"}
 _WORDS = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}

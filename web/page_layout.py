@@ -1,7 +1,4 @@
-"""What is on the web page: controls, results, drawings and words.
-
-Nothing in here reacts to anything: ``app.py`` wires it together and says what the page does.
-"""
+"""Layout of the web page: controls, results, drawings and text; ``app.py`` connects the events."""
 
 import html
 from pathlib import Path
@@ -44,9 +41,9 @@ _TAKE_LIST = """<details class="card"><summary id="take-count">Takes</summary>
 
 
 class PageControls(NamedTuple):
-    """What a person sets."""
+    """Input components."""
 
-    recording: gr.File  # filled by the page's script, with the take that is chosen
+    recording: gr.File  # set by the page's script to the selected take
     instrument: gr.Radio
     play: gr.Button
     cancel: gr.Button
@@ -58,14 +55,14 @@ class PageControls(NamedTuple):
 
 
 class PageResults(NamedTuple):
-    """What a person gets."""
+    """Output components."""
 
     status: gr.HTML
     desk: gr.HTML
 
 
 def build_takes(limits: PageConfig) -> gr.File:
-    """Place the takes: record, upload, choose; return the component that carries the chosen one to the server."""
+    """Add the recorder and the upload; return the component that sends the selected take to the server."""
     accepted = ",".join([*sorted(SUFFIXES), ".mid", ".midi", ".csv", "audio/*", "video/*"])
     gr.HTML(
         html_template=_read("takes.html"),
@@ -79,7 +76,7 @@ def build_takes(limits: PageConfig) -> gr.File:
 
 
 def hidden_file(label: str) -> gr.File:
-    """Return the place of a file that was uploaded; its own way would leave an empty file for each."""
+    """Return an invisible component for an uploaded file; Gradio's preprocessing would add an empty file each time."""
     place = gr.File(visible=False, label=label)
     place.preprocess = lambda payload: payload and payload.path
     return place
@@ -113,7 +110,7 @@ def build_controls(limits: PageConfig) -> PageControls:
 
 
 def _build_options() -> dict[str, gr.components.Component]:
-    """Return a control for most fields of TransferOptions; the others stand outside."""
+    """Return the controls of TransferOptions that are under "Fine tuning", by field."""
 
     def decibels(label: str, info: str) -> gr.Slider:
         return gr.Slider(-20, 20, 0, step=1, label=label, info=f"{info}, in dB")
@@ -177,7 +174,7 @@ def build_results() -> PageResults:
 
 
 def file_data(path: Path | str) -> dict[str, Any]:
-    """Return a file as Gradio sends one, wherever it stands in a value."""
+    """Return a file in the form in which Gradio sends files inside other values."""
     return {"path": str(path), "orig_name": Path(path).name, "meta": {"_type": "gradio.FileData"}}
 
 
@@ -191,7 +188,7 @@ def message_card(sentence: str, kind: str = "") -> str:
 
 
 def step_list(step: int) -> str:
-    """Return the list of steps, with the one in hand marked."""
+    """Return the list of steps as HTML, with the current one marked."""
     marks = ["done"] * step + ["now"] + ["later"] * (len(STEPS) - step - 1)
     items = [
         f'<li class="{mark}"{" aria-current=step" if mark == "now" else ""}>{text}</li>'
@@ -208,7 +205,7 @@ _LOGO = """<svg viewBox="0 0 120 44" aria-hidden="true">
 
 
 def head() -> str:
-    """Return what goes into the page's head: its script, and one language whatever the browser's."""
+    """Return the page's head: its script, and English as the language in any browser."""
     english = "for (const [name, value] of [['language', 'en'], ['languages', ['en']]]) "
     english += "Object.defineProperty(navigator, name, {get: () => value});"
     return f"<script>{english}\n{_read('desk.js')}</script>"
@@ -243,7 +240,7 @@ harmonics and noise, whose sum is the instrument's sound.">
   <div class="stack">
     <div class="node brass">
       <svg viewBox="0 0 80 30"><path d="M10 28V4M22 28V10M34 28V14M46 28V19M58 28V22M70 28V25"/></svg>
-      <b>Harmonics</b><span>101 sines in tune</span></div>
+      <b>Harmonics</b><span>up to 200 sines in tune</span></div>
     <div class="node teal"><svg viewBox="0 0 80 30"><path d="M4 15v4M10 10v12M16 13v6M22 7v16M28 12v8M34 9v14M40 14v4M46
       8v15M52 12v7M58 10v11M64 13v5M70 9v13M76 14v3"/></svg><b>Noise</b><span>breath and attack</span></div>
   </div>

@@ -1,7 +1,4 @@
-"""How the web page looks: theme, style sheet and icon, in the colours of the pictures.
-
-Only values are here, and nothing comes from outside: no font, no script, no picture.
-"""
+"""Style of the web page: theme, style sheet and icon, in the colours of the plots; loads nothing from other sites."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ def _make_css() -> str:
 
 
 def _draw(path: str) -> str:
-    """Return strokes as an address that a style sheet can use."""
+    """Return strokes as a data URL for the style sheet."""
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 68 48"><path fill="none" stroke="#000" stroke-width="4" '
         f'stroke-linecap="round" stroke-linejoin="round" d="{path}"/></svg>'
@@ -151,7 +148,7 @@ _CSS = """
   background: var(--block-background-fill); }
 .say.error { border-color: #c0392b; border-left-width: 5px; }
 .say.warning { border-color: var(--color-accent); border-left-width: 5px; padding: 12px 16px; }
-/* Choices are cards and chips: the round mark goes, the frame says what is chosen, the keyboard's focus is a ring. */
+/* Radio buttons look like cards and chips: a frame marks the selection, a ring the keyboard focus. */
 #instrument label, #octave label { cursor: pointer; transition: background .15s, border-color .15s; }
 #instrument input[type=radio], #octave input[type=radio] { position: absolute; opacity: 0; width: 1px; height: 1px; }
 #instrument label:focus-within, #octave label:focus-within { outline: 2px solid var(--color-accent);
@@ -208,7 +205,7 @@ input[type=range]::-moz-range-thumb { box-shadow: 0 0 0 2px var(--color-accent) 
 #card table { display: block; overflow-x: auto; border: 0 !important; padding: 0; }
 #card td { padding: 6px 12px !important; border-color: var(--border-color-primary) !important; white-space: nowrap; }
 .foot { color: var(--body-text-color-subdued); font-size: .85rem; margin: 0; }
-/* Not below: of what is for phones alone, Gradio lets nothing reach its footer. */
+/* Outside the media query, because Gradio applies no rule of a media query to its footer. */
 footer .divider { display: none !important; }
 footer { gap: 18px; }
 footer button, [role=tab], button.label-wrap { min-height: 40px; }

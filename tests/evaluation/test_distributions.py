@@ -24,7 +24,7 @@ def make_notes(
     n_notes: int = 9,
     seconds: float = 2.5,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return notes that rise in a straight line, then fall by so many dB/s, and their onsets."""
+    """Return notes with a linear attack and a decay in dB/s, and their onsets."""
     time = np.arange(round(seconds * sample_rate)) / sample_rate
     after = np.maximum(time - attack, 0)
     level = -early * np.minimum(after, 0.5) - late * np.maximum(after - 0.5, 0)
@@ -51,7 +51,7 @@ def test_a_sound_that_begins_at_once_has_a_short_attack() -> None:
     assert np.all(measure_sounds([audio], 16000, [onsets]).attack < 15)  # the smoothing, and a period of 220 Hz
 
 
-def test_a_damped_note_is_judged_up_to_the_damper() -> None:
+def test_decay_is_measured_until_damping() -> None:
     audio, onsets = make_notes(16000)
     time = np.arange(len(audio)) / 16000 % 2.5
     damped = audio * 10 ** (-400 * np.clip(time - 0.8, 0, 0.2) / 20)
@@ -84,7 +84,7 @@ def test_brightness_is_the_share_above_the_split(sample_rate: int) -> None:
     np.testing.assert_allclose(level[5:-5], -3, atol=0.1)
 
 
-def test_what_sounds_over_8_khz_changes_nothing() -> None:
+def test_energy_above_8_khz_does_not_affect_brightness() -> None:
     time = np.arange(48000) / 48000
     audio = np.sin(2 * np.pi * 500 * time) + 0.1 * np.sin(2 * np.pi * 3000 * time)
     wide = audio + 0.5 * np.sin(2 * np.pi * 12000 * time)
@@ -119,7 +119,7 @@ def test_level_does_not_matter() -> None:
     assert distances == pytest.approx(dict.fromkeys(UNITS, 0.0), abs=0.01)
 
 
-def test_too_few_notes_say_nothing() -> None:
+def test_too_few_notes_give_no_distance() -> None:
     few, many = (measure_sounds([make_notes(16000, n_notes=count)[0]], 16000) for count in (3, 9))
     assert compare(many, few)["attack"] is None
 
@@ -139,7 +139,7 @@ def test_frames_of_equal_pitch_are_compared() -> None:
 @pytest.mark.parametrize(
     "audio", [np.zeros(16000), np.full(16000, np.nan), np.ones(100)], ids=["silent", "nan", "short"]
 )
-def test_what_cannot_be_measured_is_refused(audio: np.ndarray) -> None:
+def test_unmeasurable_sounds_are_refused(audio: np.ndarray) -> None:
     with pytest.raises(ValueError, match="the sound"):
         measure_sounds([audio], 16000)
 
@@ -151,7 +151,7 @@ def test_log_mel_distance_of_a_quieter_copy_is_its_gain(sample_rate: int) -> Non
     assert log_mel_distance(0.5 * noise, noise, sample_rate) == pytest.approx(6.02, abs=0.01)
 
 
-def test_log_mel_distance_counts_nothing_under_the_floor_or_over_fmax() -> None:
+def test_log_mel_distance_ignores_levels_below_the_floor_and_bands_above_fmax() -> None:
     time = np.arange(48000) / 48000
     tone = np.sin(2 * np.pi * 440 * time)
     hiss = 1e-6 * np.random.default_rng(0).standard_normal(48000)

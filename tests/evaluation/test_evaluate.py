@@ -1,4 +1,4 @@
-"""The scorecard's command: whole runs on real sound, on a model that takes a second, and everything it refuses."""
+"""scripts/evaluate.py: complete runs with a small model, and input that is refused."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def takes(make_recording):
 
 
 class References(HTMLParser):
-    """Gathers what a page refers to, and which tags it has."""
+    """Collect the links and the tags of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def test_a_whole_scorecard(write_checkpoint, takes, voices, tmp_path, capsys, ca
     own, out, page = takes(tmp_path / "own", "trumpet", 6), tmp_path / "out" / "score.json", tmp_path / "score.html"
     (voices / "hum_f0.csv").write_text("seconds,hz\n" + "".join(f"{t / 100},220\n" for t in range(5, 35)))
     flags = ["--input", voices, "--data_dir", own, "--baseline", same, "--snr", 20]
-    assert evaluate(checkpoint, *flags, "--json", out, "--html", page) == 1  # of one voice nothing could be judged
+    assert evaluate(checkpoint, *flags, "--json", out, "--html", page) == 1  # one voice could not be evaluated
     assert caplog.messages == [f"evaluate.py: {voices / 'silent.wav'}: the recording is silent"]
 
     report, printed = json.loads(out.read_text()), capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_a_whole_scorecard(write_checkpoint, takes, voices, tmp_path, capsys, ca
 
 
 def test_an_untrained_model_misses_half_of_the_targets(tmp_path, config):
-    # Notes of a made instrument: many, brighter where they are louder, each rising and dying away.
+    # Many notes of a synthetic instrument, brighter at higher levels, each with an attack and a decay.
     rng = np.random.default_rng(0)
     levels, pitches = 10 ** (rng.uniform(-18, 0, 24) / 20), 220 * 2 ** (rng.integers(0, 12, 24) / 12)
     seconds = np.arange(8000) / 16000
@@ -128,7 +128,7 @@ def test_an_untrained_model_misses_half_of_the_targets(tmp_path, config):
         assert np.mean(learned) <= 0.5 < np.mean(told), (instrument, targets)
 
 
-def test_same_figures_again(write_checkpoint, voices, tmp_path):
+def test_figures_are_reproducible(write_checkpoint, voices, tmp_path):
     reports = []
     for number in range(2):
         out = tmp_path / f"{number}.json"
@@ -138,7 +138,7 @@ def test_same_figures_again(write_checkpoint, voices, tmp_path):
     assert reports[0] == reports[1]
 
 
-def test_plain_recordings_are_all_taken(write_checkpoint, voices, tmp_path, caplog):
+def test_all_plain_recordings_are_used(write_checkpoint, voices, tmp_path, caplog):
     flags = ["--data_dir", voices, "--json", tmp_path / "a.json"]
     assert evaluate(write_checkpoint(), *flags) == 1 and "silent.wav is silent" in caplog.text
     (voices / "silent.wav").unlink()
@@ -148,7 +148,7 @@ def test_plain_recordings_are_all_taken(write_checkpoint, voices, tmp_path, capl
     assert report["recordings"] == ["hum", "more"] and report["transfer"] == []
 
 
-def test_a_baseline_of_another_rate_stands_in_the_same_tables(write_checkpoint, voices, tmp_path):
+def test_baseline_of_another_sample_rate_is_in_the_same_tables(write_checkpoint, voices, tmp_path):
     wide = load_config(preset="wide")
     wide = dataclasses.replace(wide, model=dataclasses.replace(wide.model, hidden_size=32))
     flags = ["--input", voices / "hum.wav", "--data_dir", voices, "--json", tmp_path / "a.json"]
@@ -160,7 +160,7 @@ def test_a_baseline_of_another_rate_stands_in_the_same_tables(write_checkpoint, 
     assert all(value is not None for row in rows.values() for key, value in row.items() if key.startswith("log_mel"))
 
 
-def test_what_is_judged_is_what_training_held_out(write_checkpoint, takes, tmp_path):
+def test_evaluated_recordings_are_those_held_out_in_training(write_checkpoint, takes, tmp_path):
     model, folder = load_model(write_checkpoint()), takes(tmp_path / "own", "trumpet", 6)
     digests = sorted(load_recording(path).source["sha256"] for path in folder.glob("*.pt"))
     content = read_checkpoint(write_checkpoint())
@@ -191,7 +191,7 @@ def test_targets_are_listed_and_a_miss_fails(write_checkpoint, voices, capsys, m
     assert evaluate(write_checkpoint(), "--input", voices / "hum.wav", "--targets") == 0
 
 
-def test_no_error_in_a_voice_ends_the_run(write_checkpoint, voices, monkeypatch, caplog):
+def test_failing_voice_does_not_stop_the_run(write_checkpoint, voices, monkeypatch, caplog):
     def fail(path, *rest):
         raise RuntimeError("out of luck")
 
@@ -230,7 +230,7 @@ def test_refused_files_are_one_sentence(write_checkpoint, takes, voices, tmp_pat
     assert evaluate(checkpoint, "--data_dir", own) == 1 and "not a readable processed file" in caplog.text
 
 
-def test_nothing_held_out_is_said(write_checkpoint, takes, tmp_path):
+def test_missing_held_out_recordings_are_an_error(write_checkpoint, takes, tmp_path):
     model = load_model(write_checkpoint())
     model.settings = dataclasses.replace(
         model.settings, train=dataclasses.replace(model.settings.train, val_fraction=0.0)
@@ -254,13 +254,13 @@ def test_refused_flags(flags, message, capsys):
     assert error.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_what_cannot_be_written_keeps_what_was_there(write_checkpoint, voices, tmp_path, caplog):
+def test_failed_write_keeps_the_old_file(write_checkpoint, voices, tmp_path, caplog):
     (tmp_path / "file").write_text("mine")
     assert evaluate(write_checkpoint(), "--input", voices / "hum.wav", "--json", tmp_path / "file" / "a.json") == 1
     assert "evaluate.py:" in caplog.text and (tmp_path / "file").read_text() == "mine"
 
 
-def test_interrupt_is_a_clear_line(monkeypatch, caplog):
+def test_interrupt_is_one_sentence(monkeypatch, caplog):
     def stop(args):
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""Notes of sound fonts, from which the recogniser learns other rooms."""
+"""evaluation/font_notes.py: notes of sound fonts for the recogniser."""
 
 import io
 from pathlib import Path
@@ -12,7 +12,7 @@ from evaluation.recorded_notes import LIBRARY_RATE
 
 
 def play(midi: bytes, seconds: float, program: str, font: Path) -> np.ndarray:
-    """Play each note of a MIDI file as a sine, in FluidSynth's place."""
+    """Play each note of a MIDI file as a sine, as a replacement for FluidSynth."""
     audio, now, pitch = np.zeros(round(seconds * font_notes.SAMPLE_RATE)), 0.0, None
     for message in mido.MidiFile(file=io.BytesIO(midi)):
         first, now = round(now * font_notes.SAMPLE_RATE), now + message.time

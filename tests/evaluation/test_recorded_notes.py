@@ -44,7 +44,7 @@ def test_a_name_gives_instrument_pitch_and_role(name: str, instrument: str, pitc
 @pytest.mark.parametrize(
     "name", ["a2_release_rr1_1.flac", "mute_string1_rr1_1.flac", "song.mp3", "C4.wav", "README.md"]
 )
-def test_other_files_are_no_notes(name: str) -> None:
+def test_other_file_names_are_skipped(name: str) -> None:
     assert read_name(Path(name)) is None
 
 
@@ -68,7 +68,7 @@ def make_sounds(instrument: str) -> list[Sound]:
 
 
 @pytest.mark.parametrize("instrument", ["trumpet", "guitar"])
-def test_a_melody_is_of_its_length_sounds_and_comes_from_its_seed(instrument: str) -> None:
+def test_melody_has_its_length_and_depends_on_the_seed(instrument: str) -> None:
     sounds = make_sounds(instrument)
     melody, again, other = (string_melody(sounds, 4.0, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert melody.shape == (4 * LIBRARY_RATE,)

@@ -1,4 +1,4 @@
-"""Every measure of the scorecard gives the number that arithmetic says, on curves and sounds made by hand."""
+"""Measures of the scorecard, on curves and sounds with known results."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ N_FRAMES = 200
 
 
 def sound(audio=None, f0=440.0, loudness=-20.0, periodicity=1.0):
-    """Return T = 200 frames of given sound and curves; what is not given is constant."""
+    """Return T = 200 frames of sound and curves; those not given are constant."""
     audio = np.zeros(N_FRAMES * 160, dtype=np.float32) if audio is None else audio
     curves = (np.broadcast_to(np.asarray(values, dtype=np.float64), N_FRAMES) for values in (f0, loudness, periodicity))
     return MeasuredSound(audio, *curves, sample_rate=16000, hop_length=160)
@@ -73,13 +73,13 @@ def test_frames_of_all_recordings_count_alike():
     assert figures["loudness_l1"] == pytest.approx((200 * 1 + 20 * 11) / 220)
 
 
-def test_noise_floor_is_heard_in_rests_alone():
+def test_noise_floor_is_measured_only_in_rests():
     recording = sound(loudness=part(0, 100, -20.0, -80.0))
     copy = sound(np.where(np.arange(N_FRAMES * 160) < 108 * 160, tone(0.5), white(-50)).astype(np.float32))
     assert scorecard.compare_copies([recording], [copy])["rest_level"] == pytest.approx(-50, abs=0.3)
 
 
-def test_what_does_not_occur_is_not_measured():
+def test_missing_frames_are_not_measured():
     silent = sound(loudness=-80.0, periodicity=0.0)
     assert scorecard.compare_copies([silent], [silent])["loudness_l1"] is None
     assert scorecard.compare_copies([sound()], [sound()])["rest_level"] is None
@@ -90,7 +90,7 @@ def wanted(f0=440.0, loudness=-30.0, played=(50, 150)):
     return ExpectedCurves(*curves, part(*played, True, False))
 
 
-def test_playing_as_wanted():
+def test_exact_playing_has_no_error():
     level = part(50, 150, np.linspace(-40, -20, N_FRAMES), -80.0)
     audio = np.where(part(50, 150, True, False).repeat(160), tone(), 0).astype(np.float32)
     output = sound(audio, f0=440 * 2 ** (5 / 1200), loudness=level, periodicity=part(50, 150, 0.9, 0.0))
@@ -101,11 +101,11 @@ def test_playing_as_wanted():
     assert figures["pause_level"] == -120
 
 
-def test_playing_an_octave_too_high_is_seen():
+def test_wrong_octave_is_detected():
     assert scorecard.compare_transfer(wanted(), sound(f0=880.0), 0.5)["f0_median"] == pytest.approx(1200)
 
 
-def test_right_octave_is_the_same_for_all_notes():
+def test_octave_shift_must_be_constant():
     sung = part(20, 120, 220.0, 0.0)
     heard = part(20, 60, 880.0, 880.0 * 1.02)  # two octaves up, here and there a little sharp
     judge = scorecard.percent_in_octave
@@ -126,13 +126,13 @@ def test_precision_and_recall():
     assert figures["recall"] == pytest.approx(80) and figures["precision"] == pytest.approx(80)
 
 
-def test_pauses_are_judged_by_their_loud_part():
+def test_pause_level_is_the_95th_percentile():
     audio = white(-65)
     audio[180 * 160 :] *= 10  # a tenth of the recording, a fifth of the pauses
     assert scorecard.compare_transfer(wanted(), sound(audio), 0.5)["pause_level"] == pytest.approx(-45, abs=1)
 
 
-def test_levels_under_hearing_do_not_decide_the_correlation():
+def test_inaudible_levels_do_not_affect_the_correlation():
     level = np.linspace(-50, -20, N_FRAMES)
     notes = wanted(loudness=level)
     lost = [sound(loudness=np.where(level < -40, lowest, level)) for lowest in (-60.0, -80.0)]
@@ -165,7 +165,7 @@ def test_out_of_range(config):
     assert scorecard.percent_out_of_range(wanted(f0), trumpet) == pytest.approx(10)
 
 
-def test_noise_has_the_level_asked_for():
+def test_noise_has_the_requested_snr():
     audio = tone(0.3)
     noisy = scorecard.add_noise(audio, 20.0, seed=3)
     ratio = 10 * np.log10(np.mean(audio**2) / np.mean((noisy - audio) ** 2))
@@ -192,14 +192,14 @@ def targets_of(judged):
     return {(target["section"], target["figure"]): target for target in scorecard_tables.check_targets(judged, "ours")}
 
 
-def test_limits():
+def test_targets_are_limits():
     least, most = Column("a", "a", 1, "", 0.95, at_least=True), Column("b", "b", 1, "", 10.0)
     assert least.is_met(0.95, 0.95) and not least.is_met(0.94, 0.95)
     assert most.is_met(10.0, 10.0) and not most.is_met(10.1, 10.0)
     assert most.is_met(None, 10.0) and most.is_met(99.0, None)  # not measured, and no target
 
 
-def test_the_mean_decides_and_of_what_is_sanity_the_worst():
+def test_targets_apply_to_the_mean_and_sanity_to_the_worst():
     voices = [
         rows(TRANSFER, sound="ours", voice="a", octave=None, pause_level=-90.0, recognised=100.0, brightness=1.0),
         rows(TRANSFER, sound="ours", voice="b", octave=100.0, pause_level=-69.0, recognised=52.0, brightness=6.0),
@@ -215,13 +215,13 @@ def test_the_mean_decides_and_of_what_is_sanity_the_worst():
     assert not targets_of(report("guitar", True, transfer=voices))["transfer", "recognised %"]["met"]
 
 
-def test_what_was_not_measured_is_no_miss():
+def test_missing_figures_are_not_misses():
     targets = targets_of(report(resynthesis=[rows(RESYNTHESIS, sound="ours", log_mel=None)]))
     assert targets["resynthesis", "log-mel dB"]["met"]
     assert "not measured" in scorecard_tables.format_targets(list(targets.values()))
 
 
-def test_a_copy_need_not_be_clearer_than_its_recording():
+def test_recognition_target_of_a_copy_depends_on_its_recording():
     for heard, met in ((40.0, True), (39.0, False)):
         copies = [rows(RESYNTHESIS, sound="ours", recognised=heard), rows(RESYNTHESIS, sound="real", recognised=50.0)]
         assert targets_of(report(resynthesis=copies))["resynthesis", "recognised %"]["met"] == met

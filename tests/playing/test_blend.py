@@ -1,4 +1,4 @@
-"""playing/blend.py: two instruments as one."""
+"""playing/blend.py: interpolation of two instruments."""
 
 import dataclasses
 
@@ -28,19 +28,19 @@ def controls_of(model):
     return BlockPlayer(model).play_block(*curves, torch.ones(1, 20, 1), is_last=True)[1]
 
 
-def test_the_controls_lie_between(models):
+def test_controls_are_interpolated(models):
     one, two, mixed = (controls_of(model) for model in (*models, BlendedModel(*models, 0.25)))
     for a, b, c in zip(one, two, mixed):
         assert not torch.allclose(a, b) and torch.allclose(c, 0.75 * a + 0.25 * b, atol=1e-6)
 
 
-def test_the_ends_are_the_instruments(models, song):
+def test_shares_0_and_1_are_the_instruments(models, song):
     blended = transfer.transfer(song, 16000, BlendedModel(*models, 0.0))
     assert np.array_equal(blended.audio, transfer.transfer(song, 16000, models[0]).audio)
     assert blended.report["instrument"] == "trumpet"
 
 
-def test_what_does_not_fit_is_refused(models, write_checkpoint, small_config, capsys):
+def test_incompatible_models_are_refused(models, write_checkpoint, small_config, capsys):
     with pytest.raises(ValueError, match="share of a blended instrument"):
         BlendedModel(*models, 1.5)
     fewer = dataclasses.replace(small_config, model=dataclasses.replace(small_config.model, n_harmonics=12))

@@ -1,4 +1,4 @@
-"""playing/causal_transfer.py: the same sound however it comes in, from what has been heard so far alone."""
+"""playing/causal_transfer.py: the same sound for any block size, without look-ahead."""
 
 import gc
 from collections import deque
@@ -28,7 +28,7 @@ def model(write_checkpoint):
 
 
 def stream(model, audio: np.ndarray, sizes: list[int]) -> np.ndarray:
-    """Return what comes out when ``audio`` comes in blocks, whose sizes repeat."""
+    """Return the output for ``audio`` in blocks, whose sizes repeat."""
     streaming, parts, start = StreamingTransfer(model), [], 0
     while start < len(audio):
         size = sizes[len(parts) % len(sizes)]
@@ -39,7 +39,7 @@ def stream(model, audio: np.ndarray, sizes: list[int]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def test_any_blocks_make_the_same_sound_and_so_does_a_file(model) -> None:
+def test_sound_does_not_depend_on_the_block_size(model) -> None:
     song = melody()[: int(1.5 * RATE)]
     latency = StreamingTransfer(model).latency
     assert latency == 512 + 160 - 1 + 16  # half of CREPE's window, a block, the noise filter
@@ -66,7 +66,7 @@ def weigh(thing, seen: set[int]) -> int:
     return weight + (len(thing) if isinstance(thing, (list, deque, dict)) else 0)
 
 
-def test_what_it_holds_does_not_grow(model) -> None:
+def test_memory_does_not_grow(model) -> None:
     streaming, song, weights = StreamingTransfer(model), melody(), []
     for start in range(0, 3 * RATE, 160):
         streaming.process(song[start % RATE :][:160])
@@ -88,7 +88,7 @@ def test_the_tune_is_played_in_time_and_rests_are_silent(model) -> None:
 
 
 @torch.inference_mode()
-def test_it_measures_as_the_features_do(model) -> None:
+def test_measurements_equal_the_features(model) -> None:
     song = melody()
     expected, graph = extract_features(song, model.settings), LiveGraph(model)
     given = np.concatenate([np.zeros(128), song, np.zeros(512)]).astype(np.float32)  # frame 0 lies on sample 0
@@ -107,7 +107,7 @@ def test_it_measures_as_the_features_do(model) -> None:
 
 
 class MeasuredGraph(LiveGraph):
-    """A live graph that is told what it would have measured."""
+    """A live graph with given measurements."""
 
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
@@ -118,13 +118,13 @@ class MeasuredGraph(LiveGraph):
 
     @torch.inference_mode()
     def frame(self, *measured: float) -> dict[str, float]:
-        """Return what is shown of a frame with a given f0, loudness and periodicity."""
+        """Return ``SHOWN`` of a frame with a given f0, loudness and periodicity."""
         self.measured = tuple(torch.tensor([value]) for value in measured)
         _, shown, self.state = self(torch.zeros(160), torch.zeros(160), self.controls(), self.state)
         return shown_values(shown)
 
 
-def test_a_gate_with_hysteresis_opens_and_lets_go(model) -> None:
+def test_gate_has_hysteresis_and_a_release(model) -> None:
     settings, graph = model.settings.transfer, MeasuredGraph(model)
     loud, between, low = settings.live_gate + 1, settings.live_gate - 2, settings.live_gate - 6
 
@@ -140,11 +140,11 @@ def test_a_gate_with_hysteresis_opens_and_lets_go(model) -> None:
     for name in ("played_loudness", "gate"):
         assert all(one[name] >= other[name] for one, other in pairwise(falling))
     assert falling[-1]["gate"] == pytest.approx(0, abs=1e-9)
-    assert graph.state.played.phase == 0  # rounding must not add up over minutes
+    assert graph.state.played.phase == 0  # so that rounding errors do not accumulate over minutes
     assert falling[-1]["played_f0"] == falling[0]["played_f0"]
 
 
-def test_one_frame_of_another_octave_is_not_heard(model) -> None:
+def test_single_octave_error_is_removed(model) -> None:
     graph = MeasuredGraph(model, TransferOptions(semitones=0.0, transpose=12.0))
     pitches = [graph.frame(f0, -20.0, 0.9)["played_f0"] for f0 in (220.0, 220.0, 440.0, 220.0, 220.0)]
     assert pitches == [440.0] * 5
@@ -164,7 +164,7 @@ def limit(config, sound: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("f0", [32.7, 110.0, 441.0, 1975.5])  # CREPE's range and the model's
-def test_a_tone_that_is_too_loud_stays_a_tone(config, f0: float) -> None:
+def test_limiter_does_not_distort_a_tone(config, f0: float) -> None:
     time = np.arange(RATE) / RATE
     sine = 10 ** (20 / 20) * CEILING * np.sin(2 * np.pi * f0 * time)
     gains = limit(config, sine)
@@ -176,7 +176,7 @@ def test_a_tone_that_is_too_loud_stays_a_tone(config, f0: float) -> None:
     assert 20 * np.log10(gains.min()) == pytest.approx(-20, abs=0.1)
 
 
-def test_the_gain_falls_without_a_corner_at_the_peaks_and_comes_back(config) -> None:
+def test_limiter_gain_is_continuous_and_recovers(config) -> None:
     loud = np.zeros(RATE)
     loud[4010:4800] = 4 * CEILING * np.sin(2 * np.pi * 200 * np.arange(790) / RATE)
     gains = limit(config, loud)
@@ -190,11 +190,11 @@ def test_the_gain_falls_without_a_corner_at_the_peaks_and_comes_back(config) -> 
     assert gains[later - 1] == pytest.approx(1 - 0.75 / np.e, rel=1e-5)
 
 
-def test_what_is_soft_enough_is_left_alone(config) -> None:
+def test_limiter_leaves_soft_sound_unchanged(config) -> None:
     assert np.all(limit(config, 0.999 * CEILING * np.sin(np.arange(1600))) == 1)
 
 
-def test_it_is_turned_down_and_not_clipped(model) -> None:
+def test_loud_output_is_limited_not_clipped(model) -> None:
     song = melody()[:RATE]
     assert transfer_causal([song], model).report["peak_gain"] == 0
     model.log_gain.data += 6
@@ -232,14 +232,14 @@ def test_the_finished_stream_is_resampled(model, rate: int) -> None:
         (0.001 * melody()[: RATE // 4], "no melody .* the gate of -50 dB"),
     ],
 )
-def test_where_nothing_was_heard_it_says_so(model, voice: np.ndarray, message: str) -> None:
+def test_missing_melody_is_an_error(model, voice: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         transfer_causal([voice], model)
 
 
 @pytest.mark.parametrize("options", [{"fold": True}, {"autotune": 0.5}, {"key": "C major"}, {"smoothing": 0.1}])
-def test_what_needs_the_notes_to_come_is_refused(model, options: dict) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(options))} needs the notes that follow"):
+def test_options_with_look_ahead_are_refused(model, options: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
         StreamingTransfer(model, TransferOptions(**options))
 
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 def small(preset, **changes):
     config = shrink(load_config(preset=preset))
-    model = dataclasses.replace(config.model, noise_bias=-3.0)  # untrained, so that the noise can be heard
+    model = dataclasses.replace(config.model, noise_bias=-3.0)  # untrained, with audible noise
     if config.model.embed_size:
         model = dataclasses.replace(model, embed_size=8, projection_size=16)
     return dataclasses.replace(config, model=dataclasses.replace(model, **changes))
@@ -90,13 +90,13 @@ def test_transformer_is_refused_with_a_reason(tmp_path, write_checkpoint, caplog
     assert "a transformer decoder cannot be exported" in caplog.text and not target.exists()
 
 
-def test_a_room_is_refused_with_a_reason(tmp_path, write_checkpoint, caplog):
+def test_reverb_is_refused_with_a_reason(tmp_path, write_checkpoint, caplog):
     checkpoint, target = write_checkpoint(config=small("tiny", reverb_seconds=0.2)), tmp_path / "t.onnx"
     assert export.main(["--checkpoint", str(checkpoint), "--format", "onnx", "--output", str(target)]) == 1
     assert "a model with a reverb of 0.2 s cannot be exported" in caplog.text and not target.exists()
 
 
-def test_a_file_that_differs_never_takes_the_name(tmp_path, write_checkpoint, caplog, monkeypatch):
+def test_differing_file_is_not_written(tmp_path, write_checkpoint, caplog, monkeypatch):
     target = tmp_path / "model.pt2"
     target.write_text("an earlier one")
     monkeypatch.setattr(model_export, "TOLERANCE", -1.0)

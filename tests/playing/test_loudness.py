@@ -1,4 +1,4 @@
-"""playing/loudness.py: the level that people listen at, peaks between the samples, and stems that add up."""
+"""playing/loudness.py: normalization, true peaks, and stems that add up."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_a_steady_sound_reaches_the_target(level: float) -> None:
 
 
 @pytest.mark.parametrize("peak", [6.0, 13.0, 14.5, 40.0])
-def test_peaks_stay_under_the_limit_by_at_most_three_decibels(peak: float) -> None:
+def test_peaks_are_limited_by_at_most_3_db(peak: float) -> None:
     audio = with_peak(peak)
     gain = np.broadcast_to(normalizing_gain(audio, RATE), audio.shape)
     assert measure_true_peak(audio * gain) < MAX_TRUE_PEAK
@@ -60,5 +60,5 @@ def test_peaks_stay_under_the_limit_by_at_most_three_decibels(peak: float) -> No
         assert reached == pytest.approx(TARGET_LOUDNESS, abs=1)
 
 
-def test_silence_stays() -> None:
+def test_silence_is_unchanged() -> None:
     assert normalizing_gain(np.zeros(RATE), RATE) == 1.0 and measure_true_peak(np.zeros(0)) == -np.inf

@@ -29,7 +29,7 @@ def test_the_result_follows_the_tune(model, song: np.ndarray) -> None:
     played = result.curves.gate == 1
     heard = extract_features(result.audio, model.settings)
     cents = 1200 * np.log2(heard.f0.numpy()[played] / result.curves.f0[played])
-    assert np.median(np.abs(cents)) < 10  # the oscillator is exact; what is left is CREPE's own error
+    assert np.median(np.abs(cents)) < 10  # the oscillator is exact; the rest is the error of CREPE
     for first, f0 in ((0.5, 220), (2.0, 247), (3.5, 196)):
         middle = result.curves.f0[int((first + 0.5) * 100)]
         octaves = result.report["semitones"] / 12
@@ -38,8 +38,8 @@ def test_the_result_follows_the_tune(model, song: np.ndarray) -> None:
     assert 7 < loud - soft < 17  # 12 dB in the voice, the slope lies between 0.7 and 1.3
 
 
-def test_channels_may_stand_either_way_and_upside_down(model, song: np.ndarray) -> None:
-    """torchaudio's [2, N] and soundfile's [N, 2] are one recording, and a side that is upside down silences nothing."""
+def test_channels_may_be_either_axis_and_inverted(model, song: np.ndarray) -> None:
+    """torchaudio's [2, N] and soundfile's [N, 2] give the same result; an inverted channel cancels nothing."""
     mono, sides = transfer.transfer(song, RATE, model).audio, np.stack([song, -song])
     for stereo in (np.stack([song, song]), sides, sides.T):
         assert np.array_equal(transfer.transfer(stereo, RATE, model).audio, mono)
@@ -50,10 +50,10 @@ def test_rests_are_silent(model, song: np.ndarray) -> None:
     for rest in (slice(0, 45), slice(164, 195), slice(314, 345)):
         assert np.abs(result.audio.reshape(-1, 160)[rest]).max() < 1e-4
     assert 0.3 < result.report["share_gated"] < 0.5  # 2 s of 5
-    assert result.report["share_gated"] == (result.curves.gate == 0).mean()  # what fades in or out still sounds
+    assert result.report["share_gated"] == (result.curves.gate == 0).mean()  # fading frames still sound
 
 
-def test_same_input_same_bits(model, song: np.ndarray) -> None:
+def test_result_is_deterministic(model, song: np.ndarray) -> None:
     one, other = transfer.transfer(song, RATE, model), transfer.transfer(song, RATE, model)
     assert np.array_equal(one.audio, other.audio)
     assert not np.array_equal(one.noise, transfer.transfer(song, RATE, model, seed=1).noise)
@@ -74,7 +74,7 @@ def test_any_register_lands_in_the_range_by_whole_octaves(model, f0: float) -> N
     assert result.report["share_out_of_range"] < 0.05
 
 
-def test_semitones_and_no_fit_are_obeyed(model, song: np.ndarray) -> None:
+def test_semitones_and_no_fit_are_applied(model, song: np.ndarray) -> None:
     result = transfer.transfer(song, RATE, model, TransferOptions(semitones=7))
     assert result.report["semitones"] == 7
     assert abs(1200 * np.log2(result.curves.f0[100] / (220 * 2 ** (7 / 12)))) < 15
@@ -84,7 +84,7 @@ def test_semitones_and_no_fit_are_obeyed(model, song: np.ndarray) -> None:
     assert np.allclose(plain.curves.loudness[played], plain.features.loudness.numpy()[played], atol=0.1)
 
 
-def test_a_whisper_quiet_recording_plays_at_the_same_level(model, song: np.ndarray) -> None:
+def test_very_quiet_recording_plays_at_the_same_level(model, song: np.ndarray) -> None:
     loud, quiet = transfer.transfer(song, RATE, model), transfer.transfer(song * 0.05, RATE, model)
     played = (loud.curves.gate == 1) & (quiet.curves.gate == 1)
     assert played.sum() > 200
@@ -112,7 +112,7 @@ def test_whistling_is_played_in_the_instruments_register(model) -> None:
     assert result.curves.gate[35:175].min() == 1
 
 
-def test_pitches_over_whistling_are_said(model) -> None:
+def test_tones_above_whistling_are_reported(model) -> None:
     whistle = (0.3 * np.sin(2 * np.pi * 6000 * np.arange(RATE) / RATE)).astype(np.float32)
     with pytest.raises(ValueError, match="5200 Hz"):
         transfer.transfer(np.concatenate([pause(0.3), whistle]), RATE, model)
@@ -134,7 +134,7 @@ def test_pitches_over_whistling_are_said(model) -> None:
         (pause(2.0, level=-30), "no melody"),
     ],
 )
-def test_what_cannot_be_played_is_one_sentence(model, audio: np.ndarray, message: str) -> None:
+def test_unplayable_audio_is_one_sentence(model, audio: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         transfer.transfer(audio, RATE, model)
 
@@ -157,8 +157,8 @@ def test_the_output_never_clips(model) -> None:
     assert np.abs(result.audio).max() == pytest.approx(10 ** (-1 / 20)) and result.report["peak_gain"] < -1
 
 
-def test_blocks_of_any_size_are_the_whole(model, song: np.ndarray, tmp_path: Path) -> None:
-    """40 s, cut at every 7 s, and read back in blocks: the same curves, the same sound."""
+def test_result_does_not_depend_on_the_block_size(model, song: np.ndarray, tmp_path: Path) -> None:
+    """40 s in blocks of 7 s, and read in blocks, give the same curves and sound."""
     long = np.concatenate([song * gain for gain in (1.0, 0.5, 0.8, 0.3, 0.6, 0.9, 1.0, 0.7)])
     blocks = np.split(long, range(7 * RATE, len(long), 7 * RATE))
     one, other = transfer.transfer(long, RATE, model), transfer.transfer_blocks(iter(blocks), model)
@@ -170,8 +170,8 @@ def test_blocks_of_any_size_are_the_whole(model, song: np.ndarray, tmp_path: Pat
     assert unequal <= {"times_real_time"}
 
 
-def test_a_long_recording_is_no_other_than_a_short_one(model, song: np.ndarray, monkeypatch) -> None:
-    """What is split and kept on disk after minutes is so here after seconds, and nothing changes."""
+def test_storage_on_disk_does_not_change_the_result(model, song: np.ndarray, monkeypatch) -> None:
+    """Lower the limits for splitting and for storage on disk from minutes to seconds."""
     expected = transfer.transfer(song, RATE, model, TransferOptions(output_rate=44100))
     monkeypatch.setattr("playing.offline_transfer._BLOCK_SAMPLES", 1000)
     monkeypatch.setattr("voice.melody._BLOCK_SAMPLES", 1000)
@@ -195,7 +195,7 @@ def test_options_reach_the_sound(model, song: np.ndarray) -> None:
     assert np.abs(result.audio).max() <= 10 ** (-1 / 20) + 1e-6
 
 
-def test_progress_is_told_and_may_stop_it(model) -> None:
+def test_progress_is_reported_and_can_cancel(model) -> None:
     told = []
     transfer.transfer(sing(220.0), RATE, model, progress=lambda *step: told.append(step))
     steps, shares = zip(*told)
@@ -209,7 +209,7 @@ def test_progress_is_told_and_may_stop_it(model) -> None:
         transfer.transfer(sing(220.0), RATE, model, progress=stop)
 
 
-def test_a_note_dies_away_without_a_click(model) -> None:
+def test_note_ends_without_a_click(model) -> None:
     """The level falls over the release; no step of the waveform is larger than inside the note."""
     result = transfer.transfer(np.concatenate([sing(220.0), pause(0.5)]), RATE, model)
     end = np.flatnonzero(result.curves.voiced)[-1] + 1
@@ -232,7 +232,7 @@ def test_notes_out_of_range_move_by_octaves(checkpoint_path: Path, model, tmp_pa
     assert kept.report["semitones"] == 0 and kept.report["share_out_of_range"] == 1
 
 
-def test_notes_are_as_loud_as_the_loud_ones_in_training(model, tmp_path: Path) -> None:
+def test_midi_notes_are_as_loud_as_loud_training_notes(model, tmp_path: Path) -> None:
     played = transfer.transfer_midi(write_notes(tmp_path / "note.mid", [64], velocity=127), model).curves.loudness
     decay = model.settings.transfer.midi_held_decay
     loudest = model.statistics["loudness_quantiles"][95]
@@ -267,15 +267,15 @@ def test_a_curve_file_of_plucks_plays_the_same_sound(write_checkpoint, song: np.
     assert np.array_equal(result.audio, again.audio)
 
 
-def test_a_transposition_comes_on_top_of_the_notes_own_register(model, tmp_path: Path) -> None:
+def test_transposition_is_added_to_the_written_register(model, tmp_path: Path) -> None:
     high = write_notes(tmp_path / "high.mid", [74, 79])
     for semitones, share in ((1, 0), (6, 0.5), (12, 1)):
         report = transfer.transfer_midi(high, model, TransferOptions(transpose=semitones)).report
         assert report["semitones"] == semitones and report["share_out_of_range"] == pytest.approx(share, abs=0.02)
 
 
-def test_one_note_too_high_moves_no_other(model, tmp_path: Path) -> None:
-    """No octave has more of these notes in range than their own has."""
+def test_single_high_note_does_not_shift_the_others(model, tmp_path: Path) -> None:
+    """No octave shift brings more of these notes into range."""
     path = write_notes(tmp_path / "stray.mid", [60] * 9 + [86])
     report = transfer.transfer_midi(path, model).report
     assert report["semitones"] == 0 and report["share_out_of_range"] == pytest.approx(0.1, abs=0.02)
@@ -283,7 +283,7 @@ def test_one_note_too_high_moves_no_other(model, tmp_path: Path) -> None:
     assert folded["semitones"] == 0 and folded["share_out_of_range"] == 0
 
 
-def test_curves_and_causal_playing_say_what_lies_out_of_range(model) -> None:
+def test_curves_and_causal_playing_report_notes_out_of_range(model) -> None:
     frames = np.ones(100)
     for f0, share in ((300.0, 0.0), (3000.0, 1.0)):
         tune = Melody(f0 * frames, -20 * frames, frames, frames > 0)

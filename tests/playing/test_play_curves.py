@@ -1,4 +1,4 @@
-"""playing/offline_transfer.py: curves played in blocks sound as they do at once."""
+"""playing/offline_transfer.py: playing in blocks equals playing at once."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from voice.curves import Curves
 
 
 def build(preset: str, config, **changes):
-    """Return an untrained model of a preset, made small and lively, so that its curves and its noise are heard."""
+    """Return a small untrained model of a preset, with larger weights, so that curves and noise affect the sound."""
     torch.manual_seed(0)
     wanted = load_config(preset=preset)
     small = dict.fromkeys(("embed_size", "projection_size"), 16) if preset == "solo" else {}
@@ -21,14 +21,14 @@ def build(preset: str, config, **changes):
     model = dataclasses.replace(wanted.model, hidden_size=size, n_harmonics=30, noise_bias=-2.0, **small, **changes)
     built = build_model(dataclasses.replace(wanted, model=model), "trumpet").eval()
     for parameter in built.decoder.parameters():
-        parameter.data *= 2  # a memory that matters
+        parameter.data *= 2  # so that the state affects the sound
     if built.reverb:
         built.reverb.response.data = 0.02 * torch.randn(len(built.reverb.response))
     return built
 
 
 def curves(seconds: float) -> Curves:
-    """Return a glide with vibrato, whose loudness swells, and a gate that closes now and then."""
+    """Return a glide with vibrato and a swell, and a gate that closes repeatedly."""
     frames = np.arange(round(100 * seconds))
     f0 = 300 * 2 ** (np.sin(frames / 300) + 0.03 * np.sin(frames / 3))
     loudness = -20 + 8 * np.sin(frames / 40)
@@ -39,7 +39,7 @@ def curves(seconds: float) -> Curves:
 
 @torch.inference_mode()
 def whole(model, played: Curves, seed: int) -> Sound:
-    """Return what the model plays when it is asked for everything at once: the oracle."""
+    """Return the model's output for all frames at once, as the reference."""
     f0, loudness, gate = (torch.from_numpy(v)[None, :, None] for v in (played.f0, played.loudness, played.gate))
     controls = model.controls(f0, loudness)
     controls = controls._replace(
@@ -49,7 +49,7 @@ def whole(model, played: Curves, seed: int) -> Sound:
 
 
 @pytest.mark.parametrize("preset", ["tiny", "solo", "transformer"])
-def test_forty_seconds_in_blocks_are_forty_seconds_at_once(preset: str, config) -> None:
+def test_playing_in_blocks_equals_playing_at_once(preset: str, config) -> None:
     model, tune = build(preset, config), curves(40.0)
     expected = whole(model, tune, seed=3)
     assert expected.harmonic.std() > 0.01 and expected.noise.std() > 0.001
@@ -64,7 +64,7 @@ def test_forty_seconds_in_blocks_are_forty_seconds_at_once(preset: str, config) 
     [("tiny", {}), ("transformer", {}), ("tiny", {"attack_frames": 4}), ("solo", {"reverb_seconds": 0.3})],
 )
 def test_blocks_of_any_sizes(preset: str, options: dict, config) -> None:
-    """From one frame to a hundred; the player is late by its latency, and holds no more than it needs."""
+    """From 1 to 100 frames; the output is delayed by the latency, and no more frames than needed are kept."""
     model, tune = build(preset, config, **options), curves(3.0)
     expected, player, parts, start = whole(model, tune, seed=0), BlockPlayer(model, seed=0), [], 0
     for size in (1, 1, 1, 2, 3, 100, 1, 7, 64, 65, 55):
@@ -80,7 +80,7 @@ def test_blocks_of_any_sizes(preset: str, options: dict, config) -> None:
         assert (joined - wanted).abs().max() < 1e-4
 
 
-def test_the_noise_balance_and_the_seed_are_heard(config) -> None:
+def test_noise_balance_and_seed_change_the_sound(config) -> None:
     model, tune = build("tiny", config), curves(1.0)
     plain, louder, other = (
         torch.cat([sound.noise for sound, _ in play_curves(model, tune, **flags)], dim=1)
@@ -90,7 +90,7 @@ def test_the_noise_balance_and_the_seed_are_heard(config) -> None:
 
 
 def test_the_phase_stays_exact_over_many_blocks(config) -> None:
-    """After 400 blocks of 0.1 s a steady tone is still where 64-bit arithmetic says."""
+    """After 400 blocks of 0.1 s, a steady tone has the phase of 64-bit arithmetic."""
     model = build("tiny", config)
     n_frames, f0 = 4000, 777.77
     ones = np.ones(n_frames, np.float32)

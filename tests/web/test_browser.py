@@ -71,7 +71,7 @@ def server(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 class Browser:
-    """A tab of Chromium, and the words in which the tests below are written."""
+    """A tab of Chromium, with the actions that the tests use."""
 
     def __init__(self, driver, address: str, downloads: Path) -> None:
         self.driver, self.address, self.downloads = driver, address, downloads
@@ -83,7 +83,7 @@ class Browser:
         self.wait(lambda: "Play it on" in self.text("#play"))
 
     def wait(self, condition, seconds: float = 40):
-        """Wait until a condition holds; what is redrawn while it is looked at is looked at again."""
+        """Wait until a condition holds; retry if an element is redrawn meanwhile."""
         patience = WebDriverWait(self.driver, seconds, 0.1, ignored_exceptions=[StaleElementReferenceException])
         return patience.until(lambda _: condition())
 
@@ -91,7 +91,7 @@ class Browser:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
 
     def text(self, selector: str) -> str:
-        """Return the text that can be seen of what may be there."""
+        """Return the visible text of an element, empty if there is none."""
         return " ".join(part.text for part in self.driver.find_elements(By.CSS_SELECTOR, selector))
 
     def seen(self, selector: str) -> bool:
@@ -140,14 +140,14 @@ class Browser:
         return self.run("return document.querySelectorAll('#take-list li').length")
 
     def play(self) -> None:
-        """Press the button and wait for the end, whatever it is."""
+        """Press the button and wait for a result or an error."""
         before = self.run("return vox.startedAt ?? 0")
         self.click("#play")
         self.wait(lambda: self.run("return vox.startedAt ?? 0") > before or self.seen("#status .error"))
         self.wait(lambda: self.seen("#play"))
 
     def replays(self, change) -> None:
-        """Change a setting, and wait until it is played again."""
+        """Change a setting, and wait for the new result."""
         before = self.run("return vox.startedAt ?? 0")
         change()
         self.wait(lambda: self.run("return vox.startedAt ?? 0") > before)
@@ -156,14 +156,14 @@ class Browser:
         return self.driver.execute_script(script)
 
     def download(self, selector: str) -> Path:
-        """Save a file; those saved before go, as Chromium writes over one of the same name."""
+        """Save a file; delete the earlier ones, because Chromium overwrites equal names."""
         for path in self.downloads.iterdir():
             path.unlink()
         self.click(selector)
         return self.wait(lambda: [p for p in self.downloads.iterdir() if not p.name.endswith(".crdownload")])[0]
 
     def photograph(self, name: str) -> None:
-        """Keep a picture of the whole page if $SCREENSHOT_DIR is set."""
+        """Save a screenshot of the whole page if $SCREENSHOT_DIR is set."""
         size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         shot = {"captureBeyondViewport": True, "clip": clip}
@@ -172,7 +172,7 @@ class Browser:
             Image.open(io.BytesIO(png)).convert("RGB").quantize(256).save(Path(folder) / f"{name}.png", optimize=True)
 
     def requested(self) -> list[str]:
-        """Return all addresses that the page asked for since this was last called."""
+        """Return all URLs that the page has requested since the last call."""
         entries = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [entry["params"] for entry in entries if entry["method"] == "Network.requestWillBeSent"]
         return [one["request"]["url"] for one in sent if one.get("documentURL", "").startswith("http")]
@@ -223,10 +223,10 @@ def browser(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
     driver.quit()
 
 
-# --- the whole way --------------------------------------------------------------------------------
+# --- from hum to result --------------------------------------------------------------------------------
 
 
-def test_the_first_tap_sounds(browser: Browser) -> None:
+def test_first_click_plays_sound(browser: Browser) -> None:
     browser.open()
     assert browser.find("#instrument input:checked").get_attribute("value") == "trumpet"
     assert "Oboe, latest (epoch 7" in browser.text("#instrument")
@@ -252,7 +252,7 @@ def test_a_hum_becomes_a_trumpet_that_can_be_saved(browser: Browser) -> None:
     assert measure_true_peak(soundfile.read(sound)[0]) < -1
 
 
-def test_everything_is_in_one_zip_and_equals_what_is_heard_and_what_programs_get(browser: Browser, server: str) -> None:
+def test_zip_equals_the_desk_and_the_endpoint(browser: Browser, server: str) -> None:
     heard = soundfile.read(browser.download("#save-sound"))[0]
     with zipfile.ZipFile(browser.download("#save")) as package:
         names = {name.removeprefix("hum_trumpet").removeprefix("hum") for name in package.namelist()}
@@ -267,7 +267,7 @@ def test_everything_is_in_one_zip_and_equals_what_is_heard_and_what_programs_get
     assert browser.download("#save-curves").read_text().startswith("time,f0,loudness")
 
 
-def test_an_option_is_heard_at_once_and_the_voice_is_measured_once(browser: Browser, monkeypatch) -> None:
+def test_option_is_replayed_without_a_new_measurement(browser: Browser, monkeypatch) -> None:
     measured = []
     measure = transfer_request.measure_blocks
     monkeypatch.setattr(transfer_request, "measure_blocks", lambda *given: measured.append(0) or measure(*given))
@@ -320,18 +320,18 @@ def test_a_brass_section_takes_one_tap(browser: Browser, tmp_path: Path) -> None
     assert browser.find("#instrument input:checked").get_attribute("value") == "trumpet"
 
 
-def test_nothing_was_asked_of_the_outside(browser: Browser) -> None:
+def test_page_loads_nothing_from_other_sites(browser: Browser) -> None:
     addresses = browser.requested()
     assert sum(address.startswith(browser.address) for address in addresses) > 20
     own = (browser.address, "data:", f"blob:{browser.address}")
     assert [address for address in addresses if not address.startswith(own)] == []
 
 
-def test_nothing_is_wrong_in_the_console(browser: Browser) -> None:
+def test_console_has_no_errors(browser: Browser) -> None:
     assert [entry["message"] for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
-def test_how_it_works_shows_the_card_of_the_chosen_one(browser: Browser) -> None:
+def test_how_it_works_shows_the_card_of_the_selected_instrument(browser: Browser) -> None:
     browser.run("[...document.querySelectorAll('[role=tab]')].find(tab => tab.innerText.includes('How')).click()")
     browser.wait(lambda: browser.seen("#card h1"))
     assert "Trumpet" in browser.text("#card h1") and "Licence of the training data" in browser.text("#card")
@@ -343,12 +343,12 @@ def test_how_it_works_shows_the_card_of_the_chosen_one(browser: Browser) -> None
 
 
 def forget(browser: Browser) -> None:
-    """Begin as on a first visit."""
+    """Open the page as on a first visit."""
     browser.run("localStorage.clear(); indexedDB.deleteDatabase('vox2trumpet')")
     browser.open()
 
 
-def test_the_microphone_is_recorded_as_it_is(browser: Browser, tmp_path: Path) -> None:
+def test_microphone_is_recorded_without_processing(browser: Browser, tmp_path: Path) -> None:
     browser.set_microphone("granted")
     forget(browser)
     browser.record(4.5)
@@ -361,7 +361,7 @@ def test_the_microphone_is_recorded_as_it_is(browser: Browser, tmp_path: Path) -
     assert np.median([level for level in levels if -80 < level < -32]) == pytest.approx(SOFT, abs=1)
 
 
-def test_a_steady_tone_comes_back_as_loud_as_people_listen(browser: Browser) -> None:
+def test_steady_tone_is_normalized(browser: Browser) -> None:
     browser.choose("trumpet")
     browser.play()
     sound = browser.download("#save-sound")
@@ -371,7 +371,7 @@ def test_a_steady_tone_comes_back_as_loud_as_people_listen(browser: Browser) -> 
     assert measure_loudness(audio, rate) == pytest.approx(-16, abs=1) and measure_true_peak(audio) < -1
 
 
-def test_record_silences_and_play_ends_a_recording(browser: Browser) -> None:
+def test_record_stops_playback_and_play_stops_recording(browser: Browser) -> None:
     if browser.text("#listen") == "Listen":
         browser.click("#listen")
     assert browser.text("#listen") == "Pause"
@@ -402,7 +402,7 @@ def test_a_refused_microphone_is_one_sentence(browser: Browser) -> None:
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def test_files_that_cannot_be_played_get_the_pages_own_sentences(browser: Browser, tmp_path: Path) -> None:
+def test_unplayable_files_get_a_message_of_the_page(browser: Browser, tmp_path: Path) -> None:
     browser.open()
     (tmp_path / "huge.wav").write_bytes(bytes(LIMITS.max_upload_megabytes * 2**20 + 1))
     browser.upload(tmp_path / "huge.wav")
@@ -415,7 +415,7 @@ def test_files_that_cannot_be_played_get_the_pages_own_sentences(browser: Browse
     browser.photograph("error")
 
 
-def test_notes_out_of_range_are_mended_by_one_tap(browser: Browser, tmp_path: Path) -> None:
+def test_notes_out_of_range_are_fixed_by_one_click(browser: Browser, tmp_path: Path) -> None:
     browser.open()
     browser.upload(sing(tmp_path / "low.wav", 110.0))
     browser.click("#octave label:has(input[value='-12'])")
@@ -434,7 +434,7 @@ def test_a_midi_file_is_played(browser: Browser, tmp_path: Path) -> None:
     assert "where it is written, C4 to E4" in browser.text("#sentence")
 
 
-def test_cancel_brings_back_what_was_played_before(browser: Browser, tmp_path: Path, monkeypatch) -> None:
+def test_cancel_restores_the_previous_result(browser: Browser, tmp_path: Path, monkeypatch) -> None:
     release, perform = threading.Event(), transfer_request.perform_transfer
 
     def slow_transfer(*arguments):
@@ -458,7 +458,7 @@ def test_cancel_brings_back_what_was_played_before(browser: Browser, tmp_path: P
                 break
             except TimeoutException:
                 continue
-        time.sleep(1)  # what is cancelled fails too, and nobody is to hear of it
+        time.sleep(1)  # the cancelled request fails too, which must not be shown
         assert "Cancelled" in browser.text("#status")
         release.set()
     browser.wait(
@@ -467,7 +467,7 @@ def test_cancel_brings_back_what_was_played_before(browser: Browser, tmp_path: P
 
 
 @pytest.mark.parametrize("width", [320, 390, 768])
-def test_no_page_is_wider_than_its_screen_and_what_is_tapped_is_large(browser: Browser, width: int) -> None:
+def test_page_fits_the_screen_width_and_buttons_are_large(browser: Browser, width: int) -> None:
     browser.open(width=width, height=844)
     browser.wait(lambda: browser.seen("#result"))
     assert browser.run("return document.documentElement.scrollWidth") <= width
@@ -485,7 +485,7 @@ def test_no_page_is_wider_than_its_screen_and_what_is_tapped_is_large(browser: B
     browser.photograph(f"phone_{width}")
 
 
-def test_on_a_phone_the_result_is_seen_without_scrolling(browser: Browser) -> None:
+def test_result_is_visible_on_a_phone_without_scrolling(browser: Browser) -> None:
     browser.open(width=390, height=844)
     browser.wait(lambda: browser.seen("#result"))
     browser.play()
@@ -494,14 +494,14 @@ def test_on_a_phone_the_result_is_seen_without_scrolling(browser: Browser) -> No
     assert 0 < browser.run("return document.querySelector('#play').getBoundingClientRect().bottom") < 844  # in reach
 
 
-def test_place_in_line_and_a_polite_refusal(server: str, browser: Browser, tmp_path: Path, monkeypatch) -> None:
+def test_queue_position_and_refusal_are_shown(server: str, browser: Browser, tmp_path: Path, monkeypatch) -> None:
     release = threading.Event()
     perform = transfer_request.perform_transfer
     monkeypatch.setattr(transfer_request, "perform_transfer", lambda *a: (release.wait(60), perform(*a))[1])
     voice = sing(tmp_path / "voice.wav", VOICE)
     tabs = [browser.driver.current_window_handle]
     try:
-        for number in range(3):  # one is played, one waits, one is turned away
+        for number in range(3):  # one is played, one waits, one is refused
             if number:
                 browser.driver.switch_to.new_window("tab")
                 tabs.append(browser.driver.current_window_handle)
@@ -542,7 +542,7 @@ def test_play_is_within_eight_tabs(browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing(browser: Browser, theme: str) -> None:
+def test_axe_finds_no_accessibility_errors(browser: Browser, theme: str) -> None:
     browser.open(theme=theme)
     if not browser.seen("#result"):
         browser.take_hum()
@@ -552,14 +552,12 @@ def test_axe_finds_nothing(browser: Browser, theme: str) -> None:
     browser.wait(lambda: browser.seen("#rate input"))
     axe = Axe(browser.driver)
     axe.inject()
-    # This version does not know that a text field may be a combobox, as ARIA 1.2 says.
+    # This version of axe does not accept a text field as a combobox, which ARIA 1.2 allows.
     found = axe.run(options="{rules: {'aria-allowed-role': {enabled: false}}}")["violations"]
     assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
 
 
-def test_refresh_finds_a_training_that_was_just_saved_and_keeps_what_is_chosen(
-    browser: Browser, checkpoints: Path
-) -> None:
+def test_refresh_finds_a_new_training_and_keeps_the_selection(browser: Browser, checkpoints: Path) -> None:
     browser.open()
     browser.choose("guitar")
     save_untrained(checkpoints / "latest.pth", "tuba", epoch=8)

@@ -1,4 +1,4 @@
-"""scripts/get_live_runtime.py: the package's files are taken only as they are expected."""
+"""scripts/get_live_runtime.py: only files with the expected sha256 are installed."""
 
 import hashlib
 import io
@@ -12,7 +12,7 @@ import get_live_runtime
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package with the files that the page names, and other contents, which are what is expected here."""
+    """Write a package with the files of the page and other contents, whose sha256 are then expected."""
     version, files = get_live_runtime.read_pins()
     path = tmp_path / "package.tgz"
     with tarfile.open(path, "w:gz") as archive:
@@ -47,13 +47,13 @@ def test_another_file_is_refused(package: Path, tmp_path: Path, monkeypatch, cap
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive"])
-def test_what_is_no_package_is_one_sentence(content: bytes, tmp_path: Path, caplog) -> None:
+def test_other_archive_is_one_sentence(content: bytes, tmp_path: Path, caplog) -> None:
     (tmp_path / "package.tgz").write_bytes(content)
     flags = ["--source", str(tmp_path / "package.tgz"), "--output", str(tmp_path / "vendor")]
     assert get_live_runtime.main(flags) == 1 and "package.tgz" in caplog.text
 
 
-def test_without_npm_it_says_what_else_there_is(tmp_path: Path, monkeypatch, caplog) -> None:
+def test_missing_npm_names_the_alternative(tmp_path: Path, monkeypatch, caplog) -> None:
     monkeypatch.setattr(get_live_runtime.shutil, "which", lambda name: None)
     assert get_live_runtime.main(["--output", str(tmp_path / "vendor")]) == 1
     assert "npm" in caplog.text and "--source" in caplog.text

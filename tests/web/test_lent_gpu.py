@@ -1,4 +1,4 @@
-"""The GPU of a ZeroGPU Space: what is decorated runs in a process of its own, which the test stands in for."""
+"""The GPU of a ZeroGPU Space: decorated functions run in another process, which the test simulates."""
 
 import pickle
 import sys
@@ -25,7 +25,7 @@ def service(tmp_path, monkeypatch):
 
 
 def lend(function):
-    """Send arguments and result as the package spaces does, and of an error its name alone."""
+    """Pickle arguments and result as the package spaces does, and only the name of an error."""
 
     def elsewhere(*arguments):
         try:
@@ -36,17 +36,17 @@ def lend(function):
     return elsewhere
 
 
-def test_another_process_gets_and_gives_what_can_be_sent(service, tmp_path):
+def test_arguments_and_results_can_be_pickled(service, tmp_path):
     assert outcome_of(service, request(sing(tmp_path / "a.wav", 220.0), tmp_path)).report["instrument"] == "guitar"
 
 
-def test_the_reason_why_a_voice_cannot_be_played_comes_back(service, tmp_path):
+def test_error_is_returned_from_the_other_process(service, tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(RATE), RATE)
     with pytest.raises(ValueError, match="is silent"):
         outcome_of(service, request(tmp_path / "a.wav", tmp_path))
 
 
-def test_the_gpu_is_borrowed_where_it_is_lent(monkeypatch):
+def test_gpu_is_requested_on_zerogpu(monkeypatch):
     borrowed = []
     monkeypatch.setitem(sys.modules, "spaces", type("spaces", (), {"GPU": staticmethod(borrowed.append)}))
     monkeypatch.setitem(sys.modules, "service_again", module := type(sys)("service_again"))

@@ -82,7 +82,7 @@ def files_of(hub):
     return {path: blob.content.decode() for path, blob in files.items() if path != ".gitattributes"}
 
 
-def test_what_the_page_needs_goes_up_and_nothing_else(hub, project, capsys):
+def test_only_files_of_the_page_are_uploaded(hub, project, capsys):
     assert push(project) == 0
     assert files_of(hub) == {name: content for name, content in FILES.items() if name != "train.py"}
     repo = hub.repos["space", NAME]
@@ -116,7 +116,7 @@ def test_second_push_sends_only_what_changed_and_deletes_nothing(hub, project):
     assert len(hub.uploads) == 3 and "by_hand.txt" in repo.files  # two models and a sound
 
 
-def test_passing_faults_leave_no_trace(hub, project):
+def test_temporary_failures_are_retried(hub, project):
     hub.faults = [Fault("PUT /lfs", times=2, cut=3), Fault("POST .*/commit/", status=503), Fault("POST .*/create")]
     assert push(project) == 0
     assert len(files_of(hub)) == len(FILES) - 1 and hub.repos["space", NAME].messages == ["new", "Update the page"]
@@ -129,13 +129,13 @@ def test_dry_run_needs_no_hub(project, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("token", ["hf_read", "hf_wrong", None])
-def test_token_that_does_not_do_gets_a_sentence(hub, project, monkeypatch, caplog, token):
+def test_invalid_token_is_one_sentence(hub, project, monkeypatch, caplog, token):
     monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN")
     assert push(project) == 1
     assert f"{hub.url}/spaces/{NAME}" in caplog.text and "HF_TOKEN" in caplog.text and not hub.repos
 
 
-def test_account_that_may_have_no_space_gets_the_hubs_words(hub, project, caplog):
+def test_refusal_shows_the_message_of_the_hub(hub, project, caplog):
     headers = {"X-Error-Message": "Payment needed"}
     hub.faults = [Fault("POST .*/create", times=9, status=402, headers=headers)]
     assert push(project) == 1
@@ -143,13 +143,13 @@ def test_account_that_may_have_no_space_gets_the_hubs_words(hub, project, caplog
 
 
 @pytest.mark.parametrize("matter", [None, "sdk: docker\napp_file: app.py", "sdk: [", "- a"])
-def test_readme_that_does_not_say_how_to_run_is_refused(hub, project, caplog, matter):
+def test_readme_without_front_matter_is_refused(hub, project, caplog, matter):
     (project / "README.md").write_text(f"---\n{matter}\n---\n# Hello" if matter else "# Hello")
     assert push(project) == 1
     assert "front matter" in caplog.text and not hub.repos
 
 
-def test_project_that_is_not_whole_is_refused(hub, project, caplog):
+def test_incomplete_project_is_refused(hub, project, caplog):
     (project / "checkpoints" / "pretrained" / "trumpet.pth").unlink()
     assert push(project) == 1 and "holds no model" in caplog.text
     (project / "config.json").unlink()
@@ -158,7 +158,7 @@ def test_project_that_is_not_whole_is_refused(hub, project, caplog):
         space.parse_args(["--repo_id", "space"])
 
 
-def test_this_project_runs_from_what_would_go_up(tmp_path):
+def test_page_runs_from_the_uploaded_files(tmp_path):
     """The page starts and plays where nothing else of the project is, with what requirements.txt installs."""
     names = space.find_files(ROOT)
     assert {"app.py", "web/__init__.py", "checkpoints/pretrained/trumpet.pth", "examples/hum.wav"} <= {*names}

@@ -24,13 +24,13 @@ with own_folder() as folder:
 
 
 def hold_folder(parent: Path) -> tuple[subprocess.Popen, Path]:
-    """Start a process that has a page's folder with a file in it."""
+    """Start a process that holds a page's folder with a file."""
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(parent)}
     process = subprocess.Popen([sys.executable, "-c", _HOLD], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
     return process, Path(os.fsdecode(process.stdout.readline().strip()))
 
 
-def test_what_a_killed_page_left_goes_and_what_a_running_one_has_stays(tmp_path: Path, monkeypatch) -> None:
+def test_files_of_killed_pages_are_removed_and_of_running_pages_kept(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "mine.wav").touch()
@@ -49,7 +49,9 @@ def test_what_a_killed_page_left_goes_and_what_a_running_one_has_stays(tmp_path:
     running.wait()
 
 
-def test_old_files_go_and_the_oldest_when_there_is_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_files_are_removed_and_the_oldest_beyond_the_size_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = [tmp_path / name / "voice.wav" for name in "dcba"]
     for path in paths:
         path.parent.mkdir()

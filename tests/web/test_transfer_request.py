@@ -1,4 +1,4 @@
-"""transfer_request.py: the instruments there are, and one request from a recording to files, without a page."""
+"""web/transfer_request.py: the list of instruments, and a request from a recording to files, without a page."""
 
 import dataclasses
 import io
@@ -36,7 +36,7 @@ from web.transfer_request import (
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory):
-    """A folder in place of checkpoints/pretrained, with a guitar and a trumpet in it."""
+    """Replace checkpoints/pretrained by a folder with a guitar and a trumpet."""
     folder = tmp_path_factory.mktemp("pretrained")
     save_untrained(folder / "guitar.pth", "guitar")
     save_untrained(folder / "trumpet.pth", "trumpet")
@@ -68,7 +68,7 @@ def outcome_of(service: TransferService, asked: TransferRequest) -> TransferOutc
 # --- instruments ----------------------------------------------------------------------------------
 
 
-def test_all_trainings_are_offered_the_newest_first_and_its_best_before_its_latest(collection: ModelCollection) -> None:
+def test_trainings_are_listed_newest_first_and_best_before_latest(collection: ModelCollection) -> None:
     assert [one.name for one in collection.find()] == ["trumpet", "guitar"]
     root = collection.checkpoint_dir
     save_untrained(root / "a" / "latest.pth", "oboe", epoch=3, when=2e9)
@@ -89,7 +89,7 @@ def test_all_trainings_are_offered_the_newest_first_and_its_best_before_its_late
     ("epoch", "best", "first", "preselected"),
     [(11, 1.0, 2.0, "a/best"), (10, 1.0, 2.0, "trumpet"), (11, 1.1, 2.0, "trumpet"), (11, 1.0, None, "trumpet")],
 )
-def test_a_training_is_preselected_when_it_is_worth_it(
+def test_training_is_preselected_if_trained_enough(
     collection: ModelCollection, epoch: int, best: float, first: float | None, preselected: str
 ) -> None:
     metrics = {"best_val_loss": best, "first_val_loss": first}
@@ -106,14 +106,14 @@ def test_a_training_whose_best_is_of_an_early_epoch_is_preselected(collection: M
     assert collection.find()[0].name == "trumpet"
 
 
-def test_a_checkpoint_that_was_asked_for_goes_before_all(collection: ModelCollection) -> None:
+def test_checkpoint_of_the_command_line_is_listed_first(collection: ModelCollection) -> None:
     collection.checkpoint = save_untrained(collection.checkpoint_dir / "best.pth", "oboe")
     found = collection.find()
     assert [one.name for one in found] == ["checkpoint", "trumpet", "guitar"] and found[0].sound == "oboe"
     assert collection.choose("").path == collection.checkpoint
 
 
-def test_a_damaged_training_hides_no_other_instrument(collection: ModelCollection, caplog) -> None:
+def test_damaged_training_is_skipped(collection: ModelCollection, caplog) -> None:
     (collection.checkpoint_dir / "latest.pth").write_bytes(b"half")
     assert [one.name for one in collection.find()] == ["trumpet", "guitar"]
     assert "is damaged" in caplog.text
@@ -129,9 +129,7 @@ def test_a_damaged_training_hides_no_other_instrument(collection: ModelCollectio
         {"metrics": []},
     ],
 )
-def test_a_training_with_a_wrong_description_hides_no_other_instrument(
-    collection: ModelCollection, change: dict, caplog
-) -> None:
+def test_training_with_an_invalid_description_is_skipped(collection: ModelCollection, change: dict, caplog) -> None:
     path = save_untrained(collection.checkpoint_dir / "latest.pth", epoch=11)
     torch.save({**torch.load(path, weights_only=True), **change}, path)
     assert [one.name for one in collection.find()] == ["trumpet", "guitar"]
@@ -156,7 +154,7 @@ def test_an_unknown_instrument_is_named_with_those_there_are(collection: ModelCo
         collection.choose("kazoo")
 
 
-def test_the_card_lies_beside_the_model(collection: ModelCollection) -> None:
+def test_card_is_read_from_the_folder_of_the_model(collection: ModelCollection) -> None:
     assert read_model_card(collection.choose("guitar")) == "# The card of the guitar"
     save_untrained(collection.checkpoint_dir / "latest.pth")
     assert "has no model card" in read_model_card(collection.choose("latest"))
@@ -172,9 +170,7 @@ def test_the_steps_come_in_order_and_the_outcome_last(service: TransferService, 
     assert len(outcome.voice_f0) == len(outcome.curves.f0) and np.isfinite(outcome.voice_loudness)
 
 
-def test_each_step_is_told_while_it_lasts(
-    service: TransferService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_current_step_is_reported(service: TransferService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {step: threading.Event() for step in (transfer_request.LISTEN, transfer_request.PLAY)}
 
     def perform(*arguments: object) -> None:
@@ -189,7 +185,7 @@ def test_each_step_is_told_while_it_lasts(
             seen.get(step, threading.Event()).set()
 
 
-def test_the_files_are_named_after_the_recording_and_add_up(service: TransferService, tmp_path: Path) -> None:
+def test_files_are_named_after_the_recording_and_stems_add_up(service: TransferService, tmp_path: Path) -> None:
     asked = request(sing(tmp_path / "My song!.wav", 220.0), tmp_path)
     files = write_sounds(outcome_of(service, asked), asked)
     assert [path.name for path in files] == [
@@ -203,14 +199,14 @@ def test_the_files_are_named_after_the_recording_and_add_up(service: TransferSer
 
 
 @pytest.mark.parametrize("name", ["../../evil", "-rf", "a\nb", "'; rm -rf ~", "é" * 100, "…", "x" * 200, "%2e%2e"])
-def test_no_name_of_a_recording_leads_out_of_the_folder(service: TransferService, tmp_path: Path, name: str) -> None:
+def test_names_of_recordings_stay_in_the_folder(service: TransferService, tmp_path: Path, name: str) -> None:
     outcome = TransferOutcome("guitar", {"": np.zeros(160)}, RATE, None, np.zeros(1), np.zeros(1), [], None, 0.0, {})
     (path,) = write_sounds(outcome, request(Path(f"/somewhere/{name}.wav"), tmp_path))
     assert path.parent == tmp_path and path.is_file()
     assert not set(path.name) & set("/\\ ;'\n%…") and len(path.name.encode()) < 200
 
 
-def test_what_a_person_sets_reaches_the_sound(service: TransferService, tmp_path: Path) -> None:
+def test_options_change_the_sound(service: TransferService, tmp_path: Path) -> None:
     voice = sing(tmp_path / "a.wav", 220.0)
     plain, shifted = (outcome_of(service, request(voice, tmp_path, transpose=step)) for step in (0, 7))
     sung = plain.curves.voiced
@@ -223,7 +219,7 @@ def test_what_a_person_sets_reaches_the_sound(service: TransferService, tmp_path
     assert faster.sample_rate == 48000 and len(faster.stems[""]) == 3 * len(plain.stems[""])
 
 
-def test_a_recording_is_measured_once_whatever_is_chosen(
+def test_recording_is_measured_once_for_all_options(
     service: TransferService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured, measure = [], transfer_request.measure_blocks
@@ -237,7 +233,7 @@ def test_a_recording_is_measured_once_whatever_is_chosen(
     assert len(measured) == 2
 
 
-def test_only_so_many_recordings_are_remembered() -> None:
+def test_cache_of_measurements_is_limited() -> None:
     cache = TakeCache(limit=2)
     for key in "abc":
         cache.keep((key,), key)
@@ -245,9 +241,7 @@ def test_only_so_many_recordings_are_remembered() -> None:
     assert [cache.find((key,)) for key in "abc"] == ["a", None, "c"]
 
 
-def test_what_is_played_is_as_loud_as_people_listen_unless_it_is_wanted_as_played(
-    service: TransferService, tmp_path: Path
-) -> None:
+def test_result_is_normalized_unless_as_played(service: TransferService, tmp_path: Path) -> None:
     asked = request(sing(tmp_path / "a.wav", 220.0), tmp_path, "trumpet")
     loud, plain = (outcome_of(service, dataclasses.replace(asked, normalize=wanted)) for wanted in (True, False))
     assert measure_loudness(loud.stems[""], RATE) == pytest.approx(-16, abs=1)
@@ -256,7 +250,7 @@ def test_what_is_played_is_as_loud_as_people_listen_unless_it_is_wanted_as_playe
     assert ratio.max() > 1.5
 
 
-def test_the_package_holds_everything(service: TransferService, tmp_path: Path) -> None:
+def test_zip_holds_all_files(service: TransferService, tmp_path: Path) -> None:
     asked = request(sing(tmp_path / "a.wav", 220.0), tmp_path, output_rate=44100)
     with zipfile.ZipFile(write_package(outcome_of(service, asked), asked)) as package:
         names = set(package.namelist())
@@ -267,7 +261,7 @@ def test_the_package_holds_everything(service: TransferService, tmp_path: Path) 
     assert names == expected | {"a_guitar.png", "a_guitar_report.json"} and rates == {44100}
 
 
-def test_notes_and_curves_are_played_and_may_not_last_for_ever(service: TransferService, tmp_path: Path) -> None:
+def test_notes_and_curves_are_played_up_to_the_limit(service: TransferService, tmp_path: Path) -> None:
     asked = request(write_notes(tmp_path / "a.mid", [60, 64]), tmp_path)
     assert not np.isfinite(outcome_of(service, asked).voice_loudness)
     rows = "".join(f"{t / 100:.2f},220,-20,1,1\n" for t in range(400))
@@ -300,9 +294,7 @@ def test_a_cancelled_request_stops_at_its_next_step(
     assert left.wait(30)
 
 
-def test_a_request_may_not_take_for_ever(
-    service: TransferService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_request_time_is_limited(service: TransferService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer_request, "perform_transfer", lambda *_: threading.Event().wait())
     limits = dataclasses.replace(service.limits, max_request_seconds=0.3)
     impatient = dataclasses.replace(service, limits=limits)
@@ -326,7 +318,7 @@ def test_a_request_may_not_take_for_ever(
     ],
     ids=["silence", "noise", "too long", "too high", "empty", "not finite"],
 )
-def test_what_cannot_be_played_is_one_friendly_sentence(
+def test_unplayable_recording_gets_a_friendly_sentence(
     service: TransferService, tmp_path: Path, sound: np.ndarray, sentence: str
 ) -> None:
     path = tmp_path / "voice.wav"
@@ -337,7 +329,7 @@ def test_what_cannot_be_played_is_one_friendly_sentence(
     assert sentence in said and said[0].isupper() and said.endswith((".", "?")) and str(tmp_path) not in said
 
 
-def test_text_and_nothing_are_refused(service: TransferService, tmp_path: Path) -> None:
+def test_text_file_and_missing_file_are_refused(service: TransferService, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_text("no sound")
     for voice, sentence in ((tmp_path / "a.wav", "not a sound file"), (None, "There is no recording yet")):
         with pytest.raises(ValueError) as raised:
@@ -355,9 +347,7 @@ def test_a_small_file_of_many_hours_is_refused_at_once(service: TransferService,
 
 
 @pytest.mark.parametrize("claimed", [0xFFFFFFFF, 0x7FFFFFFF, 10])
-def test_a_wav_header_that_lies_about_its_length_is_survived(
-    service: TransferService, tmp_path: Path, claimed: int
-) -> None:
+def test_wav_with_a_wrong_length_is_played(service: TransferService, tmp_path: Path, claimed: int) -> None:
     content = bytearray(sing(tmp_path / "a.wav", 220.0).read_bytes())
     content[40:44] = claimed.to_bytes(4, "little")
     (tmp_path / "lie.wav").write_bytes(content)
@@ -370,7 +360,7 @@ def test_a_wav_header_that_lies_about_its_length_is_survived(
 
 
 @pytest.mark.parametrize("rate", [1, 0x7FFFFFFF])
-def test_a_wav_header_that_lies_about_its_rate_is_refused(service: TransferService, tmp_path: Path, rate: int) -> None:
+def test_wav_with_an_impossible_sample_rate_is_refused(service: TransferService, tmp_path: Path, rate: int) -> None:
     content = bytearray(sing(tmp_path / "a.wav", 220.0).read_bytes())
     content[24:28] = rate.to_bytes(4, "little")
     (tmp_path / "lie.wav").write_bytes(content)
@@ -383,7 +373,7 @@ def test_a_seed_out_of_bounds_is_refused(tmp_path: Path) -> None:
         request(None, tmp_path, seed=-1)
 
 
-def test_no_path_of_the_server_is_in_an_error(caplog) -> None:
+def test_errors_show_no_path_of_the_server(caplog) -> None:
     for error in (
         ValueError("/secret/a.wav is a folder, a sound file is expected"),
         FileNotFoundError("there is no file /secret/a.wav"),
@@ -392,10 +382,10 @@ def test_no_path_of_the_server_is_in_an_error(caplog) -> None:
     ):
         sentence = explain_failure(error, "/secret/a.wav")
         assert "secret" not in sentence and sentence[0].isupper() and sentence.endswith(".")
-    assert "b.wav" in caplog.text  # who runs the server is told
+    assert "b.wav" in caplog.text  # the log names it
 
 
-def test_a_recordings_name_is_not_taken_for_what_went_wrong() -> None:
+def test_name_of_a_recording_is_not_mistaken_for_a_reason() -> None:
     error = ValueError("/a/no melody.wav cannot be read as sound (its format is not known)")
     assert explain_failure(error, "/a/no melody.wav").startswith("This is not a sound file")
 
