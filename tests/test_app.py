@@ -930,7 +930,7 @@ def test_invalid_port_is_refused(capsys, wanted: str) -> None:
 def test_invalid_max_seconds_is_refused(capsys, wanted: str) -> None:
     with pytest.raises(SystemExit):
         app.parse_args(["--max_seconds", wanted])
-    assert "--max_seconds should be a number over 0" in capsys.readouterr().err
+    assert "--max_seconds" in capsys.readouterr().err
 
 
 # --- as a Space runs it ---------------------------------------------------------------------------
