@@ -50,7 +50,6 @@ from web.endpoints import AnsweringBlocks, add_endpoints
 from web.file_guard import OwnPageOnly, PromptProtocol, WaitingLine
 from web.live_page import LivePage
 from web.page_style import launch_options
-from web.result_words import describe_result, draw_pitch, find_notices
 from web.stored_files import list_files, own_folder, remove_old_files
 from web.transfer_request import (
     ModelCollection,
@@ -198,13 +197,13 @@ def describe_for_desk(outcome: TransferOutcome, request: TransferRequest) -> dic
         "id": time.time_ns(),
         "title": request.title.replace("_", " "),
         "instrument": outcome.sound,
-        "sentence": describe_result(outcome, request.options),
-        "notices": find_notices(outcome, request.options),
+        "sentence": page_layout.describe_result(outcome, request.options),
+        "notices": page_layout.find_notices(outcome, request.options),
         "details": f"{report[:1].upper()}{report[1:]}.",
         "stems": {"tone": page_layout.file_data(tone), "breath": page_layout.file_data(breath)},
         "rate": outcome.sample_rate,
         "voiceGain": voice_gain if math.isfinite(voice_gain) else 0.0,
-        "pitch": draw_pitch(outcome),
+        "pitch": page_layout.draw_pitch(outcome),
         "request": {
             "instrument": request.instrument,
             "seed": request.seed,

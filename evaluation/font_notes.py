@@ -1,7 +1,8 @@
 """Notes of General MIDI sound fonts: more players, rooms and microphones to train the recogniser on.
 
 The notes of a font are recordings of other players. They are used for training only; the recogniser is tested on
-plain recordings. Do not use fonts that an instrument model was trained on (FluidR3 GM).
+plain recordings. Do not use fonts that an instrument model was trained on. MuseScore General is partly derived from
+FluidR3 GM, which the models before the shipped ones were trained on.
 """
 
 import io

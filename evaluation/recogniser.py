@@ -37,6 +37,8 @@ INSTRUMENTS = (
     "banjo",
     "mandolin",
 )
+OTHER = "other"  # none of them: a synthesizer that has not learned an instrument
+CLASSES = (*INSTRUMENTS, OTHER)
 WEIGHTS = Path(__file__).with_name("recogniser.pt")
 SAMPLE_RATE = 16000  # Hz
 WINDOW = 16000  # samples
@@ -45,24 +47,25 @@ QUIETEST = -60.0  # dBFS: minimum RMS of a window
 SOFTEST = -35.0  # dB relative to the loudest window: minimum level, which excludes note tails and noise in pauses
 _N_FFT, _FRAME_HOP, _N_MELS = 1024, 320, 64
 _FMIN, _FMAX = 60.0, 8000.0  # Hz
-_RANGE = 60.0  # dB: dynamic range below the loudest band of a window
+RANGE = 60.0  # dB: dynamic range below the loudest band of a window
+MEL_FREQUENCIES = librosa.mel_frequencies(_N_MELS + 2, fmin=_FMIN, fmax=_FMAX)[1:-1]  # Hz, of the bands
 _CHANNELS = (16, 32, 48, 64, 96)
 _BATCH = 64
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """Recognition result. Both dicts have every instrument as a key, and their values sum to 1."""
+    """Recognition result. Both dicts have every class as a key, and their values sum to 1."""
 
-    heard: dict[str, float]  # share of the windows in which the instrument is the most probable
+    heard: dict[str, float]  # share of the windows in which the class is the most probable
     probability: dict[str, float]  # mean over the windows
     n_windows: int  # number of windows classified
 
 
 class Recogniser(nn.Module):
-    """Network from windows of sound [B, WINDOW] at 16 kHz to logits [B, instruments]."""
+    """Network from windows of sound [B, WINDOW] at 16 kHz to logits [B, classes]."""
 
-    def __init__(self, instruments: tuple[str, ...] = INSTRUMENTS) -> None:
+    def __init__(self, instruments: tuple[str, ...] = CLASSES) -> None:
         super().__init__()
         self.instruments = instruments
         filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=_N_FFT, n_mels=_N_MELS, fmin=_FMIN, fmax=_FMAX)
@@ -84,18 +87,19 @@ class Recogniser(nn.Module):
         return self.score(self.log_mel(audio))
 
     def score(self, spectra: Tensor) -> Tensor:
-        """Return logits [B, instruments] of log-mel spectra [B, mels, frames]."""
+        """Return logits [B, classes] of log-mel spectra [B, mels, frames] at any level."""
+        spectra = (spectra + 1 - spectra.amax(dim=(1, 2), keepdim=True)).clamp_min(0)
         maps = self.layers(spectra[:, None])  # (B, channels, mels / 32, frames / 32)
         pooled = torch.cat([maps.mean(dim=3), maps.amax(dim=3)], dim=1)
         return self.head(self.dropout(pooled.flatten(1)))
 
     def log_mel(self, audio: Tensor) -> Tensor:
-        """Return mel band levels [B, mels, frames], scaled to 1 at a window's maximum and 0 at 60 dB below it."""
+        """Return mel band levels [B, mels, frames] in units of RANGE, 1 at a window's maximum."""
         frames = audio.unfold(1, _N_FFT, _FRAME_HOP) * self.window
         power = torch.view_as_real(torch.fft.rfft(frames)).square().sum(dim=-1)  # (B, frames, F)
         level = 10 * torch.log10(power @ self.filters + 1e-20)
         level = level - level.amax(dim=(1, 2), keepdim=True)
-        return 1 + level.clamp_min(-_RANGE).transpose(1, 2) / _RANGE
+        return 1 + level.clamp_min(-2 * RANGE).transpose(1, 2) / RANGE
 
 
 class Ensemble(nn.Module):

@@ -5,8 +5,10 @@
 The training data are notes and melodies concatenated from notes: a recogniser trained only on notes confuses a melody
 on a real guitar with a saxophone. Recordings differ in room, microphone and codec as well as in instrument, so every
 window gets a random room, equaliser, bandwidth and noise, and half of the melodies are MP3-encoded. Notes of sound
-fonts (``--fonts``) add other players and rooms. The same recordings and seed give the same weights on the same kind of
-processor. The record ``recogniser.json`` is written next to the weights, with the files, their sha256 and the figures.
+fonts (``--fonts``) add other players and rooms. Synthetic tones without an instrument's timbre are the class
+``OTHER``; without it, an untrained model would be recognised as some instrument. The same recordings and seed give the
+same weights on the same kind of processor. The record ``recogniser.json`` is written next to the weights, with the
+files, their sha256 and the figures.
 """
 
 import argparse
@@ -22,11 +24,24 @@ import numpy as np
 import soundfile
 import soxr
 import torch
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from evaluation.font_notes import render_notes
-from evaluation.recogniser import INSTRUMENTS, SAMPLE_RATE, WEIGHTS, WINDOW, Ensemble, Recogniser, classify, cut_windows
+from evaluation.recogniser import (
+    CLASSES,
+    INSTRUMENTS,
+    MEL_FREQUENCIES,
+    RANGE,
+    SAMPLE_RATE,
+    WEIGHTS,
+    WINDOW,
+    Ensemble,
+    Recogniser,
+    classify,
+    cut_windows,
+)
 from evaluation.recorded_notes import (
     HELD_OUT,
     LIBRARY_RATE,
@@ -39,6 +54,7 @@ from evaluation.recorded_notes import (
 )
 from sound.atomic_files import hash_file, save_tensors, write_text
 from sound.console import as_command, command_parser
+from sound.crepe import midi_to_hz
 
 LICENCE = (
     "Learned from recordings under CC BY-SA 3.0 (Philharmonia Orchestra's sound samples) and CC0 (Karoryfer's "
@@ -53,10 +69,10 @@ _CONTEXT = WINDOW // 2  # samples before a window, for the reverberation tail
 _N_POINTS = 8  # per equaliser curve
 _N_NOISES = 256
 _BATCH = 48  # windows per batch
-_EQUALISER = 3 / 60  # standard deviation of its points, in units of a log-mel spectrum (1 is 60 dB)
-_WIDEST_BAND, _LONGEST_GAP = 10, 10  # maximum mask size in mel bands and in frames
+_HIGHEST = {"trombone": 70}  # MIDI; the collection also has pitches that are rarely played, in the trumpet's register
+_N_TONES = 30  # melodies of synthetic tones
 _FONT_SHARE = 0.4  # share of the windows
-_FONT_MELODIES = 20  # per instrument and font
+_FONT_MELODIES = 15  # per instrument and font
 log = logging.getLogger("train_recogniser")
 
 
@@ -78,6 +94,34 @@ def make_library(sounds: Sequence[Sound], n_melodies: int, rng: np.random.Genera
     return Library(melodies, takes)
 
 
+def make_tones(number: int, rng: np.random.Generator) -> Library:
+    """Make melodies of synthetic tones for ``OTHER``: without an instrument's timbre, like untrained models."""
+    tones = [_make_tones(rng) for _ in range(number)]
+    return Library(tones, tones)
+
+
+def _make_tones(rng: np.random.Generator) -> np.ndarray:
+    """Return a random melody [N] of harmonic tones with a fixed, nearly flat spectrum, and noise."""
+    n_samples, n_notes = round(_MELODY_SECONDS * SAMPLE_RATE), 120
+    frames = np.arange(0, n_samples, SAMPLE_RATE // 100)
+    note = np.searchsorted(np.cumsum(rng.uniform(0.1, 1.2, n_notes)), frames / SAMPLE_RATE)
+    pitches = rng.uniform(40, 84) + np.clip(np.cumsum(rng.integers(-4, 5, n_notes)), -12, 12)
+    levels = np.where(rng.random(n_notes) < 0.1, -60.0, rng.uniform(-rng.uniform(0, 15), 0, n_notes))
+    vibrato = rng.uniform(0, 0.4) * np.sin(2 * np.pi * rng.uniform(4, 7) * frames / SAMPLE_RATE)
+    pitch = gaussian_filter1d(pitches[note], rng.uniform(0.5, 6)) + vibrato
+    samples = np.arange(n_samples)
+    frequency = np.interp(samples, frames, midi_to_hz(pitch))
+    phase = 2 * np.pi * np.cumsum(frequency) / SAMPLE_RATE
+    slope, spread = rng.uniform(-1, 0.2), rng.uniform(0, 4)  # exponent of the frequency, dB between harmonics
+    tone = np.zeros(n_samples)
+    for number in range(1, int(SAMPLE_RATE / 2 / frequency.min()) + 1):
+        gain = number**slope * 10 ** (rng.normal(0, spread) / 20)
+        tone += gain * np.sin(number * phase) * (number * frequency < SAMPLE_RATE / 2)
+    noise = make_noises(n_samples // WINDOW, rng).numpy().ravel() * tone.std() * 10 ** (-rng.uniform(5, 50) / 20)
+    gains = 10 ** (np.interp(samples, frames, gaussian_filter1d(levels[note], 2)) / 20)
+    return ((tone + noise) * gains).astype(np.float32)
+
+
 def _to_windows_rate(audio: np.ndarray, semitones: float = 0.0) -> np.ndarray:
     """Resample a sound [N] to the rate of the recogniser, shifting pitch and speed by ``semitones``."""
     return soxr.resample(audio, LIBRARY_RATE * 2 ** (semitones / 12), SAMPLE_RATE).astype(np.float32)
@@ -94,7 +138,7 @@ def _through_mp3(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def draw_batch(libraries: Sequence[Sequence[Library]], size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Return sounds [size, _CONTEXT + WINDOW] and their classes [size], with balanced classes."""
-    labels = rng.permutation(np.arange(size) % len(libraries))
+    labels = rng.permutation((np.arange(size) + rng.integers(len(libraries))) % len(libraries))
     sounds = np.stack([_draw_crop(_draw_library(libraries[label], rng), rng) for label in labels])
     return torch.from_numpy(sounds), torch.from_numpy(labels)
 
@@ -119,41 +163,13 @@ def _draw_crop(library: Library, rng: np.random.Generator) -> np.ndarray:
     return crop
 
 
-def add_variety(sounds: Tensor, noises: Tensor, rng: np.random.Generator) -> Tensor:
-    """Apply a random room, equaliser, bandwidth and noise to every sound.
-
-    Args:
-        sounds: [B, _CONTEXT + WINDOW].
-        noises: [n, WINDOW], RMS 1, to draw from.
-        rng: random generator.
-
-    Returns:
-        [B, WINDOW], the last WINDOW samples of the sounds.
-    """
+def add_rooms(sounds: Tensor, rng: np.random.Generator) -> Tensor:
+    """Apply a random room to every sound [B, _CONTEXT + WINDOW]; return its last WINDOW samples."""
     n_batch, n_samples = sounds.shape
-    gains = np.stack([_draw_equaliser(n_samples, rng) for _ in range(n_batch)])
     rooms = np.stack([_draw_room(n_samples, rng) for _ in range(n_batch)])
     # Circular convolution wraps around into the context, which is at least as long as any room response.
-    spectrum = torch.fft.rfft(sounds) * torch.fft.rfft(torch.from_numpy(rooms)) * torch.from_numpy(gains)
-    ends = torch.fft.irfft(spectrum, n_samples)[:, -WINDOW:]
-    ends = ends / (ends.square().mean(dim=1, keepdim=True).sqrt() + 1e-9)
-    levels = torch.from_numpy(10 ** (-rng.uniform(15, 80, (n_batch, 1)).astype(np.float32) / 20))
-    return 0.1 * (ends + levels * noises[rng.integers(len(noises), size=n_batch)])
-
-
-def _draw_equaliser(n_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Return gains [n_samples / 2 + 1] of a random tilt, bumps and band limits, as of microphones and codecs."""
-    octaves = np.linspace(np.log2(30 / 800), np.log2(SAMPLE_RATE / 1600), 100)  # from 800 Hz
-    points = np.linspace(octaves[0], octaves[-1], _N_POINTS)
-    level = rng.normal(0, 2.5) * octaves + np.interp(octaves, points, rng.normal(0, 4, _N_POINTS))
-    if rng.random() < 0.4:
-        level -= rng.uniform(6, 80) * np.maximum(0, octaves - rng.uniform(-0.5, 3.3))
-    if rng.random() < 0.35:  # soft playing: weaker highs
-        level -= rng.uniform(0, 12) * np.maximum(0, octaves - rng.uniform(-2, 0))
-    if rng.random() < 0.3:
-        level -= 24 * np.maximum(0, np.log2(rng.uniform(50, 160) / 800) - octaves)
-    frequencies = np.fft.rfftfreq(n_samples, 1 / SAMPLE_RATE)
-    return np.interp(frequencies, 800 * 2**octaves, 10 ** (level / 20)).astype(np.float32)
+    spectrum = torch.fft.rfft(sounds) * torch.fft.rfft(torch.from_numpy(rooms))
+    return torch.fft.irfft(spectrum, n_samples)[:, -WINDOW:]
 
 
 def _draw_room(n_samples: int, rng: np.random.Generator) -> np.ndarray:
@@ -187,40 +203,64 @@ def make_examples(libraries: Sequence[Sequence[Library]], number: int, seed: int
         seed: random seed.
     """
     rng, log_mel = np.random.default_rng(seed), Recogniser().log_mel
-    noises, spectra, labels = make_noises(_N_NOISES, rng), [], []
+    spectra, labels = [], []
     for _ in tqdm(range(-(-number // _BATCH)), desc="drawing windows", unit="batch", mininterval=2):
         sounds, classes = draw_batch(libraries, _BATCH, rng)
-        spectra.append(log_mel(add_variety(sounds, noises, rng)).half())
+        spectra.append(log_mel(add_rooms(sounds, rng)).half())
         labels.append(classes)
     return torch.cat(spectra)[:number], torch.cat(labels)[:number]
 
 
-def vary_spectra(spectra: Tensor, generator: torch.Generator) -> Tensor:
-    """Apply a random equaliser to log-mel spectra [B, mels, frames], and mask a band and a time span (SpecAugment)."""
-    n_batch, n_mels, n_frames = spectra.shape
-    curves = torch.randn(n_batch, 1, _N_POINTS, generator=generator) * _EQUALISER
-    spectra = spectra + nn.functional.interpolate(curves, n_mels, mode="linear").transpose(1, 2)
-    spectra = (spectra + 1 - spectra.amax(dim=(1, 2), keepdim=True)).clamp_min(0)
-    for axis, size, widest in ((1, n_mels, _WIDEST_BAND), (2, n_frames, _LONGEST_GAP)):
-        start = torch.rand(n_batch, 1, 1, generator=generator) * size
-        stop = start + torch.rand(n_batch, 1, 1, generator=generator) * widest
-        position = torch.arange(size).reshape(1, -1, 1) if axis == 1 else torch.arange(size)
-        spectra = spectra.masked_fill((position >= start) & (position < stop), 0)
-    return spectra
+def draw_equalisers(number: int, generator: torch.Generator) -> Tensor:
+    """Return curves [number, mels] in dB of a random tilt, bumps, band limits and softness of playing."""
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(number, 1, generator=generator)
+
+    def sometimes(share: float) -> Tensor:
+        return (torch.rand(number, 1, generator=generator) < share).float()
+
+    octaves = torch.from_numpy(np.log2(MEL_FREQUENCIES / 800)).float()
+    bumps = 4 * torch.randn(number, 1, _N_POINTS, generator=generator)
+    level = nn.functional.interpolate(bumps, len(octaves), mode="linear", align_corners=True)[:, 0]
+    level += 2.5 * torch.randn(number, 1, generator=generator) * octaves
+    level -= sometimes(0.3) * uniform(6, 80) * (octaves - uniform(-0.5, 3.3)).clamp_min(0)
+    level -= sometimes(0.15) * uniform(0, 24) * (octaves - uniform(-1.4, 0.9)).clamp_min(0)  # soft playing
+    level -= sometimes(0.3) * 24 * (uniform(-4, -2.3) - octaves).clamp_min(0)
+    return level
+
+
+def vary_spectra(spectra: Tensor, noises: Tensor, generator: torch.Generator) -> Tensor:
+    """Apply random equalisers and noise to log-mel spectra [B, mels, frames].
+
+    ``noises`` are log-mel spectra [n, mels, frames] to draw from.
+    """
+    n_batch = len(spectra)
+    spectra = spectra + draw_equalisers(n_batch, generator)[:, :, None] / RANGE
+    spectra = spectra - spectra.amax(dim=(1, 2), keepdim=True)
+    drawn = noises[torch.randint(len(noises), (n_batch,), generator=generator)].float()
+    levels = 35 + 60 * torch.rand(n_batch, 1, 1, generator=generator)  # dB from peak to peak
+    to_nepers = RANGE / 10 * np.log(10)
+    return torch.logaddexp(spectra * to_nepers, (drawn - 1 - levels / RANGE) * to_nepers) / to_nepers
 
 
 def train(spectra: Tensor, labels: Tensor, n_steps: int, batch_size: int, seed: int) -> Recogniser:
     """Train a recogniser on log-mel spectra [n, mels, frames] with labels [n]."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    recogniser = Recogniser().train().to(memory_format=torch.channels_last)  # a third faster on CPU
+    recogniser = Recogniser()
+    noises = recogniser.log_mel(make_noises(_N_NOISES, np.random.default_rng(seed))).half()
+    recogniser = recogniser.train().to(memory_format=torch.channels_last)  # a third faster on CPU
     optimizer = torch.optim.AdamW(recogniser.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, n_steps, pct_start=0.1)
     loss_function = nn.CrossEntropyLoss(label_smoothing=0.05)
-    progress = tqdm(range(n_steps), desc="training", unit="step", mininterval=2)
+    progress = tqdm(range(n_steps), desc="training", unit="step", mininterval=20)
     for step in progress:
         drawn = torch.randint(len(labels), (batch_size,), generator=generator)
-        loss = loss_function(recogniser.score(vary_spectra(spectra[drawn].float(), generator)), labels[drawn])
+        varied = vary_spectra(spectra[drawn].float(), noises, generator)
+        with torch.autocast("cpu", torch.bfloat16):  # halves the time
+            scores = recogniser.score(varied)
+        loss = loss_function(scores.float(), labels[drawn])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -258,11 +298,11 @@ def run_tests(recogniser: nn.Module, tests: Sequence[Test]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for test in tests:
         heard = classify(recogniser, test.windows).argmax(axis=1)
-        counts = np.bincount(heard, minlength=len(INSTRUMENTS))
+        counts = np.bincount(heard, minlength=len(CLASSES))
         figures.setdefault(test.name, {})[test.instrument] = {
             "right": round(counts[INSTRUMENTS.index(test.instrument)] / len(heard), 3),
             "windows": len(heard),
-            "heard_as": {name: int(count) for name, count in zip(INSTRUMENTS, counts) if count},
+            "heard_as": {name: int(count) for name, count in zip(CLASSES, counts) if count},
         }
     return figures
 
@@ -270,7 +310,7 @@ def run_tests(recogniser: nn.Module, tests: Sequence[Test]) -> dict[str, Any]:
 def confusion_matrix(figures: dict[str, Any], names: Sequence[str]) -> list[list[int]]:
     """Return the confusion matrix in windows of the named tests: rows are true instruments, columns predictions."""
     heard = [[figures[name].get(row, {"heard_as": {}})["heard_as"] for name in names] for row in INSTRUMENTS]
-    return [[sum(counts.get(column, 0) for counts in row) for column in INSTRUMENTS] for row in heard]
+    return [[sum(counts.get(column, 0) for counts in row) for column in CLASSES] for row in heard]
 
 
 def read_sounds(notes: Sequence[RecordedNote], role: str) -> list[Sound]:
@@ -321,10 +361,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="sf_GMbank.sf2 and MuseScore_General_Full.sf3, in Debian: csound-soundfont, musescore-general-soundfont",
     )
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="weights; the record stands beside, as .json")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--batch_size", type=int, default=48)
-    parser.add_argument("--melodies", type=int, default=60, help="of 12 s, strung for each instrument")
-    parser.add_argument("--windows", type=int, default=24000, help="of 1 s, drawn once")
+    parser.add_argument("--melodies", type=int, default=40, help="of 12 s, strung for each instrument")
+    parser.add_argument("--windows", type=int, default=40000, help="of 1 s, drawn once; equaliser and noise vary")
     parser.add_argument("--members", type=int, default=2, help="networks whose probabilities are averaged")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
@@ -334,7 +374,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     notes = find_notes(args.data_dir)
-    trained, tested = read_sounds(notes, RECOGNISER), read_sounds(notes, HELD_OUT)
+    usual = [note for note in notes if note.pitch <= _HIGHEST.get(note.instrument, 127)]
+    trained, tested = read_sounds(usual, RECOGNISER), read_sounds(notes, HELD_OUT)
     rng, libraries = np.random.default_rng(args.seed), []
     for instrument in tqdm(INSTRUMENTS, desc="stringing melodies", unit="instrument"):
         sounds = [sound for sound in trained if sound.note.instrument == instrument]
@@ -342,12 +383,13 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{args.data_dir} holds no {instrument} to train the recogniser on")
         rooms = [(sounds, args.melodies), *((render_notes(font, instrument), _FONT_MELODIES) for font in args.fonts)]
         libraries.append([make_library(room, n_melodies, rng) for room, n_melodies in rooms if room])
+    libraries.append([make_tones(_N_TONES, rng)])
     spectra, labels = make_examples(libraries, args.windows, args.seed)
     seeds = range(args.seed, args.seed + args.members)
     members = [train(spectra, labels, args.steps, args.batch_size, seed) for seed in seeds]
     figures = run_tests(Ensemble(members), make_tests(tested, args.seed))
     states = [member.state_dict() for member in members]
-    save_tensors(args.output, {"instruments": list(INSTRUMENTS), "states": states})
+    save_tensors(args.output, {"instruments": list(CLASSES), "states": states})
     write_record(args.output.with_suffix(".json"), args, trained, tested, figures)
     for name, test in figures.items():
         log.info("%s: %s", name, ", ".join(f"{key} {value['right']:.0%}" for key, value in test.items()))

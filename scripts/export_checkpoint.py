@@ -10,6 +10,7 @@ bit, or with ``--half`` differ by at most -50 dB. The source is never changed.
 """
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,16 @@ from sound.console import as_command, command_parser, suggest
 
 _LARGE = 2**14  # elements of a weight from which --half stores it in 16 bits: nearly all, but not the first layer
 _HALF_DIFFERENCE = -50.0  # dB, maximum power of the difference that 16-bit weights make, relative to the sound
+
+
+def raise_high_noise(bias: Tensor, decibels: float, sample_rate: int) -> Tensor:
+    """Return the bias of the noise bands [K] with the bands above 8 kHz raised, by a ramp from 7 to 9 kHz.
+
+    A model learns the mean spectrum, and the clicks and hisses of an instrument exceed it.
+    """
+    frequencies = torch.linspace(0, sample_rate / 2, len(bias))
+    nepers = decibels / 20 * math.log(10)  # quiet bands lie where the sigmoid is an exponential
+    return bias + nepers * ((frequencies - 7000) / 2000).clamp(0, 1).to(bias)
 
 
 def strip(source: dict[str, Any], path: Path, half: bool = False) -> dict[str, Any]:
@@ -65,7 +76,7 @@ def strip(source: dict[str, Any], path: Path, half: bool = False) -> dict[str, A
     return {**stripped, "config": source["config"]}  # as trained, with the sections that loading ignores
 
 
-def export(source: Path, target: Path, half: bool = False) -> NeuralGuitar:
+def export(source: Path, target: Path, half: bool = False, high_noise: float = 0.0) -> NeuralGuitar:
     """Write the stripped checkpoint to ``target`` and return its model.
 
     Raises:
@@ -76,9 +87,13 @@ def export(source: Path, target: Path, half: bool = False) -> NeuralGuitar:
     if content["statistics"] is None:
         raise ValueError(f"{source} has no statistics of its training data, which are needed to fit a voice to it")
     with atomic_write(target) as unproven:
-        save_checkpoint(unproven, strip(content, source, half))
+        stripped, wanted = strip(content, source, half), load_model(source)
+        rate, name = wanted.audio.sample_rate, "noise_head.bias"
+        stripped["model"][name] = raise_high_noise(stripped["model"][name], high_noise, rate)
+        wanted.noise_head.bias.data = raise_high_noise(wanted.noise_head.bias.data, high_noise, rate)
+        save_checkpoint(unproven, stripped)
         model = load_model(unproven)
-        _require_same_sound(_sample(model), _sample(load_model(source)), source, half)
+        _require_same_sound(_sample(model), _sample(wanted), source, half)
     return model
 
 
@@ -113,6 +128,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--card_note", help="further text for the card")
     parser.add_argument("--scorecard", type=Path, help="scripts/evaluate.py --json of this checkpoint or of --output")
     parser.add_argument("--half", action="store_true", help="store weights in 16 bits: half the size, same sound")
+    parser.add_argument(
+        "--high_noise", type=float, default=0.0, metavar="DB", help="raise the noise above 8 kHz (default: 0 dB)"
+    )
     parser.add_argument("--replace_shipped", action="store_true", help="allow --output to be a shipped model")
     args = parser.parse_args(argv)
     if args.output.suffix != ".pth":
@@ -135,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     card, replaced = args.output.with_suffix(".md"), args.output.exists()
     judged = [args.checkpoint, *([args.output] if replaced else [])]  # a scorecard may be of the earlier export
     scorecard = format_scorecard(args.scorecard, judged) if args.scorecard else ""
-    model = export(args.checkpoint, args.output, args.half)
+    model = export(args.checkpoint, args.output, args.half, args.high_noise)
     text = format_card(args.output, model, args.data, args.licence, args.command, args.card_note, scorecard)
     write_text(card, text)
     done, size = "replaced" if replaced else "written", args.output.stat().st_size / 1e6

@@ -205,3 +205,14 @@ def test_shipped_models_are_replaced_only_on_request(trained, tmp_path, monkeypa
     assert shipped.read_bytes() == b"shipped"
     assert export(trained, shipped, "--replace_shipped") == 0
     assert load_model(shipped)
+
+
+def test_high_noise_is_raised_and_the_rest_is_kept(trained, exported, tmp_path):
+    target = tmp_path / "brighter.pth"
+    assert export(trained, target, "--high_noise", "6") == 0
+    bands = [load_model(path).noise_head for path in (exported, target)]
+    assert torch.equal(bands[0].weight, bands[1].weight)
+    raised = (bands[1].bias - bands[0].bias).detach()
+    frequencies = torch.linspace(0, load_model(target).audio.sample_rate / 2, len(raised))
+    assert not raised[frequencies <= 7000].any()
+    assert raised[-1] == pytest.approx(0.345, abs=0.001)  # at 8 kHz: half of 6 dB, in nepers
