@@ -54,7 +54,7 @@ def test_a_trumpet_in_another_room_is_recognised(record: dict, name: str) -> Non
 
 def test_tones_without_a_timbre_are_no_instrument() -> None:
     tones = train_recogniser.make_tones(3, np.random.default_rng(99)).melodies
-    assert recognise(np.concatenate(tones), SAMPLE_RATE).heard[OTHER] >= 0.9
+    assert recognise(np.concatenate(tones), SAMPLE_RATE).shares[OTHER] >= 0.9
 
 
 @pytest.mark.parametrize("instrument", ["trumpet", "guitar", "saxophone", "violin", "flute"])
@@ -78,8 +78,8 @@ def test_the_same_sound_gives_the_same_bits(tone: np.ndarray) -> None:
 
 def test_shares_sum_to_1(tone: np.ndarray) -> None:
     recognition = recognise(tone, SAMPLE_RATE)
-    assert tuple(recognition.heard) == tuple(recognition.probability) == CLASSES
-    assert sum(recognition.heard.values()) == pytest.approx(1)
+    assert tuple(recognition.shares) == tuple(recognition.probability) == CLASSES
+    assert sum(recognition.shares.values()) == pytest.approx(1)
     assert sum(recognition.probability.values()) == pytest.approx(1)
     assert recognition.n_windows == 9
 
