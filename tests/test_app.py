@@ -883,10 +883,8 @@ def test_a_checkpoint_that_cannot_be_read_is_one_sentence(tmp_path: Path, caplog
 @pytest.mark.parametrize(
     "given",
     [
-        {"http_proxy": "http://127.0.0.1:1"},
-        {"all_proxy": "socks5://127.0.0.1:1"},
-        {"all_proxy": "socks://127.0.0.1:1", "no_proxy": "example.org"},
-        {"GRADIO_SERVER_PORT": "", "GRADIO_SERVER_NAME": ""},
+        {"http_proxy": "http://127.0.0.1:1", "all_proxy": "socks5://127.0.0.1:1", "GRADIO_SERVER_NAME": ""},
+        {"all_proxy": "socks://127.0.0.1:1", "no_proxy": "example.org", "GRADIO_SERVER_PORT": ""},
     ],
 )
 def test_starts_with_any_proxy_and_empty_variables(tmp_path: Path, given: dict[str, str]) -> None:

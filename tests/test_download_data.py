@@ -319,7 +319,7 @@ def test_ctrl_c_keeps_the_part_and_the_next_run_resumes(tmp_path):
     assert installed(tmp_path) == {"00_BN1-129-Eb_solo_mic.wav": CONTENT}
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(50))
 def test_random_faults_end_in_the_right_files_or_an_error(tmp_path, monkeypatch, seed):
     """After any faults, the next run without faults completes the installation."""
     solo = {"00_BN1-129-Eb_solo_mic.wav": CONTENT[:6_000]}
