@@ -33,7 +33,7 @@ const vox = (window.vox = {});
   let takes = [], chosen = null, recorder = null, settings = {}, uploadFile = null;
   const MOST_TAKES = 30, UPLOADED_FOR = 20 * 60e3; // ms, shorter than the server keeps a file
   const refusals = {
-    NotAllowedError: "The browser keeps the microphone from me. Allow it beside the address, or upload a recording.",
+    NotAllowedError: "The browser blocks the microphone. Allow it next to the address, or upload a recording.",
     NotFoundError: "I find no microphone. Plug one in, or upload a recording.",
   };
   const complain = (sentence) => (find("microphone").textContent = sentence);

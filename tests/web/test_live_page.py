@@ -194,16 +194,16 @@ def test_the_worker_equals_the_causal_transfer(page: Page, checkpoint: Path) -> 
 
 def test_the_microphone_plays_in_tune(page: Page) -> None:
     page.start()
-    heard, nodes = [], []
+    reports, nodes = [], []
     for _ in range(30):
-        heard.append(page.run("return [live.shown, live.report.voicePeak]"))
+        reports.append(page.run("return [live.shown, live.report.voicePeak]"))
         nodes.append(page.driver.execute_cdp_cmd("Memory.getDOMCounters", {})["nodes"])
         time.sleep(0.05)
     assert max(nodes) - nodes[0] < 30  # a new one for each frame would be 150
-    sung = [shown for shown, _ in heard if shown["voiced"]]
+    sung = [shown for shown, _ in reports if shown["voiced"]]
     cents = 1200 * np.log2([(shown["f0"] / VOICE, shown["played_f0"] / (2 * VOICE)) for shown in sung])
     assert len(sung) > 10 and np.median(np.abs(cents)) < 15
-    assert max(peak for _, peak in heard) > 0.05
+    assert max(peak for _, peak in reports) > 0.05
     assert page.run("return live.latency") > 45
     assert page.browser.text("#latency").endswith("sound") or "ms behind you" in page.browser.text("#latency")
     assert page.run("return live.stream.getAudioTracks()[0].getSettings().echoCancellation") is False
@@ -316,7 +316,7 @@ def test_two_tabs_do_not_play_at_once(page: Page) -> None:
 def test_refusals_are_one_sentence_and_start_works_again(page: Page, checkpoint: Path) -> None:
     page.open()
     page.browser.set_microphone("denied")
-    page.is_refused("keeps the microphone from me")
+    page.is_refused("blocks the microphone")
     page.browser.set_microphone("granted")
     page.server.hidden = "/vendor/"
     page.is_refused("engine could not be fetched")
