@@ -150,14 +150,14 @@ def _connect_play(
             except (ValueError, OSError) as error:
                 yield {results.status: page_layout.message_card(explain_failure(error, recording), "error"), **ready}
 
-    asked = [controls.recording, controls.instrument, controls.seed, controls.as_played, *controls.options.values()]
+    inputs = [controls.recording, controls.instrument, controls.seed, controls.as_played, *controls.options.values()]
     shown = [play, cancel, *results]
     waiting = [gr.update(visible=False), gr.update(visible=True), page_layout.message_card("Waiting for my turn.")]
     clicked = play.click(None, None, [play, cancel, results.status], js=f"() => {json.dumps(waiting)}")
     clicked.then(None, js=_FOCUS_SCRIPT)
     started = clicked.then(
         run,
-        asked,
+        inputs,
         shown,
         js=_TAKE_SCRIPT,
         api_visibility="private",
@@ -215,7 +215,7 @@ def describe_for_desk(outcome: TransferOutcome, request: TransferRequest) -> dic
 
 def _connect_desk(service: TransferService, controls: page_layout.PageControls, desk: gr.HTML) -> None:
     """Connect the fixes and the save button of the desk."""
-    asked = gr.JSON(visible=False)
+    settings = gr.JSON(visible=False)  # from the page's script
 
     def fix(event: gr.EventData) -> list:
         wanted = event._data
@@ -234,7 +234,7 @@ def _connect_desk(service: TransferService, controls: page_layout.PageControls, 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     desk.fix(fix, outputs=list(controls.options.values()), queue=False, **private).then(None, js="() => vox.replay()")
     desk.save(
-        pack, [controls.recording, asked], desk, js="async () => vox.package()", concurrency_id="transfer", **private
+        pack, [controls.recording, settings], desk, js="async () => vox.package()", concurrency_id="transfer", **private
     )
 
 

@@ -18,6 +18,7 @@ import soundfile
 from checkpoint import load_model, pretrained_path, read_checkpoint
 from features import extract_features, load_audio
 from sound.audio_files import prepare_audio
+from sound.console import command_parser
 from transfer import TransferResult, transfer
 
 ROOT = Path(__file__).parent
@@ -139,4 +140,5 @@ def python(*command: object) -> subprocess.CompletedProcess:
 
 
 if __name__ == "__main__":
-    sys.exit(pytest.main(["-n", "0", __file__, *sys.argv[1:]]))
+    parser = command_parser("Test the shipped models and the whole pipeline; takes two minutes.", "[flags of pytest]")
+    sys.exit(pytest.main(["-n", "0", __file__, *parser.parse_known_args()[1]]))

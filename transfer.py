@@ -98,8 +98,8 @@ def _progress_bar(wanted: bool) -> Iterator[ProgressCallback]:
 def require_free_targets(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
     """Raise ValueError if an output is a folder, would overwrite an input, or has the name of another output."""
     sources = {source.resolve() for source, _ in jobs}
-    beside = [path for path in (args.report, args.export_controls, args.midi) if path]
-    written = [target for _, target in jobs] + beside
+    extra = [path for path in (args.report, args.export_controls, args.midi) if path]
+    written = [target for _, target in jobs] + extra
     if args.stems:
         written += [target.with_stem(f"{target.stem}_{name}") for _, target in jobs for name in _STEMS]
     for path in written:

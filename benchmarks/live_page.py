@@ -137,9 +137,9 @@ def wait(driver: webdriver.Chrome, condition: str, seconds: float = 60.0) -> flo
 
 def find_latencies(peaks: np.ndarray) -> np.ndarray:
     """Return the latency in ms from each onset to its sound, given peaks [ms, 2] of input and output."""
-    heard, played = peaks.T
-    quiet = np.convolve(heard > 0.003, np.ones(100))[: len(heard)]
-    onsets = np.flatnonzero((heard[1:] > 0.003) & (quiet[:-1] == 0)) + 1
+    microphone, played = peaks.T
+    quiet = np.convolve(microphone > 0.003, np.ones(100))[: len(microphone)]
+    onsets = np.flatnonzero((microphone[1:] > 0.003) & (quiet[:-1] == 0)) + 1
     latencies = []
     for onset in onsets[1:-1]:
         note = played[onset : onset + round(1000 * _NOTE)]

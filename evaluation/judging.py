@@ -228,7 +228,7 @@ def recognition_rate(audio: np.ndarray, sample_rate: int, instrument: str) -> fl
     recogniser = load_recogniser()
     if instrument not in recogniser.instruments or len(audio) < sample_rate * WINDOW / RECOGNISER_RATE:
         return None
-    return 100 * recognise(audio, sample_rate, recogniser).heard[instrument]
+    return 100 * recognise(audio, sample_rate, recogniser).shares[instrument]
 
 
 # --- voices ---------------------------------------------------------------------------------------

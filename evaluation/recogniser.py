@@ -6,7 +6,7 @@ identifies an instrument. It is trained by ``evaluation/train_recogniser.py``, o
 is trained on.
 
     recogniser = load_recogniser()
-    recognise(audio, 48000, recogniser).heard["trumpet"]  # share of the windows recognised as a trumpet
+    recognise(audio, 48000, recogniser).shares["trumpet"]  # share of the windows recognised as a trumpet
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ _BATCH = 64
 class Recognition:
     """Recognition result. Both dicts have every class as a key, and their values sum to 1."""
 
-    heard: dict[str, float]  # share of the windows in which the class is the most probable
+    shares: dict[str, float]  # share of the windows in which the class is the most probable
     probability: dict[str, float]  # mean over the windows
     n_windows: int  # number of windows classified
 
@@ -184,8 +184,8 @@ def classify(recogniser: nn.Module, windows: np.ndarray) -> np.ndarray:
 def summarise(probabilities: np.ndarray, instruments: tuple[str, ...]) -> Recognition:
     """Summarise probabilities [n, instruments] over windows."""
     n_windows = len(probabilities)
-    heard = np.bincount(probabilities.argmax(axis=1), minlength=len(instruments)) / n_windows
+    shares = np.bincount(probabilities.argmax(axis=1), minlength=len(instruments)) / n_windows
     mean = probabilities.mean(axis=0, dtype=np.float64)
     return Recognition(
-        dict(zip(instruments, heard.tolist())), dict(zip(instruments, (mean / mean.sum()).tolist())), n_windows
+        dict(zip(instruments, shares.tolist())), dict(zip(instruments, (mean / mean.sum()).tolist())), n_windows
     )

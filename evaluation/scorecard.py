@@ -147,14 +147,14 @@ def compare_transfer(expected: ExpectedCurves, output: MeasuredSound, threshold:
     sounding = (output.periodicity[:n_frames] >= threshold) & (output.loudness[:n_frames] > AUDIBLE_LEVEL)
     rests = find_rests(played, output.frame_rate)
     # Clip both at the audible level, so that inaudible differences do not count.
-    audible, told = (np.maximum(values[:n_frames], AUDIBLE_LEVEL) for values in (output.loudness, loudness))
+    audible, wanted = (np.maximum(values[:n_frames], AUDIBLE_LEVEL) for values in (output.loudness, loudness))
     return {
         "f0_median": _quantile(cents, 0.5),
         "f0_p95": _quantile(cents, 0.95),
         "octave": None if expected.sung is None else percent_in_octave(expected.sung, output),
         "precision": _percent(played[sounding & (played | rests)]),
         "recall": _percent(sounding[played]),
-        "loudness_correlation": _correlation(audible[played], told[played]),
+        "loudness_correlation": _correlation(audible[played], wanted[played]),
         "pause_level": _quantile(frame_levels(output)[:n_frames][rests], 0.95),
     }
 

@@ -297,11 +297,11 @@ def run_tests(recogniser: nn.Module, tests: Sequence[Test]) -> dict[str, Any]:
     """Return the share of correctly recognised windows of each test, and the counts of all predictions."""
     figures: dict[str, Any] = {}
     for test in tests:
-        heard = classify(recogniser, test.windows).argmax(axis=1)
-        counts = np.bincount(heard, minlength=len(CLASSES))
+        predicted = classify(recogniser, test.windows).argmax(axis=1)
+        counts = np.bincount(predicted, minlength=len(CLASSES))
         figures.setdefault(test.name, {})[test.instrument] = {
-            "right": round(counts[INSTRUMENTS.index(test.instrument)] / len(heard), 3),
-            "windows": len(heard),
+            "right": round(counts[INSTRUMENTS.index(test.instrument)] / len(predicted), 3),
+            "windows": len(predicted),
             "heard_as": {name: int(count) for name, count in zip(CLASSES, counts) if count},
         }
     return figures
@@ -309,8 +309,8 @@ def run_tests(recogniser: nn.Module, tests: Sequence[Test]) -> dict[str, Any]:
 
 def confusion_matrix(figures: dict[str, Any], names: Sequence[str]) -> list[list[int]]:
     """Return the confusion matrix in windows of the named tests: rows are true instruments, columns predictions."""
-    heard = [[figures[name].get(row, {"heard_as": {}})["heard_as"] for name in names] for row in INSTRUMENTS]
-    return [[sum(counts.get(column, 0) for counts in row) for column in CLASSES] for row in heard]
+    counted = [[figures[name].get(row, {"heard_as": {}})["heard_as"] for name in names] for row in INSTRUMENTS]
+    return [[sum(counts.get(column, 0) for counts in row) for column in CLASSES] for row in counted]
 
 
 def read_sounds(notes: Sequence[RecordedNote], role: str) -> list[Sound]:
@@ -360,13 +360,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=[],
         help="sf_GMbank.sf2 and MuseScore_General_Full.sf3, in Debian: csound-soundfont, musescore-general-soundfont",
     )
-    parser.add_argument("--output", type=Path, default=WEIGHTS, help="weights; the record stands beside, as .json")
-    parser.add_argument("--steps", type=int, default=3500)
-    parser.add_argument("--batch_size", type=int, default=48)
-    parser.add_argument("--melodies", type=int, default=40, help="of 12 s, strung for each instrument")
-    parser.add_argument("--windows", type=int, default=40000, help="of 1 s, drawn once; equaliser and noise vary")
-    parser.add_argument("--members", type=int, default=2, help="networks whose probabilities are averaged")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--output", type=Path, default=WEIGHTS, help="weights; the record is written next to it (.json)"
+    )
+    parser.add_argument("--steps", type=int, default=3500, help="optimizer steps (default: 3500)")
+    parser.add_argument("--batch_size", type=int, default=48, help="windows per step (default: 48)")
+    parser.add_argument("--melodies", type=int, default=40, help="melodies of 12 s per instrument (default: 40)")
+    parser.add_argument("--windows", type=int, default=40000, help="training windows of 1 s (default: 40000)")
+    parser.add_argument("--members", type=int, default=2, help="networks to average (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     return parser.parse_args(argv)
 
 

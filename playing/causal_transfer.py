@@ -56,7 +56,7 @@ def require_melody(frames: list[PlayedFrame], floor: float, gate: float, share_t
             "leave --causal out, or whistle lower"
         )
     raise NoMelodyError(
-        f"no melody can be heard over the gate of {gate:g} dB; sing closer to the microphone, or lower gate_offset"
+        f"no melody exceeds the gate of {gate:g} dB; sing closer to the microphone, or lower gate_offset"
     )
 
 

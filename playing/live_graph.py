@@ -163,9 +163,9 @@ class LiveGraph(nn.Module):
         """Return updated samples, A-weighted power and filter state, and (f0, loudness, periodicity)."""
         settings, hop_length = self.config.features, len(voice)
         weighted = torch.cat([voice.double(), state.weighting])[None] @ self.weighting
-        heard, weighting = weighted[0, :hop_length], weighted[0, hop_length:]
+        new, weighting = weighted[0, :hop_length], weighted[0, hop_length:]
         samples = torch.cat([state.voice[hop_length:], voice])
-        power = torch.cat([state.power[hop_length:], (heard**2).float()])
+        power = torch.cat([state.power[hop_length:], (new**2).float()])
         half = settings.loudness_window // 2
         mean = (power[self.reach - half : self.reach + half] * self.window).sum().view(1)
         loudness = (10 * torch.log10(mean + _SMALLEST)).clamp_min(self.floor)

@@ -167,7 +167,9 @@ def main(argv: list[str] | None = None) -> int:
         write_inspection_page(args.html, found, summarise(found, config), marks, config)
     print(format_text(found, config))
     if found.is_fit:
-        suggest("train.py --data_dir {} --checkpoint_dir {}", args.data_dir, f"checkpoints/{args.data_dir.name}")
+        preset = "solo" if args.config_name == DEFAULT_PRESET else args.config_name
+        folders = args.data_dir, f"checkpoints/{args.data_dir.name}"
+        suggest("train.py --data_dir {} --checkpoint_dir {} --config_name {}", *folders, preset)
     return 0 if found.is_fit else 1
 
 

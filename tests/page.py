@@ -46,8 +46,8 @@ def sing(path: Path, f0: float, seconds: float = 1.0) -> Path:
 
 def hear(path: str | Path) -> float:
     """Return the median f0 of a sound file in Hz."""
-    heard = extract_features(load_audio(path, RATE), load_config())
-    return float(np.median(heard.f0.numpy()[heard.periodicity.numpy() > 0.6]))
+    measured = extract_features(load_audio(path, RATE), load_config())
+    return float(np.median(measured.f0.numpy()[measured.periodicity.numpy() > 0.6]))
 
 
 def cents(one: float, other: float) -> float:

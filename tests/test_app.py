@@ -111,13 +111,13 @@ def run(shipped: Path, scratch: Path, tmp_path: Path) -> Callable[..., Iterator[
     page = app.build_ui(tmp_path, "cpu", LIMITS)
     handler = next(event.fn for event in page.fns.values() if event.name == "run")
     values = dataclasses.asdict(TransferOptions())
-    asked = next(event.inputs for event in page.fns.values() if event.name == "run")[4:]
+    inputs = next(event.inputs for event in page.fns.values() if event.name == "run")[4:]
 
     def press(recording: Path | None, instrument: str, octave: str | int, **options: object) -> Iterator[dict]:
         automatic = dict.fromkeys(("output_rate", "articulation", "pluck_repeat"), "auto")
         wanted = {**values, **automatic, "semitones": octave, **options}
-        assert len(wanted) == len(asked)
-        chosen = [control.preprocess(wanted[name]) for name, control in zip(app_order(page), asked)]
+        assert len(wanted) == len(inputs)
+        chosen = [control.preprocess(wanted[name]) for name, control in zip(app_order(page), inputs)]
         return handler(recording and str(recording), instrument, 0, False, *chosen)
 
     return press

@@ -10,18 +10,18 @@ const vox = (window.vox = {});
   // --- storage -----------------------------------------------------------------------------------
 
   const database = new Promise((open) => {
-    const asked = indexedDB.open("vox2trumpet", 1);
-    asked.onupgradeneeded = () => ["takes", "results"].forEach((name) => asked.result.createObjectStore(name, { keyPath: "id" }));
-    asked.onsuccess = () => open(asked.result);
-    asked.onerror = () => open(null); // a private window has no storage
+    const request = indexedDB.open("vox2trumpet", 1);
+    request.onupgradeneeded = () => ["takes", "results"].forEach((name) => request.result.createObjectStore(name, { keyPath: "id" }));
+    request.onsuccess = () => open(request.result);
+    request.onerror = () => open(null); // a private window has no storage
   });
   const stored = async (name, mode, act) => {
     const base = await database;
     if (!base) return undefined;
     return new Promise((done) => {
-      const asked = act(base.transaction(name, mode).objectStore(name));
-      asked.onsuccess = () => done(asked.result);
-      asked.onerror = () => done(undefined); // for example, the disk is full
+      const request = act(base.transaction(name, mode).objectStore(name));
+      request.onsuccess = () => done(request.result);
+      request.onerror = () => done(undefined); // for example, the disk is full
     });
   };
   const put = (name, value) => stored(name, "readwrite", (store) => store.put(value));
@@ -33,7 +33,7 @@ const vox = (window.vox = {});
   let takes = [], chosen = null, recorder = null, settings = {}, uploadFile = null;
   const MOST_TAKES = 30, UPLOADED_FOR = 20 * 60e3; // ms, shorter than the server keeps a file
   const refusals = {
-    NotAllowedError: "The browser keeps the microphone from me. Allow it beside the address, or upload a recording.",
+    NotAllowedError: "The browser blocks the microphone. Allow it next to the address, or upload a recording.",
     NotFoundError: "I find no microphone. Plug one in, or upload a recording.",
   };
   const complain = (sentence) => (find("microphone").textContent = sentence);
@@ -491,13 +491,13 @@ const vox = (window.vox = {});
   // Render the current mix in the browser: 24 bits.
   const saveSound = async () => {
     const rate = shown.rate, decoder = new OfflineAudioContext(1, 1, rate), isSolo = tracks.some((track) => track.solo);
-    const heard = tracks.filter((track) => track.kind !== "voice" && !track.mute && (!isSolo || track.solo));
-    const buffers = await Promise.all(heard.map((track) => {
+    const audible = tracks.filter((track) => track.kind !== "voice" && !track.mute && (!isSolo || track.solo));
+    const buffers = await Promise.all(audible.map((track) => {
       const file = track.kind === "stem" && shown.files[track.name.toLowerCase()];
       return file ? decoder.decodeAudioData(file.slice(0)) : track.buffer; // at the file's sample rate, not the audio device's
     }));
     const offline = new OfflineAudioContext(1, Math.max(1, ...buffers.map((buffer) => Math.round(buffer.duration * rate))), rate);
-    heard.forEach((track, n) => {
+    audible.forEach((track, n) => {
       const source = offline.createBufferSource(), gain = offline.createGain();
       source.buffer = buffers[n];
       gain.gain.value = track.level;

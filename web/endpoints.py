@@ -226,11 +226,11 @@ def add_endpoints(service: TransferService) -> None:
     report, notes = gr.JSON(visible=False, label="report"), gr.JSON(visible=False, label="notes")
     sounds = files("sound", "harmonic", "noise")
     recording = _file("recording", "examples/hum.wav")
-    asked = [recording, *place("instrument", *options, "seed", "normalize")]
-    _offer(transfer, asked, [*sounds, report, *files("midi", "curves")])
+    parameters = place("instrument", *options, "seed", "normalize")
+    _offer(transfer, [recording, *parameters], [*sounds, report, *files("midi", "curves")])
     _offer(melody, [recording, *place("gate_offset")], [notes, *files("curves", "midi")])
-    asked = place("instrument", "noise_balance", "output_rate", "seed", "normalize")
-    _offer(render, [_file("curves", "examples/hum_curves.csv"), *asked], [*sounds, report])
+    parameters = place("instrument", "noise_balance", "output_rate", "seed", "normalize")
+    _offer(render, [_file("curves", "examples/hum_curves.csv"), *parameters], [*sounds, report])
     gr.api(instruments, api_name="instruments", queue=False)
 
 

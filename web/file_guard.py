@@ -170,12 +170,12 @@ class OwnPageOnly:
                 await refusal(scope, receive, send)
 
     def _comes_from_page(self, scope: Scope) -> bool:
-        asked = [value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"]
+        host_headers = [value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"]
         origins = [value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"origin"]
-        if len(asked) != 1 or (self.is_local and not self._is_own(_host_name(f"//{asked[0]}"))):
+        if len(host_headers) != 1 or (self.is_local and not self._is_own(_host_name(f"//{host_headers[0]}"))):
             return False
         return all(
-            origin.partition("://")[2] == asked[0] or self._is_listed(_host_name(origin)) for origin in origins
+            origin.partition("://")[2] == host_headers[0] or self._is_listed(_host_name(origin)) for origin in origins
         )  # API clients send no origin
 
     def _is_own(self, name: str) -> bool:

@@ -98,9 +98,9 @@ class ModelCollection:
         trained = [one for path in find_trainings(self.checkpoint_dir) if (one := self._describe(path))]
         newest = [one for one in trained if one.path.parent == trained[0].path.parent]  # its best may be an early epoch
         found = trained + found if any(one.is_trained for one in newest) else found + trained
-        if self.checkpoint and (asked := self._describe(self.checkpoint)):
+        if self.checkpoint and (first := self._describe(self.checkpoint)):
             others = [one for one in found if one.path.resolve() != self.checkpoint.resolve()]
-            return [dataclasses.replace(asked, name="checkpoint"), *others]
+            return [dataclasses.replace(first, name="checkpoint"), *others]
         return found
 
     def _describe(self, path: Path) -> PlayableModel | None:

@@ -1,4 +1,4 @@
-"""The recogniser of instruments: its record, its figures, and what it refuses."""
+"""evaluation/recogniser.py: its training record, its figures, and refused input."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def tone() -> np.ndarray:
     return (0.1 * np.sin(2 * np.pi * 300 * time) * (1 + np.sin(2 * np.pi * time))).astype(np.float32)
 
 
-def test_it_was_trained_on_no_file_of_a_model_or_of_its_test(record: dict) -> None:
+def test_training_files_are_in_no_model_and_no_test(record: dict) -> None:
     roles = {name: {read_name(Path(name)).role for name in record[name]} for name in ("trained_on", "tested_on")}
     assert roles == {"trained_on": {RECOGNISER}, "tested_on": {HELD_OUT}}
     assert not set(record["trained_on"].values()) & set(record["tested_on"].values())
@@ -41,7 +41,7 @@ def test_it_was_trained_on_no_file_of_a_model_or_of_its_test(record: dict) -> No
         "freepats melodies",
     ],
 )
-def test_what_it_never_saw_is_recognised(record: dict, name: str) -> None:
+def test_unseen_recordings_are_recognised(record: dict, name: str) -> None:
     right = [figures["right"] for figures in record["figures"][name].values()]
     assert np.mean(right) >= 0.75
 
@@ -52,9 +52,9 @@ def test_a_trumpet_in_another_room_is_recognised(record: dict, name: str) -> Non
     assert all(figures["right"] >= 0.75 for figures in record["figures"][name].values())
 
 
-def test_tones_without_a_timbre_are_no_instrument() -> None:
+def test_tones_without_timbre_are_other() -> None:
     tones = train_recogniser.make_tones(3, np.random.default_rng(99)).melodies
-    assert recognise(np.concatenate(tones), SAMPLE_RATE).heard[OTHER] >= 0.9
+    assert recognise(np.concatenate(tones), SAMPLE_RATE).shares[OTHER] >= 0.9
 
 
 @pytest.mark.parametrize("instrument", ["trumpet", "guitar", "saxophone", "violin", "flute"])
@@ -72,14 +72,14 @@ def test_weights_are_small_and_the_confusion_adds_up(record: dict) -> None:
             assert sum(row) == figures.get(instrument, {"windows": 0})["windows"]
 
 
-def test_the_same_sound_gives_the_same_bits(tone: np.ndarray) -> None:
+def test_recognition_is_deterministic(tone: np.ndarray) -> None:
     assert recognise(tone, SAMPLE_RATE) == recognise(tone, SAMPLE_RATE)
 
 
 def test_shares_sum_to_1(tone: np.ndarray) -> None:
     recognition = recognise(tone, SAMPLE_RATE)
-    assert tuple(recognition.heard) == tuple(recognition.probability) == CLASSES
-    assert sum(recognition.heard.values()) == pytest.approx(1)
+    assert tuple(recognition.shares) == tuple(recognition.probability) == CLASSES
+    assert sum(recognition.shares.values()) == pytest.approx(1)
     assert sum(recognition.probability.values()) == pytest.approx(1)
     assert recognition.n_windows == 9
 
@@ -92,7 +92,7 @@ def test_level_and_rate_matter_little(tone: np.ndarray) -> None:
     assert recognise(wide, 48000).probability == pytest.approx(loud.probability, abs=0.05)
 
 
-def test_pauses_are_not_judged(tone: np.ndarray) -> None:
+def test_pauses_are_skipped(tone: np.ndarray) -> None:
     pause = np.zeros(5 * SAMPLE_RATE, np.float32)
     assert recognise(np.concatenate([tone, pause]), SAMPLE_RATE).n_windows < 14
 
@@ -108,7 +108,7 @@ def test_pauses_are_not_judged(tone: np.ndarray) -> None:
     ],
     ids=["short", "empty", "silent", "not finite", "low rate"],
 )
-def test_what_cannot_be_judged_is_refused(audio: np.ndarray, sample_rate: int, reason: str) -> None:
+def test_unusable_sound_is_refused(audio: np.ndarray, sample_rate: int, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         recognise(audio, sample_rate)
 

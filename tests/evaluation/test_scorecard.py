@@ -107,11 +107,11 @@ def test_wrong_octave_is_detected():
 
 def test_octave_shift_must_be_constant():
     sung = part(20, 120, 220.0, 0.0)
-    heard = part(20, 60, 880.0, 880.0 * 1.02)  # two octaves up, here and there a little sharp
+    played_f0 = part(20, 60, 880.0, 880.0 * 1.02)  # two octaves up, here and there a little sharp
     judge = scorecard.percent_in_octave
-    assert judge(sung, sound(f0=heard)) == 100
-    assert judge(sung, sound(f0=np.where(part(40, 50, True, False), heard / 2, heard))) == pytest.approx(90)
-    assert judge(sung[:150], sound(f0=heard, periodicity=part(40, 200, 0.9, 0.2))) == 100
+    assert judge(sung, sound(f0=played_f0)) == 100
+    assert judge(sung, sound(f0=np.where(part(40, 50, True, False), played_f0 / 2, played_f0))) == pytest.approx(90)
+    assert judge(sung[:150], sound(f0=played_f0, periodicity=part(40, 200, 0.9, 0.2))) == 100
     assert judge(np.zeros(N_FRAMES), sound()) is None and judge(sung, sound(periodicity=0.5)) is None
     assert scorecard.compare_transfer(wanted(), sound(), 0.5)["octave"] is None
     annotated = dataclasses.replace(wanted(), sung=sung)
@@ -222,8 +222,8 @@ def test_missing_figures_are_not_misses():
 
 
 def test_recognition_target_of_a_copy_depends_on_its_recording():
-    for heard, met in ((40.0, True), (39.0, False)):
-        copies = [rows(RESYNTHESIS, sound="ours", recognised=heard), rows(RESYNTHESIS, sound="real", recognised=50.0)]
+    for rate, met in ((40.0, True), (39.0, False)):
+        copies = [rows(RESYNTHESIS, sound="ours", recognised=rate), rows(RESYNTHESIS, sound="real", recognised=50.0)]
         assert targets_of(report(resynthesis=copies))["resynthesis", "recognised %"]["met"] == met
 
 

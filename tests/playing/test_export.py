@@ -39,9 +39,9 @@ def whole(model, n_frames, shift):
     with torch.inference_mode():
         before = torch.full((1, 3, 1), -80.0)  # there was silence
         controls = model.controls(f0, loudness, decoder_inputs=model.encode_inputs(f0, loudness, before))
-        heard = torch.cat([noise[:, shift:], torch.zeros(1, shift)], dim=1)
+        aligned = torch.cat([noise[:, shift:], torch.zeros(1, shift)], dim=1)
         expected = model.harmonic_synthesizer(f0, controls.harmonic_amplitudes)
-        filtered = model.noise_synthesizer.filter(heard, controls.noise_magnitudes)
+        filtered = model.noise_synthesizer.filter(aligned, controls.noise_magnitudes)
     assert filtered.std() > 1e-3 and expected.std() > 1e-3  # both parts count
     return f0, loudness, noise, expected + filtered
 
@@ -59,7 +59,7 @@ def test_blocks_equal_the_model(tmp_path, write_checkpoint, preset, kind, size, 
     description = json.loads(path.with_suffix(".json").read_text())
     assert description["bytes"] == path.stat().st_size and description["milliseconds_a_block"]["median"] > 0
     run, late = model_export._READERS[kind](path), description["latency_samples"]
-    # By the description alone, as a host would: zeros of the shapes it names.
+    # Using only the description, as a host would: zeros of the shapes it names.
     shapes = [(entry["shape"], getattr(torch, entry["type"])) for entry in description["state"].values()]
     state = [torch.zeros(shape, dtype=dtype) for shape, dtype in shapes]
     f0, loudness, noise, expected = whole(load_model(checkpoint), 60, shift=160)
@@ -107,7 +107,7 @@ def test_differing_file_is_not_written(tmp_path, write_checkpoint, caplog, monke
 
 
 def test_the_live_graph_equals_the_causal_transfer(tmp_path, write_checkpoint):
-    """By the description alone, as a host would: docs/export.md's loop."""
+    """Using only the description, as a host would: docs/export.md's loop."""
     checkpoint, path = write_checkpoint(instrument="guitar", config=small("solo")), tmp_path / "live.onnx"
     assert export.main(["--checkpoint", str(checkpoint), "--format", "onnx", "--live", "--output", str(path)]) == 0
     described = json.loads(path.with_suffix(".json").read_text())

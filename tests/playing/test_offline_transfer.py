@@ -27,8 +27,8 @@ def test_the_result_follows_the_tune(model, song: np.ndarray) -> None:
     result = transfer.transfer(song, RATE, model)
     assert len(result.audio) == len(song) and result.sample_rate == RATE
     played = result.curves.gate == 1
-    heard = extract_features(result.audio, model.settings)
-    cents = 1200 * np.log2(heard.f0.numpy()[played] / result.curves.f0[played])
+    measured = extract_features(result.audio, model.settings)
+    cents = 1200 * np.log2(measured.f0.numpy()[played] / result.curves.f0[played])
     assert np.median(np.abs(cents)) < 10  # the oscillator is exact; the rest is the error of CREPE
     for first, f0 in ((0.5, 220), (2.0, 247), (3.5, 196)):
         middle = result.curves.f0[int((first + 0.5) * 100)]
@@ -196,9 +196,9 @@ def test_options_reach_the_sound(model, song: np.ndarray) -> None:
 
 
 def test_progress_is_reported_and_can_cancel(model) -> None:
-    told = []
-    transfer.transfer(sing(220.0), RATE, model, progress=lambda *step: told.append(step))
-    steps, shares = zip(*told)
+    reported = []
+    transfer.transfer(sing(220.0), RATE, model, progress=lambda *step: reported.append(step))
+    steps, shares = zip(*reported)
     assert len(set(steps)) == len(steps) >= 4 and "trumpet" in "".join(steps)
     assert shares[0] == 0 and shares[-1] == 1 and list(shares) == sorted(shares)
 

@@ -253,13 +253,13 @@ def test_a_hum_becomes_a_trumpet_that_can_be_saved(browser: Browser) -> None:
 
 
 def test_zip_equals_the_desk_and_the_endpoint(browser: Browser, server: str) -> None:
-    heard = soundfile.read(browser.download("#save-sound"))[0]
+    mixed = soundfile.read(browser.download("#save-sound"))[0]
     with zipfile.ZipFile(browser.download("#save")) as package:
         names = {name.removeprefix("hum_trumpet").removeprefix("hum") for name in package.namelist()}
         saved = soundfile.read(io.BytesIO(package.read("hum_trumpet.wav")))[0]
     expected = {".wav", "_harmonic.wav", "_noise.wav", ".mid", "_curves.csv", ".png", "_report.json", "_voice.wav"}
     assert names == expected
-    assert len(heard) == len(saved) and np.abs(heard - saved).max() < 1e-4  # the desk's stems have 16 bits
+    assert len(mixed) == len(saved) and np.abs(mixed - saved).max() < 1e-4  # the desk's stems have 16 bits
     program = Client(server, verbose=False)
     sound, *_ = program.predict(handle_file(ROOT / "examples" / "hum.wav"), "trumpet", api_name="/transfer")
     assert np.array_equal(soundfile.read(sound)[0], saved)
@@ -395,7 +395,7 @@ def test_a_refused_microphone_is_one_sentence(browser: Browser) -> None:
     browser.set_microphone("denied")
     browser.open()
     browser.click("#record")
-    browser.wait(lambda: "keeps the microphone from me" in browser.text("#microphone"))
+    browser.wait(lambda: "blocks the microphone" in browser.text("#microphone"))
     assert browser.find("#microphone").get_attribute("role") == "alert"
 
 

@@ -1,6 +1,6 @@
 """The live page in a real browser: its Worker equals the Python graph, it plays the microphone, and it recovers.
 
-A small instrument, one browser and one server for all; nothing is asked of the outside.
+A small instrument, one browser and one server for all; other sites are never requested.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ VOICE = 220.0  # Hz, of the microphone
 
 
 class Server:
-    """The live page behind the door of the web page, without Gradio.
+    """The live page behind the request filter of the web page, without Gradio.
 
     ``hidden`` is what is not there at the moment, ``policy`` is what the browser is told to refuse.
     """
@@ -102,7 +102,7 @@ class Page:
         return self.browser.text("#message.error")
 
     def is_refused(self, words: str) -> None:
-        """Press Start, which ends in a sentence."""
+        """Press Start, and wait for the message of a failure."""
         self.browser.click("#start")
         self.browser.wait(lambda: words in self.complaint())
         assert self.run("return live.state") == "idle"
@@ -194,23 +194,23 @@ def test_the_worker_equals_the_causal_transfer(page: Page, checkpoint: Path) -> 
 
 def test_the_microphone_plays_in_tune(page: Page) -> None:
     page.start()
-    heard, nodes = [], []
+    reports, nodes = [], []
     for _ in range(30):
-        heard.append(page.run("return [live.shown, live.report.voicePeak]"))
+        reports.append(page.run("return [live.shown, live.report.voicePeak]"))
         nodes.append(page.driver.execute_cdp_cmd("Memory.getDOMCounters", {})["nodes"])
         time.sleep(0.05)
     assert max(nodes) - nodes[0] < 30  # a new one for each frame would be 150
-    sung = [shown for shown, _ in heard if shown["voiced"]]
+    sung = [shown for shown, _ in reports if shown["voiced"]]
     cents = 1200 * np.log2([(shown["f0"] / VOICE, shown["played_f0"] / (2 * VOICE)) for shown in sung])
     assert len(sung) > 10 and np.median(np.abs(cents)) < 15
-    assert max(peak for _, peak in heard) > 0.05
+    assert max(peak for _, peak in reports) > 0.05
     assert page.run("return live.latency") > 45
     assert page.browser.text("#latency").endswith("sound") or "ms behind you" in page.browser.text("#latency")
     assert page.run("return live.stream.getAudioTracks()[0].getSettings().echoCancellation") is False
     page.browser.photograph("live_desktop")
 
 
-def test_it_is_set_and_recorded_by_keys(page: Page) -> None:
+def test_keys_set_the_octave_and_record(page: Page) -> None:
     body = page.browser.find("body")
     body.send_keys("r")
     body.send_keys(Keys.ARROW_DOWN)  # from one octave higher to the octave that is sung
@@ -230,8 +230,8 @@ def test_it_is_set_and_recorded_by_keys(page: Page) -> None:
     page.run("localStorage.clear()")
 
 
-def test_it_plays_softly_when_it_hears_itself(page: Page) -> None:
-    """The microphone is silent, an organ point comes in faintly, and the output comes in again, louder."""
+def test_feedback_lowers_the_sound(page: Page) -> None:
+    """The microphone gets silence, then a faint held note, then the output again, louder."""
     page.open()
     page.start()
     page.run(
@@ -254,7 +254,7 @@ def test_it_plays_softly_when_it_hears_itself(page: Page) -> None:
     assert page.run("return !live.guarded") and not page.complaint()
 
 
-def test_voice_does_not_pile_up_at_a_late_worker(page: Page) -> None:
+def test_voice_is_dropped_if_the_worker_is_late(page: Page) -> None:
     count = """
     const { port1, port2 } = new MessageChannel();
     let waiting = 0;
@@ -313,10 +313,10 @@ def test_two_tabs_do_not_play_at_once(page: Page) -> None:
     page.browser.click("#start")
 
 
-def test_what_is_refused_is_one_sentence_and_start_works_again(page: Page, checkpoint: Path) -> None:
+def test_refusals_are_one_sentence_and_start_works_again(page: Page, checkpoint: Path) -> None:
     page.open()
     page.browser.set_microphone("denied")
-    page.is_refused("keeps the microphone from me")
+    page.is_refused("blocks the microphone")
     page.browser.set_microphone("granted")
     page.server.hidden = "/vendor/"
     page.is_refused("engine could not be fetched")
@@ -345,20 +345,20 @@ def test_what_is_refused_is_one_sentence_and_start_works_again(page: Page, check
     page.browser.photograph("live_again")
 
 
-def test_nothing_is_asked_of_the_outside(page: Page) -> None:
+def test_page_loads_nothing_from_other_sites(page: Page) -> None:
     addresses = page.browser.requested()
     allowed = (page.browser.address, f"blob:{page.browser.address}", "data:", "https://cdn.jsdelivr.net/")
     assert len(addresses) > 10 and not [address for address in addresses if not address.startswith(allowed)]
 
 
-def test_a_static_page_has_all_that_it_needs(checkpoint: Path, tmp_path: Path, page: Page, monkeypatch) -> None:
+def test_static_page_is_complete(checkpoint: Path, tmp_path: Path, page: Page, monkeypatch) -> None:
     monkeypatch.setattr(live_page, "PRETRAINED_DIR", checkpoint.parent)
     live_page.write_static_page(tmp_path / "site")
     assert {path.name for path in (tmp_path / "site" / "graphs").iterdir()} == {"trumpet.onnx", "trumpet.json"}
     assert '<meta name="static"' in (tmp_path / "site" / "index.html").read_text()
 
 
-def test_what_cannot_be_played_live_is_a_sentence(page: Page, checkpoint: Path) -> None:
+def test_unplayable_instrument_is_one_sentence(page: Page, checkpoint: Path) -> None:
     script = "fetch(arguments[0]).then(async (r) => arguments[1]([r.status, await r.text()]))"
     for name in (
         "graphs/nothing.onnx",

@@ -60,8 +60,8 @@ def request(voice: Path | None, folder: Path, instrument: str = "guitar", seed: 
     return TransferRequest(str(voice) if voice else None, instrument, TransferOptions(**options), seed, folder)
 
 
-def outcome_of(service: TransferService, asked: TransferRequest) -> TransferOutcome:
-    *_, outcome = answer_request(service, asked)
+def outcome_of(service: TransferService, sent: TransferRequest) -> TransferOutcome:
+    *_, outcome = answer_request(service, sent)
     return outcome
 
 
@@ -186,8 +186,8 @@ def test_current_step_is_reported(service: TransferService, tmp_path: Path, monk
 
 
 def test_files_are_named_after_the_recording_and_stems_add_up(service: TransferService, tmp_path: Path) -> None:
-    asked = request(sing(tmp_path / "My song!.wav", 220.0), tmp_path)
-    files = write_sounds(outcome_of(service, asked), asked)
+    sent = request(sing(tmp_path / "My song!.wav", 220.0), tmp_path)
+    files = write_sounds(outcome_of(service, sent), sent)
     assert [path.name for path in files] == [
         "My_song__guitar.wav",
         "My_song__guitar_harmonic.wav",
@@ -242,8 +242,8 @@ def test_cache_of_measurements_is_limited() -> None:
 
 
 def test_result_is_normalized_unless_as_played(service: TransferService, tmp_path: Path) -> None:
-    asked = request(sing(tmp_path / "a.wav", 220.0), tmp_path, "trumpet")
-    loud, plain = (outcome_of(service, dataclasses.replace(asked, normalize=wanted)) for wanted in (True, False))
+    sent = request(sing(tmp_path / "a.wav", 220.0), tmp_path, "trumpet")
+    loud, plain = (outcome_of(service, dataclasses.replace(sent, normalize=wanted)) for wanted in (True, False))
     assert measure_loudness(loud.stems[""], RATE) == pytest.approx(-16, abs=1)
     assert measure_true_peak(loud.stems[""]) < -1 and "normalization_gain" not in plain.report
     ratio = loud.stems["_harmonic"] / np.where(plain.stems["_harmonic"] == 0, np.inf, plain.stems["_harmonic"])
@@ -251,8 +251,8 @@ def test_result_is_normalized_unless_as_played(service: TransferService, tmp_pat
 
 
 def test_zip_holds_all_files(service: TransferService, tmp_path: Path) -> None:
-    asked = request(sing(tmp_path / "a.wav", 220.0), tmp_path, output_rate=44100)
-    with zipfile.ZipFile(write_package(outcome_of(service, asked), asked)) as package:
+    sent = request(sing(tmp_path / "a.wav", 220.0), tmp_path, output_rate=44100)
+    with zipfile.ZipFile(write_package(outcome_of(service, sent), sent)) as package:
         names = set(package.namelist())
         sounds = [io.BytesIO(package.read(name)) for name in names if name.endswith(".wav")]
     rates = {soundfile.info(sound).samplerate for sound in sounds}
@@ -262,8 +262,8 @@ def test_zip_holds_all_files(service: TransferService, tmp_path: Path) -> None:
 
 
 def test_notes_and_curves_are_played_up_to_the_limit(service: TransferService, tmp_path: Path) -> None:
-    asked = request(write_notes(tmp_path / "a.mid", [60, 64]), tmp_path)
-    assert not np.isfinite(outcome_of(service, asked).voice_loudness)
+    sent = request(write_notes(tmp_path / "a.mid", [60, 64]), tmp_path)
+    assert not np.isfinite(outcome_of(service, sent).voice_loudness)
     rows = "".join(f"{t / 100:.2f},220,-20,1,1\n" for t in range(400))
     (tmp_path / "long.csv").write_text(f"time,f0,loudness,periodicity,voiced\n{rows}")
     for name in ("long.csv", write_notes(tmp_path / "long.mid", [60] * 30).name):
@@ -391,6 +391,6 @@ def test_name_of_a_recording_is_not_mistaken_for_a_reason() -> None:
 
 
 def test_a_melody_is_played_in_tune(service: TransferService, tmp_path: Path) -> None:
-    asked = request(sing(tmp_path / "a.wav", 233.1, 0.6), tmp_path, semitones=5)
-    sound, *_ = write_sounds(outcome_of(service, asked), asked)
+    sent = request(sing(tmp_path / "a.wav", 233.1, 0.6), tmp_path, semitones=5)
+    sound, *_ = write_sounds(outcome_of(service, sent), sent)
     assert cents(hear(sound), 233.1 * 2 ** (5 / 12)) < 10

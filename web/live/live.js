@@ -10,7 +10,7 @@ const PATIENCE = 9000; // ms in which a sound device has to start
 const SENTENCES = {
   insecure: "The browser gives the microphone to secure pages only: open this page by https, or on this machine.",
   old: "This browser is too old to play live. Firefox, Chrome, Edge or Safari of the last years can.",
-  NotAllowedError: "The browser keeps the microphone from me. Allow it beside the address, then press Start.",
+  NotAllowedError: "The browser blocks the microphone. Allow it next to the address, then press Start.",
   NotFoundError: "I find no microphone. Plug one in, then press Start.",
   NotReadableError: "Another program holds the microphone. Close it, then press Start.",
   microphone: "The microphone does not work. Try another one, then press Start.",
@@ -344,20 +344,20 @@ function probe(loudness) {
 // --- fit to the voice ----------------------------------------------------------------------------
 
 function calibrate() {
-  live.heard = [];
+  live.hummed = [];
   live.calibrated = live.frames + 100 * CALIBRATION;
   say(`Hum a comfortable note for ${CALIBRATION} seconds …`);
 }
 
 function calibrateWith({ f0, periodicity, loudness }) {
-  if (!live.heard) return;
-  if (periodicity > 0.6 && loudness > -65) live.heard.push({ f0, loudness });
+  if (!live.hummed) return;
+  if (periodicity > 0.6 && loudness > -65) live.hummed.push({ f0, loudness });
   if (live.frames < live.calibrated) return;
-  const heard = live.heard;
-  live.heard = null;
-  if (heard.length < 50) return say("I heard too little. Come closer to the microphone, and try again.", true);
+  const hummed = live.hummed;
+  live.hummed = null;
+  if (hummed.length < 50) return say("I heard too little. Come closer to the microphone, and try again.", true);
   const middle = (values, share) => values.sort((a, b) => a - b)[Math.floor(share * values.length)];
-  const [f0s, levels] = [heard.map((one) => one.f0), heard.map((one) => one.loudness)];
+  const [f0s, levels] = [hummed.map((one) => one.f0), hummed.map((one) => one.loudness)];
   live.voice = { f0: middle(f0s, 0.5), loudness: middle(levels, 0.75) };
   localStorage.setItem("live-voice", JSON.stringify(live.voice));
   $("octave").value = "auto";

@@ -54,7 +54,7 @@ export class MidiOut {
     try {
       this.access = await navigator.requestMIDIAccess();
     } catch {
-      this.select.replaceChildren(new Option("The browser keeps MIDI from me", ""));
+      this.select.replaceChildren(new Option("The browser blocks MIDI", ""));
       return;
     }
     const fill = () => {
