@@ -41,7 +41,7 @@ from playing.offline_transfer import (
 )
 from sound.atomic_files import write_text
 from sound.audio_files import SUFFIXES, find_sound_files, read_blocks, write_blocks
-from sound.console import as_command, command_parser
+from sound.console import as_command, command_parser, suggest
 from voice.curves import read_curves, write_curves
 from voice.instrument_fit import ARTICULATIONS, TransferOptions
 from voice.midi import write_midi
@@ -291,6 +291,8 @@ def main(argv: list[str] | None = None) -> int:
     reports = transfer_all(jobs, model, args)
     if args.report and reports:
         write_text(args.report, json.dumps(reports, indent=2) + "\n")
+    if reports:
+        suggest("app.py")
     return 0 if len(reports) == len(jobs) else 1
 
 

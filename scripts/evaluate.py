@@ -32,7 +32,7 @@ from evaluation.scorecard_page import Exhibit, build_scorecard_page
 from evaluation.scorecard_tables import check_targets, format_tables, format_targets
 from model import NeuralGuitar, build_model
 from sound.atomic_files import hash_file, write_text
-from sound.console import as_command, command_parser
+from sound.console import as_command, command_parser, suggest
 from voice.instrument_fit import ARTICULATIONS, TransferOptions
 
 log = logging.getLogger("evaluate")
@@ -165,6 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.html:
         write_text(args.html, build_scorecard_page(report, exhibits))
         print(f"\nPage with sounds and pictures: {args.html}")
+    suggest("transfer.py --input examples/hum.wav --checkpoint {} --output out/hum.wav", args.checkpoint)
     missed = args.targets and not all(target["met"] for target in report["targets"])
     return 1 if failed or missed else 0
 
