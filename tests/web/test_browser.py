@@ -349,6 +349,26 @@ def test_console_has_no_errors(browser: Browser) -> None:
     assert [entry["message"] for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
+def test_a_result_is_stored_before_its_notes_and_deleted_with_them(browser: Browser, monkeypatch) -> None:
+    release, write = threading.Event(), app.write_notes
+    monkeypatch.setattr(app, "write_notes", lambda *given: (release.wait(30), write(*given))[1])
+    browser.replays(lambda: browser.choose("guitar"))
+    browser.open()
+    browser.wait(lambda: "guitar" in browser.text("#title"))
+    release.set()
+    browser.wait(lambda: browser.seen("#play"))
+    release.clear()
+    browser.replays(lambda: browser.choose("trumpet"))
+    browser.click("#takes-kept summary")
+    browser.click("#forget")
+    browser.driver.switch_to.alert.accept()
+    browser.wait(lambda: not browser.seen("#result"))
+    release.set()
+    browser.wait(lambda: browser.seen("#play"))
+    time.sleep(0.5)  # for the notes
+    assert not browser.seen("#result")
+
+
 def test_how_it_works_shows_the_card_of_the_selected_instrument(browser: Browser) -> None:
     browser.run("[...document.querySelectorAll('[role=tab]')].find(tab => tab.innerText.includes('How')).click()")
     browser.wait(lambda: browser.seen("#card h1"))
