@@ -35,15 +35,15 @@ BEST = "best.pth"
 PRETRAINED_DIR = Path(__file__).parent / "checkpoints" / "pretrained"
 
 _LOSS_SETTINGS = ("loss.", "train.crop_seconds", "train.ema_decay")  # settings on which a validation loss depends
-_COUNTS = ("epoch", "step", "position_in_epoch", "epochs_since_best", "n_crops", "seed")
+_COUNTS = ("epoch", "step", "position_in_epoch", "loss_count", "epochs_since_best", "n_crops")
 _KINDS = {  # of the values that describe a training, in the checkpoint or in its parts; each may be None
     **dict.fromkeys(("metrics", "rng", "schedule"), dict),
-    **dict.fromkeys(_COUNTS, int),
+    **dict.fromkeys((*_COUNTS, "seed"), int),
     **dict.fromkeys(("best_val_loss", "first_val_loss"), (int, float)),
     **dict.fromkeys(("run_name", "wandb_id", "boundary", "validation"), str),
     "phrases": list,
 }
-_MAX_COUNT = 10**12
+_MAX_COUNT, _MAX_SEED = 10**12, 2**64
 _KEYS = (
     "format_version",
     "config",
@@ -124,7 +124,8 @@ def _check_description(checkpoint: dict[str, Any], path: Path) -> None:
     for name, kind in _KINDS.items():
         parts = (checkpoint, *(checkpoint[part] or {} for part in ("metrics", "rng", "schedule")))
         for value in (part[name] for part in parts if name in part):
-            is_fit = value is None or (isinstance(value, kind) and (kind is not int or 0 <= value <= _MAX_COUNT))
+            limit = _MAX_SEED if name == "seed" else _MAX_COUNT
+            is_fit = value is None or (isinstance(value, kind) and (kind is not int or 0 <= value < limit))
             if not is_fit or (kind is list and not all(isinstance(entry, str) for entry in value or ())):
                 raise ValueError(f"{path}: {name} is {short_repr(value)}, which no training writes")
 

@@ -424,10 +424,12 @@ def adopt_instrument(saved: dict[str, Any], name: str, current: Config) -> Confi
     if name not in entries:
         current.instrument(name)
         return current
+    _require_object(f"section 'instruments.{name}'", entries[name])
     entry = {"crepe_model": None, "articulation": "sustained", **entries[name]}  # earlier versions had neither
     entry["crepe_model"] = entry["crepe_model"] or saved["features"]["crepe_model"]
-    described = _build(InstrumentConfig, f"instruments.{name}", entry)
-    known = dataclasses.replace(current.instruments.get(name, described), crepe_model=described.crepe_model)
+    if name in current.instruments:  # which may have settings that this version does not know
+        entry = dataclasses.asdict(current.instruments[name]) | {"crepe_model": entry["crepe_model"]}
+    known = _build(InstrumentConfig, f"instruments.{name}", entry)
     return dataclasses.replace(current, instruments={**current.instruments, name: known})
 
 

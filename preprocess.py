@@ -112,12 +112,12 @@ def write_sources(jobs: list[Job], output_dir: Path) -> None:
 
 
 def find_stale(jobs: list[Job], input_dirs: list[Path], output_dir: Path) -> tuple[list[Path], list[Path]]:
-    """Return the processed files that no job writes: of recordings from the folders, and of unknown origin."""
+    """Return the processed files without a recording: those of the folders, and those of another or unknown origin."""
     targets, sources = {job.target for job in jobs}, read_sources(output_dir)
     others = [path for path in list_recordings(output_dir) if path not in targets]
     folders = [os.path.abspath(folder) for folder in input_dirs]
     stale = [path for path in others if path in sources and any(map(sources[path].is_relative_to, folders))]
-    return stale, [path for path in others if path not in sources]
+    return stale, [path for path in others if path not in stale and not (path in sources and sources[path].is_file())]
 
 
 def process_recording(job: Job, config: Config) -> JobOutcome:
@@ -202,8 +202,14 @@ def _report_stale(jobs: list[Job], args: argparse.Namespace) -> None:
             path.unlink()
         advice = "deleted" if args.prune else "training will still use it; --prune deletes it"
         log.info("%s has no recording in %s: %s", path, ", ".join(map(str, args.input_dir)), advice)
-    for path in unknown:
-        log.info("%s is from an unknown folder, and training will use it; if it is not wanted, delete it", path)
+    if unknown:
+        log.info(
+            "%d files in %s, such as %s, are of recordings in other folders that are gone or unknown; training "
+            "will use them: delete what is not wanted",
+            len(unknown),
+            args.output_dir,
+            unknown[0].name,
+        )
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -67,7 +67,7 @@ def _peak_envelope(audio: np.ndarray, floor: float) -> np.ndarray:
             first = max(0, part.start - _CONTEXT)
             dense = signal.resample_poly(audio[first : part.stop + _CONTEXT].astype(np.float32), _OVERSAMPLING, 1)
             after = np.maximum.reduce([np.abs(dense[n::_OVERSAMPLING]) for n in range(_OVERSAMPLING)])
-            around = np.maximum(after, np.append(0, after[:-1]))  # from the sample before to the one after
+            around = np.maximum(after, np.append(0, after[:-1]))  # from the sample before until the one after
             peaks[part] = around[part.start - first :][: part.stop - part.start]
     return peaks
 

@@ -88,9 +88,12 @@ def export(source: Path, target: Path, half: bool = False, high_noise: float = 0
         raise ValueError(f"{source} has no statistics of its training data, which are needed to fit a voice to it")
     with atomic_write(target) as unproven:
         stripped, wanted = strip(content, source, half), load_model(source)
-        rate, name = wanted.audio.sample_rate, "noise_head.bias"
-        stripped["model"][name] = raise_high_noise(stripped["model"][name], high_noise, rate)
-        wanted.noise_head.bias.data = raise_high_noise(wanted.noise_head.bias.data, high_noise, rate)
+        if high_noise:
+            rate, name = wanted.audio.sample_rate, "noise_head.bias"
+            if rate < 18000:
+                raise ValueError(f"{source} makes sound at {rate} Hz: --high_noise raises what is above 8 kHz")
+            stripped["model"][name] = raise_high_noise(stripped["model"][name], high_noise, rate)
+            wanted.noise_head.bias.data = raise_high_noise(wanted.noise_head.bias.data, high_noise, rate)
         save_checkpoint(unproven, stripped)
         model = load_model(unproven)
         _require_same_sound(_sample(model), _sample(wanted), source, half)
@@ -129,7 +132,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scorecard", type=Path, help="scripts/evaluate.py --json of this checkpoint or of --output")
     parser.add_argument("--half", action="store_true", help="store weights in 16 bits: half the size, same sound")
     parser.add_argument(
-        "--high_noise", type=float, default=0.0, metavar="DB", help="raise the noise above 8 kHz (default: 0 dB)"
+        "--high_noise", type=float, default=0.0, metavar="DB", help="raise the noise above 8 kHz, up to 20 (default: 0)"
     )
     parser.add_argument("--replace_shipped", action="store_true", help="allow --output to be a shipped model")
     args = parser.parse_args(argv)
@@ -141,6 +144,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--output {args.output} is a shipped model; give another name, or add --replace_shipped")
     if args.output.resolve() == args.checkpoint.resolve():
         parser.error("--output is the same file as --checkpoint; give another name")
+    if not 0 <= args.high_noise <= 20:
+        parser.error(f"--high_noise should be 0 to 20 dB, not {args.high_noise}")
     for name in ("data", "licence"):
         if not getattr(args, name).strip():
             parser.error(f"--{name} is empty; a model cannot be distributed without it")
@@ -154,11 +159,14 @@ def main(argv: list[str] | None = None) -> int:
     judged = [args.checkpoint, *([args.output] if replaced else [])]  # a scorecard may be of the earlier export
     scorecard = format_scorecard(args.scorecard, judged) if args.scorecard else ""
     model = export(args.checkpoint, args.output, args.half, args.high_noise)
-    text = format_card(args.output, model, args.data, args.licence, args.command, args.card_note, scorecard)
+    raised = f"{args.high_noise:g} dB more noise above 8 kHz" if args.high_noise else ""
+    note = " ".join(filter(None, (args.card_note, raised and f"Exported with {raised}.")))
+    text = format_card(args.output, model, args.data, args.licence, args.command, note or None, scorecard)
     write_text(card, text)
     done, size = "replaced" if replaced else "written", args.output.stat().st_size / 1e6
     sounds = f"differs by less than {_HALF_DIFFERENCE:g} dB from" if args.half else "sounds equal to"
-    print(f"{args.output} {done}: {size:.1f} MB, {sounds} {args.checkpoint}; model card: {card}")
+    also = f", with {raised}" if raised else ""
+    print(f"{args.output} {done}: {size:.1f} MB, {sounds} {args.checkpoint}{also}; model card: {card}")
     suggest("transfer.py --input examples/hum.wav --checkpoint {} --output out/hum.wav", args.output)
     return 0
 

@@ -40,6 +40,8 @@ def decode(source: BinaryIO, rate: int | None, sink: BinaryIO) -> int:
             except av.InvalidDataError as error:
                 damage = error
                 continue
+            except av.PatchWelcomeError as error:  # an unsupported feature of the codec
+                raise av.InvalidDataError(error.errno, error.strerror) from error
             for frame in frames:
                 if damage and container.format.name != "mp3":
                     raise damage
@@ -75,7 +77,7 @@ def main() -> int:
     _limit_time()
     try:
         return decode(sys.stdin.buffer, int(sys.argv[1]) or None, sys.stdout.buffer)
-    except av.PatchWelcomeError:  # raised for a chained Ogg stream with other parameters
+    except av.PatchWelcomeError:  # raised by the demuxer for a chained Ogg stream with other parameters
         return CHANGES
     except (av.FFmpegError, MemoryError) as error:
         print(getattr(error, "strerror", None) or "it takes too much memory", file=sys.stderr)

@@ -297,6 +297,12 @@ def test_changed_settings_are_reported_and_applied(args, folder, caplog):
     assert trainer.loss_function.mag_loss_weight == 0.5
 
 
+def test_a_training_of_a_large_seed_is_resumed(args):
+    flags = args("out", "--seed", 2**63)
+    stop_after_one_step(flags)
+    assert build(flags).progress.step == 1
+
+
 def test_the_loss_of_an_epoch_does_not_mix_two_losses(args, folder):
     """After a change of the loss within an epoch, the mean is over the crops since the change."""
     flags = args("out", "--epochs", 1)
@@ -307,7 +313,7 @@ def test_the_loss_of_an_epoch_does_not_mix_two_losses(args, folder):
     total, done = trainer.progress.loss_sum, trainer.progress.position_in_epoch
     loss, n_crops = trainer.train_epoch(), len(trainer.training)
     assert loss == pytest.approx((total + trainer.last_loss * (n_crops - done)) / (n_crops - done / 2))
-    assert trainer.progress.loss_start == 0
+    assert trainer.progress.loss_count == 0
 
 
 def test_the_rest_of_an_epoch_after_a_change_of_batch_size_or_seed(args, caplog):

@@ -159,9 +159,9 @@ class Trainer(TrainingState):
                 if progress.position_in_epoch < n_crops:
                     self._stop_or_save()
         self._read_pending(0)
-        mean = progress.loss_sum / (n_crops - progress.loss_start)
+        mean = progress.loss_sum / progress.loss_count
         progress.epoch, progress.position_in_epoch = progress.epoch + 1, 0
-        progress.loss_sum, progress.loss_start = 0.0, 0
+        progress.loss_sum, progress.loss_count = 0.0, 0
         return mean
 
     def _progress_bar(self, n_crops: int) -> tqdm:
@@ -223,6 +223,7 @@ class Trainer(TrainingState):
                 self._stop_after = step.number + self._max_pending  # the same step on every rank
             self.last_loss = loss
             self.progress.loss_sum += loss * len(step.positions)
+            self.progress.loss_count += len(step.positions)
             if self.experiment_log and step.number % self.config.train.log_every_steps == 0:
                 learning_rate = self.config.train.learning_rate_at(step.number - 1)
                 self.experiment_log.log_step(

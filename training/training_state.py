@@ -61,8 +61,8 @@ class TrainingProgress:
     epoch: int = 0  # complete epochs
     step: int = 0  # optimizer steps in total
     position_in_epoch: int = 0  # crops done in the unfinished epoch
-    loss_sum: float = 0.0  # over those crops, from ``loss_start`` on
-    loss_start: int = 0  # crops of the unfinished epoch that were done when the loss changed, else 0
+    loss_sum: float = 0.0  # over ``loss_count`` of those crops
+    loss_count: int = 0  # all of them, unless the loss changed in the unfinished epoch
     best_val_loss: float = float("inf")  # training loss if nothing is held out
     epochs_since_best: int = 0
     first_val_loss: float | None = None  # the first one comparable with the best
@@ -130,7 +130,7 @@ class TrainingState:
         reached = {name: checkpoint[name] for name in ("epoch", "step", "position_in_epoch")} | metrics
         names = {field.name for field in dataclasses.fields(TrainingProgress)}
         known = {name: value for name, value in reached.items() if name in names and value is not None}
-        self.progress = TrainingProgress(**known)
+        self.progress = TrainingProgress(**{"loss_count": checkpoint["position_in_epoch"] or 0, **known})
         position = self.progress.position_in_epoch = min(self.progress.position_in_epoch, len(self.training))
         self.run_name, self.wandb_id = checkpoint["run_name"], checkpoint["wandb_id"]
         changes = training_changes(checkpoint["config"], self.config)
@@ -139,7 +139,7 @@ class TrainingState:
         if changed := ", ".join(f"{name} {change}" for name, change in self.changes.items()):
             log.info("settings changed since the last save, applied from now on: %s", changed)
         if position < len(self.training) and any(name.startswith("loss.") for name in changes):
-            self.progress.loss_sum, self.progress.loss_start = 0.0, position  # never the mean of two losses
+            self.progress.loss_sum, self.progress.loss_count = 0.0, 0  # never the mean of two losses
         if reordered and position:
             log.info("the unfinished epoch continues in another order: some of its crops repeat, others are skipped")
         held_out = self.corpus.validation_digest()

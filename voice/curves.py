@@ -18,7 +18,7 @@ from config import Config
 from sound.atomic_files import write_text
 
 MAX_SECONDS = 4 * 3600.0  # s, of a curve file or a MIDI file: a longer one is probably an error
-_MAX_BYTES = 20_000_000  # of a curve file: more than an hour with a row in every frame
+_MAX_BYTES = 80_000_000  # of a curve file: more than four hours with a row in every frame
 _MAX_SHOWN = 80  # characters of a row that an error quotes
 COLUMNS = ("time", "f0", "loudness", "periodicity", "voiced")
 GATE_FADE_SECONDS = 0.02  # short enough to keep attacks sharp, long enough to avoid clicks

@@ -41,6 +41,7 @@ _POLYPHONY_F0 = (110.0, 750.0)  # Hz: of lower notes harmonics are not resolved,
 _FLATNESS_N_FFT = 4096  # samples
 _BACKING_SECONDS = 4.0  # shortest recording in which a single ringing note is distinguished from several notes
 _MIN_MEASURED = 16  # frames, 0.64 s; over 20 in 60 mixes of 12 s, up to 14 in fluttered and tremolo notes
+_MAX_HARMONIC = 6  # that a tracker takes for the pitch; any melody is near some higher ones
 _ONE_NOTE_SHARE = 0.95  # of the sung frames at multiples of one f0: over 0.96 in a low string, up to 0.35 in mixes
 # dB re the melody: over -13.5 in 60 mixes with a voice at -6 to +6 dB, under -28 in solo singing
 _BACKING_LEVEL = -14.0
@@ -360,8 +361,9 @@ def has_backing(
     rests = np.flatnonzero(~voiced[first:last]) + first
     measured = rests[~np.isnan(flatness[rests])]
     among = strays[voiced & ~np.isnan(strays)]
-    harmonic = f0[voiced] / np.quantile(f0[voiced], 0.05)  # number, if the lowest note is the only one
-    is_one = np.mean(np.abs(12 * np.log2(harmonic / np.maximum(1, np.round(harmonic)))) < 0.5) > _ONE_NOTE_SHARE
+    number = f0[voiced] / np.quantile(f0[voiced], 0.05)  # of the harmonic, if the lowest note is the only one
+    whole = np.clip(np.round(number), 1, _MAX_HARMONIC)
+    is_one = np.mean(np.abs(12 * np.log2(number / whole)) < 0.5) > _ONE_NOTE_SHARE
     if is_one or min(len(measured), len(among)) < _MIN_MEASURED or among.mean() < _BACKING_STRAYS:
         return False
     level = np.median(loudness[rests]) - np.median(loudness[voiced])

@@ -53,7 +53,6 @@ STEPS = ("Fetching the instrument", "Listening to your recording", "Playing your
 FETCH, LISTEN, PLAY = range(len(STEPS))
 StepCallback = Callable[[int], None]  # called with each step before it begins
 _LISTENING_SHARE = 0.6  # share of a transfer after which the voice is measured
-_N_THREADS = torch.get_num_threads()
 _ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))  # GPU work then runs in another process
 _MAX_MESSAGE = 300  # characters; may include untrusted input
 _POLL_SECONDS = 0.25  # s, interval at which a cancel is checked
@@ -295,7 +294,6 @@ def _run_in_thread(function: Callable[[], TransferOutcome]) -> Future:
     context = contextvars.copy_context()  # identifies the visitor, whose quota a ZeroGPU call uses
 
     def run() -> None:
-        torch.set_num_threads(_N_THREADS)  # a new thread has as many as any thread set last
         try:
             future.set_result(context.run(function))
         except BaseException as error:
