@@ -364,8 +364,8 @@ def test_a_result_is_stored_before_its_notes_and_deleted_with_them(browser: Brow
     browser.driver.switch_to.alert.accept()
     browser.wait(lambda: not browser.seen("#result"))
     release.set()
-    browser.wait(lambda: browser.seen("#play"))
-    time.sleep(0.5)  # for the notes
+    fetched = "return performance.getEntriesByType('resource').some(one => one.name.endsWith('_curves.csv'))"
+    browser.wait(lambda: browser.run(fetched))
     assert not browser.seen("#result")
 
 
