@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.request import getproxies
 
@@ -142,8 +141,14 @@ def _connect_play(
                         said = page_layout.message_card(f"The {step.sound} is ready.", "ready")
                         result = describe_for_desk(step, request)
                         yield {results.status: said, results.desk: result}  # sounds while the notes are written
-                        midi, curves = map(page_layout.file_data, write_notes(step, request))
-                        yield {results.desk: {**result, "midi": midi, "curves": curves}, **ready}
+                        try:
+                            midi, curves = map(page_layout.file_data, write_notes(step, request))
+                            notes = {results.desk: {**result, "midi": midi, "curves": curves}}
+                        except (ValueError, OSError) as error:
+                            logging.error("app.py: the notes could not be written: %s", error)
+                            said = f"The {step.sound} is ready, but its notes (MIDI and CSV) could not be written."
+                            notes = {results.status: page_layout.message_card(said, "warning")}
+                        yield {**notes, **ready}
                     else:
                         yield {results.status: gr.skip() if step == shown_step else page_layout.step_list(step)}
                         shown_step = step
@@ -187,9 +192,7 @@ def _connect_cancel(started: gr.events.Dependency, play: gr.Button, cancel: gr.B
 
 def describe_for_desk(outcome: TransferOutcome, request: TransferRequest) -> dict:
     """Return the data of a result that ``web/desk.js`` shows and plays."""
-    with ThreadPoolExecutor() as pool:
-        parts = [pool.submit(write_sound, outcome, request, part, ".flac", 16) for part in ("_harmonic", "_noise")]
-    tone, breath = (part.result() for part in parts)
+    tone, breath = (write_sound(outcome, request, part, ".flac", 16) for part in ("_harmonic", "_noise"))
     report = describe_transfer(outcome.report)
     options = dataclasses.asdict(request.options)
     voice_gain = outcome.report.get("integrated_loudness", outcome.voice_loudness) - outcome.voice_loudness

@@ -144,6 +144,16 @@ def test_every_option_has_an_endpoint_parameter_and_a_control() -> None:
     assert set(app_order(page)) == wanted
 
 
+def test_a_result_whose_notes_cannot_be_written_stays(run, tmp_path: Path, monkeypatch) -> None:
+    def fail(*_) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(app, "write_notes", fail)
+    *_, sound, last = map(changes, run(sing(tmp_path / "a.wav", 220.0), "guitar", 0))
+    assert "stems" in sound["desk"] and "desk" not in last and "'visible': True" in last["play"]
+    assert "warning" in last["status"] and "notes" in last["status"] and "error" not in last["status"]
+
+
 def test_button_plays_and_describes_the_result(run, tmp_path: Path, scratch: Path) -> None:
     *steps, early, last = run(sing(tmp_path / "a.wav", 220.0), "guitar", -12, transpose=2)
     first = changes(steps[0])

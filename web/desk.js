@@ -191,6 +191,7 @@ const vox = (window.vox = {});
     if (!isFirst && shown && shown.take === chosen?.id && navigator.userActivation?.hasBeenActive) replay();
   };
   const replay = () => {
+    const isChoice = find("play") && document.activeElement?.matches("input[type=radio], input[type=checkbox]");
     clearTimeout(waiting);
     waiting = setTimeout(() => {
       const play = find("play");
@@ -198,14 +199,14 @@ const vox = (window.vox = {});
       vox.quiet = true; // keep the focus on the control in use
       play.click();
       return undefined;
-    }, document.activeElement?.type === "range" ? 200 : 0); // a slider may be on its way
+    }, isChoice ? 50 : 200); // ms; a slider may still move, a number be typed, or a fix set more controls
   };
   vox.replay = replay;
   vox.focus = (id) => { if (!vox.quiet) find(id)?.focus({ preventScroll: true }); };
 
   // --- the desk: sound ---------------------------------------------------------------------------
 
-  let audio = null, graph = null, shown = null, previous = null;
+  let audio = null, graph = null, shown = null, latest = null, previous = null;
   let playing = null, at = 0, phrase = null, trigger = () => {}, seconds = 0, received = Promise.resolve();
   const tracks = []; // {name, buffer, level, mute, solo, gain, kind: "voice", "stem" or "kept"}
 
@@ -344,14 +345,17 @@ const vox = (window.vox = {});
       return hand(value.package.url, value.package.orig_name);
     }
     if (!value?.stems) return undefined;
-    if (shown?.made !== value.id) {
+    if (latest?.made !== value.id) {
       const [tone, breath] = await Promise.all([value.stems.tone, value.stems.breath].map(fetched));
-      await show({ ...value, id: "last", made: value.id, take: chosen?.id, files: { tone, breath } }, true);
+      latest = { ...value, id: "last", made: value.id, take: chosen?.id, files: { tone, breath } };
+      await show(latest, true);
+      put("results", latest);
       vox.quiet = false;
     }
     if (!value.midi) return undefined; // the notes follow the sound
     const [midi, curves] = await Promise.all([value.midi, value.curves].map(fetched));
-    shown = { ...shown, midi: value.midi, curves: value.curves, files: { ...shown.files, midi, curves } };
+    if (shown !== latest) return undefined; // an example was opened, or all was deleted
+    latest = shown = { ...shown, midi: value.midi, curves: value.curves, files: { ...shown.files, midi, curves } };
     put("results", shown);
     return offerNotes();
   };
@@ -438,6 +442,7 @@ const vox = (window.vox = {});
       press(mute, Boolean(track.mute));
       press(solo, Boolean(track.solo));
       if (track.kind === "kept") {
+        level.onchange = storeTracks;
         const remove = Object.assign(document.createElement("button"), { className: "plain", textContent: "Remove" });
         remove.setAttribute("aria-label", `Remove ${track.name}`);
         remove.onclick = () => { track.gain?.disconnect(); tracks.splice(tracks.indexOf(track), 1); listTracks(); storeTracks(); if (playing) start(position()); };

@@ -280,6 +280,19 @@ def test_option_is_replayed_without_a_new_measurement(browser: Browser, monkeypa
     browser.wait(lambda: "trumpet" in browser.text("#title"))
 
 
+def test_a_typed_number_is_played_once_it_is_complete(browser: Browser, monkeypatch) -> None:
+    seeds = []
+    answer = app.answer_request
+    monkeypatch.setattr(app, "answer_request", lambda *given: seeds.append(given[1].seed) or answer(*given))
+    browser.wait(lambda: browser.seen("#play"))
+    browser.click("#tuning button")
+    browser.click("input[aria-label=Variation]")
+    keys = webdriver.ActionChains(browser.driver).key_down(Keys.CONTROL).send_keys("a").key_up(Keys.CONTROL)
+    browser.replays(keys.send_keys("4").pause(0.05).send_keys("2").perform)
+    browser.wait(lambda: browser.seen("#play"))
+    assert seeds == [42]
+
+
 def test_the_desk_mixes_seeks_and_loops(browser: Browser) -> None:
     browser.run("document.getElementById('fade').value = 0; document.getElementById('fade').oninput()")
     browser.click("#pitch")  # its middle
@@ -300,9 +313,14 @@ def test_the_desk_mixes_seeks_and_loops(browser: Browser) -> None:
 def test_a_reload_keeps_take_settings_and_result(browser: Browser) -> None:
     sentence = browser.text("#sentence")
     browser.click("#keep")
+    browser.run(
+        "const level = document.querySelector('#tracks li:last-child input'); level.value = -20;"
+        "for (const name of ['input', 'change']) level.dispatchEvent(new Event(name))"
+    )
     browser.open(theme="dark")
     browser.wait(lambda: browser.seen("#result"))
     browser.wait(lambda: browser.text("#tracks li:last-child span") == "1: trumpet")
+    assert browser.find("#tracks li:last-child input").get_property("value") == "-20"
     browser.click("#tracks li:last-child button:last-child")
     assert browser.text("#sentence") == sentence and browser.text("#chosen") == "Take: hum"
     assert browser.find("#octave input:checked").get_attribute("value") == "12"
@@ -329,6 +347,26 @@ def test_page_loads_nothing_from_other_sites(browser: Browser) -> None:
 
 def test_console_has_no_errors(browser: Browser) -> None:
     assert [entry["message"] for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_a_result_is_stored_before_its_notes_and_deleted_with_them(browser: Browser, monkeypatch) -> None:
+    release, write = threading.Event(), app.write_notes
+    monkeypatch.setattr(app, "write_notes", lambda *given: (release.wait(30), write(*given))[1])
+    browser.replays(lambda: browser.choose("guitar"))
+    browser.open()
+    browser.wait(lambda: "guitar" in browser.text("#title"))
+    release.set()
+    browser.wait(lambda: browser.seen("#play"))
+    release.clear()
+    browser.replays(lambda: browser.choose("trumpet"))
+    browser.click("#takes-kept summary")
+    browser.click("#forget")
+    browser.driver.switch_to.alert.accept()
+    browser.wait(lambda: not browser.seen("#result"))
+    release.set()
+    fetched = "return performance.getEntriesByType('resource').some(one => one.name.endsWith('_curves.csv'))"
+    browser.wait(lambda: browser.run(fetched))
+    assert not browser.seen("#result")
 
 
 def test_how_it_works_shows_the_card_of_the_selected_instrument(browser: Browser) -> None:
