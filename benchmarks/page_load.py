@@ -150,10 +150,11 @@ def time_browser(address: str, folder: Path) -> list[list[str]]:
         wait.until(lambda _: "Play it on" in driver.find_element(By.ID, "play").text)
 
         def seconds_after(selector: str) -> str:
-            tapped = driver.execute_script("return performance.now()")
+            note = "(event) => { window.tapped = event.timeStamp; }"
+            driver.execute_script(f"addEventListener('pointerdown', {note}, {{capture: true, once: true}})")
             driver.find_element(By.CSS_SELECTOR, selector).click()
-            begun = wait.until(lambda _: driver.execute_script(f"return vox.startedAt > {tapped} && vox.startedAt"))
-            return f"{(begun - tapped) / 1000:.1f} s"
+            waited = wait.until(lambda _: driver.execute_script("return Math.max(0, vox.startedAt - tapped)"))
+            return f"{waited / 1000:.2f} s"
 
         rows = []
         for name, seconds in (("30 s of voice", 30), ("a song of 5 minutes", 300)):

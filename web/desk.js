@@ -199,7 +199,7 @@ const vox = (window.vox = {});
       vox.quiet = true; // keep the focus on the control in use
       play.click();
       return undefined;
-    }, isChoice ? 50 : 200); // ms; a slider may still move, a number be typed, or a fix set more controls
+    }, isChoice ? 10 : 200); // ms; a slider may still move, a number be typed, or a fix set more controls
   };
   vox.replay = replay;
   vox.focus = (id) => { if (!vox.quiet) find(id)?.focus({ preventScroll: true }); };
@@ -212,7 +212,7 @@ const vox = (window.vox = {});
 
   const context = () => {
     if (!audio) {
-      audio = new AudioContext();
+      audio = new AudioContext({ sampleRate: 48000 }); // of the shipped instruments: decoding does not resample
       const make = (value) => { const node = audio.createGain(); node.gain.value = value; return node; };
       graph = { out: make(1), voice: make(0), instrument: make(1), wet: make(0), room: audio.createConvolver(), limit: audio.createDynamicsCompressor() };
       Object.assign(graph.limit, {});
