@@ -26,6 +26,14 @@ from model import build_model
 from recordings import hub_client
 
 
+# Begun first, in this order of the folders, so that no long file is left to one process at the end.
+_LONG = ("test_e2e.py", "test_app.py", "test_evaluate.py", "test_export.py", "test_browser.py", "test_live_page.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 def harmonic_tone(f0, seconds, sample_rate=16000, n_harmonics=10, amplitude=0.3):
     """Return float32 [N]: harmonics of f0 (Hz, a number or one value a sample) falling as 1/k, none above Nyquist."""
     n_samples = round(seconds * sample_rate)
