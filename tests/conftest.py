@@ -25,7 +25,6 @@ from hub_server import HubServer
 from model import build_model
 from recordings import hub_client
 
-
 # Begun first, in this order of the folders, so that no long file is left to one process at the end.
 _LONG = ("test_e2e.py", "test_app.py", "test_evaluate.py", "test_export.py", "test_browser.py", "test_live_page.py")
 

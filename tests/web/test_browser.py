@@ -351,7 +351,7 @@ def test_console_has_no_errors(browser: Browser) -> None:
 
 def test_a_result_is_stored_before_its_notes_and_deleted_with_them(browser: Browser, monkeypatch) -> None:
     release, write = threading.Event(), app.write_notes
-    monkeypatch.setattr(app, "write_notes", lambda *given: (release.wait(30), write(*given))[1])
+    monkeypatch.setattr(app, "write_notes", lambda *given: (release.wait(3), write(*given))[1])
     browser.replays(lambda: browser.choose("guitar"))
     browser.open()
     browser.wait(lambda: "guitar" in browser.text("#title"))
