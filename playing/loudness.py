@@ -39,12 +39,13 @@ def measure_true_peak(audio: np.ndarray) -> float:
         return 20 * float(np.log10(_peak_envelope(audio, 0.0).max(initial=0.0)))
 
 
-def normalizing_gain(audio: np.ndarray, sample_rate: int) -> np.ndarray | float:
+def normalizing_gain(audio: np.ndarray, sample_rate: int, loudness: float | None = None) -> np.ndarray | float:
     """Return the linear gain that brings audio [N] to ``TARGET_LOUDNESS``, or as close as its peaks allow.
 
-    The gain is [N] if the limiter is active, else a float. The gain of silence is 1.
+    The gain is [N] if the limiter is active, else a float. The gain of silence is 1. ``loudness`` is that of the audio
+    in LUFS, if it is known.
     """
-    loudness = measure_loudness(audio, sample_rate)
+    loudness = measure_loudness(audio, sample_rate) if loudness is None else loudness
     if not np.isfinite(loudness):
         return 1.0
     limit = 10 ** ((MAX_TRUE_PEAK - _MARGIN) / 20)
@@ -78,12 +79,14 @@ def normalize_loudness(result: TransferResult) -> TransferResult:
     The whole sound is loaded into memory.
     """
     audio = result.audio
-    gain = normalizing_gain(audio, result.sample_rate)
+    loudness = measure_loudness(audio, result.sample_rate)
+    gain = normalizing_gain(audio, result.sample_rate, loudness)
     stems = tuple(SpooledAudio([stem * gain]) for stem in (result.harmonic, result.noise))
-    sound = audio * gain
+    is_limited = np.ndim(gain) > 0
+    loudness = measure_loudness(audio * gain, result.sample_rate) if is_limited else loudness + 20 * np.log10(gain)
     report = result.report | {
         "normalization_gain": 20 * float(np.log10(np.max(gain))),
         "limiting": 20 * float(np.log10(np.max(gain) / np.min(gain))),
-        "integrated_loudness": measure_loudness(sound, result.sample_rate),
+        "integrated_loudness": float(loudness),
     }
     return dataclasses.replace(result, stems=stems, gain=1.0, report=report)
